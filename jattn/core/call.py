@@ -1,0 +1,114 @@
+"""A call: everything about an attention but its three arrays, checked and brought to one layout."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..masks.base import Mask
+from ..normalizers import Normalizer
+from ..pieces import align
+from ..scores.base import Score
+from ..similarities import Similarity
+from ..tiles import mask_reads_positions, score_reads_positions
+from . import checks
+from .dropout import Dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What is to be computed. Pieces and positions are aligned to `[batch..., head, query, key, own...]`.
+
+    `scores` holds all scores in their order: the similarity's own, the caller's, the normaliser's.
+    """
+
+    batch: tuple[int, ...]
+    q_len: int
+    kv_len: int
+    q_heads: int
+    kv_heads: int
+    qk_dim: int
+    v_dim: int
+    mask: Mask | None
+    similarity: Similarity
+    scale: float
+    scores: tuple[Score, ...]
+    normalizer: Normalizer
+    dropout: Dropout | None
+    query_positions: Any
+    key_positions: Any
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"head": self.q_heads, "query": self.q_len, "key": self.kv_len}
+
+
+def prepare(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: Any,
+    similarity: Any,
+    scores: Any,
+    normalizer: Any,
+    query_positions: Any,
+    key_positions: Any,
+    dropout: Any,
+) -> tuple[Call, jax.Array, jax.Array]:
+    """Check everything, and return the call with its prepared query and key."""
+    checks.check_arrays(query, key, value)
+    mask, similarity, scores, normalizer, dropout = checks.check_pieces(mask, similarity, scores, normalizer, dropout)
+    *batch, q_len, q_heads, _ = query.shape
+    kv_len, kv_heads, v_dim = value.shape[-3:]
+    batch = tuple(batch)
+    sizes = {"head": q_heads, "query": q_len, "key": kv_len}
+
+    def aligned(piece: Any) -> Any:
+        return align(piece, batch, sizes)
+
+    prepared = similarity.prepare(query, key)
+    mask = aligned(mask)
+    caller_scores = aligned(scores)
+    if q_len != kv_len and query_positions is None:
+        if mask is not None and mask_reads_positions(mask)[0]:
+            checks.reject_ambiguous_positions(q_len, kv_len, "mask")
+        if any(score_reads_positions(score)[0] for score in caller_scores):
+            checks.reject_ambiguous_positions(q_len, kv_len, "scores")
+    if query_positions is None and key_positions is not None and q_len == kv_len:
+        query_positions = key_positions  # self-attention: one sequence, one set of positions
+    call = Call(
+        batch=batch,
+        q_len=q_len,
+        kv_len=kv_len,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        qk_dim=prepared.query.shape[-1],
+        v_dim=v_dim,
+        mask=mask,
+        similarity=aligned(similarity),
+        scale=prepared.scale,
+        scores=aligned(prepared.scores) + caller_scores + aligned(normalizer.before()),
+        normalizer=aligned(normalizer),
+        dropout=None if dropout is None else aligned(dropout.indexed(batch, q_heads)),
+        query_positions=_positions("query_positions", query_positions, batch, q_len, -2),
+        key_positions=_positions("key_positions", key_positions, batch, kv_len, -1),
+    )
+    return call, prepared.query, prepared.key
+
+
+def _positions(name: str, positions: Any, batch: tuple[int, ...], length: int, axis: int) -> Any:
+    """Positions as `[batch..., 1, length, 1]` or `[batch..., 1, 1, length]`; NumPy stays NumPy, so that it is known."""
+    if positions is None:
+        positions = np.arange(length, dtype=np.int32)
+    elif not isinstance(positions, jax.Array):
+        positions = np.asarray(positions)
+    checks.check_positions(name, positions, batch, length, name.removesuffix("_positions"))
+    backend = np if isinstance(positions, np.ndarray) else jnp
+    positions = positions.astype(np.int32)
+    lead = positions.shape[:-1]
+    shape = [1] * (len(batch) - len(lead)) + [*lead, 1, 1, 1]
+    shape[axis] = length
+    return backend.reshape(positions, shape)

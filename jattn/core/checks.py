@@ -1,0 +1,110 @@
+"""The only validation: everything is checked here, once, before any work."""
+
+from typing import Any
+
+import chex
+import jax.numpy as jnp
+
+from ..masks.base import Mask, as_mask
+from ..normalizers import Normalizer, Softmax
+from ..scores.base import Score
+from ..similarities import ScaledDot, Similarity
+from .dropout import Dropout
+
+LAYOUTS = {
+    "query": "[..., q_len, q_heads, qk_dim]",
+    "key": "[..., kv_len, kv_heads, qk_dim]",
+    "value": "[..., kv_len, kv_heads, v_dim]",
+}
+
+
+def check_arrays(query: Any, key: Any, value: Any) -> None:
+    """Ranks, dtypes and sizes of the three arrays.
+
+    Raises:
+        ValueError: naming the arrays that disagree, with both shapes and the layout that is expected.
+    """
+    arrays = {"query": query, "key": key, "value": value}
+    for name, item in arrays.items():
+        if not hasattr(item, "shape") or not hasattr(item, "dtype"):
+            raise ValueError(f"`{name}` must be an array {LAYOUTS[name]}; got {type(item).__name__}.")
+        if len(item.shape) < 3:
+            raise ValueError(
+                f"`{name}` must have at least 3 axes, {LAYOUTS[name]}; got shape {item.shape}. "
+                f"One head still needs its axis: `{name}[..., None, :]`."
+            )
+        if not jnp.issubdtype(item.dtype, jnp.floating):
+            raise ValueError(f"`{name}` must be floating-point; got {item.dtype}. Convert it: `{name}.astype('float32')`.")
+    try:
+        chex.assert_equal_rank([query, key, value])
+        chex.assert_equal_shape_prefix([query, key, value], len(query.shape) - 3)
+    except AssertionError:
+        raise ValueError(
+            f"`query`, `key` and `value` must have the same batch axes (all but the last three); got query "
+            f"{query.shape}, key {key.shape}, value {value.shape}. Broadcast them explicitly with `jnp.broadcast_to`."
+        ) from None
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(
+            f"`key` {LAYOUTS['key']} and `value` {LAYOUTS['value']} must have the same kv_len and kv_heads; "
+            f"got key {key.shape} and value {value.shape}."
+        )
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"`query` and `key` must have the same qk_dim (last axis); got query {query.shape}, key {key.shape}. "
+            "Different sizes need `similarity=jattn.similarities.Additive(...)` or a projection."
+        )
+    q_heads, kv_heads = query.shape[-2], key.shape[-2]
+    if kv_heads == 0 or q_heads == 0 or q_heads % kv_heads:
+        raise ValueError(
+            f"`query` must have a multiple of the heads of `key`; got {q_heads} query heads and {kv_heads} key heads "
+            f"(query {query.shape}, key {key.shape}, layout [..., length, heads, dim]: are length and heads swapped?)."
+        )
+
+
+def check_pieces(mask: Any, similarity: Any, scores: Any, normalizer: Any, dropout: Any) -> tuple:
+    """The pieces, with defaults filled in; a function given as `mask` becomes a mask."""
+    mask = None if mask is None else as_mask(mask)
+    similarity = ScaledDot() if similarity is None else similarity
+    normalizer = Softmax() if normalizer is None else normalizer
+    scores = (scores,) if isinstance(scores, Score) else tuple(scores)
+    for name, value, kind in (
+        ("similarity", similarity, Similarity),
+        ("normalizer", normalizer, Normalizer),
+        ("dropout", dropout, Dropout),
+        *((f"scores[{i}]", score, Score) for i, score in enumerate(scores)),
+    ):
+        if value is not None and not isinstance(value, kind):
+            hint = " A mask goes to `mask=`." if isinstance(value, Mask) else ""
+            raise ValueError(
+                f"`{name}` must be a {kind.__name__} (an instance of a piece, such as those of jattn); "
+                f"got {value!r}.{hint}"
+            )
+    return mask, similarity, scores, normalizer, dropout
+
+
+def check_positions(name: str, positions: Any, batch: tuple[int, ...], length: int, of: str) -> None:
+    """Positions are integers `[..., length]`, one per element of `of`."""
+    shape, dtype = jnp.shape(positions), jnp.result_type(positions)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"`{name}` must be integers, absolute token indices; got {dtype}.")
+    lead = shape[:-1]
+    fits = len(lead) <= len(batch) and all(
+        a in (1, b) for a, b in zip(reversed(lead), reversed(batch), strict=False)
+    )
+    if not shape or shape[-1] != length or not fits:
+        raise ValueError(
+            f"`{name}` must have shape [{length}], or [batch..., {length}] with the batch {batch}, one position for "
+            f"each element of `{of}`; got {shape}."
+        )
+
+
+def reject_ambiguous_positions(q_len: int, kv_len: int, what: str) -> None:
+    """Without positions, unequal lengths leave open where the queries stand among the keys."""
+    raise ValueError(
+        f"`{what}` looks at query positions, and q_len {q_len} differs from kv_len {kv_len}: say where the queries are "
+        f"with `query_positions`. Bottom-right (the last query sees the last key, as when decoding with a cache): "
+        f"`query_positions=numpy.arange({kv_len - q_len}, {kv_len})`. Top-left (query 0 is at key 0): "
+        f"`query_positions=numpy.arange({q_len})`."
+    )
+
+

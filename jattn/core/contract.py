@@ -1,0 +1,39 @@
+"""What an implementation promises: to say what it refuses before it runs, and never to change the meaning."""
+
+import abc
+
+import jax
+
+from .call import Call
+from .partial import Partial
+
+
+class Unsupported(ValueError):
+    """No implementation, or not the one that was named, can run a call; the message gives each one's reason."""
+
+
+class Implementation(abc.ABC):
+    """A way to compute a call. Implementations differ in speed and in what they refuse, never in meaning."""
+
+    name: str
+
+    @abc.abstractmethod
+    def refuses(self, call: Call) -> str | None:
+        """Why this call cannot be run here, or None if it can. Decided without looking at any value."""
+
+    @abc.abstractmethod
+    def run(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        """The streamed sum and its log mass, before the normaliser's `finish`."""
+
+    def attend(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        """The output and its lse."""
+        out, lse = self.run(call, query, key, value)
+        return Partial(call.normalizer.finish(out, lse).astype(value.dtype), lse)
+
+    def plan(self, call: Call):
+        """The tile plan the call would run with, or None where everything is computed."""
+        del call
+
+    @abc.abstractmethod
+    def describe_memory(self, call: Call) -> str:
+        """In words, what a forward and backward pass takes beside its inputs and outputs."""

@@ -1,0 +1,74 @@
+"""Dropout on the weights, whose bits are a function of the global index of a pair."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..pieces import Piece, array, number, piece
+
+
+def _mix(bits: jax.Array) -> jax.Array:
+    """A bijection of 32-bit words in which every input bit flips every output bit with probability near 1/2.
+
+    Two multiply-xorshift rounds with the constants of Chris Wellons' hash prospector ("lowbias32").
+    """
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)
+
+
+@piece
+class Dropout(Piece):
+    """Zero each attention weight with probability `rate`, and divide the others by `1 - rate`.
+
+    The decision for a weight is a hash of `key` and of the global (batch, head, query position, key position) of its
+    pair, so it does not depend on tile sizes, on the implementation or on sharding, and is different in every head
+    and row. Weights are dropped after the softmax: nothing that is masked comes back, and a row that attends to
+    nothing stays zero. A sink takes its share of the mass as without dropout.
+
+    Args:
+        rate: the probability of dropping a weight, in [0, 1].
+        key: a JAX random key (typed, or raw uint32 words). A new key does not retrace.
+        heads: the global indices of this call's query heads `[q_heads]`; by default 0, 1, ... Only a device that
+            holds some of the heads needs to say.
+        examples: the global indices of this call's batch elements `[batch...]`; by default 0, 1, ...
+
+    Raises:
+        ValueError: `rate` outside [0, 1].
+
+    >>> import jax, jattn
+    >>> dropout = jattn.Dropout(0.1, jax.random.key(0))
+    """
+
+    rate: float = number()
+    key: jax.Array = array("word")
+    heads: jax.Array | None = array("head", default=None)
+    examples: jax.Array | None = array(default=None)
+
+    def __post_init__(self):
+        if isinstance(self.rate, (int, float)) and not 0 <= self.rate <= 1:
+            raise ValueError(f"`rate` must be a probability in [0, 1]; got {self.rate}.")
+        if jnp.issubdtype(jnp.asarray(self.key).dtype, jax.dtypes.prng_key):
+            object.__setattr__(self, "key", jax.random.key_data(self.key))
+
+    def indexed(self, batch: tuple[int, ...], q_heads: int) -> "Dropout":
+        """With the indices written out that were left to their defaults."""
+        heads, examples = self.heads, self.examples
+        if heads is None:
+            heads = np.arange(q_heads, dtype=np.uint32)
+        if examples is None:
+            examples = np.arange(int(np.prod(batch)), dtype=np.uint32).reshape(batch)
+        return self.replace(heads=heads, examples=examples)
+
+    def factor(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """What to multiply the weights of a tile by: 0 or `1 / (1 - rate)`, `[batch..., head, q, k]`, float32."""
+        row = jnp.uint32(0x9E3779B9)
+        for word in range(self.key.shape[-1]):
+            row = _mix(row ^ self.key[..., word])
+        for index in (self.examples, self.heads, query):
+            row = _mix(row + _mix(jnp.asarray(index).astype(jnp.uint32)))
+        column = _mix(key.astype(jnp.uint32) + np.uint32(0x85EBCA6B))
+        bits = _mix(row + column * np.uint32(0xC2B2AE35))
+        uniform = (bits >> 8).astype(jnp.float32) * np.float32(2**-24)
+        keep = uniform >= self.rate
+        return jnp.where(keep, 1 / (1 - jnp.minimum(self.rate, 1 - 2**-24)), 0.0).astype(jnp.float32)

@@ -1,0 +1,75 @@
+"""The definition: every weight at once, in float32 or float64, differentiable any number of times."""
+
+import jax
+import jax.numpy as jnp
+
+from ..core.call import Call
+from ..core.contract import Implementation
+from ..core.partial import Partial
+from ..similarities.base import accumulation_dtype
+from .finite import multiply_values, without_nonfinite
+
+
+class Reference(Implementation):
+    """`softmax(scores) @ value` as it is written, with memory q_len x kv_len. Refuses nothing."""
+
+    name = "reference"
+
+    def refuses(self, call: Call) -> str | None:
+        del call
+        return None
+
+    def attend(self, call, query, key, value):
+        scores, allowed = scored(call, query, key)
+        weights = call.normalizer.weights(scores, allowed)
+        if call.dropout is not None:
+            weights = weights * call.dropout.factor(call.query_positions, call.key_positions)
+        out = jnp.swapaxes(multiply_values(weights, jnp.swapaxes(value, -3, -2), allowed), -3, -2)
+        return Partial(out.astype(value.dtype), jnp.swapaxes(log_mass(call, scores, allowed), -2, -1))
+
+    def run(self, call, query, key, value):
+        return self.attend(call, query, key, value)
+
+    def describe_memory(self, call: Call) -> str:
+        rows = call.q_heads * call.q_len * call.kv_len
+        for size in call.batch:
+            rows *= size
+        return f"all scores and weights at once: about {2 * 4 * rows / 2**20:,.0f} MiB, several times in the backward pass"
+
+
+def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """All scores `[batch..., q_heads, q_len, kv_len]`, and the pairs that may attend, of the same shape."""
+    query, key = jnp.swapaxes(query, -3, -2), jnp.swapaxes(key, -3, -2)
+
+    def score(query, key):
+        scores = call.similarity.pair(query, key)
+        scores = scores.astype(accumulation_dtype(query, key)) * call.scale
+        for one in call.scores:
+            scores = one.modify(scores, call.query_positions, call.key_positions)
+        return scores
+
+    # A masked pair must not reach a gradient even as 0 * NaN: differentiate with the non-finite entries set to 0,
+    # and add what they did to the scores as a constant.
+    clean_query, clean_key = without_nonfinite(query), without_nonfinite(key)
+    scores = score(clean_query, clean_key)
+    broken = ~jnp.isfinite(query).all(-1)[..., :, None] | jnp.repeat(
+        ~jnp.isfinite(key).all(-1)[..., None, :], call.q_heads // call.kv_heads, axis=-3
+    )
+    raw = jax.lax.stop_gradient(score(query, key))
+    scores = jnp.where(broken, raw + (scores - jax.lax.stop_gradient(scores)), scores)
+    allowed = jnp.ones((), bool)
+    if call.mask is not None:
+        allowed = call.mask.allows(call.query_positions, call.key_positions)
+    return scores, jnp.broadcast_to(allowed, scores.shape)
+
+
+def log_mass(call: Call, scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    """The lse of each row; for an elementwise normaliser the log of the number of keys it may attend."""
+    if call.normalizer.streams == "elementwise":
+        return jnp.log(allowed.sum(-1).astype(scores.dtype))
+    masked = jnp.where(allowed, scores, -jnp.inf)
+    top = jax.lax.stop_gradient(masked.max(-1, initial=-jnp.inf))
+    top = jnp.where(jnp.isneginf(top), 0, top)
+    total = jnp.exp(masked - top[..., None]).sum(-1)
+    empty = total == 0
+    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1, total)) + top)
