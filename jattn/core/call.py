@@ -10,11 +10,14 @@ import numpy as np
 from ..masks.base import Mask
 from ..normalizers import Normalizer
 from ..pieces import align
+from ..scores import Bias
 from ..scores.base import Score
 from ..similarities import Similarity
+from ..similarities.base import Prepared
 from ..tiles import mask_reads_positions, score_reads_positions
 from . import checks
 from .dropout import Dropout
+from .finite import without_nonfinite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,7 @@ def prepare(
     def aligned(piece: Any) -> Any:
         return align(piece, batch, sizes)
 
-    prepared = similarity.prepare(query, key)
+    prepared = _prepare_similarity(similarity, query, key)
     mask = aligned(mask)
     caller_scores = aligned(scores)
     if q_len != kv_len and query_positions is None:
@@ -97,6 +100,20 @@ def prepare(
         key_positions=_positions("key_positions", key_positions, batch, kv_len, -1),
     )
     return call, prepared.query, prepared.key
+
+
+def _prepare_similarity(similarity: Similarity, query: jax.Array, key: jax.Array) -> Prepared:
+    """`similarity.prepare`, safe against NaN and inf in keys that are masked out.
+
+    A rewritten key (its norm, a projection) is differentiated outside the implementations, where the zero cotangent
+    of a masked key would meet its NaN. So it is rewritten from finite numbers, and a NaN score stands for the rest.
+    """
+    if not similarity.rewrites_key:
+        return similarity.prepare(query, key)
+    broken = jnp.where(jnp.isfinite(key).all(-1), 0, jnp.nan).astype(jnp.float32)
+    per_head = jnp.repeat(jnp.swapaxes(broken, -1, -2), query.shape[-2] // key.shape[-2], axis=-2)
+    prepared = similarity.prepare(query, without_nonfinite(key))
+    return prepared._replace(scores=(*prepared.scores, Bias(per_head[..., :, None, :])))
 
 
 def _positions(name: str, positions: Any, batch: tuple[int, ...], length: int, axis: int) -> Any:

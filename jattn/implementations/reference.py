@@ -7,7 +7,7 @@ from ..core.call import Call
 from ..core.contract import Implementation
 from ..core.partial import Partial
 from ..similarities.base import accumulation_dtype
-from .finite import multiply_values, without_nonfinite
+from ..core.finite import multiply_values, without_nonfinite
 
 
 class Reference(Implementation):

@@ -1,7 +1,7 @@
 """A normaliser turns a row of scores into weights."""
 
 import abc
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 
@@ -20,9 +20,9 @@ class Normalizer(Piece, abc.ABC):
     - `None`: a row is needed whole, and implementations that stream refuse, giving `why_not`.
     """
 
-    streams: Literal["softmax", "elementwise"] | None = None
-    why_not: str = "its weights need the whole row of scores at once"
-    mergeable: bool = False  # whether partial results over disjoint keys merge by their lse alone
+    streams: ClassVar[Literal["softmax", "elementwise"] | None] = None
+    why_not: ClassVar[str] = "its weights need the whole row of scores at once"
+    mergeable: ClassVar[bool] = False  # whether partial results over disjoint keys merge by their lse alone
 
     @abc.abstractmethod
     def weights(self, scores: jax.Array, allowed: jax.Array) -> jax.Array:

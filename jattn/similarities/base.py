@@ -1,7 +1,7 @@
 """A similarity gives every (query, key) pair its number."""
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ class Similarity(Piece, abc.ABC):
     overrides `pair`, which is then computed tile by tile.
     """
 
-    is_dot: bool = True
+    is_dot: ClassVar[bool] = True  # `pair` is `grouped_dot`
+    rewrites_key: ClassVar[bool] = True  # False where `prepare` returns the very key it was given
 
     @abc.abstractmethod
     def prepare(self, query: jax.Array, key: jax.Array) -> Prepared:

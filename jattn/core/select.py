@@ -1,0 +1,52 @@
+"""A call restricted to some of its heads and queries."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .call import Call
+
+
+def select(
+    call: Call, query: jax.Array, key: jax.Array, *, heads: Sequence[int] | None, queries: Sequence[int] | None
+) -> tuple[Call, jax.Array, jax.Array]:
+    """The call for these query heads and query rows, with the matching query and key.
+
+    Raises:
+        ValueError: an index out of range.
+    """
+    if heads is not None:
+        chosen = _indices("heads", heads, call.q_heads)
+        group = call.q_heads // call.kv_heads
+        query, key = query[..., chosen, :], key[..., chosen // group, :]
+        call = _take(call, len(call.batch), chosen)
+        call = dataclasses.replace(call, q_heads=len(chosen), kv_heads=len(chosen))
+    if queries is not None:
+        chosen = _indices("queries", queries, call.q_len)
+        query = query[..., chosen, :, :]
+        call = dataclasses.replace(_take(call, len(call.batch) + 1, chosen), q_len=len(chosen))
+    return call, query, key
+
+
+def _indices(name: str, indices: Sequence[int], count: int) -> np.ndarray:
+    chosen = np.atleast_1d(np.asarray(indices))
+    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer) or ((chosen < -count) | (chosen >= count)).any():
+        raise ValueError(f"`{name}` must be indices between 0 and {count - 1}; got {indices!r}.")
+    return chosen % count
+
+
+def _take(call: Call, axis: int, chosen: np.ndarray) -> Call:
+    """Every aligned array of the call, taken along an axis of the layout."""
+
+    def one(leaf: Any) -> Any:
+        if leaf.shape[axis] == 1:
+            return leaf
+        backend = np if isinstance(leaf, np.ndarray) else jnp
+        return backend.take(leaf, chosen, axis=axis)
+
+    names = ("mask", "similarity", "scores", "normalizer", "dropout", "query_positions")
+    return dataclasses.replace(call, **{name: jax.tree.map(one, getattr(call, name)) for name in names})

@@ -1,0 +1,110 @@
+"""What would run, why the others would not, which tiles it visits and what memory it takes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from .core.call import prepare
+from .front import choose
+from .implementations import DEFAULTS, Implementation
+from .tiles import picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Prints what `attention` would do with the same arguments.
+
+    Attributes:
+        implementation: the name of the one that would run.
+        reasons: for every other one, why it would not.
+        plan: the tile plan, or None where there is none.
+        memory: in words.
+    """
+
+    implementation: str
+    reasons: dict[str, str]
+    plan: Any
+    memory: str
+    shapes: str
+
+    def __str__(self) -> str:
+        lines = [f"attention over {self.shapes}", f"runs: {self.implementation}"]
+        lines += [f"not {name}: {reason}" for name, reason in self.reasons.items()]
+        if self.plan is not None:
+            if isinstance(self.plan.states, np.ndarray):
+                lines += [f"tiles of {self.plan.q_tile} queries x {self.plan.k_tile} keys:", picture(self.plan)]
+            else:
+                lines += ["tiles: decided at run time, from arrays that are not known while tracing"]
+        lines += [f"memory beside inputs, outputs and gradients: {self.memory}"]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def explain(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    implementation: str | Implementation | None = None,
+    **options: Any,
+) -> Explanation:
+    """What `attention` would do with the same arguments; prints as text. Nothing is computed.
+
+    Args:
+        query: an array or a `jax.ShapeDtypeStruct`, and so for key, value and the arrays in pieces.
+        key: likewise.
+        value: likewise.
+        implementation: as of `attention`.
+        options: the other arguments of `attention`.
+
+    Raises:
+        ValueError: whatever `attention` would raise for these arguments.
+
+    >>> import jax, jattn
+    >>> array = jax.ShapeDtypeStruct((1, 4096, 8, 64), "float32")
+    >>> jattn.explain(array, array, array, mask=jattn.masks.Causal()).implementation
+    'chunked'
+    """
+    names = ("mask", "similarity", "scores", "normalizer", "query_positions", "key_positions", "dropout")
+    unknown = options.keys() - set(names)
+    if unknown:
+        raise ValueError(f"`explain` takes the arguments of `attention`; got {sorted(unknown)}.")
+    arguments = {"scores": (), **{name: options.get(name) for name in names if name != "scores"}, **options}
+    leaves, tree = jax.tree.flatten(arguments)
+    abstract = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer)]
+    # Concrete arrays are shown the plan of their values, which `attention` itself reads at run time.
+    concrete = [leaf if i in abstract else _known(leaf) for i, leaf in enumerate(leaves)]
+    found: list[Explanation] = []
+
+    def trace(query, key, value, given):
+        filled = list(concrete)
+        for i, leaf in zip(abstract, given, strict=True):
+            filled[i] = leaf
+        call, _, _ = prepare(query, key, value, **jax.tree.unflatten(tree, filled))
+        chosen = choose(call, implementation)
+        reasons = {
+            one.name: one.refuses(call) or f"`{chosen.name}` was asked for"
+            if implementation is not None
+            else one.refuses(call) or f"it would accept, but `{chosen.name}` comes first"
+            for one in DEFAULTS
+            if one.name != chosen.name
+        }
+        plan = chosen.plan(call)
+        if plan is not None and not isinstance(plan.states, np.ndarray):
+            plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
+        shapes = f"query {query.shape} {query.dtype}, key {key.shape} {key.dtype}, value {value.shape} {value.dtype}"
+        found.append(Explanation(chosen.name, reasons, plan, chosen.describe_memory(call), shapes))
+        return ()
+
+    jax.eval_shape(trace, query, key, value, [leaves[i] for i in abstract])
+    return found[0]
+
+
+def _known(leaf: Any) -> Any:
+    """A concrete array as NumPy, so that the plan that follows from it is known."""
+    if isinstance(leaf, jax.Array) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return np.asarray(leaf)
+    return leaf

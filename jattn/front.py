@@ -1,0 +1,281 @@
+"""The front door: attention, its partial form, its weights, and an explanation of what would run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .core.call import Call, prepare
+from .core.contract import Implementation, Unsupported
+from .core.dropout import Dropout
+from .core.partial import Partial
+from .core.select import select
+from .implementations import DEFAULTS
+from .implementations.reference import scored
+from .masks.base import Mask
+from .normalizers import Normalizer
+from .scores.base import Score
+from .similarities import Similarity
+
+Scores = Score | Sequence[Score]
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: Mask | Any = None,
+    similarity: Similarity | None = None,
+    scores: Scores = (),
+    normalizer: Normalizer | None = None,
+    query_positions: Any = None,
+    key_positions: Any = None,
+    dropout: Dropout | None = None,
+    implementation: str | Implementation | None = None,
+) -> jax.Array:
+    """Every attention: out_i = Σ_j w_ij value_j, with w_i = normalizer(scores(similarity(query_i, key_j)) | mask).
+
+    By default the scaled dot product (Vaswani et al. 2017, arXiv:1706.03762): w = softmax(q·k / √qk_dim).
+
+    Args:
+        query: `[..., q_len, q_heads, qk_dim]`, any floating-point dtype, any number of leading batch axes (also none).
+        key: `[..., kv_len, kv_heads, qk_dim]`; `q_heads` must be a multiple of `kv_heads` (grouped queries:
+            consecutive query heads share a key head).
+        value: `[..., kv_len, kv_heads, v_dim]`.
+        mask: who may attend: a piece of `jattn.masks`, or a function `(query_position, key_position) -> bool`.
+        similarity: from a query and a key to a number; by default `ScaledDot()`.
+        scores: one score or several, applied in the order written: biases, ALiBi, soft caps...
+        normalizer: from scores to weights; by default `Softmax()`.
+        query_positions: absolute token positions, integers `[q_len]` or `[..., q_len]`; by default 0, 1, ... NumPy
+            arrays are known while tracing, and so is the plan of tiles that follows from them.
+        key_positions: likewise `[kv_len]` or `[..., kv_len]`. Alone, and with as many keys as queries, it holds for
+            both.
+        dropout: `Dropout(rate, key)` on the weights.
+        implementation: None takes the first that accepts; `"chunked"`, `"reference"` or an `Implementation` insists.
+
+    Returns:
+        `[..., q_len, q_heads, v_dim]`, in the dtype of `value`. Scores, softmax and sums are float32 (float64 for
+        float64 inputs). A query that may attend to nothing gets 0 and zero gradients; NaN or inf in a masked-out key
+        or value reaches neither the output nor a gradient.
+
+    Raises:
+        ValueError: an argument of the wrong shape, dtype or kind; `q_len != kv_len` with a mask or score that looks
+            at query positions, and no `query_positions`.
+        Unsupported: (a `ValueError`) the named implementation refuses the call; the message has its reason.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (1, 100, 8, 16)) for i in range(3))
+    >>> out = jattn.attention(q, k, v, mask=lambda q, k: (k <= q) & (q - k < 30))
+    >>> out.shape
+    (1, 100, 8, 16)
+    """
+    return _attend(locals()).out
+
+
+def partial_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: Mask | Any = None,
+    similarity: Similarity | None = None,
+    scores: Scores = (),
+    normalizer: Normalizer | None = None,
+    query_positions: Any = None,
+    key_positions: Any = None,
+    dropout: Dropout | None = None,
+    implementation: str | Implementation | None = None,
+) -> Partial:
+    """Attention over some of the keys, with what `merge` needs to join it with attention over the others.
+
+    lse_i = log Σ_j exp(score_ij) over the keys that query i may attend. Arguments as of `attention`; give
+    `key_positions` when these are not the first keys.
+
+    Returns:
+        `Partial(out [..., q_len, q_heads, v_dim], lse [..., q_len, q_heads])`; lse is float32 (float64 for float64
+        inputs), -inf where a query attends to nothing. Both are differentiable.
+
+    Raises:
+        ValueError: as `attention`; also a normaliser whose partial results do not merge by their lse.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (8, 2, 4)) for i in range(3))
+    >>> jattn.partial_attention(q, k, v).lse.shape
+    (8, 2)
+    """
+    arguments = locals()
+    if normalizer is not None and not getattr(normalizer, "mergeable", True):
+        raise ValueError(
+            f"`normalizer` must be a plain `Softmax()` for partial attention; partial results of {normalizer!r} do "
+            "not merge by their lse. With a sink: merge plain partials first, then "
+            "`Softmax(sink).finish(merged.out, merged.lse)`."
+        )
+    return _attend(arguments)
+
+
+def attention_weights(
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    mask: Mask | Any = None,
+    similarity: Similarity | None = None,
+    scores: Scores = (),
+    normalizer: Normalizer | None = None,
+    query_positions: Any = None,
+    key_positions: Any = None,
+    heads: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
+) -> jax.Array:
+    """The weights that `attention` sums the values with, before dropout, recomputed.
+
+    Arguments as of `attention`. Memory and time are those of the rows asked for.
+
+    Args:
+        heads: the query heads wanted, by index; by default all.
+        queries: the query rows wanted, by index (not by position); by default all.
+
+    Returns:
+        `[..., heads, queries, kv_len]`, float32 (float64 for float64 inputs). Rows sum to 1 (less with a sink or a
+        sigmoid; 0 for a query that attends to nothing).
+
+    Raises:
+        ValueError: as `attention`; an index out of range.
+
+    >>> import jax, jattn
+    >>> q, k = (jax.random.normal(jax.random.key(i), (1, 100, 8, 16)) for i in range(2))
+    >>> jattn.attention_weights(q, k, mask=jattn.masks.Causal(), heads=[0, 3], queries=[99]).shape
+    (1, 2, 1, 100)
+    """
+    call, query, key = prepare(
+        query,
+        key,
+        key,
+        mask=mask,
+        similarity=similarity,
+        scores=scores,
+        normalizer=normalizer,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        dropout=None,
+    )
+    call, query, key = select(call, query, key, heads=heads, queries=queries)
+    return call.normalizer.weights(*scored(call, query, key))
+
+
+def _attend(arguments: dict[str, Any]) -> Partial:
+    value, implementation = arguments.pop("value"), arguments.pop("implementation")
+    call, query, key = prepare(arguments.pop("query"), arguments.pop("key"), value, **arguments)
+    return choose(call, implementation).attend(call, query, key, value)
+
+
+def named(implementation: str | Implementation) -> Implementation:
+    """The implementation of that name.
+
+    Raises:
+        ValueError: there is none; the message lists the known ones.
+    """
+    if isinstance(implementation, Implementation):
+        return implementation
+    known = {one.name: one for one in DEFAULTS}
+    if implementation not in known:
+        raise ValueError(
+            f"`implementation` must be None, an `Implementation`, or one of {', '.join(map(repr, known))}; "
+            f"got {implementation!r}."
+        )
+    return known[implementation]
+
+
+def choose(call: Call, implementation: str | Implementation | None) -> Implementation:
+    """The implementation that runs the call: the named one, or the first that does not refuse."""
+    if implementation is not None:
+        one = named(implementation)
+        reason = one.refuses(call)
+        if reason is not None:
+            raise Unsupported(f"implementation `{one.name}` refuses this call: {reason}. Others: {_verdicts(call)}.")
+        return one
+    for one in DEFAULTS:
+        if one.refuses(call) is None:
+            return one
+    raise Unsupported(f"no implementation accepts this call: {_verdicts(call)}.")
+
+
+def _verdicts(call: Call) -> str:
+    return "; ".join(f"`{one.name}` {one.refuses(call) or 'accepts'}" for one in DEFAULTS)
+
+
+def dot_product_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: jax.Array | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: str | Implementation | None = None,
+    return_residual: bool = False,
+) -> Any:
+    """`jax.nn.dot_product_attention`, by its signature: changing the import is enough.
+
+    Args:
+        query: `[batch, q_len, q_heads, dim]` or without batch.
+        key: `[batch, kv_len, kv_heads, dim]`.
+        value: `[batch, kv_len, kv_heads, v_dim]`.
+        bias: `[batch, q_heads, q_len, kv_len]`, each size 1 where shared; added after the scale.
+        mask: boolean, of such a shape; True may attend.
+        scale: by default `1/√dim`.
+        is_causal: a query sees the keys up to its own index, counted from the first of both (as in `jax.nn`).
+        query_seq_lengths: `[batch]`; queries from there on get 0.
+        key_value_seq_lengths: `[batch]`; keys from there on are not attended.
+        local_window_size: `(left, right)`, or one int for both, around a query's own index.
+        implementation: one of jattn's; `"xla"` and `"cudnn"` are not.
+        return_residual: also return the lse `[batch, q_len, q_heads]`.
+
+    Where it differs from `jax.nn`: a query that may attend to nothing gets 0 (there, the mean of all values),
+    masked NaN stays out, memory is linear, `v_dim` is free.
+
+    Raises:
+        ValueError: as `attention`.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (1, 10, 2, 4)) for i in range(3))
+    >>> jattn.dot_product_attention(q, k, v, is_causal=True).shape
+    (1, 10, 2, 4)
+    """
+    from . import masks, scores, similarities
+
+    parts: list[Mask] = []
+    if mask is not None:
+        parts.append(masks.Dense(mask))
+    if is_causal:
+        parts.append(masks.Causal())
+    if local_window_size is not None:
+        window = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
+        parts.append(masks.SlidingWindow(*window))
+    if query_seq_lengths is not None or key_value_seq_lengths is not None:
+        parts.append(masks.Lengths(key_lengths=key_value_seq_lengths, query_lengths=query_seq_lengths))
+    whole = None
+    for part in parts:
+        whole = part if whole is None else whole & part
+    residual = _attend(
+        dict(
+            query=query,
+            key=key,
+            value=value,
+            mask=whole,
+            similarity=None if scale is None else similarities.Dot(scale),
+            scores=() if bias is None else (scores.Bias(bias),),
+            normalizer=None,
+            query_positions=np.arange(jnp.shape(query)[-3]) if jnp.ndim(query) >= 3 else None,
+            key_positions=None,
+            dropout=None,
+            implementation=implementation,
+        )
+    )
+    return tuple(residual) if return_residual else residual.out

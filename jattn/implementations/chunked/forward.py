@@ -1,0 +1,121 @@
+"""The forward pass: for each query tile, an online sum over the key tiles of the plan."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...core.finite import grouped_product, multiply_values
+from ...similarities.base import accumulation_dtype
+from .tile import (
+    Lists,
+    Pieces,
+    allowed_pairs,
+    folded_scale,
+    fresh_rows,
+    modify_scores,
+    put_rows,
+    rows_of,
+    slice_pieces,
+)
+from .tiling import Tiling
+
+
+def varying_zero(*trees: Any) -> jax.Array:
+    """0.0, marked as varying over the mesh axes over which any of the arrays varies (for loop carries)."""
+    leaves = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
+    return sum((jnp.zeros_like(leaf, shape=(), dtype=jnp.float32) for leaf in leaves), jnp.zeros((), jnp.float32))
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces, lists: Lists, tiling: Tiling, scale: float
+) -> tuple[jax.Array, jax.Array]:
+    """The streamed sum `[batch..., q_len, q_heads, v_dim]` and its log mass `[batch..., q_len, q_heads]`."""
+    dtype = accumulation_dtype(query, key, value)
+    zero = varying_zero(query, key, value, pieces, lists)
+    out = jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype) + zero.astype(value.dtype)
+    lse = jnp.full(query.shape[:-1], -jnp.inf, dtype) + zero.astype(dtype)
+
+    def one_query_tile(step, carry):
+        out, lse = carry
+        lane, q_index = step // tiling.q_tiles, step % tiling.q_tiles
+        starts = tiling.starts(lane, q_index, 0)
+        query_tile, left = folded_scale(rows_of(query, tiling, starts, keys=False), scale)
+        rows = query_tile.shape[:-1]
+        state = (
+            jnp.full(rows, -jnp.inf, dtype) + zero.astype(dtype),  # the largest score so far
+            jnp.zeros(rows, dtype) + zero.astype(dtype),  # mass
+            jnp.zeros((*rows, value.shape[-1]), dtype) + zero.astype(dtype),  # weighted values
+        )
+
+        def visit(place, state, partial):
+            k_index = lists.order[place]
+            starts = tiling.starts(lane, q_index, k_index)
+            tile = slice_pieces(pieces, tiling, starts)
+            key_tile = rows_of(key, tiling, starts, keys=True)
+            value_tile = rows_of(value, tiling, starts, keys=True)
+            raw = tile.similarity.pair(query_tile, key_tile)
+            scores = modify_scores(raw, left, tile)
+            allowed = allowed_pairs(tile, tiling, q_index, k_index) if partial else None
+            factor = None
+            if tile.dropout is not None:
+                factor = tile.dropout.factor(tile.query_positions, tile.key_positions)
+            update = _softmax if tile.normalizer.streams == "softmax" else _elementwise
+            return update(state, scores, allowed, factor, value_tile, tile.normalizer)
+
+        start, full_stop, stop = lists.row(starts, tiling, q_index)
+        state = jax.lax.fori_loop(start, full_stop, lambda i, state: visit(i, state, False), state)
+        top, mass, summed = jax.lax.fori_loop(full_stop, stop, lambda i, state: visit(i, state, True), state)
+        if pieces.normalizer.streams == "softmax":
+            summed = summed / jnp.where(mass == 0, 1, mass)[..., None]
+            safe_top = jnp.where(jnp.isneginf(top), 0, top)
+            row_lse = jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass)) + safe_top)
+        else:
+            row_lse = jnp.log(mass)
+        fresh = fresh_rows(tiling, q_index)
+        return put_rows(out, summed, tiling, starts, fresh), put_rows(lse, row_lse, tiling, starts, fresh)
+
+    return jax.lax.fori_loop(0, tiling.lanes * tiling.q_tiles, one_query_tile, (out, lse))
+
+
+def _product(weights: jax.Array, allowed: jax.Array | None, value_tile: jax.Array) -> jax.Array:
+    if allowed is None:
+        return grouped_product(weights.astype(value_tile.dtype), value_tile)
+    return multiply_values(weights, value_tile, allowed)
+
+
+def _softmax(state, scores, allowed, factor, value_tile, normalizer):
+    del normalizer
+    top, mass, summed = state
+    if allowed is not None:
+        scores = jnp.where(allowed, scores, -jnp.inf)
+    new_top = jnp.maximum(top, scores.max(-1))
+    safe_top = jnp.where(jnp.isneginf(new_top), 0, new_top)
+    weights = jnp.exp(scores - safe_top[..., None])
+    shrink = jnp.exp(top - safe_top)
+    mass = mass * shrink + weights.sum(-1)
+    if factor is not None:
+        weights = weights * factor
+    return new_top, mass, summed * shrink[..., None] + _product(weights, allowed, value_tile)
+
+
+def _elementwise(state, scores, allowed, factor, value_tile, normalizer):
+    top, count, summed = state
+    weights = normalizer.activation(scores)
+    if allowed is None:
+        count = count + scores.shape[-1]
+    else:
+        weights = jnp.where(allowed, weights, 0)
+        count = count + jnp.broadcast_to(allowed, scores.shape).sum(-1).astype(count.dtype)
+    if factor is not None:
+        weights = weights * factor
+    return top, count, summed + _product(weights, allowed, value_tile)
+
+
+def empty(call: Any, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The result over no keys (or for no queries): there is no tile to visit."""
+    dtype = accumulation_dtype(query, key, value)
+    zero = varying_zero(query, key, value)
+    shape = (*call.batch, call.q_len, call.q_heads)
+    out = jnp.zeros((*shape, call.v_dim), value.dtype) + zero.astype(value.dtype)
+    return out, jnp.full(shape, -jnp.inf, dtype) + zero.astype(dtype)

@@ -1,0 +1,78 @@
+"""The chunked implementation as the front door sees it."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from ...core.call import Call
+from ...core.contract import Implementation
+from ...core.partial import Partial
+from ...tiles import Plan
+from . import tiling
+from .forward import empty
+from .tile import Pieces
+from .transforms import Operands, Program, differentiable
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunked(Implementation):
+    """Attention a tile at a time (online softmax; the backward pass recomputes the weights).
+
+    Tiles that the plan finds empty are never touched and full ones are not masked. Memory beside the inputs, the
+    output and the gradients is a few tiles. First derivatives, reverse mode.
+
+    The online softmax is that of Milakov & Gimelshein (arXiv:1805.02867) and Rabe & Staats (arXiv:2112.05682); the
+    recomputing backward pass is FlashAttention's (arXiv:2205.14135).
+
+    Args:
+        q_tile: query rows of a tile; by default chosen for the device.
+        k_tile: keys of a tile; likewise. Tile sizes never change the result beyond rounding.
+
+    Raises:
+        ValueError: a tile size below 1.
+    """
+
+    q_tile: int | None = None
+    k_tile: int | None = None
+    name = "chunked"
+
+    def __post_init__(self):
+        for field in ("q_tile", "k_tile"):
+            size = getattr(self, field)
+            if size is not None and (not isinstance(size, int) or size < 1):
+                raise ValueError(f"`{field}` must be a positive int, or None to have it chosen; got {size!r}.")
+
+    def refuses(self, call: Call) -> str | None:
+        if call.normalizer.streams is None:
+            return f"{type(call.normalizer).__name__} cannot stream: {call.normalizer.why_not}"
+        return None
+
+    def run(self, call, query, key, value):
+        if 0 in (*call.batch, call.q_len, call.kv_len):
+            return Partial(*empty(call, query, key, value))
+        cut = tiling.choose(call, self.q_tile, self.k_tile)
+        plan = tiling.plan_for(call, cut)
+        traced = None if isinstance(plan.states, np.ndarray) else plan.states
+        if traced is not None:
+            plan = dataclasses.replace(plan, states=None)
+        operands = Operands(query, key, value, Pieces.of(call), traced)
+        return Partial(*differentiable(Program(cut, call.scale, plan), operands))
+
+    def plan(self, call: Call) -> Plan | None:
+        if 0 in (call.q_len, call.kv_len):
+            return None
+        return tiling.plan_for(call, tiling.choose(call, self.q_tile, self.k_tile))
+
+    def describe_memory(self, call: Call) -> str:
+        if 0 in (call.q_len, call.kv_len):
+            return "nothing"
+        cut = tiling.choose(call, self.q_tile, self.k_tile)
+        examples = math.prod(call.batch) if cut.all_batch else 1
+        tile = 4 * examples * cut.q_heads * cut.q_tile * cut.k_tile / 2**20
+        lane = 4 * examples * cut.kv_heads * call.kv_len * (call.qk_dim + call.v_dim) / 2**20
+        return (
+            f"forward: about two tiles of scores ({cut.q_heads} heads x {cut.q_tile} x {cut.k_tile}), {2 * tile:,.1f} "
+            f"MiB; backward: about four, and the key and value gradients of {cut.kv_heads} heads, "
+            f"{4 * tile + lane:,.1f} MiB"
+        )

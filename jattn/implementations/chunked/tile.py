@@ -1,0 +1,112 @@
+"""One tile: its slices of every array, its scores, and the pairs in it that may attend."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ...core.call import Call
+from ...pieces import take
+from ...similarities.base import accumulation_dtype
+from .tiling import Tiling
+
+
+class Pieces(NamedTuple):
+    """Everything of a call that is sliced beside query, key and value; every array in it is aligned."""
+
+    mask: Any
+    similarity: Any
+    scores: tuple
+    normalizer: Any
+    dropout: Any
+    query_positions: Any
+    key_positions: Any
+
+    @classmethod
+    def of(cls, call: Call) -> "Pieces":
+        return cls(*(getattr(call, name) for name in cls._fields))
+
+
+class Lists(NamedTuple):
+    """For every row of tiles, where its full and then its partial tiles stand in `order` (see `Plan.lists`)."""
+
+    order: Any
+    start: Any
+    full_stop: Any
+    stop: Any
+
+    def row(self, starts: dict[int, Any], tiling: Tiling, q_index: Any) -> tuple[Any, Any, Any]:
+        """(start, full_stop, stop) of a query tile in a lane."""
+        shape = self.start.shape
+        index = [starts.get(axis, 0) for axis in range(tiling.rank)]
+        index += [starts[tiling.rank] // tiling.q_heads, q_index]
+        place = tuple(0 if size == 1 else position for size, position in zip(shape, index, strict=True))
+        return self.start[place], self.full_stop[place], self.stop[place]
+
+
+def rows_of(array: jax.Array, tiling: Tiling, starts: dict[int, Any], *, keys: bool) -> jax.Array:
+    """The tile `[batch..., heads, rows, dim]` of a `[batch..., length, heads, dim]` array."""
+    rank = tiling.rank
+    start = [starts.get(axis, 0) for axis in range(rank)]
+    size = [1 if axis in starts else array.shape[axis] for axis in range(rank)]
+    heads = tiling.kv_heads if keys else tiling.q_heads
+    first_head = starts[rank] // tiling.group if keys else starts[rank]
+    row = starts[rank + 2] if keys else starts[rank + 1]
+    start += [row, first_head]
+    size += [tiling.k_tile if keys else tiling.q_tile, heads]
+    extra = array.ndim - len(size)
+    tile = jax.lax.dynamic_slice(array, [*start, *[0] * extra], [*size, *array.shape[array.ndim - extra :]])
+    return jnp.swapaxes(tile, rank, rank + 1)
+
+
+def put_rows(array: jax.Array, tile: jax.Array, tiling: Tiling, starts: dict[int, Any], fresh: jax.Array | None) -> Any:
+    """Write a query tile `[batch..., heads, rows, ...]` back; only the rows that are `fresh`, if that is given."""
+    rank = tiling.rank
+    tile = jnp.swapaxes(tile, rank, rank + 1).astype(array.dtype)
+    start = [*(starts.get(axis, 0) for axis in range(rank)), starts[rank + 1], starts[rank], *[0] * (array.ndim - rank - 2)]
+    if fresh is not None:
+        old = jax.lax.dynamic_slice(array, start, tile.shape)
+        tile = jnp.where(fresh.reshape(-1, *[1] * (array.ndim - rank - 1)), tile, old)
+    return jax.lax.dynamic_update_slice(array, tile, start)
+
+
+def fresh_rows(tiling: Tiling, q_index: Any) -> jax.Array | None:
+    """Which rows `[q_tile]` of a query tile no earlier tile holds; None if all, whatever the tile."""
+    if not tiling.ragged[0]:
+        return None
+    return tiling.q_start(q_index) + jnp.arange(tiling.q_tile) >= q_index * tiling.q_tile
+
+
+def slice_pieces(pieces: Pieces, tiling: Tiling, starts: dict[int, Any]) -> Pieces:
+    """The pieces as the tile sees them."""
+    sizes = tiling.sizes()
+    return jax.tree.map(lambda leaf: take(leaf, starts, sizes), pieces)
+
+
+def allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> jax.Array | None:
+    """Of a partial tile: the pairs that may attend and that no earlier tile holds."""
+    allowed = None
+    if tile.mask is not None:
+        allowed = tile.mask.allows(tile.query_positions, tile.key_positions)
+    fresh = fresh_rows(tiling, q_index)
+    if fresh is not None:
+        allowed = fresh[:, None] if allowed is None else allowed & fresh[:, None]
+    if tiling.ragged[1]:
+        new = tiling.k_start(k_index) + jnp.arange(tiling.k_tile) >= k_index * tiling.k_tile
+        allowed = new if allowed is None else allowed & new
+    return allowed
+
+
+def folded_scale(query: jax.Array, scale: float) -> tuple[jax.Array, float]:
+    """The query tile times the scale where its precision allows, and the factor that is left for the scores."""
+    if query.dtype == accumulation_dtype(query):
+        return query * scale, 1.0
+    return query, scale
+
+
+def modify_scores(raw: jax.Array, scale: float, tile: Pieces) -> jax.Array:
+    """The tile's scores from its pairs' numbers."""
+    scores = raw if scale == 1.0 else raw * scale
+    for score in tile.scores:
+        scores = score.modify(scores, tile.query_positions, tile.key_positions)
+    return scores

@@ -1,0 +1,132 @@
+"""How a call is cut: into lanes (batch elements and heads that are computed together) and tiles."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...core.call import Call
+from ...tiles import Plan, make_plan
+
+CPU_TILE = 512  # large enough for the matrix products of a CPU to reach most of their speed
+CPU_ROWS = 1024  # query rows (over all heads of a step) computed together: one head's tile for each of a few cores
+ACCELERATOR_TILE = 512
+PAIRWISE_TILE = 128  # for similarities that hold [q, k, features] at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Static sizes of one step of the tile loop.
+
+    A lane is `kv_heads` key heads with all their query heads, of one batch element (of all, if `all_batch`).
+    """
+
+    batch: tuple[int, ...]
+    q_len: int
+    kv_len: int
+    total_kv_heads: int
+    group: int
+    q_tile: int
+    k_tile: int
+    kv_heads: int
+    all_batch: bool
+
+    @property
+    def rank(self) -> int:
+        """The number of batch axes."""
+        return len(self.batch)
+
+    @property
+    def q_heads(self) -> int:
+        return self.kv_heads * self.group
+
+    @property
+    def head_blocks(self) -> int:
+        return self.total_kv_heads // self.kv_heads
+
+    @property
+    def lanes(self) -> int:
+        return self.head_blocks * (1 if self.all_batch else math.prod(self.batch))
+
+    @property
+    def q_tiles(self) -> int:
+        return -(-self.q_len // self.q_tile)
+
+    @property
+    def ragged(self) -> tuple[bool, bool]:
+        """Whether the last query tile and the last key tile reach back into the one before."""
+        return self.q_len % self.q_tile != 0, self.kv_len % self.k_tile != 0
+
+    def starts(self, lane: Any, q_index: Any, k_index: Any) -> dict[int, Any]:
+        """Where an aligned array (`[batch..., head, query, key]`) is sliced for a tile of a lane.
+
+        The last tile of a length that is no multiple of the tile starts early, so that it is whole.
+        """
+        starts: dict[int, Any] = {}
+        if not self.all_batch:
+            element = lane // self.head_blocks
+            for axis in reversed(range(self.rank)):
+                starts[axis] = element % self.batch[axis]
+                element = element // self.batch[axis]
+        starts[self.rank] = lane % self.head_blocks * self.q_heads
+        starts[self.rank + 1] = self.q_start(q_index)
+        starts[self.rank + 2] = self.k_start(k_index)
+        return starts
+
+    def q_start(self, q_index: Any) -> Any:
+        return jax.numpy.minimum(q_index * self.q_tile, self.q_len - self.q_tile)
+
+    def k_start(self, k_index: Any) -> Any:
+        return jax.numpy.minimum(k_index * self.k_tile, self.kv_len - self.k_tile)
+
+    def sizes(self) -> dict[int, int]:
+        """The sizes of the slices that `starts` begins."""
+        batch = {axis: size if self.all_batch else 1 for axis, size in enumerate(self.batch)}
+        return {**batch, self.rank: self.q_heads, self.rank + 1: self.q_tile, self.rank + 2: self.k_tile}
+
+
+def choose(call: Call, q_tile: int | None, k_tile: int | None) -> Tiling:
+    """Tile and lane sizes for the default device."""
+    on_cpu = jax.default_backend() == "cpu"
+    group = call.q_heads // call.kv_heads
+    pairwise = not call.similarity.is_dot
+    tile = PAIRWISE_TILE if pairwise else (CPU_TILE if on_cpu else ACCELERATOR_TILE)
+    if q_tile is None:
+        q_tile = max(tile // (max(group // 2, 1) if on_cpu else 1), 64)
+    q_tile = min(q_tile, call.q_len)
+    k_tile = min(k_tile or tile, call.kv_len)
+    kv_heads = call.kv_heads
+    if on_cpu:
+        wanted = max(1, CPU_ROWS // (q_tile * group)) if not pairwise else 1
+        kv_heads = max(size for size in range(1, wanted + 1) if call.kv_heads % size == 0)
+    return Tiling(
+        batch=call.batch,
+        q_len=call.q_len,
+        kv_len=call.kv_len,
+        total_kv_heads=call.kv_heads,
+        group=group,
+        q_tile=q_tile,
+        k_tile=k_tile,
+        kv_heads=kv_heads,
+        all_batch=not on_cpu,
+    )
+
+
+def plan_for(call: Call, tiling: Tiling) -> Plan:
+    """The tiles to visit, before lanes are joined."""
+    return make_plan(call.mask, call.query_positions, call.key_positions, tiling.q_tile, tiling.k_tile)
+
+
+def with_ragged_partial(states: Any, tiling: Tiling) -> Any:
+    """Full tiles that start early repeat pairs of the tile before: they are partial, so that these are masked."""
+    from ...tiles.plan import FULL, PARTIAL
+
+    rows, columns = states.shape[-2:]
+    ragged_q, ragged_k = tiling.ragged
+    last = np.zeros((rows, columns), bool)
+    last[-1:] |= ragged_q
+    last[:, -1:] |= ragged_k
+    backend = np if isinstance(states, np.ndarray) else jax.numpy
+    return backend.where(last & (states == FULL), np.uint8(PARTIAL), states)

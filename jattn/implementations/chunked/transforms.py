@@ -1,0 +1,141 @@
+"""What JAX's transformations make of the tile loops: the backward pass, and vmap as one more batch axis."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+
+from ...core.contract import Unsupported
+from ...tiles import Plan
+from . import backward, forward
+from .tile import Lists, Pieces
+from .tiling import Tiling, with_ragged_partial
+
+
+class Operands(NamedTuple):
+    """Every array of a call. All but query, key and value are aligned, so that a batch axis is axis 0 of each."""
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    pieces: Pieces
+    states: Any  # the plan's, if it is traced
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The static part of a call: what to loop over, and the plan if it is known."""
+
+    tiling: Tiling
+    scale: float
+    plan: Plan
+
+    def lists(self, states: Any) -> Lists:
+        """The plan of each lane, as lists."""
+        plan = self.plan if states is None else dataclasses.replace(self.plan, states=states)
+        plan = dataclasses.replace(plan, states=with_ragged_partial(plan.states, self.tiling))
+        lists = plan.coarse(self.tiling.all_batch, self.tiling.q_heads).lists("query")
+        return Lists(*(jnp.asarray(part) for part in (lists.order, lists.start, lists.full_stop, lists.stop)))
+
+    def batched(self, size: int) -> "Program":
+        """The program with one more batch axis in front."""
+        states = self.plan.states
+        plan = dataclasses.replace(self.plan, states=states[None]) if isinstance(states, np.ndarray) else self.plan
+        return dataclasses.replace(
+            self, tiling=dataclasses.replace(self.tiling, batch=(size, *self.tiling.batch)), plan=plan
+        )
+
+
+def _with_batch_axis(tree: Any, batched: Any, size: int, *, repeat: Callable[[Any], bool]) -> Any:
+    """Give every leaf a leading axis: repeated where the loops index it per element or sum its gradient, else 1."""
+
+    def one(leaf, has_axis):
+        if has_axis:
+            return leaf
+        leaf = jnp.asarray(leaf)[None]
+        return jnp.broadcast_to(leaf, (size, *leaf.shape[1:])) if repeat(leaf) else leaf
+
+    return jax.tree.map(one, tree, batched)
+
+
+def _forward(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    @custom_vmap
+    def run(operands):
+        lists = program.lists(operands.states)
+        query, key, value, pieces, _ = operands
+        return forward.attend(query, key, value, pieces, lists, program.tiling, program.scale)
+
+    @run.def_vmap
+    def rule(size, batched, operands):
+        (batched,) = batched if isinstance(batched, list) else (batched,)
+        arrays = [_with_batch_axis(operands[i], batched[i], size, repeat=lambda _: True) for i in range(3)]
+        rest = [_with_batch_axis(operands[i], batched[i], size, repeat=lambda _: False) for i in range(3, 5)]
+        return _forward(program.batched(size), Operands(*arrays, *rest)), (True, True)
+
+    return run(operands)
+
+
+def _backward(program: Program, operands: Operands, results: tuple) -> tuple:
+    @custom_vmap
+    def run(operands, results):
+        lists = program.lists(operands.states)
+        query, key, value, pieces, _ = operands
+        return backward.gradients(query, key, value, pieces, lists, program.tiling, program.scale, *results)
+
+    @run.def_vmap
+    def rule(size, batched, operands, results):
+        arrays = [_with_batch_axis(operands[i], batched[0][i], size, repeat=lambda _: True) for i in range(3)]
+        pieces = _with_batch_axis(operands.pieces, batched[0].pieces, size, repeat=backward.is_float)
+        states = _with_batch_axis(operands.states, batched[0].states, size, repeat=lambda _: False)
+        results = _with_batch_axis(results, batched[1], size, repeat=lambda _: True)
+        grads = _backward(program.batched(size), Operands(*arrays, pieces, states), results)
+        return grads, jax.tree.map(lambda _: True, grads)
+
+    return _first_order_only(run)(operands, results)
+
+
+def _first_order_only(function: Callable) -> Callable:
+    """`function`, with a clear error for whoever differentiates it again."""
+    guarded = jax.custom_jvp(function)
+
+    @guarded.defjvp
+    def refuse(primals, tangents):
+        del primals, tangents
+        raise Unsupported(
+            "`chunked` has first derivatives in reverse mode only, and this is a derivative of its gradient. "
+            "Use `implementation='reference'`, which has derivatives of any order in both modes."
+        )
+
+    return guarded
+
+
+def differentiable(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    """The streamed sum and its log mass, with the recomputing backward pass."""
+    leaves, tree = jax.tree.flatten(operands.pieces)
+    floating = [backward.is_float(leaf) for leaf in leaves]
+
+    def pieces_of(floats, others):
+        floats, others = iter(floats), iter(others)
+        return jax.tree.unflatten(tree, [next(floats) if one else next(others) for one in floating])
+
+    @jax.custom_vjp
+    def run(query, key, value, floats, others, states):
+        return _forward(program, Operands(query, key, value, pieces_of(floats, others), states))
+
+    def run_forward(*arguments):
+        results = run(*arguments)
+        return results, (arguments, results)
+
+    def run_backward(saved, cotangents):
+        (query, key, value, floats, others, states), results = saved
+        operands = Operands(query, key, value, pieces_of(floats, others), states)
+        return *_backward(program, operands, (*results, *cotangents)), None, None
+
+    run.defvjp(run_forward, run_backward)
+    floats = [leaf for leaf, one in zip(leaves, floating, strict=True) if one]
+    others = [leaf for leaf, one in zip(leaves, floating, strict=True) if not one]
+    return run(operands.query, operands.key, operands.value, floats, others, operands.states)
