@@ -1,0 +1,161 @@
+"""The house's plan, held: which layer imports which, how long a file may be, what `import jattn` brings."""
+
+import ast
+import importlib
+import importlib.util
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAYERS = (
+    ("pieces", "functions"),
+    ("masks",),
+    ("scores",),
+    ("similarities",),
+    ("normalizers",),
+    ("positions",),
+    ("tiles",),
+    ("core",),
+    ("implementations",),
+    ("front", "explain"),
+    ("parallel",),
+    ("modules",),
+    ("nnx", "linen"),
+    ("benchmarks",),
+)
+"""A module imports from its own layer or an earlier one, at its top."""
+
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+# Of two in one row, only these know each other, the first the second.
+SIBLINGS = {("pieces", "functions"), ("explain", "front")}
+# Inside a function only: a mask's picture is a method of the mask, and what it draws is a plan.
+LATE = {("masks/base.py", "tiles")}
+LONGEST, LONGEST_KERNEL = 400, 700
+
+found = importlib.util.find_spec("jattn")
+assert found is not None and found.origin is not None
+ROOT = Path(found.origin).parent
+FILES = sorted(ROOT.rglob("*.py"))
+PUBLIC = [path for path in FILES if path.name == "__init__.py"]
+
+
+def dotted(path: Path) -> str:
+    parts = ["jattn", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """The absolute names a file imports, each with whether at its top; those for the type checker alone left out."""
+    package = dotted(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    names = []
+
+    def visit(node: ast.AST, top: bool) -> None:
+        if isinstance(node, ast.Import):
+            names.extend((alias.name, top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            names.append((prefix, top))
+            names.extend((f"{prefix}.{alias.name}", top) for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        for child in ast.iter_child_nodes(node):
+            visit(child, top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), True)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_only_earlier_layers(path):
+    here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if here in ("__init__", "__main__"):
+        return  # they gather the public names from everywhere
+    assert here in RANK, f"jattn/{here} is no layer: {list(RANK)}"
+    for name, top in imports(path):
+        parts = name.split(".")
+        if parts[0] != "jattn":
+            continue
+        there = parts[1] if len(parts) > 1 else None
+        if there not in RANK:
+            # `from .. import tiles` lists the bare package too; that alone is fine, a public name of it is not
+            assert there is None, f"{name_of(path)} imports `{name}` from jattn's top: import it from its own layer"
+            continue
+        allowed = here == there or RANK[there] < RANK[here] or (here, there) in SIBLINGS
+        allowed |= not top and (path.relative_to(ROOT).as_posix(), there) in LATE
+        assert allowed, f"{name_of(path)} (layer {here}) imports `{name}` from the later layer {there}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_uses_public_jax_only(path):
+    private = [name for name, _ in imports(path) if name.startswith(("jax._", "jaxlib"))]
+    assert not private, f"{name_of(path)} imports {private}"
+    attributes = [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)
+    ]
+    reached = [ast.unparse(node) for node in attributes if ast.unparse(node).startswith("jax._")]
+    assert not reached, f"{name_of(path)} reaches into {reached}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_are_short_and_say_what_they_are(path):
+    text = path.read_text(encoding="utf-8")
+    longest = LONGEST_KERNEL if "pallas" in name_of(path) else LONGEST
+    assert len(text.splitlines()) <= longest, f"{name_of(path)} is longer than {longest} lines"
+    if text.strip():
+        assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} has no docstring"
+
+
+@pytest.mark.parametrize("path", PUBLIC, ids=name_of)
+def test_all_is_complete_and_true(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = importlib.import_module(dotted(path))
+    bound = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+    }
+    public = {name for name in bound if not name.startswith("_")}
+    if not public and not hasattr(package, "__all__"):
+        return  # a package that re-exports nothing
+    stated = list(package.__all__)
+    assert len(stated) == len(set(stated)), "`__all__` repeats a name"
+    assert public <= set(stated), f"`__all__` leaves out {sorted(public - set(stated))}"
+    for name in stated:
+        assert hasattr(package, name), f"`__all__` lists `{name}`, which {dotted(path)} does not have"
+    if path.parent != ROOT:
+        odd = [type(node).__name__ for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        assert not odd, f"{name_of(path)} defines something: a package's __init__ only re-exports"
+
+
+def test_every_module_is_importable():
+    """Nothing hides behind a missing import; a command line (`__main__`) is read, not run."""
+    package = importlib.import_module("jattn")
+    for module in pkgutil.walk_packages(package.__path__, "jattn."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+def test_import_brings_little():
+    """`import jattn` loads JAX, NumPy and chex, and none of what only the modules, examples or tests use."""
+    code = "import json, sys; import jax, chex; before = set(sys.modules); import jattn; \
+print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    added, loaded = json.loads(done.stdout)
+    heavy = {"flax", "optax", "orbax", "matplotlib", "tqdm", "torch", "pytest", "hypothesis", "tensorflow", "keras"}
+    assert not heavy & {name.split(".")[0] for name in loaded}
+    pallas = [name for name in added if "pallas" in name]
+    assert not pallas, f"kernels are imported when an implementation is asked for, not before: {pallas}"
+    others = {name.split(".")[0] for name in added} - {"jattn"} - set(sys.stdlib_module_names)
+    assert others <= {"jax", "jaxlib", "numpy", "chex", "ml_dtypes", "opt_einsum", "scipy"}, others
