@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ...core.finite import grouped_product, without_nonfinite
+from ...core.varying import full, varying_axes
 from ...similarities.base import accumulation_dtype
-from .forward import varying_zero
 from .tile import (
     Lists,
     Pieces,
@@ -54,13 +54,13 @@ def gradients(
 ) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
     """Gradients of query, key, value and of every floating-point array of the pieces."""
     dtype = accumulation_dtype(query, key, value)
-    zero = varying_zero(query, key, value, pieces, lists, out_cotangent, lse_cotangent)
+    axes = varying_axes(query, key, value, pieces, lists, out_cotangent, lse_cotangent)
     softmax = pieces.normalizer.streams == "softmax"
     rank, group = tiling.rank, tiling.group
     lane_batch = [size if tiling.all_batch else 1 for size in tiling.batch]
 
     def zeros(shape, dtype):
-        return jnp.zeros(shape, dtype) + zero.astype(dtype)
+        return full(shape, 0, dtype, axes)
 
     def one_lane(lane, carry):
         d_query, d_key, d_value, d_floats = carry

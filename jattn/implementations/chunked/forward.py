@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.finite import grouped_product, multiply_values
+from ...core.varying import full, varying_axes
 from ...similarities.base import accumulation_dtype
 from .tile import (
     Lists,
@@ -21,20 +22,14 @@ from .tile import (
 from .tiling import Tiling
 
 
-def varying_zero(*trees: Any) -> jax.Array:
-    """0.0, marked as varying over the mesh axes over which any of the arrays varies (for loop carries)."""
-    leaves = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
-    return sum((jnp.zeros_like(leaf, shape=(), dtype=jnp.float32) for leaf in leaves), jnp.zeros((), jnp.float32))
-
-
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces, lists: Lists, tiling: Tiling, scale: float
 ) -> tuple[jax.Array, jax.Array]:
     """The streamed sum `[batch..., q_len, q_heads, v_dim]` and its log mass `[batch..., q_len, q_heads]`."""
     dtype = accumulation_dtype(query, key, value)
-    zero = varying_zero(query, key, value, pieces, lists)
-    out = jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype) + zero.astype(value.dtype)
-    lse = jnp.full(query.shape[:-1], -jnp.inf, dtype) + zero.astype(dtype)
+    axes = varying_axes(query, key, value, pieces, lists)
+    out = full((*query.shape[:-1], value.shape[-1]), 0, value.dtype, axes)
+    lse = full(query.shape[:-1], -jnp.inf, dtype, axes)
 
     def one_query_tile(step, carry):
         out, lse = carry
@@ -43,9 +38,9 @@ def attend(
         query_tile, left = folded_scale(rows_of(query, tiling, starts, keys=False), scale)
         rows = query_tile.shape[:-1]
         state = (
-            jnp.full(rows, -jnp.inf, dtype) + zero.astype(dtype),  # the largest score so far
-            jnp.zeros(rows, dtype) + zero.astype(dtype),  # mass
-            jnp.zeros((*rows, value.shape[-1]), dtype) + zero.astype(dtype),  # weighted values
+            full(rows, -jnp.inf, dtype, axes),  # the largest score so far
+            full(rows, 0, dtype, axes),  # mass
+            full((*rows, value.shape[-1]), 0, dtype, axes),  # weighted values
         )
 
         def visit(place, state, partial):
@@ -115,7 +110,6 @@ def _elementwise(state, scores, allowed, factor, value_tile, normalizer):
 def empty(call: Any, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The result over no keys (or for no queries): there is no tile to visit."""
     dtype = accumulation_dtype(query, key, value)
-    zero = varying_zero(query, key, value)
+    axes = varying_axes(query, key, value)
     shape = (*call.batch, call.q_len, call.q_heads)
-    out = jnp.zeros((*shape, call.v_dim), value.dtype) + zero.astype(value.dtype)
-    return out, jnp.full(shape, -jnp.inf, dtype) + zero.astype(dtype)
+    return full((*shape, call.v_dim), 0, value.dtype, axes), full(shape, -jnp.inf, dtype, axes)

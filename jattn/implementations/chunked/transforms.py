@@ -10,6 +10,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from ...core.contract import Unsupported
+from ...core.varying import varying_axes, vary
 from ...tiles import Plan
 from . import backward, forward
 from .tile import Lists, Pieces
@@ -138,4 +139,6 @@ def differentiable(program: Program, operands: Operands) -> tuple[jax.Array, jax
     run.defvjp(run_forward, run_backward)
     floats = [leaf for leaf, one in zip(leaves, floating, strict=True) if one]
     others = [leaf for leaf, one in zip(leaves, floating, strict=True) if not one]
-    return run(operands.query, operands.key, operands.value, floats, others, operands.states)
+    arguments = (operands.query, operands.key, operands.value, floats, others, operands.states)
+    # Inside `shard_map` a shared array meets sharded ones: made alike here, JAX sums its gradient over the mesh.
+    return run(*vary(arguments, varying_axes(arguments)))

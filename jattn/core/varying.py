@@ -1,0 +1,31 @@
+"""Arrays inside `jax.shard_map`: over which mesh axes they vary, and making several vary over the same ones."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def varying_axes(*trees: Any) -> tuple[str, ...]:
+    """The mesh axes over which any of the arrays differs from device to device (none outside `shard_map`)."""
+    axes: set[str] = set()
+    for leaf in jax.tree.leaves(trees):
+        kind = jax.typeof(leaf)
+        manual = getattr(kind, "manual_axis_type", None)  # older JAX has `vma` alone
+        axes |= set(manual.varying if manual is not None else getattr(kind, "vma", ()))
+    return tuple(sorted(axes))
+
+
+def vary(tree: Any, axes: tuple[str, ...]) -> Any:
+    """The same values, marked as varying over `axes` too; gradients are then summed over them by JAX."""
+
+    def one(leaf: Any) -> Any:
+        missing = tuple(axis for axis in axes if axis not in varying_axes(leaf))
+        return jax.lax.pcast(jnp.asarray(leaf), missing, to="varying") if missing else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def full(shape: tuple[int, ...], value: float, dtype: Any, axes: tuple[str, ...]) -> jax.Array:
+    """A constant to begin a loop with, varying over `axes` as the loop's result will."""
+    return vary(jnp.full(shape, value, dtype), axes)
