@@ -23,6 +23,33 @@ class Mask(Piece, abc.ABC):
     def allows(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """True where the query at position `query` may attend the key at position `key`."""
 
+    def picture(self, q_len: int, kv_len: int, query_positions: Any = None) -> str:
+        """The tiles that attention with this mask visits, as text: `█` every pair attends, `▒` some, `·` none.
+
+        Args:
+            q_len: number of queries.
+            kv_len: number of keys, at the positions `0, ..., kv_len - 1`.
+            query_positions: `[q_len]`; by default `0, ..., q_len - 1`, if the lengths are equal or the mask does not
+                look at them.
+
+        Raises:
+            ValueError: the lengths differ and `query_positions` is needed; an array of the mask is not known yet
+                (inside `jit`), or has a shape that does not fit.
+
+        >>> from jattn import masks
+        >>> print(masks.SlidingWindow(1, 0).picture(4, 4))
+        █···
+        ██··
+        ·██·
+        ··██
+        visited 7 of 16 tiles (43.8%), 7 of them full
+        tiles of 1 queries x 1 keys
+        """
+        # Here, not above: tiles are a later layer, which reads masks. Only this method, for people, looks ahead.
+        from ..tiles.picture import picture_of_mask
+
+        return picture_of_mask(self, q_len, kv_len, query_positions)
+
     def __and__(self, other: "Mask") -> "Mask":
         return And(self, as_mask(other))
 

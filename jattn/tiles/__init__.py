@@ -1,0 +1,18 @@
+"""Which tiles of the score matrix a mask leaves, read off its jaxpr."""
+
+from .picture import picture, picture_of_mask
+from .plan import EMPTY, FULL, PARTIAL, Lists, Plan, make_plan
+from .positions_used import mask_reads_positions, score_reads_positions
+
+__all__ = [
+    "EMPTY",
+    "FULL",
+    "PARTIAL",
+    "Lists",
+    "Plan",
+    "make_plan",
+    "mask_reads_positions",
+    "picture",
+    "picture_of_mask",
+    "score_reads_positions",
+]

@@ -1,0 +1,270 @@
+"""What is known of a number on a tile: that it lies in an interval. Arithmetic that stays true of what XLA computes.
+
+An `Interval` holds two arrays, which broadcast over the grid of tiles. Where nothing is known, integers have their
+dtype's whole range, booleans (False, True), and floats NaN for both bounds: every comparison with it is then "some",
+which is also right for a number that is NaN itself.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Interval(NamedTuple):
+    """`lo <= value <= hi` on every pair of a tile."""
+
+    lo: Any
+    hi: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Where intervals are computed: `xp` is NumPy (known while tracing) or jax.numpy (on the device).
+
+    `rank` axes `[batch..., head, query tile, key tile]` come first in every array, the value's own axes behind them
+    (with size 1 where the value repeats itself). No array of more than `limit` elements is built.
+    """
+
+    xp: ModuleType
+    rank: int
+    limit: int
+
+    def float_of(self, dtype: Any) -> Any:
+        """The dtype that holds the bounds of a float; NumPy's bounds may be finer than the value."""
+        return np.dtype(np.float64) if self.xp is np else jnp.promote_types(dtype, jnp.float32)
+
+
+def is_integer(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.integer)
+
+
+def is_float(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def limits(dtype: Any) -> tuple[Any, Any]:
+    """The smallest and the largest integer of a dtype, in that dtype."""
+    info = jnp.iinfo(dtype)
+    return np.asarray(info.min, dtype)[()], np.asarray(info.max, dtype)[()]
+
+
+def everything(context: Context, aval: Any) -> Interval:
+    """Nothing is known."""
+    shape = (1,) * (context.rank + len(aval.shape))
+    if aval.dtype == np.bool_:
+        return Interval(np.zeros(shape, bool), np.ones(shape, bool))
+    if is_integer(aval.dtype):
+        low, high = limits(aval.dtype)
+        return Interval(np.full(shape, low), np.full(shape, high))
+    nothing = np.full(shape, np.nan, np.float64 if context.xp is np else np.float32)
+    return Interval(nothing, nothing)
+
+
+def exactly(context: Context, value: Any, dtype: Any) -> Interval:
+    """A constant, whose axes are its own."""
+    value = np.asarray(value).astype(dtype)
+    value = value.reshape((1,) * context.rank + value.shape)
+    return outward(context, dtype, value, value)
+
+
+def outward(context: Context, dtype: Any, lo: Any, hi: Any) -> Interval:
+    """Bounds of a given array: floats too small to be normal may count as 0 on the device, or not."""
+    if not is_float(dtype):
+        return Interval(lo, hi)
+    xp, tiny, held = context.xp, float(jnp.finfo(dtype).tiny), context.float_of(dtype)
+    lo, hi = lo.astype(held), hi.astype(held)
+    return Interval(xp.where((lo > 0) & (lo < tiny), 0, lo), xp.where((hi < 0) & (hi > -tiny), 0, hi))
+
+
+def widened(context: Context, dtype: Any, lo: Any, hi: Any, steps: int = 1) -> Interval:
+    """Bounds of a computed float, `steps` roundings apart at most; NaN where infinity (and so NaN) is in reach."""
+    xp, info = context.xp, jnp.finfo(dtype)
+    relative, tiny, largest = 2 * steps * float(info.eps), float(info.tiny), float(info.max)
+    lo, hi = lo - (abs(lo) * relative + tiny), hi + (abs(hi) * relative + tiny)
+    finite = (lo > -largest) & (hi < largest)
+    return Interval(xp.where(finite, lo, xp.nan), xp.where(finite, hi, xp.nan))
+
+
+def replaced(context: Context, dtype: Any, unknown: Any, interval: Interval) -> Interval:
+    """The interval, and everything where `unknown`."""
+    low, high = limits(dtype) if is_integer(dtype) else (np.nan, np.nan)
+    if unknown is False or (context.xp is np and not np.any(unknown)):
+        return interval
+    return Interval(context.xp.where(unknown, low, interval.lo), context.xp.where(unknown, high, interval.hi))
+
+
+def monotone(
+    context: Context,
+    dtype: Any,
+    function: Callable[..., Any],
+    candidates: Callable[..., tuple[list[tuple], list[tuple]]],
+    *operands: Interval,
+    steps: int = 1,
+) -> Interval:
+    """`function` of intervals, whose extremes are among its values at the `candidates` for low and for high.
+
+    An integer that may leave its dtype wraps around on the device: nothing is known of it.
+    """
+    lo, hi = _extremes(context, function, candidates, operands)
+    if is_float(dtype):
+        return widened(context, dtype, lo, hi, steps)
+    if not is_integer(dtype):
+        raise TypeError(dtype)  # callers ask first
+    low, high = (int(value) for value in limits(dtype))
+    if context.xp is np:
+        extents = [Interval(int(np.min(one.lo)), int(np.max(one.hi))) for one in operands]
+        least, most = candidates(*extents)
+        if min(function(*corner) for corner in least) >= low and max(function(*corner) for corner in most) <= high:
+            return Interval(lo, hi)
+    # A rough result in floating point tells whether the exact one can be trusted; near the edge it is not.
+    held = context.float_of(jnp.float64 if np.dtype(dtype).itemsize == 8 else jnp.float32)
+    rough = _extremes(
+        context, function, candidates, [Interval(*(bound.astype(held) for bound in one)) for one in operands]
+    )
+    margin = (high - low) * 2.0**-16
+    inside = (rough[0] > low + margin) & (rough[1] < high - margin)
+    return replaced(context, dtype, ~inside, Interval(lo, hi))
+
+
+def _extremes(context: Context, function: Any, candidates: Any, operands: Any) -> tuple[Any, Any]:
+    least, most = candidates(*operands)
+    low_values = [function(*corner) for corner in least]
+    high_values = low_values if most is least else [function(*corner) for corner in most]
+    return (
+        functools.reduce(context.xp.minimum, low_values),
+        functools.reduce(context.xp.maximum, high_values),
+    )
+
+
+def every_corner(a: Interval, b: Interval) -> tuple[list[tuple], list[tuple]]:
+    """Of a function monotone in each argument, in whichever direction."""
+    corners = [(a.lo, b.lo), (a.lo, b.hi), (a.hi, b.lo), (a.hi, b.hi)]
+    return corners, corners
+
+
+def magnitude(context: Context, dtype: Any, a: Interval) -> Interval:
+    """|a|"""
+    xp = context.xp
+    hi = xp.maximum(abs(a.lo), abs(a.hi))
+    lo = xp.maximum(xp.maximum(a.lo, -a.hi), 0)
+    if not is_integer(dtype):
+        return Interval(lo, hi)
+    if not jnp.issubdtype(dtype, jnp.signedinteger):
+        return a
+    return replaced(context, dtype, a.lo == limits(dtype)[0], Interval(lo, hi))
+
+
+def _nonzero(context: Context, b: Interval) -> tuple[Any, Interval]:
+    """Whether 0 is in b, and b with harmless bounds there."""
+    zero = (b.lo <= 0) & (b.hi >= 0)
+    one = np.ones((), b.lo.dtype)[()]
+    return zero, Interval(context.xp.where(zero, one, b.lo), context.xp.where(zero, one, b.hi))
+
+
+def _edge(dtype: Any, a: Interval, b: Interval) -> Any:
+    """Where the smallest integer is in reach, whose quotient by -1 and whose magnitude overflow."""
+    if not jnp.issubdtype(dtype, jnp.signedinteger):
+        return False
+    low = limits(dtype)[0]
+    return (a.lo == low) | (b.lo == low)
+
+
+def _broadcast(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, y: function(*jnp.broadcast_arrays(x, y))
+
+
+def _truncated_quotient(x: Any, y: Any) -> Any:
+    floor = x // y
+    return floor + ((floor * y != x) & ((x < 0) != (y < 0)))
+
+
+def quotient(context: Context, dtype: Any, a: Interval, b: Interval, *, floor: bool) -> Interval:
+    """Integer division, rounded down or towards zero."""
+    zero, safe = _nonzero(context, b)
+    if context.xp is np:
+        divide = np.floor_divide if floor else _truncated_quotient
+    else:
+        divide = jnp.floor_divide if floor else _broadcast(jax.lax.div)
+    lo, hi = _extremes(context, divide, every_corner, (a, safe))
+    return replaced(context, dtype, zero | _edge(dtype, a, b), Interval(lo.astype(dtype), hi.astype(dtype)))
+
+
+def remainder(context: Context, dtype: Any, a: Interval, b: Interval, *, floor: bool) -> Interval:
+    """What the division leaves: of the divisor's sign if it is rounded down, of the dividend's if towards zero."""
+    xp = context.xp
+    zero, safe = _nonzero(context, b)
+    if xp is np:
+        divide, rest = (np.floor_divide, np.remainder) if floor else (_truncated_quotient, np.fmod)
+    else:
+        divide, rest = (
+            (jnp.floor_divide, jnp.remainder) if floor else (_broadcast(jax.lax.div), _broadcast(jax.lax.rem))
+        )
+    # With one divisor and one quotient, x - quotient * divisor rises with x; else every remainder may occur.
+    one_turn = (safe.lo == safe.hi) & (divide(a.lo, safe.lo) == divide(a.hi, safe.lo))
+    largest = xp.maximum(abs(safe.lo), abs(safe.hi)) - 1
+    nothing = np.zeros((), dtype)[()]
+    if floor:
+        # A dividend of the divisor's sign is never made larger.
+        above = xp.where(a.lo >= 0, xp.minimum(a.hi, largest), largest)
+        below = xp.where(a.hi <= 0, xp.maximum(a.lo, nothing - largest), nothing - largest)
+        wide = Interval(xp.where(safe.lo > 0, nothing, below), xp.where(safe.lo > 0, above, nothing))
+    else:
+        wide = Interval(
+            xp.minimum(xp.maximum(a.lo, nothing - largest), nothing), xp.maximum(xp.minimum(a.hi, largest), nothing)
+        )
+    lo = xp.where(one_turn, rest(a.lo, safe.lo), wide.lo)
+    hi = xp.where(one_turn, rest(a.hi, safe.lo), wide.hi)
+    # A dividend closer to zero than every divisor of its sign is its own remainder.
+    smallest = xp.minimum(abs(safe.lo), abs(safe.hi))
+    small = (a.lo >= 0) & (a.hi < smallest) & ((safe.lo > 0) if floor else True)
+    lo, hi = xp.where(small, a.lo, lo), xp.where(small, a.hi, hi)
+    return replaced(context, dtype, zero | _edge(dtype, a, b), Interval(lo.astype(dtype), hi.astype(dtype)))
+
+
+def float_quotient(context: Context, dtype: Any, a: Interval, b: Interval) -> Interval:
+    """a / b; nothing where 0 is in b."""
+    zero, safe = _nonzero(context, b)
+    lo, hi = _extremes(context, lambda x, y: x / y, every_corner, (a, safe))
+    return replaced(context, dtype, zero, widened(context, dtype, lo, hi, 2))
+
+
+def convert(context: Context, source: Any, target: Any, a: Interval) -> Interval:
+    """The value in another dtype."""
+    xp = context.xp
+    if source == target:
+        return a
+    if target == np.bool_:
+        return Interval((a.lo > 0) | (a.hi < 0), ~((a.lo == 0) & (a.hi == 0)))
+    if is_float(target):
+        if is_float(source) and jnp.finfo(target).bits >= jnp.finfo(source).bits and jnp.finfo(target).bits >= 32:
+            held = context.float_of(target)
+            return Interval(a.lo.astype(held), a.hi.astype(held))
+        # Rounding is monotone; to a narrow float the device may skip it.
+        steps = 0 if jnp.finfo(target).bits >= 32 and not is_float(source) else 1
+        lo, hi = (bound.astype(target).astype(context.float_of(target)) for bound in a)
+        return Interval(lo, hi) if steps == 0 else widened(context, target, lo, hi)
+    if not is_integer(target):
+        raise TypeError(target)  # callers ask first
+    if source == np.bool_:
+        return Interval(a.lo.astype(target), a.hi.astype(target))
+    low, high = limits(target)
+    if is_integer(source):
+        source_low, source_high = limits(source)
+        fits = True
+        if int(source_low) < int(low):
+            fits = fits & (a.lo >= low.astype(source))
+        if int(source_high) > int(high):
+            fits = fits & (a.hi <= high.astype(source))
+        return replaced(context, target, False if fits is True else ~fits, Interval(*(b.astype(target) for b in a)))
+    margin = float(int(high) - int(low)) * 2.0**-16  # near the edge (and for NaN) what comes is the device's choice
+    fits = (a.lo > float(low) + margin - 1) & (a.hi < float(high) - margin)
+    if int(low) == 0:
+        fits = (a.lo >= 0) & (a.hi < float(high) - margin)
+    lo, hi = (xp.trunc(xp.where(fits, bound, 0)).astype(target) for bound in a)
+    return replaced(context, target, ~fits, Interval(lo, hi))

@@ -1,0 +1,74 @@
+"""A plan as a small text picture."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..masks.base import Mask
+from ..pieces import align, map_fields
+from .intervals import is_known
+from .plan import EMPTY, FULL, PARTIAL, Plan, make_plan
+from .positions_used import mask_reads_positions
+
+COLUMNS = 48
+_CELLS = {EMPTY: "·", PARTIAL: "▒", FULL: "█"}
+
+
+def picture(plan: Plan) -> str:
+    """At most 48 x 48 cells: `█` every pair attends, `▒` some, `·` none; and the number of tiles.
+
+    Of a plan with several batch elements or heads, the first is drawn.
+    """
+    if not plan.known:
+        return "tiles: decided at run time, from arrays that are not known while tracing"
+    states = plan.states.reshape(-1, *plan.states.shape[-2:])
+    if states.size == 0:
+        return "no tiles"
+    grid = states[0]
+    for axis in (0, 1):
+        starts = np.arange(0, grid.shape[axis], -(-grid.shape[axis] // COLUMNS))
+        low, high = (function.reduceat(grid, starts, axis=axis) for function in (np.minimum, np.maximum))
+        grid = np.where(low == high, low, np.uint8(PARTIAL))
+    lines = ["".join(_CELLS[int(cell)] for cell in row) for row in grid]
+    visited, full, total = plan.counts()
+    lines.append(f"visited {visited} of {total} tiles ({visited / total:.1%}), {full} of them full")
+    if len(states) > 1:
+        lead = plan.states.shape[:-2]
+        lines.append(f"drawn: the first of {lead[-1]} heads and {int(np.prod(lead[:-1]))} batch elements")
+    return "\n".join(lines)
+
+
+def picture_of_mask(mask: Mask, q_len: int, kv_len: int, query_positions: Any = None) -> str:
+    """See `Mask.picture`."""
+    batches, heads = [()], [1]
+
+    def look(value, axes, name):
+        shape = np.shape(value)
+        if not any(axis.startswith("own") for axis in axes):
+            batches.append(shape[: len(shape) - len(axes)])
+            if "head" in axes:
+                heads.append(shape[len(shape) - len(axes) + axes.index("head")])
+        if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+            return np.asarray(value)
+        if not is_known(value):
+            raise ValueError(f"`{name}` is not known while tracing: a picture needs the mask's values, outside `jit`.")
+        return value
+
+    mask = map_fields(mask, look)
+    batch = np.broadcast_shapes(*batches)
+    aligned = align(mask, batch, {"head": max(heads), "query": q_len, "key": kv_len})
+    if query_positions is None:
+        if q_len != kv_len and mask_reads_positions(aligned)[0]:
+            raise ValueError(
+                f"`query_positions` is needed: {q_len} queries and {kv_len} keys do not say where the queries are. "
+                f"Give np.arange({q_len}) if they are the first, np.arange({kv_len} - {q_len}, {kv_len}) if the last."
+            )
+        query_positions = np.arange(q_len)
+    query_positions = np.asarray(query_positions, np.int32).reshape((1,) * (len(batch) + 1) + (q_len, 1))
+    key_positions = np.arange(kv_len, dtype=np.int32).reshape((1,) * (len(batch) + 2) + (kv_len,))
+    tile = 1
+    while tile * COLUMNS < max(q_len, kv_len):
+        tile *= 2
+    plan = make_plan(aligned, query_positions, key_positions, tile, tile)
+    return f"{picture(plan)}\ntiles of {tile} queries x {tile} keys"
