@@ -60,7 +60,5 @@ def grouped_dot(query: jax.Array, key: jax.Array) -> jax.Array:
     *batch, q_heads, q_len, dim = query.shape
     kv_heads, k_len = key.shape[-3:-1]
     grouped = query.reshape(*batch, kv_heads, q_heads // kv_heads * q_len, dim)
-    out = jnp.einsum(
-        "...hqd,...hkd->...hqk", grouped, key, preferred_element_type=accumulation_dtype(query, key)
-    )
+    out = jnp.einsum("...hqd,...hkd->...hqk", grouped, key, preferred_element_type=accumulation_dtype(query, key))
     return out.reshape(*batch, q_heads, q_len, k_len)

@@ -1,0 +1,72 @@
+"""Softmax, and softmax with a sink."""
+
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..pieces import array, piece
+from ..scores.arguments import floats, settle
+from .base import Normalizer
+
+
+@piece
+class Softmax(Normalizer):
+    """exp(score_j) / (Σ_i exp(score_i) + exp(sink)), without a sink over the sum alone.
+
+    A sink is a learnt logit that takes weight and has no value, so that a query need not attend to anything: as if
+    every row had one more key with that score and value 0, once per row, whatever the tiles. A query that may attend
+    to nothing has weights 0 either way. The lse of a partial result does not hold the sink.
+
+    Args:
+        sink: None, or floating-point `[batch..., head]`.
+
+    Raises:
+        ValueError: `sink` is not a floating-point array.
+
+    >>> import jax, jattn
+    >>> q, k = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(2))
+    >>> weights = jattn.attention_weights(q, k, normalizer=jattn.normalizers.Softmax.off_by_one())
+    >>> bool((weights.sum(-1) < 1).all())
+    True
+    """
+
+    sink: jax.Array | np.ndarray | None = array("head", default=None)
+    streams = "softmax"
+
+    def __post_init__(self):
+        if self.sink is not None:
+            settle(self, "sink", floats("sink", self.sink, ("head",), shared=("head",)))
+
+    @classmethod
+    def off_by_one(cls) -> Self:
+        """exp(score_j) / (1 + Σ_i exp(score_i)): a sink of 0."""
+        return cls(np.zeros(1, np.float32))
+
+    @property
+    def mergeable(self) -> bool:  # type: ignore[override]  (here it depends on the sink)
+        return self.sink is None
+
+    def weights(self, scores, allowed):
+        scores = jnp.where(allowed, scores, -jnp.inf)
+        top = jax.lax.stop_gradient(scores.max(-1, keepdims=True, initial=-jnp.inf))
+        sink = None if self.sink is None else self.sink.astype(scores.dtype)
+        if sink is not None:
+            top = jnp.maximum(top, jax.lax.stop_gradient(sink))
+        top = jnp.where(jnp.isneginf(top), 0, top)
+        mass = jnp.exp(scores - top)
+        total = mass.sum(-1, keepdims=True)
+        if sink is not None:
+            total = total + jnp.exp(sink - top)
+        return mass / jnp.where(total == 0, 1, total)
+
+    def finish(self, out, lse):
+        if self.sink is None:
+            return out
+        sink = self.sink.astype(lse.dtype)
+        if sink.ndim == lse.ndim + 1:  # aligned: [batch..., head, 1, 1]
+            sink = sink[..., 0, 0]
+        empty = jnp.isneginf(lse)
+        share = jnp.where(empty, 0, jax.nn.sigmoid(jnp.where(empty, 0, lse) - sink[..., None, :]))
+        return out * share[..., None]

@@ -1,0 +1,147 @@
+"""Rotary positions: pairs of features turned by angles in proportion to the position."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .scaling import Scaling, check_above, rotary_frequencies
+
+Pairs = Literal["half", "interleaved"]
+
+
+def rotary(
+    x: jax.Array,
+    positions: jax.Array | np.ndarray,
+    *,
+    base: float = 10000.0,
+    pairs: Pairs = "half",
+    dims: int | None = None,
+    scaling: Scaling | None = None,
+    frequencies: jax.Array | np.ndarray | None = None,
+) -> jax.Array:
+    """Turn each pair of features (a, b) by the angle φ = position * θ (Su et al. 2021, arXiv:2104.09864).
+
+    (a, b) -> (a cos φ - b sin φ, b cos φ + a sin φ),  θ_i = base^(-2i/dims)
+
+    The dot product of a rotated query and a rotated key depends on their relative position only. Apply it to both
+    before `attention`. Computed in float32 (float64 for float64), returned in the dtype of `x`.
+
+    Args:
+        x: `[..., length, heads, dim]`, a query or a key.
+        positions: integers (or numbers) `[length]` or `[..., length]`, absolute token indices.
+        base: a number above 1.
+        pairs: `"half"` pairs feature i with i + dims/2 (GPT-NeoX, Llama checkpoints in the usual layout);
+            `"interleaved"` pairs 2i with 2i + 1 (the paper, GPT-J). One is a permutation of the other's features.
+        dims: how many features, from the first, are turned; an even number, by default all. The others pass.
+        scaling: `Linear`, `NTK`, `YaRN` or `Llama3`, for contexts longer than those trained on.
+        frequencies: θ itself `[dims / 2]`, learnt or otherwise, in place of `base` and `scaling`.
+
+    Raises:
+        ValueError: an odd or too large `dims`; shapes that do not fit; both `scaling` and `frequencies`.
+
+    >>> import jax, jax.numpy as jnp, jattn
+    >>> x = jax.random.normal(jax.random.key(0), (1, 100, 8, 16))
+    >>> jattn.positions.rotary(x, jnp.arange(100)).shape
+    (1, 100, 8, 16)
+    """
+    check_features(x)
+    dims = x.shape[-1] if dims is None else dims
+    if not isinstance(dims, int) or isinstance(dims, bool) or dims % 2 or not 0 < dims <= x.shape[-1]:
+        raise ValueError(
+            f"`dims` must be even, positive and at most the {x.shape[-1]} features of `x`, as features are turned in "
+            f"pairs; got {dims!r}."
+        )
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    factor = 1.0
+    if frequencies is not None:
+        if scaling is not None:
+            raise ValueError("`scaling` and `frequencies` exclude each other: scale the frequencies that you give.")
+        if jnp.shape(frequencies) != (dims // 2,):
+            raise ValueError(
+                f"`frequencies` must have shape ({dims // 2},), one for each pair of the {dims} turned features; got "
+                f"{jnp.shape(frequencies)}."
+            )
+    elif scaling is not None:
+        if not isinstance(scaling, Scaling):
+            raise ValueError(f"`scaling` must be one of jattn.positions: Linear, NTK, YaRN, Llama3; got {scaling!r}.")
+        check_above("base", base, 1)
+        frequencies, factor = scaling.frequencies(base, dims), scaling.factor_on_features()
+    else:
+        check_above("base", base, 1)
+        frequencies = rotary_frequencies(base, dims)
+    positions = checked_positions(positions, x.shape)
+    angles = positions.astype(dtype)[..., None] * jnp.asarray(frequencies, dtype)
+    turned = turn(x[..., :dims].astype(dtype), angles[..., None, :], pairs)
+    if factor != 1.0:
+        turned = turned * factor
+    return jnp.concatenate([turned.astype(x.dtype), x[..., dims:]], axis=-1)
+
+
+def rotary_2d(
+    x: jax.Array, positions: jax.Array | np.ndarray, *, base: float = 10000.0, pairs: Pairs = "half"
+) -> jax.Array:
+    """Rotary positions on a grid: the first half of the features is turned by the row, the second by the column.
+
+    Each half is `rotary` on its own, so that dot products depend on the relative row and the relative column only.
+
+    Args:
+        x: `[..., length, heads, dim]`, `dim` a multiple of 4.
+        positions: `[..., length, 2]`, row and column of each token. Of a whole grid, flattened row by row:
+            `numpy.indices((rows, columns)).reshape(2, -1).T`.
+        base: as of `rotary`, for each half.
+        pairs: as of `rotary`, within each half.
+
+    Raises:
+        ValueError: `dim` is no multiple of 4, or shapes do not fit.
+
+    >>> import jax, numpy as np, jattn
+    >>> x = jax.random.normal(jax.random.key(0), (12, 2, 8))
+    >>> jattn.positions.rotary_2d(x, np.indices((3, 4)).reshape(2, -1).T).shape
+    (12, 2, 8)
+    """
+    check_features(x)
+    if x.shape[-1] % 4 or not x.shape[-1]:
+        raise ValueError(
+            f"`x` must have a multiple of 4 features, pairs for rows and for columns; got shape {x.shape}."
+        )
+    if jnp.ndim(positions) < 2 or jnp.shape(positions)[-1] != 2:
+        raise ValueError(f"`positions` must be [..., length, 2], row and column; got shape {jnp.shape(positions)}.")
+    half = x.shape[-1] // 2
+    rows = rotary(x[..., :half], positions[..., 0], base=base, pairs=pairs)
+    return jnp.concatenate([rows, rotary(x[..., half:], positions[..., 1], base=base, pairs=pairs)], axis=-1)
+
+
+def turn(x: jax.Array, angles: jax.Array, pairs: Pairs) -> jax.Array:
+    """Turn the pairs of `x [..., dims]` by `angles [..., dims / 2]`."""
+    if pairs not in ("half", "interleaved"):
+        raise ValueError(f"`pairs` must be 'half' or 'interleaved'; got {pairs!r}.")
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x, 2, axis=-1) if pairs == "half" else (x[..., 0::2], x[..., 1::2])
+    parts = first * cos - second * sin, second * cos + first * sin
+    if pairs == "half":
+        return jnp.concatenate(parts, axis=-1)
+    return jnp.stack(parts, axis=-1).reshape(x.shape)
+
+
+def check_features(x: jax.Array) -> None:
+    """`x` is a floating-point array `[..., length, heads, dim]`."""
+    if not hasattr(x, "dtype") or jnp.ndim(x) < 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+        got = f"{x.dtype} of shape {x.shape}" if hasattr(x, "dtype") else type(x).__name__
+        raise ValueError(f"`x` must be a floating-point array [..., length, heads, dim]; got {got}.")
+
+
+def checked_positions(positions: jax.Array | np.ndarray, shape: tuple[int, ...]) -> jax.Array:
+    """Positions as an array `[..., length]` that broadcasts against `x` without its heads and features."""
+    positions = jnp.asarray(positions)
+    lead = positions.shape[:-1]
+    batch = shape[:-3]
+    fits = positions.ndim > 0 and positions.shape[-1] == shape[-3] and len(lead) <= len(batch)
+    fits = fits and all(have in (1, want) for have, want in zip(reversed(lead), reversed(batch), strict=False))
+    if not fits or positions.dtype == jnp.bool_ or jnp.issubdtype(positions.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"`positions` must be numbers [{shape[-3]}] or [batch..., {shape[-3]}], one for each token of `x` of shape "
+            f"{shape} [..., length, heads, dim]; got {positions.dtype} of shape {positions.shape}."
+        )
+    return positions

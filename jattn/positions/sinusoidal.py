@@ -1,0 +1,58 @@
+"""Sinusoidal positions: a vector of sines and cosines, added to the embedding of a token."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .scaling import check_above
+
+
+def sinusoidal(
+    positions: jax.Array | np.ndarray,
+    dim: int,
+    *,
+    layout: Literal["interleaved", "half"] = "interleaved",
+    base: float = 10000.0,
+    inclusive: bool = False,
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """sin and cos of position * θ_i, θ_i = base^(-2i/dim), i = 0 .. dim/2 - 1 (Vaswani et al. 2017, arXiv:1706.03762).
+
+    Args:
+        positions: numbers `[...]`.
+        dim: an even number of features.
+        layout: `"interleaved"` is sin, cos, sin, cos... as in the paper; `"half"` all sines, then all cosines.
+        base: a number above 1.
+        inclusive: θ_i = base^(-i/(dim/2 - 1)) instead, so that the last one is 1/base itself. With `layout="half"`
+            these are Whisper's (arXiv:2212.04356) and Tensor2Tensor's.
+        dtype: of the result; computed in float32 (float64 for float64).
+
+    Returns:
+        `[..., dim]`.
+
+    Raises:
+        ValueError: an odd `dim`; an `inclusive` one below 4; an unknown layout.
+
+    >>> import jax.numpy as jnp
+    >>> from jattn.positions import sinusoidal
+    >>> print(sinusoidal(jnp.arange(2), 4).round(2))
+    [[0.   1.   0.   1.  ]
+     [0.84 0.54 0.01 1.  ]]
+    """
+    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 2 or dim % 2:
+        raise ValueError(f"`dim` must be a positive even integer, a sine and a cosine for each frequency; got {dim!r}.")
+    if inclusive and dim < 4:
+        raise ValueError(f"`dim` must be at least 4 with `inclusive`, a first and a last frequency; got {dim}.")
+    if layout not in ("interleaved", "half"):
+        raise ValueError(f"`layout` must be 'interleaved' or 'half'; got {layout!r}.")
+    check_above("base", base, 1)
+    half = dim // 2
+    inside = jnp.promote_types(dtype, jnp.float32)
+    frequencies = np.power(float(base), -np.arange(half) / (half - 1 if inclusive else half))
+    angles = jnp.asarray(positions).astype(inside)[..., None] * jnp.asarray(frequencies, inside)
+    parts = jnp.sin(angles), jnp.cos(angles)
+    if layout == "half":
+        return jnp.concatenate(parts, axis=-1).astype(dtype)
+    return jnp.stack(parts, axis=-1).reshape(*angles.shape[:-1], dim).astype(dtype)

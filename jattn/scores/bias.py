@@ -1,0 +1,40 @@
+"""A bias: a number added to the score of each pair."""
+
+import jax
+import numpy as np
+
+from ..pieces import array, piece
+from .arguments import floats, settle
+from .base import Score
+
+
+@piece
+class Bias(Score):
+    """score + values.
+
+    Added after the similarity's scale, as it is given: nothing is clipped, and the sum is in the dtype of the scores
+    (float32, or float64). A pair with -inf is out, like a masked one, and so is a row of nothing else; but tiles are
+    skipped only by a mask, and a soft cap applied afterwards makes the -inf finite again.
+
+    Args:
+        values: floating-point `[batch..., head, query, key]`, size 1 on any axis that shares.
+
+    Raises:
+        ValueError: booleans or integers; fewer than three axes.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
+    >>> per_key = jattn.scores.Bias(jax.random.normal(jax.random.key(3), (1, 1, 10)))
+    >>> jattn.attention(q, k, v, scores=per_key).shape
+    (10, 2, 4)
+    """
+
+    values: jax.Array | np.ndarray = array("head", "query", "key")
+
+    def __post_init__(self):
+        remedy = "Booleans that say who may attend are `mask=jattn.masks.Dense(array)`."
+        settle(self, "values", floats("values", self.values, ("head", "query", "key"), remedy=remedy))
+
+    def modify(self, scores, query, key):
+        del query, key
+        return scores + self.values.astype(scores.dtype)

@@ -1,0 +1,41 @@
+"""A soft cap: scores squashed into an open interval."""
+
+import jax
+import jax.numpy as jnp
+
+from ..pieces import number, piece
+from .arguments import Numbers, parameter, settle
+from .base import Score
+
+SATURATED = 30.0  # tanh is 1 from there on, in float64 too
+
+
+@piece
+class SoftCap(Score):
+    """cap * tanh(score / cap), between -cap and cap; its derivative is 1 - tanh². Gemma 2 (arXiv:2408.00118).
+
+    The mask comes afterwards, so masked pairs stay out; a -inf of an earlier `Bias` becomes -cap.
+
+    Args:
+        cap: a number above 0, or a floating-point array `[batch..., head]` of such.
+
+    Raises:
+        ValueError: `cap` is not above 0.
+
+    >>> import jax.numpy as jnp
+    >>> from jattn import scores
+    >>> print(scores.SoftCap(2.0).modify(jnp.array([0.0, 1.0, 100.0]), jnp.array(0), jnp.arange(3)))
+    [0.         0.92423433 2.        ]
+    """
+
+    cap: Numbers = number("head")
+
+    def __post_init__(self):
+        settle(self, "cap", parameter("cap", self.cap, above=0))
+
+    def modify(self, scores, query, key):
+        del query, key
+        cap = self.cap if isinstance(self.cap, float) else self.cap.astype(scores.dtype)
+        # Clipped where tanh is flat, so that an infinite score has no 0 * inf in its gradient.
+        limit = SATURATED * jax.lax.stop_gradient(cap)
+        return cap * jnp.tanh(jnp.clip(scores, -limit, limit) / cap)

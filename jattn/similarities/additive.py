@@ -1,0 +1,78 @@
+"""The additive score: a one-layer network of each pair."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..pieces import array, piece
+from ..scores.arguments import floats, settle
+from .base import Prepared, Similarity, accumulation_dtype
+from .bilinear import check_features, project
+
+WEIGHT = ("head", "dim", "feature")
+VECTOR = ("head", "feature")
+
+
+@piece
+class Additive(Similarity):
+    """vᵀ tanh(W q + U k + b) (Bahdanau et al. 2015, arXiv:1409.0473); Luong's `concat` with its matrix split in two.
+
+    No dot product in disguise: Wq + b and Uk are computed once, the features of the pairs tile by tile. `chunked`
+    holds them for one tile; `reference` for all pairs. All in float32 (float64).
+
+    Args:
+        query_weight: W, floating-point `[dim, feature]`, or `[batch..., head, dim, feature]`, one for each query head.
+        key_weight: U, of such a shape. With one for each head, key heads must be as many as query heads.
+        vector: v, `[feature]` or `[batch..., head, feature]`.
+        bias: b, like `vector`, or None.
+
+    Raises:
+        ValueError: sizes that do not fit each other, or the query and key.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
+    >>> w, u, a = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(4, 8), (4, 8), (8,)]))
+    >>> jattn.attention(q, k, v, similarity=jattn.similarities.Additive(w, u, a)).shape
+    (10, 2, 4)
+    """
+
+    query_weight: jax.Array | np.ndarray = array(*WEIGHT)
+    key_weight: jax.Array | np.ndarray = array(*WEIGHT)
+    vector: jax.Array | np.ndarray = array(*VECTOR)
+    bias: jax.Array | np.ndarray | None = array(*VECTOR, default=None)
+    is_dot = False
+
+    def __post_init__(self):
+        for name, axes in (("query_weight", WEIGHT), ("key_weight", WEIGHT), ("vector", VECTOR), ("bias", VECTOR)):
+            if name != "bias" or self.bias is not None:
+                settle(self, name, floats(name, getattr(self, name), axes, shared=("head",)))
+        features = {
+            name: getattr(self, name).shape[-1]
+            for name in ("query_weight", "key_weight", "vector", "bias")
+            if getattr(self, name) is not None
+        }
+        if len(set(features.values())) > 1:
+            raise ValueError(
+                f"`query_weight`, `key_weight`, `vector` and `bias` must end in as many features: {features}."
+            )
+
+    def prepare(self, query, key):
+        check_features("query_weight", self.query_weight, "query", query)
+        check_features("key_weight", self.key_weight, "key", key)
+        projected = project(query, self.query_weight)
+        if self.bias is not None:
+            projected = projected + self.bias[..., None, :, :].astype(projected.dtype)
+        return Prepared(projected, project(key, self.key_weight))
+
+    def pair(self, query, key):
+        *batch, q_heads, q_len, features = query.shape
+        kv_heads, k_len = key.shape[-3:-1]
+        groups = (kv_heads, q_heads // kv_heads)
+        dtype = accumulation_dtype(query, key)
+        vector = self.vector.astype(dtype)  # aligned: [batch..., head, 1, 1, feature]
+        split = groups if vector.shape[-4] == q_heads else (1, 1)
+        vector = vector.reshape(*vector.shape[:-4], *split, 1, 1, features)
+        hidden = jnp.tanh(
+            query.astype(dtype).reshape(*batch, *groups, q_len, 1, features) + key.astype(dtype)[..., None, None, :, :]
+        )
+        return (hidden * vector).sum(-1).reshape(*batch, q_heads, q_len, k_len)

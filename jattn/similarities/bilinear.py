@@ -1,0 +1,106 @@
+"""Bilinear forms of a query and a key."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..pieces import array, number, piece
+from ..scores.arguments import Numbers, floats, parameter, settle
+from ..scores.bias import Bias
+from .base import Prepared, Similarity, accumulation_dtype
+
+
+@piece
+class Bilinear(Similarity):
+    """qᵀ W k + b, the `general` score of Luong et al. (2015, arXiv:1508.04025); W = I is the dot product.
+
+    The query is rewritten to qW once, in float32 (float64); the key is untouched. There is no 1/√qk_dim. The bias
+    is the same for all keys, so that it cancels in a softmax and matters for a sigmoid, a soft cap or a sink.
+
+    Args:
+        weight: floating-point `[batch..., head, q_dim, k_dim]`, one for each query head, or `[q_dim, k_dim]`.
+        bias: None, a number, or a floating-point array `[batch..., head]`.
+
+    Raises:
+        ValueError: `weight` does not have the feature sizes of the query and the key.
+
+    >>> import jax, jattn
+    >>> q, k, v, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(10, 2, 4)] * 3 + [(4, 4)]))
+    >>> jattn.attention(q, k, v, similarity=jattn.similarities.Bilinear(w)).shape
+    (10, 2, 4)
+    """
+
+    weight: jax.Array | np.ndarray = array("head", "q_dim", "k_dim")
+    bias: Numbers | None = number("head", default=None)
+    rewrites_key = False
+
+    def __post_init__(self):
+        settle(self, "weight", floats("weight", self.weight, ("head", "q_dim", "k_dim"), shared=("head",)))
+        if self.bias is not None:
+            settle(self, "bias", parameter("bias", self.bias))
+
+    def prepare(self, query, key):
+        check_features("weight", self.weight, "query", query, "key", key)
+        scores = ()
+        if isinstance(self.bias, float):
+            scores = (Bias(np.full((1, 1, 1), self.bias, accumulation_dtype(query, key))),)
+        elif self.bias is not None:
+            scores = (Bias(self.bias[..., None, None]),)
+        return Prepared(project(query, self.weight), key, scores=scores)
+
+
+@piece
+class SharedBilinear(Similarity):
+    """(qW)·(kW) = qᵀ W Wᵀ k, the same projection of both: symmetric and positive semidefinite.
+
+    The query is rewritten to qWWᵀ once, in float32 (float64); the key is untouched. There is no 1/√qk_dim.
+
+    Args:
+        weight: floating-point `[batch..., head, dim, rank]`, one for each query head, or `[dim, rank]`.
+
+    Raises:
+        ValueError: `weight` does not have the feature size of the query.
+
+    >>> import jax, jattn
+    >>> q, k, v, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(10, 2, 4)] * 3 + [(4, 3)]))
+    >>> jattn.attention(q, k, v, similarity=jattn.similarities.SharedBilinear(w)).shape
+    (10, 2, 4)
+    """
+
+    weight: jax.Array | np.ndarray = array("head", "dim", "rank")
+    rewrites_key = False
+
+    def __post_init__(self):
+        settle(self, "weight", floats("weight", self.weight, ("head", "dim", "rank"), shared=("head",)))
+
+    def prepare(self, query, key):
+        check_features("weight", self.weight, "query", query)
+        return Prepared(project(project(query, self.weight), jnp.swapaxes(self.weight, -1, -2)), key)
+
+
+def project(vectors: jax.Array, weight: jax.Array | np.ndarray) -> jax.Array:
+    """`[batch..., length, heads, d]` times `[batch..., head, d, e]` -> `[batch..., length, heads, e]`, float32."""
+    dtype = accumulation_dtype(vectors)
+    weight = jnp.asarray(weight, dtype)
+    if weight.shape[-3] == 1:
+        return jnp.einsum("...qhd,...de->...qhe", vectors.astype(dtype), weight[..., 0, :, :])
+    if weight.shape[-3] != vectors.shape[-2]:
+        raise ValueError(
+            f"`weight` of shape {weight.shape} [batch..., head, dim, ...] must have 1 head or the {vectors.shape[-2]} "
+            f"of the array it multiplies, {vectors.shape}."
+        )
+    return jnp.einsum("...qhd,...hde->...qhe", vectors.astype(dtype), weight)
+
+
+def check_features(name: str, weight, left: str, left_array, right: str = "", right_array=None) -> None:
+    """The last two axes of a weight are the feature sizes of what it multiplies.
+
+    Raises:
+        ValueError: they are not.
+    """
+    for axis, side, vectors in ((-2, left, left_array), (-1, right, right_array)):
+        if vectors is not None and weight.shape[axis] != vectors.shape[-1]:
+            raise ValueError(
+                f"`{name}` of shape {tuple(weight.shape)} has size {weight.shape[axis]} on axis {axis}, but `{side}` "
+                f"of shape {vectors.shape} has {vectors.shape[-1]} features. They must be equal."
+            )

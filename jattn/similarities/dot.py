@@ -1,0 +1,96 @@
+"""Dot products: plain, scaled, and of unit vectors."""
+
+import jax
+import jax.numpy as jnp
+
+from ..pieces import number, piece
+from ..scores.arguments import Numbers, parameter, settle
+from ..scores.base import Score
+from ..scores.scale import Scale
+from .base import Prepared, Similarity, accumulation_dtype
+
+
+def static_or_score(factor: Numbers) -> tuple[float, tuple[Score, ...]]:
+    """A factor as what `Prepared` takes: a Python number is static, an array is a score that is differentiated."""
+    return (factor, ()) if isinstance(factor, float) else (1.0, (Scale(factor),))
+
+
+@piece
+class Dot(Similarity):
+    """scale * q·k.
+
+    Args:
+        scale: a number, or a floating-point array `[batch..., head]`, one for each query head.
+
+    Raises:
+        ValueError: `scale` is not a finite floating-point number or array.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
+    >>> jattn.attention(q, k, v, similarity=jattn.similarities.Dot(0.1)).shape
+    (10, 2, 4)
+    """
+
+    scale: Numbers = number("head", default=1.0)
+    rewrites_key = False
+
+    def __post_init__(self):
+        settle(self, "scale", parameter("scale", self.scale))
+
+    def prepare(self, query, key):
+        return Prepared(query, key, *static_or_score(self.scale))
+
+
+@piece
+class ScaledDot(Similarity):
+    """q·k / √qk_dim (Vaswani et al. 2017, arXiv:1706.03762): of variance about 1 for unit-variance inputs.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
+    >>> jattn.attention(q, k, v, similarity=jattn.similarities.ScaledDot()).shape
+    (10, 2, 4)
+    """
+
+    rewrites_key = False
+
+    def prepare(self, query, key):
+        return Prepared(query, key, query.shape[-1] ** -0.5)
+
+
+@piece
+class Cosine(Similarity):
+    """q·k / (‖q‖ ‖k‖ temperature).
+
+    The angle with a zero vector is taken as 0, with gradient 0 there. Norms and unit vectors are float32 (float64),
+    and safe from overflow and underflow.
+
+    Args:
+        temperature: a number above 0, or a floating-point array `[batch..., head]` of such, one for each query head.
+
+    Raises:
+        ValueError: `temperature` is not above 0.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
+    >>> jattn.attention(q, k, v, similarity=jattn.similarities.Cosine(0.1)).shape
+    (10, 2, 4)
+    """
+
+    temperature: Numbers = number("head", default=1.0)
+
+    def __post_init__(self):
+        settle(self, "temperature", parameter("temperature", self.temperature, above=0))
+
+    def prepare(self, query, key):
+        return Prepared(unit(query), unit(key), *static_or_score(1 / self.temperature))
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """`vectors` divided by their norms, in float32 (float64); zero vectors stay zero, with zero gradient."""
+    vectors = vectors.astype(accumulation_dtype(vectors))
+    # A constant factor changes no angle: with the largest entry 1, squares neither overflow nor vanish.
+    largest = jax.lax.stop_gradient(jnp.abs(vectors).max(-1, keepdims=True, initial=0))
+    vectors = vectors / jnp.where(largest == 0, 1, largest)
+    square = (vectors * vectors).sum(-1, keepdims=True)
+    zero = square == 0
+    return jnp.where(zero, 0, vectors * jax.lax.rsqrt(jnp.where(zero, 1, square)))

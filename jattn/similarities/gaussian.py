@@ -1,0 +1,54 @@
+"""The Gaussian score: minus a squared distance."""
+
+import jax
+import jax.numpy as jnp
+
+from ..pieces import number, piece
+from ..scores.arguments import Numbers, parameter, settle
+from ..scores.bias import Bias
+from .base import Prepared, Similarity, accumulation_dtype
+from .dot import static_or_score
+
+
+@piece
+class Gaussian(Similarity):
+    """-gamma ‖q - k‖², whose softmax is Nadaraya-Watson regression with a Gaussian kernel, gamma = 1/(2σ²).
+
+    Runs on the dot-product kernels, as 2 gamma q·k - gamma ‖k‖² - gamma ‖q‖². The last term is the same for all keys
+    of a query and cancels in a softmax; it is kept so that the score is exact for a soft cap, a sigmoid, a sink and
+    the lse. As the terms cancel for near vectors, the absolute error is that of gamma (‖q‖² + ‖k‖²) in float32:
+    subtract a common mean from query and key if they are far from 0, which changes no distance.
+
+    gamma = 0 is the mean of the values; unit-norm keys with gamma = 1/(2√qk_dim) are the scaled dot product; a large
+    gamma approaches the nearest key.
+
+    Args:
+        gamma: a number of at least 0, or a floating-point array `[batch..., head]` of such, one for each query head.
+
+    Raises:
+        ValueError: `gamma` is negative (as far as its values are known).
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
+    >>> jattn.attention(q, k, v, similarity=jattn.similarities.Gaussian(0.5)).shape
+    (10, 2, 4)
+    """
+
+    gamma: Numbers = number("head")
+
+    def __post_init__(self):
+        settle(self, "gamma", parameter("gamma", self.gamma, least=0))
+
+    def prepare(self, query, key):
+        gamma = self.gamma
+        factor = gamma if isinstance(gamma, float) else gamma.astype(accumulation_dtype(query, key))[..., None, None]
+        square_query = squared_norm(query)[..., :, None]
+        square_key = jnp.repeat(squared_norm(key), query.shape[-2] // key.shape[-2], axis=-2)[..., None, :]
+        scale, scores = static_or_score(2 * gamma)
+        return Prepared(query, key, scale, (*scores, Bias(-factor * square_key), Bias(-factor * square_query)))
+
+
+def squared_norm(vectors: jax.Array) -> jax.Array:
+    """`[batch..., length, heads, dim]` -> `[batch..., heads, length]`, in float32 (float64)."""
+    vectors = vectors.astype(accumulation_dtype(vectors))
+    return jnp.swapaxes((vectors * vectors).sum(-1), -1, -2)
