@@ -35,7 +35,7 @@ class Sigmoid(Normalizer):
         settle(self, "bias", parameter("bias", self.bias))
 
     def before(self):
-        if isinstance(self.bias, float):
+        if isinstance(self.bias, (int, float)):
             return () if self.bias == 0 else (Bias(np.full((1, 1, 1), self.bias)),)
         return (Bias(self.bias[..., None, None]),)
 

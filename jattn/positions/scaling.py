@@ -100,7 +100,7 @@ class YaRN(Scaling):
 
     >>> from jattn.positions import YaRN
     >>> print(YaRN(4.0, original_length=4096).frequencies(10000.0, 8).round(5))
-    [1.000e+00 1.000e-01 5.070e-03 2.500e-04]
+    [1.00e+00 1.00e-01 3.84e-03 2.50e-04]
     """
 
     factor: float
@@ -156,7 +156,7 @@ class Llama3(Scaling):
 
     >>> from jattn.positions import Llama3
     >>> print(Llama3(8.0).frequencies(500000.0, 8).round(6))
-    [1.000000e+00 3.760600e-02 5.240000e-04 7.000000e-06]
+    [1.0000e+00 3.7606e-02 5.2500e-04 7.0000e-06]
     """
 
     factor: float

@@ -37,9 +37,9 @@ def sinusoidal(
 
     >>> import jax.numpy as jnp
     >>> from jattn.positions import sinusoidal
-    >>> print(sinusoidal(jnp.arange(2), 4).round(2))
-    [[0.   1.   0.   1.  ]
-     [0.84 0.54 0.01 1.  ]]
+    >>> print(sinusoidal(jnp.arange(2), 4).round(1))
+    [[0.  1.  0.  1. ]
+     [0.8 0.5 0.  1. ]]
     """
     if not isinstance(dim, int) or isinstance(dim, bool) or dim < 2 or dim % 2:
         raise ValueError(f"`dim` must be a positive even integer, a sine and a cosine for each frequency; got {dim!r}.")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ..pieces import Piece
 
@@ -83,7 +84,7 @@ def known_values(value: Any) -> np.ndarray | None:
     """The values of an array, if there are any to read here."""
     if isinstance(value, np.ndarray):
         return value
-    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_fully_addressable:
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_fully_addressable:
         return np.asarray(value)
     return None
 

@@ -30,6 +30,6 @@ class Scale(Score):
 
     def modify(self, scores, query, key):
         del query, key
-        factor = self.factor if isinstance(self.factor, float) else self.factor.astype(scores.dtype)
+        factor = self.factor if isinstance(self.factor, (int, float)) else self.factor.astype(scores.dtype)
         out = jnp.isneginf(scores)  # kept out of the product: its gradient in the factor would be 0 * inf
         return jnp.where(out, scores, jnp.where(out, 0, scores) * factor)

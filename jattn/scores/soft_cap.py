@@ -35,7 +35,7 @@ class SoftCap(Score):
 
     def modify(self, scores, query, key):
         del query, key
-        cap = self.cap if isinstance(self.cap, float) else self.cap.astype(scores.dtype)
+        cap = self.cap if isinstance(self.cap, (int, float)) else self.cap.astype(scores.dtype)
         # Clipped where tanh is flat, so that an infinite score has no 0 * inf in its gradient.
         limit = SATURATED * jax.lax.stop_gradient(cap)
         return cap * jnp.tanh(jnp.clip(scores, -limit, limit) / cap)

@@ -42,7 +42,7 @@ class Bilinear(Similarity):
     def prepare(self, query, key):
         check_features("weight", self.weight, "query", query, "key", key)
         scores = ()
-        if isinstance(self.bias, float):
+        if isinstance(self.bias, (int, float)):
             scores = (Bias(np.full((1, 1, 1), self.bias, accumulation_dtype(query, key))),)
         elif self.bias is not None:
             scores = (Bias(self.bias[..., None, None]),)

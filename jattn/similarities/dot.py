@@ -12,7 +12,7 @@ from .base import Prepared, Similarity, accumulation_dtype
 
 def static_or_score(factor: Numbers) -> tuple[float, tuple[Score, ...]]:
     """A factor as what `Prepared` takes: a Python number is static, an array is a score that is differentiated."""
-    return (factor, ()) if isinstance(factor, float) else (1.0, (Scale(factor),))
+    return (factor, ()) if isinstance(factor, (int, float)) else (1.0, (Scale(factor),))
 
 
 @piece

@@ -41,7 +41,7 @@ class Gaussian(Similarity):
 
     def prepare(self, query, key):
         gamma = self.gamma
-        factor = gamma if isinstance(gamma, float) else gamma.astype(accumulation_dtype(query, key))[..., None, None]
+        factor = gamma if isinstance(gamma, (int, float)) else gamma.astype(accumulation_dtype(query, key))[..., None, None]
         square_query = squared_norm(query)[..., :, None]
         square_key = jnp.repeat(squared_norm(key), query.shape[-2] // key.shape[-2], axis=-2)[..., None, :]
         scale, scores = static_or_score(2 * gamma)
