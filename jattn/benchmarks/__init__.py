@@ -1,0 +1,1 @@
+"""`python -m jattn.benchmarks`: this library beside its peers, on the device at hand."""

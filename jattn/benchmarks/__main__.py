@@ -1,0 +1,58 @@
+"""The command line: measure the rows asked for, print them as they come, write them down."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from . import table
+from .cases import SUITES
+
+
+def main(arguments: list[str] | None = None) -> list[table.Row]:
+    """Parse, measure, print; the rows.
+
+    Args:
+        arguments: of the command line; by default this process's.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m jattn.benchmarks",
+        description="This library beside its peers, in paired rounds; figures are medians of per-round ratios.",
+    )
+    parser.add_argument("--suite", choices=SUITES, default="cpu")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows; an unknown name lists them")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds of a pair (fewer where a round is slow)")
+    parser.add_argument("--length", type=int, help="the usual length, instead of the suite's")
+    parser.add_argument("--long", type=int, help="the length of the rows that skip most tiles, instead of the suite's")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything measured here, each round's times too"
+    )
+    asked = parser.parse_args(arguments)
+    if asked.repeats < 1:
+        parser.error(f"--repeats must be at least 1; got {asked.repeats}")
+    sizes = {name: getattr(asked, name) for name in ("length", "long") if getattr(asked, name) is not None}
+    cases = SUITES[asked.suite](**sizes)
+    names = [case.name for case in cases]
+    unknown = set(asked.rows or ()) - set(names)
+    if unknown:
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+
+    about = table.environment()
+    print(about, flush=True)
+    rows = []
+    for case in cases:
+        if asked.rows and case.name not in asked.rows:
+            continue
+        rows.append(table.run(case, rounds=asked.repeats))
+        print(f"[{case.name}]", " | ".join(rows[-1].cells()), flush=True)
+    if asked.markdown:
+        asked.markdown.write_text(table.markdown(rows, about), encoding="utf-8")
+    if asked.json:
+        found = {"about": about, "rows": [dataclasses.asdict(row) for row in rows]}
+        asked.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

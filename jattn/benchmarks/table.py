@@ -1,0 +1,116 @@
+"""Running the rows, and what is said of them."""
+
+import dataclasses
+import math
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from . import peers
+from .cases import STEEPEST, Memory, Speed
+from .measure import alone, paired
+
+SECONDS = 60.0
+"""What the timed rounds of a row may take."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was measured; `figure` is None where the other side is missing."""
+
+    name: str
+    what: str
+    shape: str
+    ours: str
+    other: str
+    figure: float | None
+    shown: str
+    bar: str
+    met: bool | None
+    details: dict[str, Any]
+
+    def cells(self) -> tuple[str, ...]:
+        met = {True: "yes", False: "**no**", None: "-"}[self.met]
+        return self.what, self.shape, self.ours, self.other, self.shown, self.bar, met
+
+
+HEAD = ("what", "shape", "jattn", "beside it", "figure", "bar", "met")
+
+
+def run(case: Speed | Memory, *, rounds: int) -> Row:
+    """Measure a row."""
+    return _speed(case, rounds) if isinstance(case, Speed) else _memory(case)
+
+
+def _speed(case: Speed, rounds: int) -> Row:
+    missing = case.other.missing()
+    bar = f"{'at most' if case.bar.at_most else 'at least'} {case.bar.value:g}"
+    if missing:
+        ours = alone(case.ours.build(case.shape), rounds=rounds, seconds=SECONDS)
+        told = f"{case.other.label}: {missing}"
+        details = {"ours": ours.rounds}
+        return Row(case.name, case.what, str(case.shape), _seconds(ours.median), told, None, "-", bar, None, details)
+    ours, other = paired(case.ours.build(case.shape), case.other.build(case.shape), rounds=rounds, seconds=SECONDS)
+    ratio = ours.ratio(other) if case.bar.at_most else other.ratio(ours)
+    figure = case.factor(case.shape) * ratio
+    same = case.other.label == case.ours.label
+    return Row(
+        case.name,
+        case.what,
+        str(case.shape),
+        f"{_seconds(ours.median)} ({_seconds(ours.least)})",
+        f"{'plain' if same else case.other.label} {_seconds(other.median)} ({_seconds(other.least)})",
+        figure,
+        f"{figure:.2f} {case.unit}",
+        bar,
+        case.bar.met(figure),
+        {"ours": ours.rounds, "other": other.rounds},
+    )
+
+
+def _memory(case: Memory) -> Row:
+    assert case.ours.temporaries is not None and case.other.temporaries is not None
+    ours = [case.ours.temporaries(shape) / 2**20 for shape in case.shapes]
+    other = [case.other.temporaries(shape) / 2**20 for shape in case.shapes]
+    before, after = ours[-2] - ours[-3], ours[-1] - ours[-2]
+    linear = after <= STEEPEST * max(before, 0) + 1
+    lengths = " / ".join(str(shape.length) for shape in case.shapes)
+    return Row(
+        case.name,
+        case.what,
+        str(case.shapes[-1]).replace(f" {case.shapes[-1].length} ", f" {lengths} "),
+        " / ".join(f"{mib:.0f}" for mib in ours) + " MiB",
+        f"{case.other.label} " + " / ".join(f"{mib:.0f}" for mib in other) + " MiB",
+        ours[-1],
+        f"{ours[-1]:.0f} MiB, {'linear' if linear else 'not linear'}",
+        f"at most {case.bar.value:g} MiB, linear",
+        case.bar.met(ours[-1]) and linear,
+        {"ours": ours, "other": other},
+    )
+
+
+def _seconds(seconds: float) -> str:
+    digits = max(0, 2 - math.floor(math.log10(seconds))) if seconds > 0 else 0
+    return f"{seconds:.{min(digits, 6)}f} s"
+
+
+def environment() -> str:
+    """What the figures were made with, in one line."""
+    rate = 2 * peers.MATMUL**3 / alone(peers.matmul_run(), rounds=7, seconds=SECONDS).least / 1e9
+    found = f"Python {platform.python_version()}, jax {jax.__version__}"
+    device = jax.devices()[0]
+    kind = "CPU" if device.platform == "cpu" else device.device_kind
+    return (
+        f"{found}, PyTorch {peers.torch_version() or 'not installed'}; {kind}, {os.cpu_count()} cores; "
+        f"float32 matmul {rate:.0f} GFLOP/s at best"
+    )
+
+
+def markdown(rows: Sequence[Row], about: str) -> str:
+    """The table; times are medians, with the least in brackets."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    return "\n".join([about, "", *lines, ""])
