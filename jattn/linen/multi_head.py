@@ -1,0 +1,169 @@
+"""Multi-head attention for linen."""
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ..core.checks import check_pieces
+from ..core.dropout import Dropout
+from ..modules import learned as pieces_of
+from ..modules.multi_head import multi_head, multi_head_weights
+from ..modules.parameters import Shape, Sizes, initialize, parameter_shapes
+from ..parallel import Heads
+
+
+class _Group(nn.Module):
+    """The parameters of one projection or norm."""
+
+    shapes: dict[str, Shape]
+    inits: dict[str, Callable[..., Any]]
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self) -> dict[str, jax.Array]:
+        return {
+            name: self.param(name, functools.partial(initialize, self.inits[name]), shape, self.param_dtype)
+            for name, shape in self.shapes.items()
+        }
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention with every choice of pieces, in linen.
+
+    The equation and the meaning of the arguments are those of `jattn.modules.multi_head`, and the attributes those of
+    `jattn.nnx.MultiHeadAttention`; with the same weights the two are equal. Parameters are named and shaped as in
+    `flax.linen.MultiHeadAttention` (`query/kernel [features, heads, head_dim]`, ..., `out/kernel`), so that a tree
+    of its weights fits; sizes of inputs are read from them.
+
+    Attributes:
+        q_heads: query heads.
+        kv_heads: key and value heads, by default `q_heads`.
+        head_dim: by default the features of the inputs divided by `q_heads`.
+        out_features: by default the features of the inputs.
+        use_bias: whether projections add a bias.
+        qk_norm: whether query and key are normed, each head by its root mean square, with learned scales.
+        mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
+        rotary: True, or a function of `x [..., length, heads, dim]` and positions.
+        learned: the names of pieces whose floating-point arrays are parameters: `"normalizer"` trains a sink.
+        dropout_rate: of the weights; needs the rng `"dropout"`, unless deterministic.
+        deterministic: whether to leave dropout out; here or at the call.
+        dtype: to compute in; by default the one that inputs and parameters promote to.
+        param_dtype: of the parameters.
+        kernel_init, bias_init: as in Flax; they see a kernel as a matrix.
+        parallel: `jattn.parallel.Heads(...)` to split the heads over devices.
+
+    Raises:
+        ValueError: at the call; as `jattn.modules.multi_head`.
+
+    >>> import jax, jattn.linen
+    >>> layer = jattn.linen.MultiHeadAttention(8, kv_heads=2, rotary=True, mask=jattn.masks.Causal())
+    >>> x = jax.numpy.ones((2, 10, 64))
+    >>> layer.apply(layer.init(jax.random.key(0), x), x).shape
+    (2, 10, 64)
+    """
+
+    q_heads: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    out_features: int | None = None
+    use_bias: bool = True
+    qk_norm: bool = False
+    mask: Any = None
+    similarity: Any = None
+    scores: Any = ()
+    normalizer: Any = None
+    rotary: Callable[..., jax.Array] | bool | None = None
+    implementation: Any = None
+    learned: Collection[str] = ()
+    dropout_rate: float = 0.0
+    deterministic: bool | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
+    parallel: Heads | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: jax.Array,
+        key_inputs: jax.Array | None = None,
+        value_inputs: jax.Array | None = None,
+        *,
+        mask: Any = None,
+        positions: Any = None,
+        key_positions: Any = None,
+        deterministic: bool | None = None,
+        dropout_rng: jax.Array | None = None,
+        weights: bool = False,
+        heads: Sequence[int] | None = None,
+        queries: Sequence[int] | None = None,
+    ) -> jax.Array:
+        """Attend.
+
+        Args:
+            inputs: `[..., q_len, features]`.
+            key_inputs: `[..., kv_len, features]`; by default `inputs`.
+            value_inputs: likewise; by default `key_inputs`.
+            mask: instead of the module's own, if given.
+            positions, key_positions: as of `jattn.modules.multi_head`.
+            deterministic: whether to leave dropout out, over the attribute.
+            dropout_rng: a random key, instead of one made from the rng `"dropout"`.
+            weights: return the weights `[..., heads, queries, kv_len]`, before dropout, and not the output.
+            heads, queries: of the weights, the indices of those wanted.
+        """
+        key_source = inputs if key_inputs is None else key_inputs
+        if value_inputs is not None and value_inputs.shape[-1] != key_source.shape[-1]:
+            raise ValueError(
+                f"`value_inputs` must have the features of `key_inputs`; got {value_inputs.shape} and "
+                f"{key_source.shape}."
+            )
+        sizes = Sizes(
+            self.q_heads, inputs.shape[-1], self.kv_heads, self.head_dim, key_source.shape[-1], self.out_features
+        )
+        inits = {"kernel": self.kernel_init, "bias": self.bias_init, "scale": nn.initializers.ones_init()}
+        shapes = parameter_shapes(sizes, use_bias=self.use_bias, qk_norm=self.qk_norm)
+        parameters = {
+            group: _Group({**members}, inits, self.param_dtype, name=group)() for group, members in shapes.items()
+        }
+        arguments = dict(
+            **self._pieces(mask),
+            rotary=self.rotary,
+            positions=positions,
+            key_positions=key_positions,
+            dtype=self.dtype,
+        )
+        if weights:
+            return multi_head_weights(parameters, inputs, key_inputs, **arguments, heads=heads, queries=queries)
+        return multi_head(
+            parameters,
+            inputs,
+            key_inputs,
+            value_inputs,
+            **arguments,
+            dropout=self._dropout(deterministic, dropout_rng),
+            implementation=self.implementation,
+            parallel=self.parallel,
+        )
+
+    def _pieces(self, mask: Any) -> dict[str, Any]:
+        """The pieces, with the learned arrays from the parameters."""
+        own, similarity, scores, normalizer, _ = check_pieces(
+            self.mask, self.similarity, self.scores, self.normalizer, None
+        )
+        pieces = {"mask": own, "similarity": similarity, "scores": scores, "normalizer": normalizer}
+        for name in pieces_of.check_learned(self.learned, pieces):
+            first = pieces_of.split(pieces[name])
+            pieces[name] = pieces_of.join(pieces[name], self.param(name, lambda _, first=first: first))
+        return pieces if mask is None else {**pieces, "mask": mask}
+
+    def _dropout(self, deterministic: bool | None, key: jax.Array | None) -> Dropout | None:
+        if self.dropout_rate == 0:
+            return None
+        if nn.merge_param("deterministic", self.deterministic, deterministic):
+            return None
+        return Dropout(self.dropout_rate, self.make_rng("dropout") if key is None else key)

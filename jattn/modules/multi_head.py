@@ -1,0 +1,243 @@
+"""Multi-head attention, as a pure function of its parameters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core.checks import check_pieces, reject_ambiguous_positions
+from ..core.dropout import Dropout
+from ..front import attention, attention_weights
+from ..parallel import Heads
+from ..parallel.heads import as_arrays
+from ..positions import rotary as default_rotary
+from .parameters import parameter_specs
+
+Parameters = Mapping[str, Mapping[str, jax.Array]]
+Rotation = Callable[[jax.Array, Any], jax.Array]
+
+
+def multi_head(
+    parameters: Parameters,
+    inputs: jax.Array,
+    key_inputs: jax.Array | None = None,
+    value_inputs: jax.Array | None = None,
+    *,
+    mask: Any = None,
+    similarity: Any = None,
+    scores: Any = (),
+    normalizer: Any = None,
+    rotary: Rotation | bool | None = None,
+    positions: Any = None,
+    key_positions: Any = None,
+    dropout: Dropout | None = None,
+    implementation: Any = None,
+    dtype: Any = None,
+    epsilon: float = 1e-6,
+    parallel: Heads | None = None,
+) -> jax.Array:
+    """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762), with every choice of pieces.
+
+        q, k, v = x W_q + b_q,  y W_k + b_k,  z W_v + b_v                   one projection for each head
+        q, k = rms_norm(q) g_q,  rms_norm(k) g_k                            where there are norms (over a head's features)
+        q, k = rotary(q, positions),  rotary(k, key_positions)              where asked for
+        out = Σ_heads attention(q, k, v) W_o + b_o
+
+    Args:
+        parameters: `query`, `key` and `value`, each with a `kernel [features, heads, head_dim]` and perhaps a
+            `bias [heads, head_dim]`; `out` with a `kernel [q_heads, head_dim, features]` and perhaps a
+            `bias [features]`; perhaps `query_norm` and `key_norm` with a `scale [head_dim]`. Fewer key and value heads
+            than query heads are grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245). Query and key norms
+            are those of Henry et al. 2020 (arXiv:2010.04245), with the root mean square.
+        inputs: x, `[..., q_len, features]`.
+        key_inputs: y, `[..., kv_len, features]`; by default x (self-attention).
+        value_inputs: z, likewise; by default y.
+        mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
+        rotary: True for `jattn.positions.rotary`, or any function of `x [..., length, heads, dim]` and positions
+            `[..., length]`, such as `functools.partial(jattn.positions.rotary, base=500000.0)`.
+        positions: of x, integers `[q_len]` or `[..., q_len]`, by default 0, 1, ...; in self-attention of the keys too.
+        key_positions: of y.
+        dropout: on the weights.
+        dtype: to compute in; by default the one that inputs and parameters promote to.
+        epsilon: of the norms.
+        parallel: `Heads(...)` splits the heads over devices: each has its part of the projections and attends with
+            it, and one all-reduce sums the output. By default nothing is split by hand.
+
+    Returns:
+        `[..., q_len, features]`. Sums over heads and features are in float32, the result in `dtype`.
+
+    Raises:
+        ValueError: shapes that do not fit; `value_inputs` without `key_inputs`; `q_len != kv_len` with a rotation and
+            no `positions`; all that `attention` raises.
+
+    >>> import jax
+    >>> from jattn.modules import Sizes, multi_head, parameter_shapes
+    >>> shapes = parameter_shapes(Sizes(8, 64, kv_heads=2), use_bias=False, qk_norm=True)
+    >>> is_shape = lambda node: hasattr(node, "shape")
+    >>> parameters = jax.tree.map(lambda s: jax.numpy.ones(s.shape), shapes, is_leaf=is_shape)
+    >>> multi_head(parameters, jax.numpy.ones((2, 10, 64)), rotary=True).shape
+    (2, 10, 64)
+    """
+    _check(parameters, inputs, key_inputs, value_inputs)
+    dtype = _computation_dtype(dtype, parameters, inputs, key_inputs, value_inputs)
+    mask, similarity, scores, normalizer, dropout = check_pieces(mask, similarity, scores, normalizer, dropout)
+    at = _positions(inputs, key_inputs, positions, key_positions, rotary)
+    batch = inputs.shape[:-2]
+    q_heads, kv_heads = (parameters[name]["kernel"].shape[1] for name in ("query", "key"))
+    pieces = dict(
+        mask=mask,
+        similarity=similarity,
+        scores=scores,
+        normalizer=normalizer,
+        dropout=None if dropout is None else dropout.indexed(batch, q_heads),
+    )
+    sources = (inputs, key_inputs, value_inputs)
+    out_bias = parameters["out"].get("bias")
+    split = {name: group for name, group in parameters.items() if name != "out"}
+    split["out"] = {"kernel": parameters["out"]["kernel"]}  # its bias is added once, after the sum over heads
+
+    def local(parameters: Parameters, sources: tuple, pieces: dict, at: dict) -> jax.Array:
+        query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, epsilon=epsilon)
+        attended = attention(query, key, value, **pieces, **at, implementation=implementation)
+        kernel = parameters["out"]["kernel"].astype(dtype)
+        return jnp.einsum("...qhd,hdf->...qf", attended, kernel, preferred_element_type=_wide(dtype))
+
+    if parallel is None:
+        summed = local(split, sources, pieces, at)
+    else:
+        parallel.check(batch, kv_heads)
+        specs = (
+            parameter_specs(split, head=parallel.axis),
+            parallel.specs_of_inputs(sources),
+            parallel.specs(pieces),
+            parallel.specs_of_positions(at),
+        )
+        summed = parallel.sum_over_heads(local, (split, sources, pieces, at), specs, len(batch))
+    return _biased(summed.astype(dtype), out_bias, dtype)
+
+
+def multi_head_weights(
+    parameters: Parameters,
+    inputs: jax.Array,
+    key_inputs: jax.Array | None = None,
+    *,
+    mask: Any = None,
+    similarity: Any = None,
+    scores: Any = (),
+    normalizer: Any = None,
+    rotary: Rotation | bool | None = None,
+    positions: Any = None,
+    key_positions: Any = None,
+    dtype: Any = None,
+    epsilon: float = 1e-6,
+    heads: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
+) -> jax.Array:
+    """The attention weights of `multi_head`, before dropout: `[..., heads, queries, kv_len]`, recomputed.
+
+    Arguments as of `multi_head`, and `heads` and `queries` as of `jattn.attention_weights`.
+    """
+    _check(parameters, inputs, key_inputs, None)
+    dtype = _computation_dtype(dtype, parameters, inputs, key_inputs)
+    at = _positions(inputs, key_inputs, positions, key_positions, rotary)
+    query, key, _ = _project(
+        parameters, inputs, key_inputs, None, rotary=rotary, at=at, dtype=dtype, epsilon=epsilon
+    )
+    pieces = dict(mask=mask, similarity=similarity, scores=scores, normalizer=normalizer)
+    return attention_weights(query, key, **pieces, **at, heads=heads, queries=queries)
+
+
+def _project(
+    parameters: Parameters,
+    inputs: jax.Array,
+    key_inputs: jax.Array | None,
+    value_inputs: jax.Array | None,
+    *,
+    rotary: Rotation | bool | None,
+    at: dict[str, Any],
+    dtype: Any,
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Query, key and value `[..., length, heads, head_dim]`, normed and rotated."""
+    key_inputs = inputs if key_inputs is None else key_inputs
+    value_inputs = key_inputs if value_inputs is None else value_inputs
+    made = []
+    for name, source in (("query", inputs), ("key", key_inputs), ("value", value_inputs)):
+        kernel = parameters[name]["kernel"].astype(dtype)
+        projected = jnp.einsum("...tf,fhd->...thd", source.astype(dtype), kernel)
+        made.append(_biased(projected, parameters[name].get("bias"), dtype))
+    query, key, value = made
+    if "query_norm" in parameters:
+        query = _rms_norm(query, parameters["query_norm"]["scale"], epsilon)
+    if "key_norm" in parameters:
+        key = _rms_norm(key, parameters["key_norm"]["scale"], epsilon)
+    if rotary:
+        rotate = default_rotary if rotary is True else rotary
+        query_at, key_at = at["query_positions"], at["key_positions"]
+        query = rotate(query, jnp.arange(query.shape[-3]) if query_at is None else query_at)
+        key = rotate(key, jnp.arange(key.shape[-3]) if key_at is None else key_at)
+    return query, key, value
+
+
+def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    wide = x.astype(_wide(x.dtype))
+    normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
+    return (normed * scale.astype(wide.dtype)).astype(x.dtype)
+
+
+def _biased(x: jax.Array, bias: jax.Array | None, dtype: Any) -> jax.Array:
+    return x if bias is None else x + bias.astype(dtype)
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _computation_dtype(dtype: Any, parameters: Parameters, *sources: jax.Array | None) -> Any:
+    if dtype is None:
+        dtype = jnp.result_type(*(item for item in sources if item is not None), *jax.tree.leaves(parameters))
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`dtype` must be floating-point; got {jnp.dtype(dtype)}.")
+    return dtype
+
+
+def _check(parameters: Parameters, inputs: Any, key_inputs: Any, value_inputs: Any) -> None:
+    """The shapes of inputs and kernels fit together."""
+    if value_inputs is not None and key_inputs is None:
+        raise ValueError("`value_inputs` needs `key_inputs`: give `key_inputs=inputs` if keys are made of the inputs.")
+    key_source = inputs if key_inputs is None else key_inputs
+    value_source = key_source if value_inputs is None else value_inputs
+    sources = {"query": ("inputs", inputs), "key": ("key_inputs", key_source), "value": ("value_inputs", value_source)}
+    for group, (name, source) in sources.items():
+        kernel = parameters[group]["kernel"]
+        if jnp.ndim(source) < 2 or source.shape[-1] != kernel.shape[0]:
+            raise ValueError(
+                f"`{name}` must have shape [..., length, {kernel.shape[0]}] for a {group} kernel of shape "
+                f"{kernel.shape}; got {jnp.shape(source)}."
+            )
+        if source.shape[:-2] != inputs.shape[:-2]:
+            raise ValueError(
+                f"`{name}` must have the batch axes of `inputs` (all but the last two); got {name} {source.shape} and "
+                f"inputs {inputs.shape}."
+            )
+    if key_source.shape[-2] != value_source.shape[-2]:
+        raise ValueError(
+            f"`key_inputs` and `value_inputs` must have the same length; got {key_source.shape} and "
+            f"{value_source.shape}."
+        )
+    out, query = parameters["out"]["kernel"], parameters["query"]["kernel"]
+    if out.shape[0] != query.shape[1]:
+        raise ValueError(f"`parameters` must have as many heads in out {out.shape} as in query {query.shape}.")
+
+
+def _positions(inputs: Any, key_inputs: Any, positions: Any, key_positions: Any, rotary: Any) -> dict[str, Any]:
+    """Where queries and keys are, by the names that `attention` has for them."""
+    positions, key_positions = as_arrays(positions, key_positions)
+    if key_inputs is None:
+        if key_positions is not None and positions is None:
+            raise ValueError("`key_positions` without `key_inputs`: in self-attention give `positions`, for both.")
+        key_positions = positions if key_positions is None else key_positions
+    elif rotary and positions is None and inputs.shape[-2] != key_inputs.shape[-2]:
+        reject_ambiguous_positions(inputs.shape[-2], key_inputs.shape[-2], "rotary")
+    return {"query_positions": positions, "key_positions": key_positions}

@@ -1,0 +1,173 @@
+"""Heads across devices: each device attends with its own heads, and nothing is exchanged until they are summed."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from ..core.call import prepare
+from ..core.checks import check_arrays, check_pieces
+from ..core.dropout import Dropout
+from ..front import attention
+from .shards import AnyMesh, check_mesh_axes, current_mesh, mesh_axes, run_sharded
+from .specs import MeshAxis, array_specs, partition_spec, partition_specs
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """Heads split over a mesh axis (tensor parallelism, Shoeybi et al. 2019, arXiv:1909.08053).
+
+    Consecutive heads share a device: with `n` devices on the axis, device `i` has query heads `i * q_heads / n` and
+    up, and the key heads they attend to. Each per-head array in a piece (slopes, sinks, biases, windows) goes with its
+    head. Attention itself needs no communication; multi-head attention has one sum over the axis, after the output
+    projection, in float32. Forward and backward equal one device, dropout included.
+
+    Args:
+        axis: the mesh axis over which heads are split.
+        batch: for each batch axis of the call, the mesh axis that splits it, or None; one name for a single batch
+            axis; `()` splits none.
+        mesh: by default the one set by `jax.set_mesh`. Over its other axes everything is repeated.
+
+    >>> import jax, jattn
+    >>> from jattn.parallel import Heads
+    >>> mesh = jax.make_mesh((jax.device_count(),), ("model",))
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (1, 10, 8, 4)) for i in range(3))
+    >>> out = Heads("model", mesh=mesh).attention(q, k, v, mask=jattn.masks.Causal())
+    >>> out.sharding.spec[2]
+    'model'
+    """
+
+    axis: str
+    batch: tuple[MeshAxis, ...] | str = ()
+    mesh: AnyMesh | None = None
+
+    def attention(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        *,
+        mask: Any = None,
+        similarity: Any = None,
+        scores: Any = (),
+        normalizer: Any = None,
+        query_positions: Any = None,
+        key_positions: Any = None,
+        dropout: Dropout | None = None,
+        implementation: Any = None,
+    ) -> jax.Array:
+        """`jattn.attention`, by its arguments, with the heads of every array on their devices.
+
+        Returns:
+            `[..., q_len, q_heads, v_dim]`, sharded as `array_specs(batch=batch, head=axis).out`.
+
+        Raises:
+            ValueError: as `attention`; a mesh axis that does not exist; key heads or a batch axis that the mesh axis
+                does not divide.
+        """
+        check_arrays(query, key, value)
+        batch, q_heads, kv_heads = query.shape[:-3], query.shape[-2], key.shape[-2]
+        mesh = self.check(batch, kv_heads)
+        mask, similarity, scores, normalizer, dropout = check_pieces(mask, similarity, scores, normalizer, dropout)
+        query_positions, key_positions = as_arrays(query_positions, key_positions)
+        pieces = dict(
+            mask=mask,
+            similarity=similarity,
+            scores=scores,
+            normalizer=normalizer,
+            dropout=None if dropout is None else dropout.indexed(batch, q_heads),
+        )
+        positions = dict(query_positions=query_positions, key_positions=key_positions)
+        # The same checks run on each device, but there the sizes in their messages would be those of a shard.
+        jax.eval_shape(lambda *arrays: prepare(*arrays, **pieces, **positions)[1:], query, key, value)
+
+        def local(arrays: tuple, pieces: dict, positions: dict) -> jax.Array:
+            return attention(*arrays, **pieces, **positions, implementation=implementation)
+
+        whole = array_specs(batch=self.batch_axes(len(batch)), head=self.axis)
+        specs = ((whole.query, whole.key, whole.value), self.specs(pieces), self.specs_of_positions(positions))
+        return run_sharded(local, ((query, key, value), pieces, positions), specs, whole.out, mesh=mesh)
+
+    def sum_over_heads(
+        self, function: Callable[..., jax.Array], operands: tuple, specs: tuple, batch_axes: int
+    ) -> jax.Array:
+        """The sum over devices of `function(*operands)`, each on its shards: one all-reduce.
+
+        Args:
+            function: of local arrays, to this device's part of a sum `[batch..., length, features]`.
+            operands: trees of arrays.
+            specs: trees with a `PartitionSpec` for each array.
+            batch_axes: the number of batch axes of the result.
+        """
+
+        def summed(*shards: Any) -> jax.Array:
+            return jax.lax.psum(function(*shards), self.axis)
+
+        out = PartitionSpec(*self.batch_axes(batch_axes), None, None)
+        return run_sharded(summed, operands, specs, out, mesh=current_mesh(self.mesh))
+
+    def specs(self, pieces: dict[str, Any]) -> dict[str, Any]:
+        """The partition specs of the arrays in these pieces."""
+        batch = (self.batch,) if isinstance(self.batch, str) else self.batch
+        return {name: partition_specs(piece, batch=batch, head=self.axis) for name, piece in pieces.items()}
+
+    def specs_of_inputs(self, inputs: tuple) -> tuple:
+        """The partition specs of arrays `[batch..., length, features]`."""
+        return tuple(
+            None if item is None else partition_spec(item.shape, ("length", "feature"), batch=self.batch)
+            for item in inputs
+        )
+
+    def specs_of_positions(self, positions: dict[str, Any]) -> dict[str, Any]:
+        """The partition specs of arrays `[batch..., length]`."""
+        return {
+            name: None if item is None else partition_spec(item.shape, ("length",), batch=self.batch, name=name)
+            for name, item in positions.items()
+        }
+
+    def batch_axes(self, count: int) -> tuple[MeshAxis, ...]:
+        """The mesh axis of each of `count` batch axes.
+
+        Raises:
+            ValueError: `batch` names another number of axes.
+        """
+        batch = (self.batch,) if isinstance(self.batch, str) else tuple(self.batch)
+        if batch and len(batch) != count:
+            raise ValueError(
+                f"`batch` must name a mesh axis (or None) for each of the {count} batch axes of the call; got {batch}."
+            )
+        return batch or (None,) * count
+
+    def check(self, batch: Sequence[int], kv_heads: int) -> AnyMesh:
+        """The mesh, once it is known to divide these sizes.
+
+        Raises:
+            ValueError: it does not.
+        """
+        mesh = current_mesh(self.mesh)
+        names = self.batch_axes(len(batch))
+        check_mesh_axes(mesh, mesh_axes(self.axis, *names))
+        devices = mesh.shape[self.axis]
+        if kv_heads % devices:
+            raise ValueError(
+                f"`kv_heads` must be a multiple of the {devices} devices on mesh axis {self.axis!r}, since a key head "
+                f"and its query heads stay on one device; got {kv_heads}. Use a smaller mesh axis, or repeat the key "
+                f"heads: `jnp.repeat(key, {devices // math.gcd(devices, kv_heads)}, axis=-2)`."
+            )
+        for axis, (size, name) in enumerate(zip(batch, names, strict=True)):
+            parts = math.prod(mesh.shape[one] for one in mesh_axes(name))
+            if size % parts:
+                raise ValueError(
+                    f"batch axis {axis} of `query` must be a multiple of the {parts} devices on mesh axis {name!r}; "
+                    f"got size {size}."
+                )
+        return mesh
+
+
+def as_arrays(*positions: Any) -> tuple[Any, ...]:
+    """Lists of positions become NumPy arrays; None stays None."""
+    return tuple(item if item is None or isinstance(item, jax.Array) else np.asarray(item) for item in positions)

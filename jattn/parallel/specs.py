@@ -1,0 +1,127 @@
+"""Partition specs of every array of a call, derived from the axes that each one declares."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from ..pieces import map_fields
+
+MeshAxis = str | tuple[str, ...] | None
+"""What an axis of an array is split over: a mesh axis, several, or none."""
+
+
+def partition_spec(
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    *,
+    batch: Sequence[MeshAxis] | str = (),
+    name: str = "array",
+    **names: MeshAxis,
+) -> PartitionSpec:
+    """The spec of one array `[batch..., *axes]`.
+
+    Axes without a mesh axis in `names`, and axes of size 1 (shared by all), are not split. The array's batch axes are
+    matched with the last ones of `batch`, as in broadcasting.
+
+    Args:
+        shape: of the array.
+        axes: the names of its last axes.
+        batch: for each batch axis of the call, the mesh axis that splits it.
+        name: of the array, for the error message.
+        names: mesh axes by axis, such as `head="model"`.
+
+    Raises:
+        ValueError: fewer axes than declared; more batch axes than `batch` has, where it has any.
+
+    >>> partition_spec((4, 1, 16), ("head", "query"), batch=("data",), head="model", query="sequence")
+    PartitionSpec('data', None, 'sequence')
+    """
+    batch = (batch,) if isinstance(batch, str) else tuple(batch)
+    lead = len(shape) - len(axes)
+    if lead < 0:
+        raise ValueError(f"`{name}` must have the axes [batch..., {', '.join(axes)}]; got shape {shape}.")
+    if batch and lead > len(batch):
+        raise ValueError(
+            f"`batch` must have a mesh axis (or None) for each batch axis: {batch} has {len(batch)}, and `{name}` of "
+            f"shape {shape} has {lead} in front of [{', '.join(axes)}]."
+        )
+    wanted = (None,) * (lead - len(batch)) + batch[len(batch) - min(lead, len(batch)) :]
+    wanted += tuple(names.get(axis) for axis in axes)
+    return PartitionSpec(*(None if size == 1 else over for size, over in zip(shape, wanted, strict=True)))
+
+
+def partition_specs(
+    piece: Any,
+    *,
+    batch: Sequence[MeshAxis] | str = (),
+    head: MeshAxis = None,
+    query: MeshAxis = None,
+    key: MeshAxis = None,
+) -> Any:
+    """The piece (or tuple of pieces, or None) with a `PartitionSpec` in place of each of its arrays.
+
+    A field declared `array("head")` is split over the mesh axis `head`, and so on; a piece's own axes (the buckets of
+    a table, the features of a projection) and axes of size 1 are on every device. Works as well for an abstract piece,
+    whose arrays are `ShapeDtypeStruct`s.
+
+    Args:
+        piece: a mask, score, similarity, normaliser or dropout.
+        batch: for each batch axis of the call, the mesh axis that splits it (one name for a single one), or None.
+        head: the mesh axis that splits the heads.
+        query: the mesh axis that splits the queries (sequence parallelism).
+        key: the mesh axis that splits the keys.
+
+    Raises:
+        ValueError: an array without the axes its field declares, or with more batch axes than `batch` names.
+
+    >>> import jax.numpy as jnp
+    >>> from jattn import scores
+    >>> partition_specs(scores.Bias(jnp.zeros((8, 1, 64))), head="model", query="sequence", key="sequence")
+    Bias(values=PartitionSpec('model', None, 'sequence'))
+    """
+
+    def visit(value: Any, axes: tuple[str, ...], name: str) -> PartitionSpec:
+        shape = value.shape if hasattr(value, "shape") else np.shape(value)
+        return partition_spec(shape, axes, batch=batch, name=name, head=head, query=query, key=key)
+
+    return map_fields(piece, visit)
+
+
+class ArraySpecs(NamedTuple):
+    """The specs of the arrays of a call, as the front door takes and returns them."""
+
+    query: PartitionSpec
+    key: PartitionSpec
+    value: PartitionSpec
+    out: PartitionSpec
+    query_positions: PartitionSpec
+    key_positions: PartitionSpec
+
+
+def array_specs(
+    *,
+    batch: Sequence[MeshAxis] | str = (),
+    head: MeshAxis = None,
+    query: MeshAxis = None,
+    key: MeshAxis = None,
+) -> ArraySpecs:
+    """The specs of query, key, value, out and positions (with all batch axes).
+
+    Arguments as of `partition_specs`, with `batch` naming every batch axis.
+
+    >>> array_specs(batch="data", head="model").query
+    PartitionSpec('data', None, 'model', None)
+    """
+    batch = (batch,) if isinstance(batch, str) else tuple(batch)
+    of_queries = PartitionSpec(*batch, query, head, None)
+    of_keys = PartitionSpec(*batch, key, head, None)
+    return ArraySpecs(
+        query=of_queries,
+        key=of_keys,
+        value=of_keys,
+        out=of_queries,
+        query_positions=PartitionSpec(*batch, query),
+        key_positions=PartitionSpec(*batch, key),
+    )

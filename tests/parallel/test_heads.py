@@ -1,0 +1,301 @@
+"""Heads split over eight emulated devices: what one device computes, gradients too, with one sum over devices."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jattn
+from jattn import masks, normalizers, scores, similarities
+from jattn.implementations import Chunked
+from jattn.modules import Sizes, multi_head, parameter_shapes, parameter_specs
+from jattn.modules.parameters import initialize
+from jattn.parallel import Heads, array_specs, partition_specs
+from jattn.parallel.shards import run_sharded
+
+BATCH, LENGTH, Q_HEADS, KV_HEADS, DIM = 2, 12, 16, 8, 4
+SMALL_TILES = Chunked(q_tile=4, k_tile=4)
+SEGMENTS = np.array([[0] * 5 + [1] * 7, [0] * 9 + [1] * 3])
+
+
+def make_mesh(shape, kind=AxisType.Auto):
+    names = ("model",) if len(shape) == 1 else ("data", "model")
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape))
+
+
+def strategies(kind=AxisType.Auto):
+    return {
+        "8": Heads("model", mesh=make_mesh((8,), kind)),
+        "2x4": Heads("model", batch="data", mesh=make_mesh((2, 4), kind)),
+    }
+
+
+STRATEGIES = strategies()
+over_meshes = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+
+
+def draw(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def qkv(kv_heads=KV_HEADS):
+    q_shape, kv_shape = (BATCH, LENGTH, Q_HEADS, DIM), (BATCH, LENGTH, kv_heads, DIM)
+    return draw(*q_shape, seed=1), draw(*kv_shape, seed=2), draw(*kv_shape, seed=3)
+
+
+PIECES = {
+    "causal": lambda a: dict(mask=masks.Causal()),
+    "slopes and a sink": lambda a: dict(
+        mask=masks.Causal(), scores=scores.Alibi(jnp.exp(a["head"])), normalizer=normalizers.Softmax(a["head"] / 2)
+    ),
+    "a bias for each pair, a cap": lambda a: dict(scores=(scores.Bias(a["pair"]), scores.SoftCap(jnp.exp(a["one"])))),
+    "a window for each head": lambda a: dict(mask=masks.SlidingWindow(np.arange(Q_HEADS), 0)),
+    "segments, lengths": lambda a: dict(
+        mask=masks.Causal() & masks.SameSegment(jnp.asarray(SEGMENTS)) & masks.Lengths(jnp.array([12, 7]))
+    ),
+    "a table of buckets": lambda a: dict(scores=scores.RelativeBuckets(a["table"], max_distance=8)),
+    "Gaussian": lambda a: dict(similarity=similarities.Gaussian(jnp.exp(a["head"]))),
+    "functions that hold arrays": lambda a: dict(
+        mask=lambda q, k: k <= q + jnp.asarray([2, 0, 1])[q % 3],
+        scores=scores.of(lambda s, q, k: s + a["captured"][k] * jnp.cos(q - k)),
+    ),
+    "sigmoid": lambda a: dict(normalizer=normalizers.Sigmoid(a["head"]), mask=masks.Causal()),
+    "dropout": lambda a: dict(dropout=jattn.Dropout(0.5, jax.random.key(7)), mask=masks.Causal()),
+    "positions": lambda a: dict(
+        mask=masks.Causal(),
+        scores=scores.Alibi(jnp.exp(a["head"])),
+        query_positions=jnp.arange(LENGTH) + jnp.array([[0], [3]]),
+        key_positions=np.arange(LENGTH),
+    ),
+}
+ARRAYS = dict(
+    head=draw(Q_HEADS, seed=4) / 4,
+    pair=draw(1, Q_HEADS, LENGTH, LENGTH, seed=5),
+    one=jnp.ones(()),
+    table=draw(6, Q_HEADS, seed=6),
+    captured=draw(LENGTH, seed=7),
+)
+
+
+def value_and_gradients(attend, make, arrays, used):
+    """The output and the gradients of every array, of a loss that weighs each output differently."""
+
+    def loss(qkv, arrays):
+        out = attend(*qkv, **make(arrays))
+        return (out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)).sum(), out
+
+    (_, out), (of_qkv, of_arrays) = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(qkv(), arrays)
+    return out, {"query": of_qkv[0], "key": of_qkv[1], "value": of_qkv[2], **{name: of_arrays[name] for name in used}}
+
+
+def assert_close(got, want):
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5 * max(1.0, float(jnp.abs(want).max())))
+
+
+class Reads(dict):
+    """A dict that remembers which of its items were read."""
+
+    def __init__(self, items):
+        super().__init__(items)
+        self.read = set()
+
+    def __getitem__(self, name):
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+@over_meshes
+@pytest.mark.parametrize("make", PIECES.values(), ids=PIECES)
+def test_attention_equals_one_device(make, strategy):
+    reads = Reads(ARRAYS)
+    make(reads)
+    attend = functools.partial(jattn.attention, implementation=SMALL_TILES)
+    split = functools.partial(strategy.attention, implementation=SMALL_TILES)
+    want, want_gradients = value_and_gradients(attend, make, ARRAYS, reads.read)
+    got, got_gradients = value_and_gradients(split, make, ARRAYS, reads.read)
+    assert_close(got, want)
+    for name, gradient in want_gradients.items():
+        assert jnp.abs(gradient).max() > 0, name
+        assert_close(got_gradients[name], gradient)
+
+
+@over_meshes
+def test_reference_equals_one_device(strategy):
+    make = PIECES["slopes and a sink"]
+    attend = functools.partial(jattn.attention, implementation="reference")
+    split = functools.partial(strategy.attention, implementation="reference")
+    want, want_gradients = value_and_gradients(attend, make, ARRAYS, ["head"])
+    got, got_gradients = value_and_gradients(split, make, ARRAYS, ["head"])
+    assert_close(got, want)
+    jax.tree.map(assert_close, got_gradients, want_gradients)
+
+
+COLLECTIVES = r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
+
+
+def collectives(function, *arguments):
+    return re.findall(COLLECTIVES, jax.jit(function).lower(*arguments).compile().as_text())
+
+
+@over_meshes
+def test_attention_exchanges_nothing_and_keeps_its_sharding(strategy):
+    specs = array_specs(batch=strategy.batch or (None,), head="model")
+    place = lambda array, spec: jax.device_put(array, NamedSharding(strategy.mesh, spec))  # noqa: E731
+    placed = [place(array, spec) for array, spec in zip(qkv(), specs, strict=False)]
+    slopes = place(jnp.exp(ARRAYS["head"]), P("model"))
+    call = lambda q, k, v, slopes: strategy.attention(q, k, v, scores=scores.Alibi(slopes))  # noqa: E731
+    assert collectives(call, *placed, slopes) == []
+    out = jax.jit(call)(*placed, slopes)
+    assert out.sharding.is_equivalent_to(NamedSharding(strategy.mesh, specs.out), out.ndim)
+    shard = out.addressable_shards[0].data.shape
+    assert shard == (BATCH // strategy.mesh.shape.get("data", 1), LENGTH, Q_HEADS // strategy.mesh.shape["model"], DIM)
+
+
+def parameters(use_bias=True, qk_norm=True):
+    shapes = parameter_shapes(Sizes(Q_HEADS, 24, KV_HEADS, DIM), use_bias=use_bias, qk_norm=qk_norm)
+    flat, tree = jax.tree.flatten(shapes, is_leaf=lambda node: hasattr(node, "inputs"))
+    keys = jax.random.split(jax.random.key(11), len(flat))
+    init = jax.nn.initializers.normal(0.3)
+    return tree.unflatten([initialize(init, key, shape, jnp.float32) for key, shape in zip(keys, flat, strict=True)])
+
+
+def layer_arguments(arrays):
+    return dict(
+        mask=masks.Causal() & masks.SameSegment(jnp.asarray(SEGMENTS)),
+        scores=scores.Alibi(jnp.exp(arrays["head"])),
+        normalizer=normalizers.Softmax(arrays["head"]),
+        rotary=True,
+        dropout=jattn.Dropout(0.25, jax.random.key(3)),
+        implementation=SMALL_TILES,
+    )
+
+
+@over_meshes
+@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+def test_multi_head_equals_one_device(strategy, cross):
+    x, y = draw(BATCH, LENGTH, 24, seed=8), draw(BATCH, LENGTH, 24, seed=9)
+
+    def value_and_gradients(parallel):
+        def loss(parameters, x, y, arrays):
+            sources = (x, y) if cross else (x,)
+            out = multi_head(parameters, *sources, **layer_arguments(arrays), parallel=parallel)
+            return (out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)).sum(), out
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(parameters(), x, y, ARRAYS)
+
+    (_, want), want_gradients = value_and_gradients(None)
+    (_, got), got_gradients = value_and_gradients(strategy)
+    assert_close(got, want)
+    jax.tree.map(assert_close, got_gradients, want_gradients)
+    assert jnp.abs(got_gradients[3]["head"]).min() > 0
+    assert (jnp.abs(got_gradients[2]).max() > 0) == cross
+
+
+@over_meshes
+def test_multi_head_has_one_all_reduce_and_the_sharding_stated(strategy):
+    named = functools.partial(NamedSharding, strategy.mesh)
+    placed = jax.tree.map(
+        lambda array, spec: jax.device_put(array, named(spec)), parameters(), parameter_specs(parameters(), head="model")
+    )
+    x_spec = P(*(strategy.batch_axes(1)), None, None)
+    x = jax.device_put(draw(BATCH, LENGTH, 24, seed=8), named(x_spec))
+    pieces = scores.Alibi(jnp.exp(ARRAYS["head"])), normalizers.Softmax(ARRAYS["head"])
+    pieces = jax.tree.map(
+        lambda array, spec: jax.device_put(array, named(spec)), pieces, partition_specs(pieces, head="model")
+    )
+
+    def layer(parameters, x, pieces):
+        score, normalizer = pieces
+        return multi_head(
+            parameters, x, mask=masks.Causal(), scores=score, normalizer=normalizer, rotary=True, parallel=strategy
+        )
+
+    assert collectives(layer, placed, x, pieces) == ["all-reduce"]
+    out = jax.jit(layer)(placed, x, pieces)
+    assert out.sharding.is_equivalent_to(named(x_spec), 3)
+    gradients = jax.jit(jax.grad(lambda *a: layer(*a).sum(), (0, 1, 2)))(placed, x, pieces)
+    for gradient, array in zip(jax.tree.leaves(gradients), jax.tree.leaves((placed, x, pieces)), strict=True):
+        assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
+
+
+def test_dropout_does_not_depend_on_the_mesh():
+    arguments = dict(mask=masks.Causal(), dropout=jattn.Dropout(0.5, jax.random.key(1)))
+    outs = [strategy.attention(*qkv(), **arguments) for strategy in STRATEGIES.values()]
+    assert_close(outs[0], jattn.attention(*qkv(), **arguments))
+    assert_close(outs[0], outs[1])
+    assert jnp.abs(outs[0] - jattn.attention(*qkv(), mask=masks.Causal())).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["8", "2x4"])
+def test_explicit_axes_and_eager_calls(name):
+    strategy = strategies(AxisType.Explicit)[name]
+    arguments = dict(mask=masks.Causal(), scores=scores.Alibi(jnp.exp(ARRAYS["head"])))
+    out = strategy.attention(*qkv(), **arguments)
+    assert_close(np.asarray(out), np.asarray(jattn.attention(*qkv(), **arguments)))
+    x = draw(BATCH, LENGTH, 24)
+    layer = jax.jit(lambda parameters, x: multi_head(parameters, x, parallel=strategy))
+    assert_close(np.asarray(layer(parameters(), x)), np.asarray(multi_head(parameters(), x)))
+
+
+def test_the_mesh_of_the_context():
+    want = jattn.attention(*qkv(), mask=masks.Causal())
+    with jax.set_mesh(make_mesh((2, 4))):
+        got = jax.jit(functools.partial(Heads("model", batch="data").attention, mask=masks.Causal()))(*qkv())
+    assert_close(np.asarray(got), np.asarray(want))
+
+
+def test_no_batch_axis_and_two():
+    query, key, value = qkv()
+    mesh = make_mesh((2, 4))
+    want = jattn.attention(query, key, value)
+    got = Heads("model", mesh=mesh).attention(query[0], key[0], value[0])
+    assert_close(got, want[0])
+    two = [array.reshape(1, BATCH, *array.shape[1:]) for array in (query, key, value)]
+    assert_close(Heads("model", batch=(None, "data"), mesh=mesh).attention(*two), want[None])
+
+
+def test_what_is_known_stays_known():
+    seen = []
+
+    def look(array, known, split):
+        seen.append((type(known), type(split)))
+        return array
+
+    run_sharded(
+        look,
+        (jnp.ones(8), np.arange(3), np.arange(8)),
+        (P("model"), P(None), P("model")),
+        P("model"),
+        mesh=make_mesh((8,)),
+    )
+    assert seen[0][0] is np.ndarray
+    assert issubclass(seen[0][1], jax.core.Tracer)
+
+
+def test_bad_input():
+    strategy = STRATEGIES["2x4"]
+    query, key, value = qkv(kv_heads=2)
+    with pytest.raises(ValueError, match=r"`kv_heads` must be a multiple of the 4 devices on mesh axis 'model'.* got 2"):
+        strategy.attention(query, key, value)
+    repeated = [jnp.repeat(array, 2, axis=-2) for array in (key, value)]
+    assert_close(strategy.attention(query, *repeated), jattn.attention(query, key, value))
+    query, key, value = qkv()
+    with pytest.raises(ValueError, match=r"batch axis 0 of `query` must be a multiple of the 2 devices .* got size 1"):
+        strategy.attention(query[:1], key[:1], value[:1])
+    with pytest.raises(ValueError, match=r"`mesh` must have an axis 'heads'; its axes are \('data', 'model'\)"):
+        Heads("heads", mesh=strategy.mesh).attention(query, key, value)
+    with pytest.raises(ValueError, match="must name different mesh axes"):
+        Heads("model", batch="model", mesh=strategy.mesh).attention(query, key, value)
+    with pytest.raises(ValueError, match=r"`batch` must name a mesh axis .* each of the 0 batch axes"):
+        strategy.attention(query[0], key[0], value[0])
+    with pytest.raises(ValueError, match="`mesh` must be given"):
+        Heads("model").attention(query, key, value)
+    with pytest.raises(ValueError, match=r"`Alibi.slopes` of shape \(5,\) .* the call has 16"):
+        strategy.attention(query, key, value, scores=scores.Alibi(jnp.ones(5)))
+    with pytest.raises(ValueError, match=r"q_len 11 differs from kv_len 12"):
+        strategy.attention(query[:, :11], key, value, mask=masks.Causal())
