@@ -40,8 +40,9 @@ class Gaussian(Similarity):
         settle(self, "gamma", parameter("gamma", self.gamma, least=0))
 
     def prepare(self, query, key):
-        gamma = self.gamma
-        factor = gamma if isinstance(gamma, (int, float)) else gamma.astype(accumulation_dtype(query, key))[..., None, None]
+        gamma = factor = self.gamma
+        if not isinstance(factor, (int, float)):
+            factor = factor.astype(accumulation_dtype(query, key))[..., None, None]
         square_query = squared_norm(query)[..., :, None]
         square_key = jnp.repeat(squared_norm(key), query.shape[-2] // key.shape[-2], axis=-2)[..., None, :]
         scale, scores = static_or_score(2 * gamma)
