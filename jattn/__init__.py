@@ -1,6 +1,6 @@
 """Every attention, as one JAX function that knows how to skip, stream and shard."""
 
-from . import masks, normalizers, positions, scores, similarities
+from . import implementations, masks, normalizers, positions, scores, similarities
 from .core.contract import Implementation, Unsupported
 from .core.dropout import Dropout
 from .core.partial import Partial, merge
@@ -17,6 +17,7 @@ __all__ = [
     "attention_weights",
     "dot_product_attention",
     "explain",
+    "implementations",
     "masks",
     "merge",
     "normalizers",

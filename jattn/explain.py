@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .core.call import prepare
 from .front import choose
@@ -74,7 +76,7 @@ def explain(
         raise ValueError(f"`explain` takes the arguments of `attention`; got {sorted(unknown)}.")
     arguments = {"scores": (), **{name: options.get(name) for name in names if name != "scores"}, **options}
     leaves, tree = jax.tree.flatten(arguments)
-    abstract = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer)]
+    abstract = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct | Tracer)]
     # Concrete arrays are shown the plan of their values, which `attention` itself reads at run time.
     concrete = [leaf if i in abstract else _known(leaf) for i, leaf in enumerate(leaves)]
     found: list[Explanation] = []
@@ -105,6 +107,6 @@ def explain(
 
 def _known(leaf: Any) -> Any:
     """A concrete array as NumPy, so that the plan that follows from it is known."""
-    if isinstance(leaf, jax.Array) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return np.asarray(leaf)
     return leaf

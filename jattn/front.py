@@ -259,7 +259,8 @@ def dot_product_attention(
         window = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
         parts.append(masks.SlidingWindow(*window))
     if query_seq_lengths is not None or key_value_seq_lengths is not None:
-        parts.append(masks.Lengths(key_lengths=key_value_seq_lengths, query_lengths=query_seq_lengths))
+        key_lengths = jnp.shape(key)[-3] if key_value_seq_lengths is None else key_value_seq_lengths
+        parts.append(masks.Lengths(key_lengths=key_lengths, query_lengths=query_seq_lengths))
     whole = None
     for part in parts:
         whole = part if whole is None else whole & part

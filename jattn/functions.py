@@ -4,12 +4,12 @@ Captured arrays must be leaves of the piece that holds the function: only then a
 sharded with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
 
 class Traced:
@@ -30,8 +30,10 @@ class Traced:
         signature = f"{signature}{',' if ranks else ''}{scalars}->()"
 
         def one(*values):
-            closed = ClosedJaxpr(self.jaxpr, values[: len(ranks)])
-            return jaxpr_as_fun(closed)(*values[len(ranks) :])[0]
+            constants, scalars = values[: len(ranks)], values[len(ranks) :]
+            if _varying_axes(values):
+                return _evaluate_varying(self.jaxpr, constants, scalars)[0]
+            return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, constants))(*scalars)[0]
 
         dtypes = [variable.aval.dtype for variable in self.jaxpr.invars]
         given = [jnp.asarray(value).astype(dtype) for value, dtype in zip(arguments, dtypes, strict=True)]
@@ -54,3 +56,45 @@ def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[jax
     scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in dtypes]
     closed, result = jax.make_jaxpr(function, return_shape=True)(*scalars)
     return Traced(function, closed), tuple(closed.consts), result
+
+
+def _varying_axes(values: Sequence[Any]) -> tuple[str, ...]:
+    """The mesh axes over which any of the values differs from device to device (none outside `shard_map`)."""
+    axes: set[str] = set()
+    for value in values:
+        kind = jax.typeof(value)
+        manual = getattr(kind, "manual_axis_type", None)  # older JAX has `vma` alone
+        axes |= set(manual.varying if manual is not None else getattr(kind, "vma", ()))
+    return tuple(sorted(axes))
+
+
+def _evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    """Evaluate a jaxpr that was traced outside `shard_map` on values inside it.
+
+    There the operands of a primitive must all vary over the same mesh axes. Functions of JAX see to that when they are
+    traced; a jaxpr traced elsewhere has numbers in it that vary over none.
+    """
+    known: dict[Var, Any] = {}
+    known.update(zip(jaxpr.constvars, constants, strict=True))
+    known.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else known[atom]
+
+    for equation in jaxpr.eqns:
+        values = [read(atom) for atom in equation.invars]
+        axes = _varying_axes(values)
+        missing = [tuple(axis for axis in axes if axis not in _varying_axes([value])) for value in values]
+        values = [
+            jax.lax.pcast(jnp.asarray(value, atom.aval.dtype), lacks, to="varying") if lacks else value
+            for value, atom, lacks in zip(values, equation.invars, missing, strict=True)
+        ]
+        if equation.primitive.name in ("jit", "pjit"):
+            inner = equation.params["jaxpr"]
+            results = _evaluate_varying(inner.jaxpr, inner.consts, values)
+        else:
+            parameters = equation.primitive.get_bind_params(equation.params)
+            results = equation.primitive.bind(*values, **parameters)
+            results = results if equation.primitive.multiple_results else [results]
+        known.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]

@@ -86,15 +86,18 @@ class Piece:
 
 def _flatten(self: Piece) -> tuple[list[Any], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
     values = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]  # type: ignore[arg-type]
-    children = [(field.name, value) for field, value in values if _is_child(field, value)]
-    static = tuple((field.name, value) for field, value in values if not _is_child(field, value))
-    return [value for _, value in children], (tuple(name for name, _ in children), static)
+    # What was unflattened keeps its structure, whatever its leaves are now: `vmap` puts a bool where an array was.
+    names = self.__dict__.get("_children")
+    if names is None:
+        names = tuple(field.name for field, value in values if _is_child(field, value))
+    static = tuple((field.name, value) for field, value in values if field.name not in names)
+    return [getattr(self, name) for name in names], (names, static)
 
 
 def _unflatten(cls: type, aux: Any, children: Any) -> Any:
     names, static = aux
     self = object.__new__(cls)  # leaves may be anything here (tracers, shapes, specs): nothing is checked
-    for name, value in (*static, *zip(names, children, strict=True)):
+    for name, value in (("_children", names), *static, *zip(names, children, strict=True)):
         object.__setattr__(self, name, value)
     return self
 
@@ -116,8 +119,12 @@ def map_fields(tree: Any, visit: Callable[[Any, tuple[str, ...], str], Any]) -> 
         if "part" in metadata:
             changed.append(map_fields(value, visit))
         elif "constants" in metadata:
-            own = [tuple(f"own{axis}" for axis in range(jnp.ndim(item))) for item in value]
-            changed.append(tuple(visit(item, axes, f"{type(tree).__name__}.{name}") for item, axes in zip(value, own)))
+            changed.append(
+                tuple(
+                    visit(item, tuple(f"own{axis}" for axis in range(jnp.ndim(item))), f"{type(tree).__name__}.{name}")
+                    for item in value
+                )
+            )
         else:
             changed.append(visit(value, metadata["axes"], f"{type(tree).__name__}.{name}"))
     return _unflatten(type(tree), aux, changed)
@@ -162,8 +169,14 @@ def align(tree: Any, batch: tuple[int, ...], sizes: dict[str, int]) -> Any:
                     f"`{name}` of shape {shape} has size {have} on its {axis} axis (axes: [batch..., "
                     f"{', '.join(axes)}]), but the call has {sizes[axis]}. It must be 1 or {sizes[axis]}."
                 )
+        if axes == LAYOUT and batch and not lead and own[0] == batch[-1] == sizes["head"] > 1:
+            raise ValueError(
+                f"`{name}` of shape {shape} leaves open whether its first axis is the batch or the heads: both are "
+                f"{own[0]}. Write it as [batch, 1, query, key] (`array[:, None]`) or as [1, head, query, key] "
+                "(`array[None]`)."
+            )
         order = sorted(range(len(axes)), key=lambda i: LAYOUT.index(axes[i]) if axes[i] in LAYOUT else len(LAYOUT) + i)
-        backend = np if isinstance(value, (np.ndarray, np.generic, int, float)) else jnp
+        backend: Any = np if isinstance(value, (np.ndarray, np.generic, int, float)) else jnp
         moved = backend.transpose(value, (*range(len(lead)), *(len(lead) + i for i in order)))
         by_axis = dict(zip(axes, own, strict=True))
         layout = tuple(by_axis.get(axis, 1) for axis in LAYOUT)

@@ -1,5 +1,6 @@
 """The only validation: everything is checked here, once, before any work."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -34,7 +35,9 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
                 f"One head still needs its axis: `{name}[..., None, :]`."
             )
         if not jnp.issubdtype(item.dtype, jnp.floating):
-            raise ValueError(f"`{name}` must be floating-point; got {item.dtype}. Convert it: `{name}.astype('float32')`.")
+            raise ValueError(
+                f"`{name}` must be floating-point; got {item.dtype}. Convert it: `{name}.astype('float32')`."
+            )
     try:
         chex.assert_equal_rank([query, key, value])
         chex.assert_equal_shape_prefix([query, key, value], len(query.shape) - 3)
@@ -66,7 +69,7 @@ def check_pieces(mask: Any, similarity: Any, scores: Any, normalizer: Any, dropo
     mask = None if mask is None else as_mask(mask)
     similarity = ScaledDot() if similarity is None else similarity
     normalizer = Softmax() if normalizer is None else normalizer
-    scores = (scores,) if isinstance(scores, Score) else tuple(scores)
+    scores = tuple(scores) if isinstance(scores, Sequence) else (scores,)
     for name, value, kind in (
         ("similarity", similarity, Similarity),
         ("normalizer", normalizer, Normalizer),
@@ -88,9 +91,7 @@ def check_positions(name: str, positions: Any, batch: tuple[int, ...], length: i
     if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"`{name}` must be integers, absolute token indices; got {dtype}.")
     lead = shape[:-1]
-    fits = len(lead) <= len(batch) and all(
-        a in (1, b) for a, b in zip(reversed(lead), reversed(batch), strict=False)
-    )
+    fits = len(lead) <= len(batch) and all(a in (1, b) for a, b in zip(reversed(lead), reversed(batch), strict=False))
     if not shape or shape[-1] != length or not fits:
         raise ValueError(
             f"`{name}` must have shape [{length}], or [batch..., {length}] with the batch {batch}, one position for "
@@ -106,5 +107,3 @@ def reject_ambiguous_positions(q_len: int, kv_len: int, what: str) -> None:
         f"`query_positions=numpy.arange({kv_len - q_len}, {kv_len})`. Top-left (query 0 is at key 0): "
         f"`query_positions=numpy.arange({q_len})`."
     )
-
-

@@ -40,10 +40,10 @@ class Dropout(Piece):
     >>> dropout = jattn.Dropout(0.1, jax.random.key(0))
     """
 
-    rate: float = number()
+    rate: float | jax.Array = number()
     key: jax.Array = array("word")
-    heads: jax.Array | None = array("head", default=None)
-    examples: jax.Array | None = array(default=None)
+    heads: jax.Array | np.ndarray | None = array("head", default=None)
+    examples: jax.Array | np.ndarray | None = array(default=None)
 
     def __post_init__(self):
         if isinstance(self.rate, (int, float)) and not 0 <= self.rate <= 1:

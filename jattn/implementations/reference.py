@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from ..core.call import Call
 from ..core.contract import Implementation
+from ..core.finite import multiply_values, without_nonfinite
 from ..core.partial import Partial
 from ..similarities.base import accumulation_dtype
-from ..core.finite import multiply_values, without_nonfinite
 
 
 class Reference(Implementation):
@@ -34,7 +34,9 @@ class Reference(Implementation):
         rows = call.q_heads * call.q_len * call.kv_len
         for size in call.batch:
             rows *= size
-        return f"all scores and weights at once: about {2 * 4 * rows / 2**20:,.0f} MiB, several times in the backward pass"
+        return (
+            f"all scores and weights at once: about {2 * 4 * rows / 2**20:,.0f} MiB, several times in the backward pass"
+        )
 
 
 def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -208,7 +208,10 @@ def _grouped_scores(rows: jax.Array, values: jax.Array) -> jax.Array:
 def _columns_product(columns: jax.Array, weights: jax.Array, group: int) -> jax.Array:
     """`columns [..., kv_heads, d, group * q]` times `weights [..., q_heads, q, k]` -> `[..., kv_heads, d, k]`."""
     return jnp.einsum(
-        "...hdq,...hqk->...hdk", columns, _by_kv_head(weights, group), preferred_element_type=accumulation_dtype(weights)
+        "...hdq,...hqk->...hdk",
+        columns,
+        _by_kv_head(weights, group),
+        preferred_element_type=accumulation_dtype(weights),
     )
 
 

@@ -63,7 +63,12 @@ def put_rows(array: jax.Array, tile: jax.Array, tiling: Tiling, starts: dict[int
     """Write a query tile `[batch..., heads, rows, ...]` back; only the rows that are `fresh`, if that is given."""
     rank = tiling.rank
     tile = jnp.swapaxes(tile, rank, rank + 1).astype(array.dtype)
-    start = [*(starts.get(axis, 0) for axis in range(rank)), starts[rank + 1], starts[rank], *[0] * (array.ndim - rank - 2)]
+    start = [
+        *(starts.get(axis, 0) for axis in range(rank)),
+        starts[rank + 1],
+        starts[rank],
+        *[0] * (array.ndim - rank - 2),
+    ]
     if fresh is not None:
         old = jax.lax.dynamic_slice(array, start, tile.shape)
         tile = jnp.where(fresh.reshape(-1, *[1] * (array.ndim - rank - 1)), tile, old)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from ...core.contract import Unsupported
-from ...core.varying import varying_axes, vary
+from ...core.varying import vary, varying_axes
 from ...tiles import Plan
 from . import backward, forward
 from .tile import Lists, Pieces
@@ -57,8 +57,7 @@ def _with_batch_axis(tree: Any, batched: Any, size: int, *, repeat: Callable[[An
     def one(leaf, has_axis):
         if has_axis:
             return leaf
-        leaf = jnp.asarray(leaf)[None]
-        return jnp.broadcast_to(leaf, (size, *leaf.shape[1:])) if repeat(leaf) else leaf
+        return jnp.broadcast_to(leaf, (size if repeat(leaf) else 1, *jnp.shape(leaf)))
 
     return jax.tree.map(one, tree, batched)
 
@@ -72,10 +71,12 @@ def _forward(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array
 
     @run.def_vmap
     def rule(size, batched, operands):
-        (batched,) = batched if isinstance(batched, list) else (batched,)
-        arrays = [_with_batch_axis(operands[i], batched[i], size, repeat=lambda _: True) for i in range(3)]
-        rest = [_with_batch_axis(operands[i], batched[i], size, repeat=lambda _: False) for i in range(3, 5)]
-        return _forward(program.batched(size), Operands(*arrays, *rest)), (True, True)
+        def one(name):  # the loops index query, key and value per example; anything else may be shared
+            repeat = name in ("query", "key", "value")
+            return _with_batch_axis(getattr(operands, name), getattr(batched[0], name), size, repeat=lambda _: repeat)
+
+        operands = Operands(**{name: one(name) for name in Operands._fields})
+        return _forward(program.batched(size), operands), (True, True)
 
     return run(operands)
 
@@ -89,11 +90,10 @@ def _backward(program: Program, operands: Operands, results: tuple) -> tuple:
 
     @run.def_vmap
     def rule(size, batched, operands, results):
-        arrays = [_with_batch_axis(operands[i], batched[0][i], size, repeat=lambda _: True) for i in range(3)]
-        pieces = _with_batch_axis(operands.pieces, batched[0].pieces, size, repeat=backward.is_float)
-        states = _with_batch_axis(operands.states, batched[0].states, size, repeat=lambda _: False)
-        results = _with_batch_axis(results, batched[1], size, repeat=lambda _: True)
-        grads = _backward(program.batched(size), Operands(*arrays, pieces, states), results)
+        # Gradients are asked for per example, so what is differentiated is repeated too.
+        operands = _with_batch_axis(operands, batched[0], size, repeat=backward.is_float)
+        results = _with_batch_axis(results, batched[1], size, repeat=backward.is_float)
+        grads = _backward(program.batched(size), operands, results)
         return grads, jax.tree.map(lambda _: True, grads)
 
     return _first_order_only(run)(operands, results)
