@@ -1,0 +1,28 @@
+"""Who may attend: masks, and `&`, `|`, `~` between them."""
+
+from .base import Mask, as_mask, of
+from .blocks import BlockCausal, Blocks, Chunked
+from .dense import Dense
+from .grids import Axial, Neighborhood
+from .order import Causal, Dilated, Prefix, Sinks, SlidingWindow, Strided
+from .segments import Lengths, SameSegment
+
+__all__ = [
+    "Axial",
+    "BlockCausal",
+    "Blocks",
+    "Causal",
+    "Chunked",
+    "Dense",
+    "Dilated",
+    "Lengths",
+    "Mask",
+    "Neighborhood",
+    "Prefix",
+    "SameSegment",
+    "Sinks",
+    "SlidingWindow",
+    "Strided",
+    "as_mask",
+    "of",
+]

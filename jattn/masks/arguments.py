@@ -1,0 +1,110 @@
+"""What a mask may be given: one check of integers and booleans for every mask's constructor.
+
+Shapes and dtypes are checked of anything that has them; values only where they are known, so a tracer passes.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from .base import Mask
+
+LARGEST = 2**31 - 1  # positions are int32
+Integers = int | np.ndarray | jax.Array
+"""A Python integer (static), or an integer array (a leaf)."""
+
+
+def settle(mask: Mask, name: str, value: Any) -> None:
+    """Set a field of a frozen mask, from its `__post_init__`."""
+    object.__setattr__(mask, name, value)
+
+
+def integers(name: str, value: Any, least: int, axes: str = "") -> Any:
+    """The integer or integer array `value`; a 0-d array with `axes` is given a size-1 axis, which is what it means.
+
+    Raises:
+        ValueError: not an integer, or one out of the range `least` to `LARGEST`.
+    """
+    wanted = f"`{name}` must be an integer of at least {least}"
+    if axes:
+        wanted += f", or an array of such integers with the axes [batch..., {axes}]"
+    value = _as_array(value)
+    if isinstance(value, (np.ndarray, np.integer)) and value.ndim == 0 and np.issubdtype(value.dtype, np.integer):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not least <= value <= LARGEST:
+            raise ValueError(f"{wanted} and at most {LARGEST} (positions are int32); got {value}.")
+        return value
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not np.issubdtype(dtype, np.integer):
+        raise ValueError(f"{wanted}; got {_describe(value)}.")
+    may_be_outside = np.iinfo(dtype).min < least or np.iinfo(dtype).max > LARGEST
+    known = _known(value) if may_be_outside else None  # reading the values of a jax.Array waits for them
+    if known is not None and known.size:
+        low, high = int(known.min()), int(known.max())
+        if low < least or high > LARGEST:
+            raise ValueError(
+                f"{wanted}, at most {LARGEST} (positions are int32); got an array of shape {value.shape} with values "
+                f"from {low} to {high}."
+            )
+    array: Any = value
+    return array.reshape((1,)) if axes and array.shape == () and hasattr(array, "reshape") else array
+
+
+def size(name: str, value: Any) -> int:
+    """A static integer of at least 1: something that shapes the mask, such as the sides of a grid."""
+    if isinstance(value, np.integer):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+        raise ValueError(f"`{name}` must be a Python integer of at least 1; got {_describe(value)}.")
+    return value
+
+
+def sizes(name: str, value: Any, axes: int | None = None) -> tuple[int, ...]:
+    """A tuple of static integers of at least 1; one integer is repeated for all `axes`, if their number is given."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and axes is not None:
+        value = (value,) * axes
+    if not isinstance(value, (tuple, list)):
+        raise ValueError(f"`{name}` must be a tuple of integers; got {_describe(value)}.")
+    if axes is not None and len(value) != axes:
+        raise ValueError(f"`{name}` must have one integer for each of the {axes} axes of the grid; got {value}.")
+    return tuple(size(f"{name}[{axis}]", item) for axis, item in enumerate(value))
+
+
+def booleans(name: str, value: Any, axes: tuple[str, ...], remedy: str) -> Any:
+    """The boolean array `value` with at least the given axes.
+
+    Raises:
+        ValueError: not boolean (with `remedy`), or too few axes.
+    """
+    value = _as_array(value)
+    layout = f"[batch..., {', '.join(axes)}]"
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or dtype != np.bool_:
+        raise ValueError(f"`{name}` must be a boolean array {layout}; got {_describe(value)}. {remedy}")
+    if len(value.shape) < len(axes):
+        raise ValueError(
+            f"`{name}` must have the axes {layout}; got shape {value.shape}. Which axes are missing is not guessed: "
+            f"give every axis, with size 1 where it is shared, as in `{name}[None]`."
+        )
+    return value
+
+
+def _as_array(value: Any) -> Any:
+    return np.asarray(value) if isinstance(value, (list, tuple)) else value
+
+
+def _known(value: Any) -> np.ndarray | None:
+    """The values of an array, if there are any to read here."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_fully_addressable:
+        return np.asarray(value)
+    return None
+
+
+def _describe(value: Any) -> str:
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"an array of dtype {value.dtype} and shape {value.shape}"
+    return f"{value!r} ({type(value).__name__})"

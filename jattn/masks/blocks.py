@@ -1,0 +1,114 @@
+"""Masks by blocks of positions: position `p` is in block `p // size`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..pieces import array, number, piece
+from .arguments import Integers, booleans, integers, settle, size
+from .base import Mask
+
+
+@piece
+class Chunked(Mask):
+    """Own chunk only, both ways: `q // size = k // size`. `& Causal()` for the past of the chunk.
+
+    Args:
+        size: of a chunk, `number("head")`, at least 1.
+
+    Raises:
+        ValueError: `size` is not an integer of at least 1.
+
+    >>> import jax.numpy as jnp
+    >>> from jattn import masks
+    >>> print(masks.Chunked(2).allows(jnp.arange(4)[:, None], jnp.arange(4)).astype(int))
+    [[1 1 0 0]
+     [1 1 0 0]
+     [0 0 1 1]
+     [0 0 1 1]]
+    """
+
+    size: Integers = number("head")
+
+    def __post_init__(self):
+        settle(self, "size", integers("size", self.size, least=1, axes="head"))
+
+    def allows(self, query, key):
+        return query // self.size == key // self.size
+
+
+@piece
+class BlockCausal(Mask):
+    """Causal between blocks, full inside one: `k // size <= q // size` (frames of a video, steps of a diffusion).
+
+    Args:
+        size: of a block, `number("head")`, at least 1.
+
+    Raises:
+        ValueError: `size` is not an integer of at least 1.
+
+    >>> import jax.numpy as jnp
+    >>> from jattn import masks
+    >>> print(masks.BlockCausal(2).allows(jnp.arange(4)[:, None], jnp.arange(4)).astype(int))
+    [[1 1 0 0]
+     [1 1 0 0]
+     [1 1 1 1]
+     [1 1 1 1]]
+    """
+
+    size: Integers = number("head")
+
+    def __post_init__(self):
+        settle(self, "size", integers("size", self.size, least=1, axes="head"))
+
+    def allows(self, query, key):
+        return key // self.size <= query // self.size
+
+
+@piece
+class Blocks(Mask):
+    """Blocks named by a table: `table[..., q // size, k // size]`. Positions beyond the table are not allowed.
+
+    The table is small (a pair of blocks, not of positions), so a layout that no formula gives costs little: random
+    blocks (BigBird, arXiv:2007.14062), blocks chosen by a router.
+
+    Args:
+        table: boolean, `array("head", "query_block", "key_block")`: `[batch..., heads or 1, q_blocks, k_blocks]`.
+        size: of a block, a Python integer of at least 1.
+
+    Raises:
+        ValueError: `table` is not boolean or has fewer than 3 axes; `size` is not an integer of at least 1.
+
+    >>> import jax.numpy as jnp
+    >>> from jattn import masks
+    >>> mask = masks.Blocks(jnp.eye(3, dtype=bool)[None], size=128)
+    >>> mask.size, mask.table.shape
+    (128, (1, 3, 3))
+    """
+
+    table: np.ndarray | jax.Array = array("head", "query_block", "key_block")
+    size: int
+
+    def __post_init__(self):
+        remedy = "True allows a pair of blocks: compare numbers first, as in `table != 0`."
+        settle(self, "table", booleans("table", self.table, ("head", "query_block", "key_block"), remedy))
+        settle(self, "size", size("size", self.size))
+
+    def allows(self, query, key):
+        rows, columns = jnp.shape(self.table)[-2:]
+        if rows == 0 or columns == 0:
+            return jnp.full_like(query, False, dtype=bool)
+        row, column = query // self.size, key // self.size
+        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        row, column = jnp.clip(row, 0, rows - 1), jnp.clip(column, 0, columns - 1)
+        return _look_up(self.table, row, column) & inside
+
+
+def _look_up(table: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    """`table[..., row, column]`, elementwise: the axes of `table` before its last two broadcast with the indices."""
+
+    def one(table, row, column):
+        # Of scalars this is one dynamic slice with an index for each axis, whose interval is a rectangle of the table.
+        return jax.lax.dynamic_slice(table, (row, column), (1, 1), allow_negative_indices=False)[0, 0]
+
+    return jnp.vectorize(one, signature="(r,c),(),()->()")(table, row, column)

@@ -1,0 +1,144 @@
+"""Masks on a grid of 1 to 3 axes, flattened row-major: position `p` of a `(rows, columns)` grid is row `p // columns`,
+column `p % columns`. Positions beyond the grid attend nothing and are attended by nothing.
+"""
+
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from ..pieces import piece
+from .arguments import LARGEST, settle, sizes
+from .base import Mask
+
+
+@piece
+class Neighborhood(Mask):
+    """The window of a grid around the query, of the same size everywhere (NATTEN, arXiv:2204.07143).
+
+    Along each axis, of length L, with window w and the query at coordinate i, the keys are
+
+        k = start, ..., start + w - 1,    start = clip(i - (w - 1) / 2, 0, L - w):
+
+    at a border the window shifts inwards, so that every query attends exactly `w` keys. A window that is cut off
+    instead is a `SlidingWindow` of one axis, or `masks.of` of several. With dilation d (arXiv:2209.15001) the axis
+    falls apart into the d grids of coordinates equal modulo d, and this holds in each of them.
+
+    Args:
+        shape: the sides of the grid, 1 to 3 Python integers.
+        window: odd; one Python integer for all axes or one for each.
+        dilation: at least 1; one Python integer for all axes or one for each.
+
+    Raises:
+        ValueError: not integers; more than 3 axes; an even window; `window * dilation` larger than the side.
+
+    >>> import jax.numpy as jnp
+    >>> from jattn import masks
+    >>> mask = masks.Neighborhood((5,), window=3)
+    >>> print(mask.allows(jnp.arange(5)[:, None], jnp.arange(5)).astype(int))
+    [[1 1 1 0 0]
+     [1 1 1 0 0]
+     [0 1 1 1 0]
+     [0 0 1 1 1]
+     [0 0 1 1 1]]
+    """
+
+    shape: tuple[int, ...]
+    window: int | tuple[int, ...]
+    dilation: int | tuple[int, ...] = 1
+
+    def __post_init__(self):
+        shape = _grid(self.shape)
+        window, dilation = sizes("window", self.window, len(shape)), sizes("dilation", self.dilation, len(shape))
+        for side, width, step in zip(shape, window, dilation, strict=True):
+            if width % 2 == 0:
+                raise ValueError(f"`window` must be odd, so that it has a centre; got {window}.")
+            if width * step > side:
+                raise ValueError(
+                    f"`window * dilation` must fit in the grid on every axis; got window {window}, dilation "
+                    f"{dilation} and shape {shape}. A window as large as its axis is the whole axis."
+                )
+        for name, value in (("shape", shape), ("window", window), ("dilation", dilation)):
+            settle(self, name, value)
+
+    def allows(self, query, key):
+        allowed = _inside(query, self.shape) & _inside(key, self.shape)
+        axes = zip(
+            self.shape,
+            sizes("window", self.window, len(self.shape)),
+            sizes("dilation", self.dilation, len(self.shape)),
+            _coordinates(query, self.shape),
+            _coordinates(key, self.shape),
+            strict=True,
+        )
+        for side, width, step, at, other in axes:
+            count = side
+            if step > 1:
+                remainder = at % step
+                allowed = allowed & (remainder == other % step)
+                at, other, count = at // step, other // step, (side - remainder + step - 1) // step
+            start = jnp.clip(at - width // 2, 0, count - width)
+            allowed = allowed & (start <= other) & (other < start + width)
+        return allowed
+
+
+@piece
+class Axial(Mask):
+    """Keys on the query's own line along one axis: all other coordinates are equal (arXiv:1912.12180).
+
+    Args:
+        shape: the sides of the grid, 1 to 3 Python integers.
+        axis: which axis the line runs along; negative counts from the last.
+
+    Raises:
+        ValueError: not integers; more than 3 axes; `axis` is not one of them.
+
+    >>> import jax.numpy as jnp
+    >>> from jattn import masks
+    >>> columns = masks.Axial((2, 3), axis=0)
+    >>> print(columns.allows(jnp.arange(6)[:, None], jnp.arange(6)).astype(int))
+    [[1 0 0 1 0 0]
+     [0 1 0 0 1 0]
+     [0 0 1 0 0 1]
+     [1 0 0 1 0 0]
+     [0 1 0 0 1 0]
+     [0 0 1 0 0 1]]
+    """
+
+    shape: tuple[int, ...]
+    axis: int
+
+    def __post_init__(self):
+        shape = _grid(self.shape)
+        if not isinstance(self.axis, int) or isinstance(self.axis, bool) or not -len(shape) <= self.axis < len(shape):
+            raise ValueError(f"`axis` must be an axis of the grid {shape}, an integer; got {self.axis!r}.")
+        settle(self, "shape", shape)
+        settle(self, "axis", self.axis % len(shape))
+
+    def allows(self, query, key):
+        allowed = _inside(query, self.shape) & _inside(key, self.shape)
+        coordinates = zip(_coordinates(query, self.shape), _coordinates(key, self.shape), strict=True)
+        for axis, (at, other) in enumerate(coordinates):
+            if axis != self.axis:
+                allowed = allowed & (at == other)
+        return allowed
+
+
+def _grid(shape) -> tuple[int, ...]:
+    shape = sizes("shape", shape)
+    if not 1 <= len(shape) <= 3 or math.prod(shape) > LARGEST:
+        raise ValueError(f"`shape` must have 1 to 3 axes and at most {LARGEST} positions; got {shape}.")
+    return shape
+
+
+def _inside(position: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return (position >= 0) & (position < math.prod(shape))
+
+
+def _coordinates(position: jax.Array, shape: tuple[int, ...]) -> Iterator[jax.Array]:
+    """The coordinates of a position inside the grid, axis by axis."""
+    for axis, side in enumerate(shape):
+        below = math.prod(shape[axis + 1 :])
+        coordinate = position // below if below > 1 else position
+        yield coordinate % side if axis else coordinate
