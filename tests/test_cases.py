@@ -1,0 +1,141 @@
+"""Every row of the table through every implementation: it agrees with the truth, or refuses where the table says so."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, TILES
+from measure import call, compare, draw, everything, in_order, poisoned
+
+import jattn
+
+REFUSED = {("chunked", "sparsemax"), ("chunked", "entmax 1.5")}  # they need whole rows
+
+# Where the axis that is mapped over stands in query, key, value and the arrays of the pieces.
+IN_AXES = [(0, 0, 0, 0), (0, None, None, None), (None, 1, 0, None), (-1, 2, None, 0), (None, None, -2, None), (1, 0, 1, 0)]
+
+ROWS = [pytest.param(case, id=case.name.replace(" ", "-")) for case in CASES]
+IMPLEMENTATIONS = pytest.mark.parametrize("name", ["reference", "chunked"])
+
+
+def implementation(case, name):
+    return TILES[case.name] if name == "chunked" else name
+
+
+def place(case, inputs, dtype):
+    """The inputs as JAX arrays, with NaN and inf where nobody looks."""
+    key, value = poisoned(case, inputs.key, inputs.value)
+    arrays = {name: jnp.asarray(array) for name, array in inputs.arrays.items()}
+    floats = {name: arrays.pop(name) for name in inputs.floats}
+    out, *lse = inputs.cotangents
+    cotangents = (jnp.asarray(out, dtype), *map(jnp.asarray, lse))
+    return *(jnp.asarray(array, dtype) for array in (inputs.query, key, value)), floats, arrays, cotangents
+
+
+def refused(case, name):
+    """Whether the table says that this implementation refuses the row; then it must, with a reason."""
+    if (name, case.name) not in REFUSED:
+        return False
+    inputs = place(case, draw(case, 0), "float32")
+    with pytest.raises(jattn.Unsupported, match="whole row"):
+        call(case, implementation(case, name), *inputs[:3], {**inputs[3], **inputs[4]})
+    return True
+
+
+@functools.cache
+def compiled(case, name):
+    """Results and all gradients of a row, and a list that is one longer for every time it was traced."""
+    traces = []
+
+    @jax.jit
+    def run(*arguments):
+        traces.append(None)
+        return everything(case, implementation(case, name))(*arguments)
+
+    return run, traces
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("case", ROWS)
+def test_agrees_with_the_truth_and_is_traced_once(case, name):
+    if refused(case, name):
+        return
+    run, traces = compiled(case, name)
+    for seed in (0, 1):
+        compare(case, run(*place(case, draw(case, seed), "float32")), seed)
+    assert len(traces) == 1, "new values were traced again"
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("case", [row for row, case in zip(ROWS, CASES, strict=True) if case.bfloat16])
+def test_bfloat16_is_as_near_as_the_plain_reference(case, name):
+    if refused(case, name):
+        return
+    inputs = place(case, draw(case, 0, "bfloat16"), "bfloat16")
+    got = jax.jit(everything(case, implementation(case, name)))(*inputs)
+    compare(case, got, 0, "bfloat16")
+    (out, *lse), gradients = got
+    assert out.dtype == jnp.bfloat16 and all(item.dtype == jnp.float32 for item in lse)
+    for gradient, array in zip(jax.tree.leaves(gradients), jax.tree.leaves(inputs[:4]), strict=True):
+        assert gradient.dtype == array.dtype
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize(
+    ("case", "axes"),
+    [
+        pytest.param(case, IN_AXES[i % len(IN_AXES)], id=case.name.replace(" ", "-"))
+        for i, case in enumerate(case for case in CASES if case.vmap)
+    ],
+)
+def test_vmap(case, axes, name):
+    if refused(case, name):
+        return
+    lanes = [place(case, draw(case, seed), "float32") for seed in (0, 1)]
+    if not (lanes[0][3] or lanes[0][4]):
+        axes = (*axes[:3], None)
+    mapped = tuple(axis for axis in (*axes, axes[3], 0))
+
+    def stacked(axis, *items):
+        if axis is None:
+            return items[0]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis if axis >= 0 else leaves[0].ndim + 1 + axis), *items)
+
+    inputs = [stacked(axis, *items) for axis, *items in zip(mapped, *lanes, strict=True)]
+    run = jax.jit(jax.vmap(everything(case, implementation(case, name)), in_axes=mapped))
+    got = in_order(run(*inputs))
+    one, _ = compiled(case, "reference")
+    for lane, seed in enumerate((0, 1)):
+        arguments = [item if axis is None else lanes[seed][i] for i, (axis, item) in enumerate(zip(mapped, inputs, strict=True))]
+        want = in_order(one(*arguments))
+        for have, wish in zip(got, want, strict=True):
+            largest = max(1.0, float(jnp.abs(jnp.where(jnp.isfinite(wish), wish, 0)).max()))
+            np.testing.assert_allclose(have[lane], wish, rtol=0, atol=4e-6 * largest)
+
+
+EAGER = ["one query, one key", "causal", "packed segments", "additive", "bias, then soft cap, then alibi, causal", "sigmoid"]
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("case", [row for row, case in zip(ROWS, CASES, strict=True) if case.name in EAGER])
+def test_jit_equals_eager(case, name):
+    query, key, value, floats, others, _ = place(case, draw(case, 0), "float32")
+    run = functools.partial(call, case, implementation(case, name))
+    eager, compiled = (f(query, key, value, {**floats, **others}) for f in (run, jax.jit(run)))
+    for have, want in zip(eager, compiled, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
+
+
+def test_nested_vmap():
+    """Two mapped axes over a call that has a batch of its own."""
+    case = next(case for case in CASES if case.name == "window of each head")
+    run = everything(case, implementation(case, "chunked"))
+    lanes = [place(case, draw(case, seed), "float32") for seed in range(4)]
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(2, 2, *leaves[0].shape), *lanes)
+    got = in_order(jax.jit(jax.vmap(jax.vmap(run, in_axes=1), in_axes=0))(*jax.tree.map(lambda x: x.swapaxes(1, 2), stack)))
+    one, _ = compiled(case, "chunked")
+    for seed in range(4):
+        for have, want in zip(got, in_order(one(*lanes[seed])), strict=True):
+            np.testing.assert_allclose(have[divmod(seed, 2)], want, rtol=0, atol=1e-5)
