@@ -1,0 +1,71 @@
+"""What a run needs to go on after an interruption, kept by Orbax while training continues."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The last two checkpoints of a run, under `directory`.
+
+    A checkpoint is written in the background and becomes visible whole or not at all.
+    """
+
+    def __init__(self, directory: Path, settings: dict[str, Any], *, resume: bool):
+        if not resume:
+            shutil.rmtree(directory, ignore_errors=True)
+        self.settings = settings
+        self.manager = ocp.CheckpointManager(
+            directory.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        )
+
+    def save(self, step: int, state: Any, history: dict[str, Any]) -> None:
+        """Write the state, by the names of its arrays. It is copied first: the next step reuses its memory."""
+        arrays = {_name(path): np.array(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays),
+                history=ocp.args.JsonSave(history),
+                settings=ocp.args.JsonSave(self.settings),
+            ),
+        )
+
+    def restore(self, state: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, state, history) of the last checkpoint; None if there is none.
+
+        Raises:
+            SystemExit: it was made with other settings.
+        """
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        saved = self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore())).settings
+        if saved != self.settings:
+            different = {name: saved.get(name) for name in self.settings if saved.get(name) != self.settings[name]}
+            raise SystemExit(
+                f"the checkpoint in {self.manager.directory} was made with {different}. Give the same flags to go on "
+                "with it, another --out to keep it, or --no-resume to begin anew in its place."
+            )
+        names = [_name(path) for path, _ in jax.tree.leaves_with_path(state)]
+        like = dict(zip(names, (np.empty(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)), strict=True))
+        restored = self.manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore()),
+        )
+        leaves = [jax.numpy.array(restored.state[name]) for name in names]
+        return step, jax.tree.unflatten(jax.tree.structure(state), leaves), restored.history
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.manager.close()  # waits for what is being written
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

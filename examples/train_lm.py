@@ -1,0 +1,180 @@
+"""Train a small byte-level GPT, built from `jattn.nnx`, on the help texts that every Python carries.
+
+    pip install 'jattn[examples]'
+    python examples/train_lm.py                                          # under two minutes on two CPU cores
+    python examples/train_lm.py --mask window --out runs/window          # or packed: topics in a row keep apart
+    python examples/train_lm.py --size medium --out runs/medium          # on a GPU or TPU; bfloat16 there by itself
+
+Prints bits per byte on a held-out part beside what byte frequencies and byte pairs reach, and a sample; writes
+`loss.png`, `heads.png` (what a few heads attend), `plan.png` (the tiles that the mask visits), `sample.txt` and
+`result.json` to `--out`. Interrupt it as you like: the same command goes on from the last checkpoint.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from lm import pictures, text
+from lm.checkpoints import Checkpoints
+from lm.model import GPT, SIZES, Size, bits_per_byte
+from lm.sample import sample
+from tqdm import tqdm
+
+WARM_UP = 50  # steps, at most a tenth of all
+EVALUATIONS = 5
+SAMPLE = 300  # bytes
+EXCERPT = 44  # bytes, as many as can be read beside a picture of the weights
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--mask", choices=("causal", "window", "packed"), default="causal")
+    parser.add_argument("--steps", type=int, help="by default the size's own, and so below")
+    parser.add_argument("--batch", type=int, help="rows in a step")
+    parser.add_argument("--length", type=int, help="bytes in a row")
+    parser.add_argument("--device", choices=("auto", *PLATFORMS), default="auto")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="to compute in")
+    parser.add_argument("--out", type=Path, default=Path("runs/lm"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS")
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="from --out's checkpoint")
+    parser.add_argument("--prompt", default="The ", help="how the sample begins")
+    given = parser.parse_args(argv)
+    for name in ("steps", "batch", "length", "checkpoint_every"):
+        value = getattr(given, name)
+        if value is not None and value < (16 if name == "length" else 1):
+            parser.error(f"--{name.replace('_', '-')} is too small: {value}")
+    return given
+
+
+def optimizer(size: Size) -> optax.GradientTransformation:
+    warm_up = min(WARM_UP, size.steps // 10)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0, size.learning_rate, warm_up, max(size.steps, warm_up + 1), size.learning_rate / 20
+    )
+    decayed = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
+    adamw = optax.adamw(schedule, b2=0.98, weight_decay=0.1, mask=decayed)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+
+
+def make_steps(definition: Any, transform: optax.GradientTransformation, kind: str) -> tuple[Callable, Callable]:
+    """The compiled training step, which takes over the memory of its state, and the compiled evaluation."""
+
+    def loss(params, tokens, topic):
+        return bits_per_byte(nnx.merge(definition, params), kind, tokens, topic)
+
+    def train(state, tokens, topic):
+        params, moments = state
+        bits, gradients = jax.value_and_grad(loss)(params, tokens, topic)
+        updates, moments = transform.update(gradients, moments, params)
+        return (optax.apply_updates(params, updates), moments), bits
+
+    return jax.jit(train, donate_argnums=0), jax.jit(loss)
+
+
+def evaluate(loss: Callable, params: Any, held_out: text.Text, size: Size) -> float:
+    """Mean bits per byte over the held-out text."""
+    batches = held_out.cover(size.batch, size.length)
+    return float(np.mean([loss(params, *batch) for batch in batches]))
+
+
+def train(state: Any, size: Size, given: argparse.Namespace, steps: tuple, texts: tuple, keep: Checkpoints) -> Any:
+    """The trained state, and the history of its loss; from the last checkpoint, if there is one."""
+    train_step, loss = steps
+    training, held_out = texts
+    first, history = 0, {"train": [], "held_out": []}
+    restored = keep.restore(state)
+    if restored is not None:
+        first, state, history = restored
+        print(f"resumed from the checkpoint after step {first} of {size.steps}")
+    at_evaluation = {round(size.steps * (i + 1) / EVALUATIONS) for i in range(EVALUATIONS)}
+    losses: list[Any] = []
+    started, compiled = time.perf_counter(), None
+    with tqdm(total=size.steps, initial=first, unit="step", dynamic_ncols=True, file=sys.stdout) as bar:
+        for step in range(first + 1, size.steps + 1):
+            state, bits = train_step(state, *training.batch(given.seed, step, size.batch, size.length))
+            losses.append(bits)
+            if compiled is None:
+                bits.block_until_ready()
+                compiled = time.perf_counter()
+            # Wait for the step before: the bar tells the truth, and the device has the next step at hand.
+            bar.set_description(f"{float(losses[-2:][0]):.2f} bits per byte", refresh=False)
+            if step in at_evaluation:
+                history["held_out"].append([step, evaluate(loss, state[0], held_out, size)])
+                bar.set_postfix_str(f"held out {history['held_out'][-1][1]:.2f}")
+            if step % given.checkpoint_every == 0 or step == size.steps:
+                history["train"] += [float(bits) for bits in losses]
+                losses = []
+                keep.save(step, state, history)
+            bar.update()
+    ended = time.perf_counter()
+    if compiled is not None:
+        seconds, rest = ended - started, ended - compiled
+        done = size.steps - first
+        rate = (done - 1) * size.batch * size.length / rest
+        print(f"{done} steps in {seconds:.1f} s, {seconds - rest:.1f} s of it for the first; {rate:,.0f} bytes/s")
+    return state, history
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = arguments(argv)
+    if given.device != "auto":
+        jax.config.update("jax_platforms", PLATFORMS[given.device])
+    began = time.perf_counter()
+    chosen = {name: getattr(given, name) for name in ("steps", "batch", "length")}
+    size = dataclasses.replace(
+        SIZES[given.size], **{name: value for name, value in chosen.items() if value is not None}
+    )
+    dtype = given.dtype if given.dtype != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    texts = text.load()
+    bytes_of = [part.data for part in texts]
+    baselines = {
+        "byte frequencies": text.unigram_entropy(*bytes_of),
+        "byte bigrams": text.bigram_entropy(*bytes_of),
+    }
+    definition, params = nnx.split(nnx.jit(lambda: GPT(size, jnp.dtype(dtype), rngs=nnx.Rngs(given.seed)))())
+    transform = optimizer(size)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(
+        f"{given.size} model, {count:,} parameters, {given.mask} mask, {dtype}, on {jax.devices()[0].device_kind}; "
+        f"{len(bytes_of[0]):,} bytes to train on, {len(bytes_of[1]):,} held out"
+    )
+    given.out.mkdir(parents=True, exist_ok=True)
+    settings = {**dataclasses.asdict(size), "mask": given.mask, "dtype": dtype, "seed": given.seed}
+    steps = make_steps(definition, transform, given.mask)
+    try:
+        with Checkpoints(given.out / "checkpoints", settings, resume=given.resume) as keep:
+            (params, _), history = train((params, transform.init(params)), size, given, steps, texts, keep)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on from the last checkpoint in {given.out / 'checkpoints'}")
+        return 130
+    model = nnx.merge(definition, params)
+    bits = history["held_out"][-1][1]
+    print(f"held out: {bits:.3f} bits per byte; " + "; ".join(f"{name} {one:.3f}" for name, one in baselines.items()))
+    written = sample(model, given.mask, given.prompt, SAMPLE, size.length, given.seed)
+    print(f"--- sample ---\n{written}\n--------------")
+    (given.out / "sample.txt").write_text(written, encoding="utf-8")
+    result = {"held_out": bits, **baselines, "parameters": count, **settings, "history": history}
+    (given.out / "result.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    pictures.save_loss(given.out / "loss.png", history, baselines)
+    excerpt = texts[1].excerpt(min(size.length, EXCERPT))
+    pictures.save_heads(given.out / "heads.png", model, given.mask, size.length, excerpt)
+    pictures.save_plan(given.out / "plan.png", given.mask, texts[0], size.length)
+    print(f"pictures in {given.out}; {time.perf_counter() - began:.0f} s in all")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
