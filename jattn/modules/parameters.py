@@ -119,7 +119,7 @@ def parameter_specs(parameters: Mapping[str, Any], *, head: str | None = None) -
     >>> import jax
     >>> tree = {"out": {"kernel": jax.ShapeDtypeStruct((8, 16, 128), "float32")}}
     >>> parameter_specs(tree, head="model")
-    {'out': {'kernel': PartitionSpec('model', None, None)}}
+    {'out': {'kernel': P('model', None, None)}}
     """
     return {
         group: {

@@ -36,7 +36,7 @@ def partition_spec(
         ValueError: fewer axes than declared; more batch axes than `batch` has, where it has any.
 
     >>> partition_spec((4, 1, 16), ("head", "query"), batch=("data",), head="model", query="sequence")
-    PartitionSpec('data', None, 'sequence')
+    P('data', None, 'sequence')
     """
     batch = (batch,) if isinstance(batch, str) else tuple(batch)
     lead = len(shape) - len(axes)
@@ -79,7 +79,7 @@ def partition_specs(
     >>> import jax.numpy as jnp
     >>> from jattn import scores
     >>> partition_specs(scores.Bias(jnp.zeros((8, 1, 64))), head="model", query="sequence", key="sequence")
-    Bias(values=PartitionSpec('model', None, 'sequence'))
+    Bias(values=P('model', None, 'sequence'))
     """
 
     def visit(value: Any, axes: tuple[str, ...], name: str) -> PartitionSpec:
@@ -112,7 +112,7 @@ def array_specs(
     Arguments as of `partition_specs`, with `batch` naming every batch axis.
 
     >>> array_specs(batch="data", head="model").query
-    PartitionSpec('data', None, 'model', None)
+    P('data', None, 'model', None)
     """
     batch = (batch,) if isinstance(batch, str) else tuple(batch)
     of_queries = PartitionSpec(*batch, query, head, None)

@@ -49,35 +49,35 @@ def qkv(kv_heads=KV_HEADS):
 
 
 PIECES = {
-    "causal": lambda a: dict(mask=masks.Causal()),
-    "slopes and a sink": lambda a: dict(
-        mask=masks.Causal(), scores=scores.Alibi(jnp.exp(a["head"])), normalizer=normalizers.Softmax(a["head"] / 2)
+    "causal windows, slopes and sinks, each head its own": lambda a: dict(
+        mask=masks.Causal() & masks.SlidingWindow(np.arange(Q_HEADS)),
+        scores=scores.Alibi(jnp.exp(a["head"])),
+        normalizer=normalizers.Softmax(a["head"] / 2),
     ),
-    "a bias for each pair, a cap": lambda a: dict(scores=(scores.Bias(a["pair"]), scores.SoftCap(jnp.exp(a["one"])))),
-    "a window for each head": lambda a: dict(mask=masks.SlidingWindow(np.arange(Q_HEADS), 0)),
-    "segments, lengths": lambda a: dict(
-        mask=masks.Causal() & masks.SameSegment(jnp.asarray(SEGMENTS)) & masks.Lengths(jnp.array([12, 7]))
+    "a bias for each pair, a cap, dropout": lambda a: dict(
+        scores=(scores.Bias(a["pair"]), scores.SoftCap(jnp.exp(a["one"]))),
+        dropout=jattn.Dropout(0.5, jax.random.key(7)),
     ),
-    "a table of buckets": lambda a: dict(scores=scores.RelativeBuckets(a["table"], max_distance=8)),
-    "Gaussian": lambda a: dict(similarity=similarities.Gaussian(jnp.exp(a["head"]))),
-    "functions that hold arrays": lambda a: dict(
-        mask=lambda q, k: k <= q + jnp.asarray([2, 0, 1])[q % 3],
+    "segments, lengths, functions that hold arrays": lambda a: dict(
+        mask=masks.of(lambda q, k: k <= q + jnp.asarray([2, 0, 1])[q % 3])
+        & masks.SameSegment(jnp.asarray(SEGMENTS))
+        & masks.Lengths(jnp.array([12, 7])),
         scores=scores.of(lambda s, q, k: s + a["captured"][k] * jnp.cos(q - k)),
     ),
-    "sigmoid": lambda a: dict(normalizer=normalizers.Sigmoid(a["head"]), mask=masks.Causal()),
-    "dropout": lambda a: dict(dropout=jattn.Dropout(0.5, jax.random.key(7)), mask=masks.Causal()),
-    "positions": lambda a: dict(
+    "Gaussian, a table of buckets, positions": lambda a: dict(
         mask=masks.Causal(),
-        scores=scores.Alibi(jnp.exp(a["head"])),
+        similarity=similarities.Gaussian(jnp.exp(a["head"])),
+        scores=scores.RelativeBuckets(a["table"], max_distance=8),
         query_positions=jnp.arange(LENGTH) + jnp.array([[0], [3]]),
         key_positions=np.arange(LENGTH),
     ),
+    "sigmoid": lambda a: dict(normalizer=normalizers.Sigmoid(a["head"]), mask=masks.Causal()),
 }
 ARRAYS = dict(
     head=draw(Q_HEADS, seed=4) / 4,
     pair=draw(1, Q_HEADS, LENGTH, LENGTH, seed=5),
     one=jnp.ones(()),
-    table=draw(6, Q_HEADS, seed=6),
+    table=draw(8, Q_HEADS, seed=6),
     captured=draw(LENGTH, seed=7),
 )
 
@@ -109,30 +109,27 @@ class Reads(dict):
         return super().__getitem__(name)
 
 
-@over_meshes
-@pytest.mark.parametrize("make", PIECES.values(), ids=PIECES)
-def test_attention_equals_one_device(make, strategy):
+FIRST = next(iter(PIECES))
+RUNS = [*((name, "2x4", SMALL_TILES) for name in PIECES), (FIRST, "8", SMALL_TILES), (FIRST, "2x4", "reference")]
+
+
+@pytest.mark.parametrize(("name", "mesh", "implementation"), RUNS)
+def test_attention_equals_one_device(name, mesh, implementation):
+    used, want, want_gradients = on_one_device(name)
+    split = functools.partial(STRATEGIES[mesh].attention, implementation=implementation)
+    got, got_gradients = value_and_gradients(split, PIECES[name], ARRAYS, used)
+    assert_close(got, want)
+    for array, gradient in want_gradients.items():
+        assert jnp.abs(gradient).max() > 0, array
+        assert_close(got_gradients[array], gradient)
+
+
+@functools.cache
+def on_one_device(name):
     reads = Reads(ARRAYS)
-    make(reads)
-    attend = functools.partial(jattn.attention, implementation=SMALL_TILES)
-    split = functools.partial(strategy.attention, implementation=SMALL_TILES)
-    want, want_gradients = value_and_gradients(attend, make, ARRAYS, reads.read)
-    got, got_gradients = value_and_gradients(split, make, ARRAYS, reads.read)
-    assert_close(got, want)
-    for name, gradient in want_gradients.items():
-        assert jnp.abs(gradient).max() > 0, name
-        assert_close(got_gradients[name], gradient)
-
-
-@over_meshes
-def test_reference_equals_one_device(strategy):
-    make = PIECES["slopes and a sink"]
+    PIECES[name](reads)
     attend = functools.partial(jattn.attention, implementation="reference")
-    split = functools.partial(strategy.attention, implementation="reference")
-    want, want_gradients = value_and_gradients(attend, make, ARRAYS, ["head"])
-    got, got_gradients = value_and_gradients(split, make, ARRAYS, ["head"])
-    assert_close(got, want)
-    jax.tree.map(assert_close, got_gradients, want_gradients)
+    return reads.read, *value_and_gradients(attend, PIECES[name], ARRAYS, reads.read)
 
 
 COLLECTIVES = r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
@@ -171,13 +168,11 @@ def layer_arguments(arrays):
         normalizer=normalizers.Softmax(arrays["head"]),
         rotary=True,
         dropout=jattn.Dropout(0.25, jax.random.key(3)),
-        implementation=SMALL_TILES,
     )
 
 
-@over_meshes
-@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-def test_multi_head_equals_one_device(strategy, cross):
+@pytest.mark.parametrize(("mesh", "cross"), [("8", False), ("2x4", False), ("2x4", True)])
+def test_multi_head_equals_one_device(mesh, cross):
     x, y = draw(BATCH, LENGTH, 24, seed=8), draw(BATCH, LENGTH, 24, seed=9)
 
     def value_and_gradients(parallel):
@@ -189,7 +184,7 @@ def test_multi_head_equals_one_device(strategy, cross):
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(parameters(), x, y, ARRAYS)
 
     (_, want), want_gradients = value_and_gradients(None)
-    (_, got), got_gradients = value_and_gradients(strategy)
+    (_, got), got_gradients = value_and_gradients(STRATEGIES[mesh])
     assert_close(got, want)
     jax.tree.map(assert_close, got_gradients, want_gradients)
     assert jnp.abs(got_gradients[3]["head"]).min() > 0
