@@ -64,6 +64,8 @@ class Tiling:
 
         The last tile of a length that is no multiple of the tile starts early, so that it is whole.
         """
+        # With 64-bit types the loop counts in int64 and the plan's lists stay int32; one slice wants one type.
+        lane, q_index, k_index = (jax.numpy.asarray(index, int) for index in (lane, q_index, k_index))
         starts: dict[int, Any] = {}
         if not self.all_batch:
             element = lane // self.head_blocks
