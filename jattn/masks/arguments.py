@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from .base import Mask
 
@@ -45,7 +46,7 @@ def integers(name: str, value: Any, least: int, axes: str = "") -> Any:
         low, high = int(known.min()), int(known.max())
         if low < least or high > LARGEST:
             raise ValueError(
-                f"{wanted}, at most {LARGEST} (positions are int32); got an array of shape {value.shape} with values "
+                f"{wanted}, at most {LARGEST} (positions are int32); got an array of shape {known.shape} with values "
                 f"from {low} to {high}."
             )
     array: Any = value
@@ -99,7 +100,7 @@ def _known(value: Any) -> np.ndarray | None:
     """The values of an array, if there are any to read here."""
     if isinstance(value, np.ndarray):
         return value
-    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.is_fully_addressable:
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_fully_addressable:
         return np.asarray(value)
     return None
 

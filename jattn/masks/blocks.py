@@ -104,7 +104,7 @@ class Blocks(Mask):
         return _look_up(self.table, row, column) & inside
 
 
-def _look_up(table: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+def _look_up(table: np.ndarray | jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
     """`table[..., row, column]`, elementwise: the axes of `table` before its last two broadcast with the indices."""
 
     def one(table, row, column):

@@ -15,9 +15,9 @@ class Dense(Mask):
     """A boolean array, True where a query may attend a key: `array[..., h, i, j]`.
 
     For the i-th query and the j-th key of the call, whatever their positions. Every axis is given, size 1 where it is
-    shared: `[batch, heads or 1, q_len or 1, kv_len or 1]`. Three axes are always `[head, query, key]`, also where a
-    batch has as many sequences as there are heads. It costs what it holds, q_len x kv_len; every other mask is a
-    formula that costs nothing.
+    shared: `[batch, heads or 1, q_len or 1, kv_len or 1]`. Three axes are `[head, query, key]`; where the batch has
+    as many sequences as there are heads, the call refuses them rather than guess. It costs what it holds,
+    q_len x kv_len; every other mask is a formula that costs nothing.
 
     Args:
         array: boolean, `array("head", "query", "key")`.
