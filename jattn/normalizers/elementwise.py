@@ -6,7 +6,7 @@ import numpy as np
 
 from ..pieces import number, piece
 from ..scores.arguments import Numbers, parameter, settle
-from ..scores.bias import Bias
+from ..scores.bias import Shift
 from .base import Normalizer
 
 
@@ -35,9 +35,8 @@ class Sigmoid(Normalizer):
         settle(self, "bias", parameter("bias", self.bias))
 
     def before(self):
-        if isinstance(self.bias, (int, float)):
-            return () if self.bias == 0 else (Bias(np.full((1, 1, 1), self.bias)),)
-        return (Bias(self.bias[..., None, None]),)
+        static = isinstance(self.bias, (int, float))
+        return () if static and self.bias == 0 else (Shift(self.bias),)
 
     def weights(self, scores, allowed):
         return jnp.where(allowed, jax.nn.sigmoid(jnp.where(allowed, scores, 0)), 0)

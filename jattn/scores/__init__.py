@@ -2,9 +2,9 @@
 
 from .alibi import Alibi
 from .base import Score, of
-from .bias import Bias
+from .bias import Bias, Shift
 from .relative import RelativeBuckets
 from .scale import Scale
 from .soft_cap import SoftCap
 
-__all__ = ["Alibi", "Bias", "RelativeBuckets", "Scale", "Score", "SoftCap", "of"]
+__all__ = ["Alibi", "Bias", "RelativeBuckets", "Scale", "Score", "Shift", "SoftCap", "of"]

@@ -3,6 +3,7 @@
 Shapes and dtypes are checked of anything that has them; values only where they are known, so a tracer passes.
 """
 
+import contextlib
 from typing import Any
 
 import jax
@@ -35,7 +36,8 @@ def floats(name: str, value: Any, axes: tuple[str, ...], *, shared: tuple[str, .
         ValueError: not floating-point, or too few axes.
     """
     if isinstance(value, (list, tuple, int, float)) and not isinstance(value, bool):
-        value = np.asarray(value, np.float32)
+        with contextlib.suppress(ValueError, TypeError):  # what is no array of numbers is refused below
+            value = np.asarray(value, np.float32)
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
     optional = ", ".join(f"{axis} (may be left out)" if axis in shared else axis for axis in axes)
     wanted = f"`{name}` must be a floating-point array [batch..., {optional}]"

@@ -1,10 +1,10 @@
-"""A bias: a number added to the score of each pair."""
+"""A bias: a number added to the score of each pair, or to all scores of a head."""
 
 import jax
 import numpy as np
 
-from ..pieces import array, piece
-from .arguments import floats, settle
+from ..pieces import array, number, piece
+from .arguments import Numbers, floats, parameter, settle
 from .base import Score
 
 
@@ -38,3 +38,31 @@ class Bias(Score):
     def modify(self, scores, query, key):
         del query, key
         return scores + self.values.astype(scores.dtype)
+
+
+@piece
+class Shift(Score):
+    """score + amount, the same for all pairs of a head.
+
+    It cancels in a plain softmax; a sigmoid, a sink or a soft cap sees it.
+
+    Args:
+        amount: a number, or a floating-point array `[batch..., head]`.
+
+    Raises:
+        ValueError: `amount` is not a finite floating-point number or array.
+
+    >>> import jax.numpy as jnp
+    >>> from jattn import scores
+    >>> print(scores.Shift(-1.0).modify(jnp.array([1.0, 0.5]), jnp.array(0), jnp.arange(2)))
+    [ 0.  -0.5]
+    """
+
+    amount: Numbers = number("head")
+
+    def __post_init__(self):
+        settle(self, "amount", parameter("amount", self.amount))
+
+    def modify(self, scores, query, key):
+        del query, key
+        return scores + (self.amount if isinstance(self.amount, (int, float)) else self.amount.astype(scores.dtype))

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..pieces import array, number, piece
 from ..scores.arguments import Numbers, floats, parameter, settle
-from ..scores.bias import Bias
+from ..scores.bias import Shift
 from .base import Prepared, Similarity, accumulation_dtype
 
 
@@ -41,11 +41,7 @@ class Bilinear(Similarity):
 
     def prepare(self, query, key):
         check_features("weight", self.weight, "query", query, "key", key)
-        scores = ()
-        if isinstance(self.bias, (int, float)):
-            scores = (Bias(np.full((1, 1, 1), self.bias, accumulation_dtype(query, key))),)
-        elif self.bias is not None:
-            scores = (Bias(self.bias[..., None, None]),)
+        scores = () if self.bias is None else (Shift(self.bias),)
         return Prepared(project(query, self.weight), key, scores=scores)
 
 
