@@ -158,7 +158,10 @@ def main(argv: list[str] | None = None) -> int:
         with Checkpoints(given.out / "checkpoints", settings, resume=given.resume) as keep:
             (params, _), history = train((params, transform.init(params)), size, given, steps, texts, keep)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on from the last checkpoint in {given.out / 'checkpoints'}")
+        print(
+            f"\ninterrupted; the same command goes on from the last checkpoint in {given.out / 'checkpoints'}, "
+            f"written every {given.checkpoint_every} steps"
+        )
         return 130
     model = nnx.merge(definition, params)
     bits = history["held_out"][-1][1]

@@ -44,7 +44,7 @@ class Checkpoints:
         step = self.manager.latest_step()
         if step is None:
             return None
-        saved = self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore())).settings
+        saved = self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
         if saved != self.settings:
             different = {name: saved.get(name) for name in self.settings if saved.get(name) != self.settings[name]}
             raise SystemExit(
@@ -57,8 +57,8 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore()),
         )
-        leaves = [jax.numpy.array(restored.state[name]) for name in names]
-        return step, jax.tree.unflatten(jax.tree.structure(state), leaves), restored.history
+        leaves = [jax.numpy.array(restored["state"][name]) for name in names]
+        return step, jax.tree.unflatten(jax.tree.structure(state), leaves), restored["history"]
 
     def __enter__(self) -> "Checkpoints":
         return self

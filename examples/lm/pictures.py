@@ -85,7 +85,7 @@ def choose_heads(weights: np.ndarray, tokens: np.ndarray) -> list[tuple[int, int
         "on the byte before": key == query - 1,
         "after an earlier same byte": earlier & (before[None] == tokens[:, None]),
         "on earlier same bytes": earlier & (tokens[None] == tokens[:, None]),
-        "10 bytes back or more": key <= query - 10,
+        "far back, by 10 bytes or more": key <= query - 10,
     }
     chosen: list[tuple[int, int, str]] = []
     for habit, pattern in patterns.items():
@@ -121,7 +121,7 @@ def save_plan(path: Path, kind: str, text: Text, length: int) -> None:
         _tiles(axes, states, size, tile)
     handles = [Patch(facecolor=colour, edgecolor="#cbd5e0", label=name) for name, colour in TILE_COLOURS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
-    figure.suptitle(f"What the {kind} mask asks attention to compute", fontsize=14)
+    figure.suptitle(f"What the {kind} mask asks attention to compute, in tiles small enough to see", fontsize=14)
     figure.savefig(path, dpi=120)
 
 
