@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ..masks.base import Mask
 from . import axes, bounds, primitives
@@ -50,9 +51,7 @@ def allowed_in_tiles(mask: Mask, query_positions: Any, key_positions: Any, q_til
             f"`mask.allows` of {type(mask).__name__} must return one boolean for a pair of scalar positions; got "
             f"{closed.out_avals}. Write it with elementwise operations and a comparison."
         )
-    known = all(is_known(one) for one in inputs) and not any(
-        isinstance(constant, jax.core.Tracer) for constant in closed.consts
-    )
+    known = all(is_known(one) for one in inputs) and not any(isinstance(constant, Tracer) for constant in closed.consts)
     tiles = -(-query_positions.shape[-2] // q_tile), -(-key_positions.shape[-1] // k_tile)
     lead = np.broadcast_shapes(*(jnp.shape(one)[: rank - 2] for one in inputs))
     xp = np if known else jnp
@@ -69,7 +68,7 @@ def allowed_in_tiles(mask: Mask, query_positions: Any, key_positions: Any, q_til
 def _extremes(context: Context, value: Any, dtype: Any, q_tile: int, k_tile: int) -> Interval:
     """The smallest and largest of an aligned array in each tile."""
     xp = context.xp
-    value = value.astype(dtype) if xp is jnp or value.dtype != dtype else np.asarray(value)
+    value = value.astype(dtype) if xp is np else jax.lax.stop_gradient(jnp.asarray(value, dtype))
     lo = hi = value
     for axis, size in ((context.rank - 2, q_tile), (context.rank - 1, k_tile)):
         if value.shape[axis] > 1 and size > 1:
@@ -116,7 +115,7 @@ def _constant(context: Context, value: Any, aval: Any) -> Interval:
     dtype = aval.dtype
     if not (bounds.is_float(dtype) or bounds.is_integer(dtype) or dtype == np.bool_):
         return bounds.everything(context, aval)
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         value = value.reshape((1,) * context.rank + value.shape)
         return bounds.outward(context, dtype, value, value)
     return bounds.exactly(context, value, dtype)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from ..masks.base import Mask
 from ..pieces import align, map_fields
@@ -34,8 +35,11 @@ def picture(plan: Plan) -> str:
     visited, full, total = plan.counts()
     lines.append(f"visited {visited} of {total} tiles ({visited / total:.1%}), {full} of them full")
     if len(states) > 1:
-        lead = plan.states.shape[:-2]
-        lines.append(f"drawn: the first of {lead[-1]} heads and {int(np.prod(lead[:-1]))} batch elements")
+        heads = plan.states.shape[-3]
+        several = [
+            f"{size} {name}" for size, name in ((len(states) // heads, "sequences"), (heads, "heads")) if size > 1
+        ]
+        lines.append(f"drawn: the first of {', '.join(several)}; counted: all")
     return "\n".join(lines)
 
 
@@ -49,7 +53,7 @@ def picture_of_mask(mask: Mask, q_len: int, kv_len: int, query_positions: Any = 
             batches.append(shape[: len(shape) - len(axes)])
             if "head" in axes:
                 heads.append(shape[len(shape) - len(axes) + axes.index("head")])
-        if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+        if isinstance(value, jax.Array) and not isinstance(value, Tracer):
             return np.asarray(value)
         if not is_known(value):
             raise ValueError(f"`{name}` is not known while tracing: a picture needs the mask's values, outside `jit`.")
