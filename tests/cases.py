@@ -76,15 +76,21 @@ def _mask(name: str, mask: Callable[[Arrays], Any], truth: Callable[[Arrays], An
     return Case(name, lambda a: {"mask": mask(a)}, lambda a: {"mask": truth(a)}, **options)
 
 
-def _score(name: str, pieces: Callable[[Arrays], Any], truth: Callable[[Arrays], Any], *arrays: Any, **options: Any) -> Case:
+def _score(
+    name: str, pieces: Callable[[Arrays], Any], truth: Callable[[Arrays], Any], *arrays: Any, **options: Any
+) -> Case:
     return Case(name, lambda a: {"scores": pieces(a)}, lambda a: {"scores": truth(a)}, *arrays, **options)
 
 
-def _similarity(name: str, pieces: Callable[[Arrays], Any], truth: Callable[[Arrays], Any], *arrays: Any, **options: Any) -> Case:
+def _similarity(
+    name: str, pieces: Callable[[Arrays], Any], truth: Callable[[Arrays], Any], *arrays: Any, **options: Any
+) -> Case:
     return Case(name, lambda a: {"similarity": pieces(a)}, lambda a: {"similarity": truth(a)}, *arrays, **options)
 
 
-def _normalizer(name: str, pieces: Callable[[Arrays], Any], truth: Callable[[Arrays], Any], *arrays: Any, **options: Any) -> Case:
+def _normalizer(
+    name: str, pieces: Callable[[Arrays], Any], truth: Callable[[Arrays], Any], *arrays: Any, **options: Any
+) -> Case:
     options = {"mergeable": False, **options}
     return Case(name, lambda a: {"normalizer": pieces(a)}, lambda a: {"normalizer": truth(a)}, *arrays, **options)
 
@@ -108,13 +114,17 @@ def _neighborhood(q, k):
     return allowed
 
 
+SLIM = {"bfloat16": False, "vmap": False}  # what another row tests already
+
 SHAPES = [
-    Case("plain", holes=False),
-    Case("plain with holes"),
+    Case("plain", holes=False, **SLIM),
+    Case("plain with holes", vmap=False),
     Case("causal", lambda a: {"mask": masks.Causal()}, lambda a: {"mask": _causal}, holes=False, v_dim=6),
-    Case("one query, one key", holes=False, q_len=1, kv_len=1, tile=(8, 8)),
-    Case("length one, masked", lambda a: {"mask": masks.Causal()}, lambda a: {"mask": _causal}, q_len=1, kv_len=1),
-    Case("length 63", lambda a: {"mask": masks.Causal()}, lambda a: {"mask": _causal}, q_len=63, kv_len=63, bfloat16=False),
+    Case("one query, one key", holes=False, q_len=1, kv_len=1, **SLIM),
+    Case(
+        "length one, masked", lambda a: {"mask": masks.Causal()}, lambda a: {"mask": _causal}, q_len=1, kv_len=1, **SLIM
+    ),
+    Case("length 63", lambda a: {"mask": masks.Causal()}, lambda a: {"mask": _causal}, q_len=63, kv_len=63, **SLIM),
     Case(
         "length 1000",
         lambda a: {"mask": masks.SlidingWindow(100, 0)},
@@ -125,9 +135,9 @@ SHAPES = [
         tile=(128, 64),
         vmap=False,
     ),
-    Case("default tiles", lambda a: {"mask": masks.Causal()}, lambda a: {"mask": _causal}, tile=(0, 0), bfloat16=False),
-    Case("more keys than queries", holes=False, q_len=9, kv_len=37, v_dim=3, bfloat16=False),
-    Case("more queries than keys", holes=False, q_len=37, kv_len=5, q_heads=4, bfloat16=False),
+    Case("default tiles", lambda a: {"mask": masks.Causal()}, lambda a: {"mask": _causal}, tile=(0, 0), **SLIM),
+    Case("more keys than queries", holes=False, q_len=9, kv_len=37, v_dim=3, **SLIM),
+    Case("more queries than keys", holes=False, q_len=37, kv_len=5, q_heads=4, **SLIM),
     Case("grouped queries", q_heads=6, kv_heads=2, v_dim=5),
     Case(
         "one key head",
@@ -138,9 +148,20 @@ SHAPES = [
         v_dim=8,
         qk_dim=3,
         holes=False,
+        **SLIM,
     ),
-    Case("no batch", lambda a: {"mask": masks.Causal()}, lambda a: {"mask": _causal}, batch=(), q_heads=4, v_dim=1),
-    Case("two batch axes", lambda a: {"mask": masks.Causal()}, lambda a: {"mask": _causal}, batch=(2, 3), bfloat16=False),
+    Case(
+        "no batch",
+        lambda a: {"mask": masks.Causal()},
+        lambda a: {"mask": _causal},
+        batch=(),
+        q_heads=4,
+        v_dim=1,
+        bfloat16=False,
+    ),
+    Case(
+        "two batch axes", lambda a: {"mask": masks.Causal()}, lambda a: {"mask": _causal}, batch=(2, 3), bfloat16=False
+    ),
     Case(
         "last queries of a cache",
         lambda a: {"mask": masks.Causal(), "query_positions": np.arange(28, 37)},
@@ -148,7 +169,7 @@ SHAPES = [
         q_len=9,
         kv_len=37,
         q_heads=4,
-        bfloat16=False,
+        **SLIM,
     ),
     Case(
         "a shard of the keys",
@@ -156,7 +177,7 @@ SHAPES = [
         lambda a: {"mask": _causal, "query_positions": np.arange(37), "key_positions": np.arange(20, 33)},
         kv_len=13,
         holes=False,
-        bfloat16=False,
+        **SLIM,
     ),
     Case(
         "positions of each sequence, traced",
@@ -202,7 +223,11 @@ MASKS = [
         lambda a: lambda q, k: (k <= q) | (k < a["length"].reshape(-1, 1, 1, 1)),
         arrays=_draw(length=lambda rng: rng.integers(0, 30, (2,))),
     ),
-    _mask("chunked causal", lambda a: masks.Chunked(10) & masks.Causal(), lambda a: lambda q, k: (q // 10 == k // 10) & (k <= q)),
+    _mask(
+        "chunked causal",
+        lambda a: masks.Chunked(10) & masks.Causal(),
+        lambda a: lambda q, k: (q // 10 == k // 10) & (k <= q),
+    ),
     _mask("block causal", lambda a: masks.BlockCausal(10), lambda a: lambda q, k: k // 10 <= q // 10),
     _mask(
         "window and sinks",
@@ -219,9 +244,11 @@ MASKS = [
         "packed segments",
         lambda a: masks.Causal() & masks.SameSegment(a["ids"], padding_id=0),
         lambda a: (
-            lambda q, k: (k <= q)
-            & (a["ids"][:, None, :, None] == a["ids"][:, None, None, :])
-            & (a["ids"][:, None, :, None] != 0)
+            lambda q, k: (
+                (k <= q)
+                & (a["ids"][:, None, :, None] == a["ids"][:, None, None, :])
+                & (a["ids"][:, None, :, None] != 0)
+            )
         ),
         arrays=_draw(ids=_segment_ids),
     ),
@@ -240,11 +267,15 @@ MASKS = [
     _mask(
         "table of blocks",
         lambda a: masks.Blocks(a["table"], 8),
-        lambda a: lambda q, k: a["table"][:, np.minimum(q // 8, 3), np.minimum(k // 8, 3)].reshape(
-            1, -1, *np.broadcast_shapes(q.shape, k.shape)[-2:]
-        )
-        & (q < 32)
-        & (k < 32),
+        lambda a: (
+            lambda q, k: (
+                a["table"][:, np.minimum(q // 8, 3), np.minimum(k // 8, 3)].reshape(
+                    1, -1, *np.broadcast_shapes(q.shape, k.shape)[-2:]
+                )
+                & (q < 32)
+                & (k < 32)
+            )
+        ),
         arrays=_draw(table=lambda rng: rng.random((2, 4, 4)) < 0.5),
     ),
     _mask(
@@ -268,7 +299,7 @@ MASKS = [
 ]
 
 SIMILARITIES = [
-    _similarity("dot", lambda a: similarities.Dot(0.3), lambda a: oracle.dot(0.3), bfloat16=False, vmap=False),
+    _similarity("dot", lambda a: similarities.Dot(0.3), lambda a: oracle.dot(0.3), **SLIM),
     _similarity(
         "dot, a scale per head",
         lambda a: similarities.Dot(a["scale"]),
@@ -293,6 +324,7 @@ SIMILARITIES = [
         lambda a: similarities.SharedBilinear(a["weight"]),
         lambda a: oracle.shared_bilinear(a["weight"]),
         _draw(weight=_normal(4, 5, scale=0.4)),
+        **SLIM,
     ),
     _similarity(
         "gaussian",
@@ -311,7 +343,9 @@ SIMILARITIES = [
 ]
 
 SCORES = [
-    _score("bias", lambda a: scores.Bias(a["bias"]), lambda a: [oracle.bias(a["bias"])], _draw(bias=_normal(2, 2, 37, 37))),
+    _score(
+        "bias", lambda a: scores.Bias(a["bias"]), lambda a: [oracle.bias(a["bias"])], _draw(bias=_normal(2, 2, 37, 37))
+    ),
     _score(
         "bias of queries and of keys",
         lambda a: [scores.Bias(a["rows"]), scores.Bias(a["columns"])],
@@ -337,10 +371,9 @@ SCORES = [
         lambda a: scores.RelativeBuckets(a["table"], bidirectional=False, max_distance=20),
         lambda a: [oracle.relative_buckets(a["table"], bidirectional=False, max_distance=20)],
         _draw(table=_normal(10, 2)),
-        bfloat16=False,
-        vmap=False,
+        **SLIM,
     ),
-    _score("soft cap", lambda a: scores.SoftCap(1.5), lambda a: [oracle.soft_cap(1.5)], spread=1.5),
+    _score("soft cap", lambda a: scores.SoftCap(1.5), lambda a: [oracle.soft_cap(1.5)], spread=1.5, vmap=False),
     Case(
         "bias, then soft cap, then alibi, causal",
         lambda a: {
@@ -370,15 +403,20 @@ NORMALIZERS = [
         _draw(sink=_normal(4)),
         q_heads=4,
     ),
-    _normalizer("off by one", lambda a: normalizers.Softmax.off_by_one(), lambda a: oracle.softmax(np.zeros(1, np.float32)), vmap=False),
+    _normalizer(
+        "off by one",
+        lambda a: normalizers.Softmax.off_by_one(),
+        lambda a: oracle.softmax(np.zeros(1, np.float32)),
+        **SLIM,
+    ),
     _normalizer(
         "sigmoid",
         lambda a: normalizers.Sigmoid(a["bias"]),
         lambda a: oracle.sigmoid(a["bias"]),
         _draw(bias=_normal(2, shift=-2)),
     ),
-    _normalizer("relu", lambda a: normalizers.Relu(), lambda a: oracle.relu()),
-    _normalizer("sparsemax", lambda a: normalizers.Sparsemax(), lambda a: oracle.sparsemax()),
+    _normalizer("relu", lambda a: normalizers.Relu(), lambda a: oracle.relu(), vmap=False),
+    _normalizer("sparsemax", lambda a: normalizers.Sparsemax(), lambda a: oracle.sparsemax(), vmap=False),
     _normalizer("entmax 1.5", lambda a: normalizers.Entmax15(), lambda a: oracle.entmax15()),
     Case(
         "gaussian, alibi, sink, grouped, window",

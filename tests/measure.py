@@ -155,7 +155,9 @@ def random(*shapes: tuple[int, ...], seed: int = 0) -> list[jax.Array]:
 
 def exact(query: Any, key: Any, value: Any, **given: Any) -> oracle.Truth:
     """The truth of a call, from arrays of any dtype; `given` as of `oracle.attention`."""
-    return oracle.attention(*(oracle.Num(np.asarray(array).astype(np.float64)) for array in (query, key, value)), **given)
+    return oracle.attention(
+        *(oracle.Num(np.asarray(array).astype(np.float64)) for array in (query, key, value)), **given
+    )
 
 
 def near(got: Any, want: Any, tolerance: float = 1e-5) -> None:

@@ -58,7 +58,9 @@ def test_mismatched_lengths():
 
 
 def test_heads_and_length_swapped_is_refused_where_it_can_be_told():
-    refused("swapped", query=QUERY.swapaxes(1, 2), key=KEY.swapaxes(1, 2), value=VALUE.swapaxes(1, 2)[:, :, :7])
+    """Queries of 7 rows and 4 heads, keys of 9 rows and 2 heads: swapped, 7 "heads" are no multiple of 9."""
+    longer = random((2, 2, 9, 3), (2, 2, 9, 5))
+    refused("swapped", "7 query heads", "9 key heads", query=QUERY.swapaxes(1, 2), key=longer[0], value=longer[1])
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 7), (2, 2, 7, 7), (4, 7, 6), (4, 6, 7), (3, 1, 7, 7), (2, 2, 4, 7, 7)])
@@ -100,7 +102,7 @@ def test_unknown_implementation_lists_the_known_ones():
 def test_a_named_implementation_that_refuses_says_why_and_what_the_others_say(normalizer):
     refused(
         "`chunked`",
-        "whole row",
+        "sorting all of its scores",
         "`reference` accepts",
         error=jattn.Unsupported,
         normalizer=normalizer,
@@ -193,7 +195,11 @@ def test_weights_of_other_normalizers():
 
 def test_explain():
     shape = jax.ShapeDtypeStruct
-    arrays = (shape((1, 2048, 4, 16), "float32"), shape((1, 2048, 2, 16), "float32"), shape((1, 2048, 2, 16), "float32"))
+    arrays = (
+        shape((1, 2048, 4, 16), "float32"),
+        shape((1, 2048, 2, 16), "float32"),
+        shape((1, 2048, 2, 16), "float32"),
+    )
     explained = jattn.explain(*arrays, mask=masks.SlidingWindow(300, 0))
     text = str(explained)
     assert explained.implementation == "chunked" and "reference" in explained.reasons
@@ -202,7 +208,7 @@ def test_explain():
     assert 0 < full < visited < total
     assert str(visited) in text and str(total) in text
     refusing = jattn.explain(*arrays, normalizer=normalizers.Sparsemax())
-    assert refusing.implementation == "reference" and "whole row" in refusing.reasons["chunked"]
+    assert refusing.implementation == "reference" and "sorting all of its scores" in refusing.reasons["chunked"]
     with pytest.raises(ValueError, match=re.escape("`query_positions`")):
         jattn.explain(shape((5, 2, 4), "float32"), *[shape((9, 2, 4), "float32")] * 2, mask=masks.Causal())
     with pytest.raises(ValueError, match="maks"):

@@ -144,9 +144,7 @@ def test_precision(dtype, implementation):
     slopes = jnp.asarray([0.01, 0.1])
 
     def run(query, key, value, slopes):
-        return jattn.partial_attention(
-            query, key, value, scores=scores.Alibi(slopes), implementation=implementation
-        )
+        return jattn.partial_attention(query, key, value, scores=scores.Alibi(slopes), implementation=implementation)
 
     (out, lse), gradients = graded(run, query, key, value, slopes)
     assert out.dtype == "float32" and lse.dtype == "float32"

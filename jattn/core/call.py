@@ -80,6 +80,7 @@ def prepare(
             checks.reject_ambiguous_positions(q_len, kv_len, "mask")
         if any(score_reads_positions(score)[0] for score in caller_scores):
             checks.reject_ambiguous_positions(q_len, kv_len, "scores")
+    columns = _positions("key_positions", key_positions, batch, kv_len, -1)
     if query_positions is None and key_positions is not None and q_len == kv_len:
         query_positions = key_positions  # self-attention: one sequence, one set of positions
     call = Call(
@@ -97,7 +98,7 @@ def prepare(
         normalizer=aligned(normalizer),
         dropout=None if dropout is None else aligned(dropout.indexed(batch, q_heads)),
         query_positions=_positions("query_positions", query_positions, batch, q_len, -2),
-        key_positions=_positions("key_positions", key_positions, batch, kv_len, -1),
+        key_positions=columns,
     )
     return call, prepared.query, prepared.key
 
