@@ -1,6 +1,7 @@
 """What every test of a single piece asks: value and gradients against float64 NumPy, `jit` and `vmap`."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 STEP = 1e-5
 
 
-def normal(seed: int, *shapes: Sequence[int], spread: float = 1.0) -> list[np.ndarray]:
+def normal(seed: int, *shapes: Sequence[int], spread: float = 1.0) -> list[Any]:
     """Random float32 arrays of these shapes."""
     rng = np.random.default_rng(seed)
     return [(spread * rng.normal(size=shape)).astype(np.float32) for shape in shapes]
@@ -38,7 +39,9 @@ def close(ours, truth, tolerance: float, what: str = "value") -> None:
     ours, truth = np.asarray(ours, np.float64), np.asarray(truth, np.float64)
     assert ours.shape == truth.shape, f"{what}: shape {ours.shape}, expected {truth.shape}"
     assert np.isfinite(ours).all() == np.isfinite(truth).all(), what
-    np.testing.assert_allclose(ours, truth, rtol=0, atol=tolerance * max(1.0, np.abs(truth).max(initial=0)), err_msg=what)
+    np.testing.assert_allclose(
+        ours, truth, rtol=0, atol=tolerance * max(1.0, np.abs(truth).max(initial=0)), err_msg=what
+    )
 
 
 def check(ours: Callable, truth: Callable, *arrays: np.ndarray, tolerance: float = 1e-5) -> None:
@@ -59,9 +62,7 @@ def check(ours: Callable, truth: Callable, *arrays: np.ndarray, tolerance: float
     compiled = jax.jit(value_and_pullback)
     value, gradients = compiled(*arrays)
     close(value, expected, tolerance)
-    for i, (gradient, numeric) in enumerate(
-        zip(gradients, central_differences(truth, wide, cotangent), strict=True)
-    ):
+    for i, (gradient, numeric) in enumerate(zip(gradients, central_differences(truth, wide, cotangent), strict=True)):
         assert gradient.dtype == arrays[i].dtype
         close(gradient, numeric, 4 * tolerance, f"gradient of array {i}")
     others = [array[::-1].copy() if array.ndim else array * np.float32(0.9) for array in arrays]

@@ -15,7 +15,9 @@ def pair_numbers(similarity, query, key):
     aligned = align(similarity, tuple(batch), sizes)
     numbers = aligned.pair(jnp.swapaxes(prepared.query, -3, -2), jnp.swapaxes(prepared.key, -3, -2)) * prepared.scale
     rank = len(batch) + 3
-    positions = [np.arange(size).reshape([1] * (rank - 2) + shape) for size, shape in ((q_len, [-1, 1]), (sizes["key"], [1, -1]))]
+    positions = [
+        np.arange(size).reshape([1] * (rank - 2) + shape) for size, shape in ((q_len, [-1, 1]), (sizes["key"], [1, -1]))
+    ]
     for score in align(prepared.scores, tuple(batch), sizes):
         numbers = score.modify(numbers, *positions)
     return numbers

@@ -117,7 +117,9 @@ def test_bfloat16(normalizer):
     wide = [np.asarray(x, np.float64) for x in (q, k, v)]
     everyone = np.ones((6, 6), bool)
     scores = scores_of(*wide[:2])
-    weights = sigmoid(scores, 0, everyone) if isinstance(normalizer, Sigmoid) else relu(scores, normalizer.power, everyone)
+    weights = (
+        sigmoid(scores, 0, everyone) if isinstance(normalizer, Sigmoid) else relu(scores, normalizer.power, everyone)
+    )
     close(out.astype(jnp.float32), attend(weights, wide[2]), 0.01)
 
 

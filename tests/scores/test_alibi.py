@@ -34,9 +34,7 @@ def test_slopes_have_gradients_through_attention(implementation):
         return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v)
 
     def ours(q, k, v, slopes):
-        return jattn.attention(
-            q, k, v, scores=Alibi(slopes), mask=jattn.masks.Causal(), implementation=implementation
-        )
+        return jattn.attention(q, k, v, scores=Alibi(slopes), mask=jattn.masks.Causal(), implementation=implementation)
 
     check(ours, truth, q, k, v, slopes)
 

@@ -82,7 +82,9 @@ def test_minus_infinity_stays_out_under_any_factor(factor):
     assert np.isfinite(pull(jnp.ones_like(value))[0]).all()
 
 
-@pytest.mark.parametrize("values", [np.ones((1, 3, 4), bool), np.ones((1, 3, 4), int), 1.0, None, np.ones((3, 4), np.float32)])
+@pytest.mark.parametrize(
+    "values", [np.ones((1, 3, 4), bool), np.ones((1, 3, 4), int), 1.0, None, np.ones((3, 4), np.float32)]
+)
 def test_a_bias_must_be_a_floating_point_array_with_every_axis(values):
     with pytest.raises(ValueError, match="`values` must be a floating-point array"):
         Bias(values)

@@ -20,7 +20,9 @@ def bilinear(q, k, w):
 
 def shared(q, k, w):
     w = np.broadcast_to(w, (4, *w.shape[-2:]))
-    return np.einsum("bqhr,bkhr->bhqk", np.einsum("bqhd,hdr->bqhr", q, w), np.einsum("bkhd,hdr->bkhr", per_query_head(k, 4), w))
+    return np.einsum(
+        "bqhr,bkhr->bhqk", np.einsum("bqhd,hdr->bqhr", q, w), np.einsum("bkhd,hdr->bkhr", per_query_head(k, 4), w)
+    )
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 5, 5), (1, 5, 5)])
@@ -77,9 +79,7 @@ def test_a_scalar_bias_cancels_in_the_softmax_and_a_bias_per_key_does_not(implem
     q, k, v, w, per_key = normal(6, Q, K, K, (5, 5), (1, 1, 4))
 
     def attend(bias, scores=()):
-        return jattn.attention(
-            q, k, v, similarity=Bilinear(w, bias), scores=scores, implementation=implementation
-        )
+        return jattn.attention(q, k, v, similarity=Bilinear(w, bias), scores=scores, implementation=implementation)
 
     plain = attend(None)
     close(attend(3.0), plain, 1e-5)
