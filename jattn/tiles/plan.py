@@ -1,6 +1,7 @@
 """The plan of a call: which tiles of (queries, keys) to visit, and which of them need the mask."""
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -87,7 +88,7 @@ class Plan:
         states = self.states if by == "query" else self.states.swapaxes(-1, -2)
         xp = np if self.known else jnp
         *shape, columns = states.shape
-        flat = states.reshape(-1, columns)
+        flat = states.reshape(math.prod(shape), columns)
         full, partial = flat == FULL, flat == PARTIAL
         n_full, n_partial = full.sum(1, dtype=np.int32), partial.sum(1, dtype=np.int32)
         stop = xp.cumsum(n_full + n_partial, dtype=np.int32)
