@@ -86,7 +86,7 @@ def _evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequenc
         axes = _varying_axes(values)
         missing = [tuple(axis for axis in axes if axis not in _varying_axes([value])) for value in values]
         values = [
-            jax.lax.pcast(jnp.asarray(value, atom.aval.dtype), lacks, to="varying") if lacks else value
+            jax.lax.pcast(jnp.asarray(value, jnp.result_type(atom.aval)), lacks, to="varying") if lacks else value
             for value, atom, lacks in zip(values, equation.invars, missing, strict=True)
         ]
         if equation.primitive.name in ("jit", "pjit"):

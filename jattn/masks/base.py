@@ -139,7 +139,7 @@ def as_mask(value: Any) -> Mask:
     if isinstance(value, Mask):
         return value
     if callable(value):
-        return of(value)
+        return of(value)  # pyright: ignore[reportArgumentType]  (what it returns is checked by `of`)
     raise ValueError(
         f"`mask` must be a mask piece or a function of two positions; got {type(value).__name__}. "
         "A boolean array [batch..., heads, q_len, kv_len] is `jattn.masks.Dense(array)`."
