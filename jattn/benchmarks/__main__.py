@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import table
 from .cases import SUITES
+from .measure import CLOCKS
 
 
 def main(arguments: list[str] | None = None) -> list[table.Row]:
@@ -22,6 +23,7 @@ def main(arguments: list[str] | None = None) -> list[table.Row]:
     parser.add_argument("--suite", choices=SUITES, default="cpu")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows; an unknown name lists them")
     parser.add_argument("--repeats", type=int, default=15, help="rounds of a pair (fewer where a round is slow)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a machine that does other work too")
     parser.add_argument("--length", type=int, help="the usual length, instead of the suite's")
     parser.add_argument("--long", type=int, help="the length of the rows that skip most tiles, instead of the suite's")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here")
@@ -38,13 +40,13 @@ def main(arguments: list[str] | None = None) -> list[table.Row]:
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
-    about = table.environment()
+    about = table.environment(asked.clock)
     print(about, flush=True)
     rows = []
     for case in cases:
         if asked.rows and case.name not in asked.rows:
             continue
-        rows.append(table.run(case, rounds=asked.repeats))
+        rows.append(table.run(case, rounds=asked.repeats, clock=asked.clock))
         print(f"[{case.name}]", " | ".join(rows[-1].cells()), flush=True)
     if asked.markdown:
         asked.markdown.write_text(table.markdown(rows, about), encoding="utf-8")

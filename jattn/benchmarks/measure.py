@@ -6,6 +6,9 @@ import time
 
 from .sides import Run
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Time that passes; or the CPU time of all threads, for a machine whose cores are shared with other work."""
+
 FEWEST = 3
 """Rounds that even a slow pair gets."""
 
@@ -29,14 +32,15 @@ class Times:
         return statistics.median(mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True))
 
 
-def once(run: Run) -> float:
+def once(run: Run, clock: str) -> float:
     """Seconds of one call."""
-    begin = time.perf_counter()
+    now = CLOCKS[clock]
+    begin = now()
     run()
-    return time.perf_counter() - begin
+    return now() - begin
 
 
-def paired(first: Run, second: Run, *, rounds: int, seconds: float) -> tuple[Times, Times]:
+def paired(first: Run, second: Run, *, rounds: int, seconds: float, clock: str = "wall") -> tuple[Times, Times]:
     """Time both in every round, who goes first alternating, after one call of each that compiles.
 
     Args:
@@ -44,18 +48,20 @@ def paired(first: Run, second: Run, *, rounds: int, seconds: float) -> tuple[Tim
         second: the other.
         rounds: how many rounds.
         seconds: no round starts later than this, once there are `FEWEST`.
+        clock: one of `CLOCKS`.
     """
-    first(), second()
+    for run in (first, second):
+        run()
     found: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()
     for index in range(rounds):
         if index >= FEWEST and time.perf_counter() - begin > seconds:
             break
         for side in (0, 1) if index % 2 == 0 else (1, 0):
-            found[side].append(once((first, second)[side]))
+            found[side].append(once((first, second)[side], clock))
     return Times(tuple(found[0])), Times(tuple(found[1]))
 
 
-def alone(run: Run, *, rounds: int, seconds: float) -> Times:
+def alone(run: Run, *, rounds: int, seconds: float, clock: str = "wall") -> Times:
     """Time one side whose peer is missing."""
-    return paired(run, lambda: None, rounds=rounds, seconds=seconds)[0]
+    return paired(run, lambda: None, rounds=rounds, seconds=seconds, clock=clock)[0]

@@ -40,20 +40,21 @@ class Row:
 HEAD = ("what", "shape", "jattn", "beside it", "figure", "bar", "met")
 
 
-def run(case: Speed | Memory, *, rounds: int) -> Row:
+def run(case: Speed | Memory, *, rounds: int, clock: str = "wall") -> Row:
     """Measure a row."""
-    return _speed(case, rounds) if isinstance(case, Speed) else _memory(case)
+    return _speed(case, rounds, clock) if isinstance(case, Speed) else _memory(case)
 
 
-def _speed(case: Speed, rounds: int) -> Row:
+def _speed(case: Speed, rounds: int, clock: str) -> Row:
+    how = {"rounds": rounds, "seconds": SECONDS, "clock": clock}
     missing = case.other.missing()
     bar = f"{'at most' if case.bar.at_most else 'at least'} {case.bar.value:g}"
     if missing:
-        ours = alone(case.ours.build(case.shape), rounds=rounds, seconds=SECONDS)
+        ours = alone(case.ours.build(case.shape), **how)
         told = f"{case.other.label}: {missing}"
         details = {"ours": ours.rounds}
         return Row(case.name, case.what, str(case.shape), _seconds(ours.median), told, None, "-", bar, None, details)
-    ours, other = paired(case.ours.build(case.shape), case.other.build(case.shape), rounds=rounds, seconds=SECONDS)
+    ours, other = paired(case.ours.build(case.shape), case.other.build(case.shape), **how)
     ratio = ours.ratio(other) if case.bar.at_most else other.ratio(ours)
     figure = case.factor(case.shape) * ratio
     same = case.other.label == case.ours.label
@@ -97,15 +98,16 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.{min(digits, 6)}f} s"
 
 
-def environment() -> str:
+def environment(clock: str = "wall") -> str:
     """What the figures were made with, in one line."""
     rate = 2 * peers.MATMUL**3 / alone(peers.matmul_run(), rounds=7, seconds=SECONDS).least / 1e9
+    times = {"wall": "wall clock", "cpu": "CPU time of all threads"}[clock]
     found = f"Python {platform.python_version()}, jax {jax.__version__}"
     device = jax.devices()[0]
     kind = "CPU" if device.platform == "cpu" else device.device_kind
     return (
         f"{found}, PyTorch {peers.torch_version() or 'not installed'}; {kind}, {os.cpu_count()} cores; "
-        f"float32 matmul {rate:.0f} GFLOP/s at best"
+        f"float32 matmul {rate:.0f} GFLOP/s at best; {times}, medians (least)"
     )
 
 
