@@ -164,7 +164,9 @@ def _with_heads(name: str, value: Any) -> jax.Array:
     """An array that broadcasts to `[batch..., heads, q_len, kv_len]`, with at least the last three axes written out."""
     value = jnp.asarray(value)
     if value.ndim == 0:
-        raise ValueError(f"`{name}` must be an array that broadcasts to [batch..., heads, q_len, kv_len]; got a scalar.")
+        raise ValueError(
+            f"`{name}` must be an array that broadcasts to [batch..., heads, q_len, kv_len]; got a scalar."
+        )
     return value.reshape((1,) * (3 - value.ndim) + value.shape)
 
 

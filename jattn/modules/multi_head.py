@@ -40,7 +40,7 @@ def multi_head(
     """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762), with every choice of pieces.
 
         q, k, v = x W_q + b_q,  y W_k + b_k,  z W_v + b_v                   one projection for each head
-        q, k = rms_norm(q) g_q,  rms_norm(k) g_k                            where there are norms (over a head's features)
+        q, k = rms_norm(q) g_q,  rms_norm(k) g_k                            where there are norms (over a head)
         q, k = rotary(q, positions),  rotary(k, key_positions)              where asked for
         out = Σ_heads attention(q, k, v) W_o + b_o
 
@@ -141,9 +141,7 @@ def multi_head_weights(
     _check(parameters, inputs, key_inputs, None)
     dtype = _computation_dtype(dtype, parameters, inputs, key_inputs)
     at = _positions(inputs, key_inputs, positions, key_positions, rotary)
-    query, key, _ = _project(
-        parameters, inputs, key_inputs, None, rotary=rotary, at=at, dtype=dtype, epsilon=epsilon
-    )
+    query, key, _ = _project(parameters, inputs, key_inputs, None, rotary=rotary, at=at, dtype=dtype, epsilon=epsilon)
     pieces = dict(mask=mask, similarity=similarity, scores=scores, normalizer=normalizer)
     return attention_weights(query, key, **pieces, **at, heads=heads, queries=queries)
 

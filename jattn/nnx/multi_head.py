@@ -185,9 +185,7 @@ class MultiHeadAttention(nnx.Module):
         pieces = {name: _released(getattr(self, name)) for name in pieces_of.LEARNABLE}
         if mask is not None:
             pieces["mask"] = mask
-        return dict(
-            **pieces, rotary=self.rotary, positions=positions, key_positions=key_positions, dtype=self.dtype
-        )
+        return dict(**pieces, rotary=self.rotary, positions=positions, key_positions=key_positions, dtype=self.dtype)
 
     def _dropout(self, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | None) -> Dropout | None:
         if self.dropout_rate == 0 or (self.deterministic if deterministic is None else deterministic):

@@ -25,7 +25,7 @@ class Heads:
     up, and the key heads they attend to. Each per-head array in a piece (slopes, sinks, biases, windows) goes with its
     head. Attention itself needs no communication; multi-head attention has one sum over the axis, after the output
     projection, in float32. Forward and backward equal one device, dropout included. In a user's own function
-    (`masks.of`, `scores.of`) JAX refuses here, with an error, what has a derivative rule of its own, like `jax.nn.relu`.
+    (`masks.of`, `scores.of`) JAX refuses here, with an error, what has its own derivative rule, like `jax.nn.relu`.
 
     Args:
         axis: the mesh axis over which heads are split.

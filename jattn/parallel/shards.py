@@ -67,9 +67,13 @@ def run_sharded(function: Callable[..., Any], operands: tuple, specs: tuple, out
     leaf_specs = jax.tree.leaves(specs, is_leaf=is_spec)
     if len(leaves) != len(leaf_specs):
         raise ValueError(f"`specs` must have a PartitionSpec for each array: {len(leaf_specs)} for {len(leaves)}.")
-    known = [isinstance(leaf, np.ndarray) and not mesh_axes(*spec) for leaf, spec in zip(leaves, leaf_specs)]
+    known = [
+        isinstance(leaf, np.ndarray) and not mesh_axes(*spec) for leaf, spec in zip(leaves, leaf_specs, strict=True)
+    ]
     moved_specs = [spec for spec, stays in zip(leaf_specs, known, strict=True) if not stays]
-    moved = [_placed(leaf, spec, mesh) for leaf, spec, stays in zip(leaves, leaf_specs, known) if not stays]
+    moved = [
+        _placed(leaf, spec, mesh) for leaf, spec, stays in zip(leaves, leaf_specs, known, strict=True) if not stays
+    ]
     used = dict.fromkeys(axis for spec in moved_specs for axis in mesh_axes(*spec))
 
     def local(*arrays: Any) -> Any:
@@ -77,7 +81,8 @@ def run_sharded(function: Callable[..., Any], operands: tuple, specs: tuple, out
             jax.lax.pcast(array, tuple(axis for axis in used if axis not in mesh_axes(*spec)), to="varying")
             for array, spec in zip(arrays, moved_specs, strict=True)
         )
-        return function(*tree.unflatten([leaf if stays else next(entering) for leaf, stays in zip(leaves, known)]))
+        whole = [leaf if stays else next(entering) for leaf, stays in zip(leaves, known, strict=True)]
+        return function(*tree.unflatten(whole))
 
     return jax.shard_map(local, mesh=mesh, in_specs=tuple(moved_specs), out_specs=out_specs)(*moved)
 

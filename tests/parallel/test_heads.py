@@ -132,7 +132,9 @@ def on_one_device(name):
     return reads.read, *value_and_gradients(attend, PIECES[name], ARRAYS, reads.read)
 
 
-COLLECTIVES = r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
+COLLECTIVES = (
+    r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
+)
 
 
 def collectives(function, *arguments):
@@ -195,7 +197,9 @@ def test_multi_head_equals_one_device(mesh, cross):
 def test_multi_head_has_one_all_reduce_and_the_sharding_stated(strategy):
     named = functools.partial(NamedSharding, strategy.mesh)
     placed = jax.tree.map(
-        lambda array, spec: jax.device_put(array, named(spec)), parameters(), parameter_specs(parameters(), head="model")
+        lambda array, spec: jax.device_put(array, named(spec)),
+        parameters(),
+        parameter_specs(parameters(), head="model"),
     )
     x_spec = P(*(strategy.batch_axes(1)), None, None)
     x = jax.device_put(draw(BATCH, LENGTH, 24, seed=8), named(x_spec))
@@ -275,7 +279,9 @@ def test_what_is_known_stays_known():
 def test_bad_input():
     strategy = STRATEGIES["2x4"]
     query, key, value = qkv(kv_heads=2)
-    with pytest.raises(ValueError, match=r"`kv_heads` must be a multiple of the 4 devices on mesh axis 'model'.* got 2"):
+    with pytest.raises(
+        ValueError, match=r"`kv_heads` must be a multiple of the 4 devices on mesh axis 'model'.* got 2"
+    ):
         strategy.attention(query, key, value)
     repeated = [jnp.repeat(array, 2, axis=-2) for array in (key, value)]
     assert_close(strategy.attention(query, *repeated), jattn.attention(query, key, value))
