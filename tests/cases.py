@@ -350,7 +350,8 @@ SCORES = [
         "bias of queries and of keys",
         lambda a: [scores.Bias(a["rows"]), scores.Bias(a["columns"])],
         lambda a: [oracle.bias(a["rows"]), oracle.bias(a["columns"])],
-        _draw(rows=_normal(2, 37, 1), columns=_normal(1, 1, 37)),
+        _draw(rows=_normal(4, 37, 1), columns=_normal(1, 1, 37)),
+        q_heads=4,
         bfloat16=False,
     ),
     _score(

@@ -28,7 +28,8 @@ class Inputs:
 
     @property
     def floats(self) -> dict[str, np.ndarray]:
-        return {name: value for name, value in self.arrays.items() if np.issubdtype(value.dtype, np.floating)}
+        # By name, as JAX returns dictionaries.
+        return {name: value for name, value in sorted(self.arrays.items()) if np.issubdtype(value.dtype, np.floating)}
 
 
 @functools.lru_cache(maxsize=512)

@@ -113,11 +113,12 @@ def test_trap_05_where_the_queries_stand(implementation):
 @BOTH
 def test_trap_06_three_axes_of_a_mask_are_never_the_batch(implementation):
     query, key, value = random((2, 10, 2, 4), (2, 10, 2, 4), (2, 10, 2, 4))
-    array = np.random.default_rng(0).random((2, 10, 10)) < 0.5  # [heads, q, k], though the batch is 2 as well
-    got = attend(query, key, value, mask=masks.Dense(array), implementation=implementation)
-    near(got.out, exact(query, key, value, mask=lambda q, k: array[None]).out)
-    by_batch = attend(query, key, value, mask=masks.Dense(array[:, None]), implementation=implementation)
-    near(by_batch.out, exact(query, key, value, mask=lambda q, k: array[:, None]).out)
+    array = np.random.default_rng(0).random((2, 10, 10)) < 0.5  # batch and heads are both 2
+    with pytest.raises(ValueError, match=r"`Dense\.array`.*batch or the heads"):
+        jattn.attention(query, key, value, mask=masks.Dense(array))
+    for shaped in (array[None], array[:, None]):  # by head, by sequence
+        got = attend(query, key, value, mask=masks.Dense(shaped), implementation=implementation)
+        near(got.out, exact(query, key, value, mask=lambda q, k, shaped=shaped: shaped).out)
     with pytest.raises(ValueError, match="`array`"):
         masks.Dense(array[0])
     with pytest.raises(ValueError, match=r"Dense\.array"):
