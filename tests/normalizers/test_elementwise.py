@@ -1,5 +1,7 @@
 """Sigmoid and ReLU attention."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import jattn
 from jattn.implementations import Chunked
 from jattn.normalizers import Relu, Sigmoid
 
-ALLOWED = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
+ALLOWED: Any = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["reference", Chunked(3, 2)], ids=["reference", "chunked"])
 BOTH = pytest.mark.parametrize("normalizer", [Sigmoid(), Relu(), Relu(0.5)], ids=repr)
 
@@ -136,6 +138,6 @@ def test_the_bias_must_be_a_number(bias):
 
 
 def test_partial_results_do_not_merge():
-    q = np.ones((3, 2, 4), np.float32)
+    q = jnp.ones((3, 2, 4))
     with pytest.raises(ValueError, match="merge"):
         jattn.partial_attention(q, q, q, normalizer=Sigmoid())

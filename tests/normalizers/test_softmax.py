@@ -1,5 +1,7 @@
 """Softmax and its sink."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from jattn.pieces import align
 from jattn.scores import Bias
 
 HEADS, ROWS, KEYS = 2, 4, 5
-ALLOWED = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
+ALLOWED: Any = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
 
 
 def aligned(normalizer, batch=()):
@@ -67,11 +69,11 @@ def test_rows_of_minus_infinity_are_empty(sink):
 def test_large_scores_do_not_overflow():
     s, sink = np.full((HEADS, ROWS, KEYS), 1e4, np.float32), np.array([1e4, -1e4], np.float32)
     close(aligned(Softmax(sink)).weights(s, ALLOWED), softmax(s.astype(float), sink.astype(float)), 1e-6)
-    close(aligned(Softmax(np.float32([1e4]))).weights(0 * s, ALLOWED), np.zeros_like(s), 1e-6)
+    close(aligned(Softmax(np.array([1e4], np.float32))).weights(0 * s, ALLOWED), np.zeros_like(s), 1e-6)
 
 
-def attend(q, k, v, sink, bias=0.0):
-    scores = np.einsum("qhd,khd->hqk", q, np.repeat(k, 2, 1)) / np.sqrt(q.shape[-1]) + bias
+def attend(q, k, v, sink):
+    scores = np.einsum("qhd,khd->hqk", q, np.repeat(k, 2, 1)) / np.sqrt(q.shape[-1])
     return np.einsum("hqk,khd->qhd", softmax(scores, sink, np.tri(*scores.shape[1:], dtype=bool)), np.repeat(v, 2, 1))
 
 
@@ -134,6 +136,6 @@ def test_a_sink_must_be_floating_point(sink):
 
 
 def test_a_sink_must_fit_the_heads():
-    q = np.ones((3, 2, 4), np.float32)
+    q = jnp.ones((3, 2, 4))
     with pytest.raises(ValueError, match="head axis"):
         jattn.attention(q, q, q, normalizer=Softmax(np.zeros(3, np.float32)))

@@ -1,5 +1,7 @@
 """Sparsemax and 1.5-entmax, against thresholds found by bisection."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from differences import check, close, normal
 import jattn
 from jattn.normalizers import Entmax15, Sparsemax
 
-ALLOWED = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
+ALLOWED: Any = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
 KINDS = [Sparsemax(), Entmax15()]
 BOTH = pytest.mark.parametrize("normalizer", KINDS, ids=["sparsemax", "entmax15"])
 
@@ -131,7 +133,7 @@ def test_attention_with_gradients_everywhere(normalizer):
 
 @BOTH
 def test_streaming_implementations_refuse_with_the_reason(normalizer):
-    q = np.ones((3, 2, 4), np.float32)
+    q = jnp.ones((3, 2, 4))
     with pytest.raises(jattn.Unsupported, match="sorting"):
         jattn.attention(q, q, q, normalizer=normalizer, implementation="chunked")
 

@@ -1,5 +1,7 @@
 """The additive score."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from jattn.similarities import Additive
 Q, K = (2, 3, 4, 3), (2, 4, 2, 3)
 
 
-def additive(q, k, w, u, v, b=0.0):
+def additive(q, k, w, u, v, b: Any = 0.0):
     k = per_query_head(k, q.shape[-2])
     w, u, v, b = (np.asarray(x) for x in (w, u, v, b))
     w, u = (np.broadcast_to(x, (q.shape[-2], *x.shape[-2:])) for x in (w, u))

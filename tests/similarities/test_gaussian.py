@@ -92,7 +92,7 @@ def test_it_is_a_kernel_regression_whose_best_width_can_be_learnt():
     target = 2 * np.sin(grid) + grid
 
     def error(log_gamma):
-        shaped = [array[:, None, None] for array in (grid, x, y)]
+        shaped = [jnp.asarray(array)[:, None, None] for array in (grid, x, y)]
         out = jattn.attention(*shaped, similarity=Gaussian(jnp.exp(log_gamma)))
         return ((out[:, 0, 0] - target) ** 2).mean()
 
