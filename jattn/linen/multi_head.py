@@ -53,7 +53,8 @@ class MultiHeadAttention(nn.Module):
         deterministic: whether to leave dropout out; here or at the call.
         dtype: to compute in; by default the one that inputs and parameters promote to.
         param_dtype: of the parameters.
-        kernel_init, bias_init: as in Flax; they see a kernel as a matrix.
+        kernel_init, out_kernel_init, bias_init: as in Flax; they see a kernel as a matrix. The output projection's
+            is by default `kernel_init`.
         parallel: `jattn.parallel.Heads(...)` to split the heads over devices.
 
     Raises:
@@ -84,6 +85,7 @@ class MultiHeadAttention(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    out_kernel_init: Callable[..., Any] | None = None
     bias_init: Callable[..., Any] = nn.initializers.zeros_init()
     parallel: Heads | None = None
 
@@ -127,8 +129,10 @@ class MultiHeadAttention(nn.Module):
         )
         inits = {"kernel": self.kernel_init, "bias": self.bias_init, "scale": nn.initializers.ones_init()}
         shapes = parameter_shapes(sizes, use_bias=self.use_bias, qk_norm=self.qk_norm)
+        out_inits = {**inits, "kernel": self.out_kernel_init or self.kernel_init}
         parameters = {
-            group: _Group({**members}, inits, self.param_dtype, name=group)() for group, members in shapes.items()
+            group: _Group(members, out_inits if group == "out" else inits, self.param_dtype, name=group)()
+            for group, members in shapes.items()
         }
         arguments = dict(
             **self._pieces(mask),

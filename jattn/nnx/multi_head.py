@@ -63,7 +63,8 @@ class MultiHeadAttention(nnx.Module):
         deterministic: whether to leave dropout out; `train()` and `eval()` of a module set it.
         dtype: to compute in; by default the one that inputs and parameters promote to.
         param_dtype: of the parameters.
-        kernel_init, bias_init: as in Flax; they see a kernel as a matrix.
+        kernel_init, out_kernel_init, bias_init: as in Flax; they see a kernel as a matrix. The output projection's
+            is by default `kernel_init`.
         parallel: `jattn.parallel.Heads(...)` to split the heads over devices.
         rngs: of the parameters, and of dropout.
 
@@ -102,6 +103,7 @@ class MultiHeadAttention(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         kernel_init: Callable[..., Any] = nnx.initializers.lecun_normal(),
+        out_kernel_init: Callable[..., Any] | None = None,
         bias_init: Callable[..., Any] = nnx.initializers.zeros_init(),
         parallel: Heads | None = None,
         rngs: nnx.Rngs,
@@ -111,7 +113,8 @@ class MultiHeadAttention(nnx.Module):
         shapes = parameter_shapes(self.sizes, use_bias=use_bias, qk_norm=qk_norm)
         self.groups = tuple(shapes)
         for group, members in shapes.items():
-            setattr(self, group, _Group(members, inits, param_dtype, rngs))
+            own = {**inits, "kernel": out_kernel_init} if group == "out" and out_kernel_init else inits
+            setattr(self, group, _Group(members, own, param_dtype, rngs))
         mask, similarity, scores, normalizer, _ = check_pieces(mask, similarity, scores, normalizer, None)
         pieces = {"mask": mask, "similarity": similarity, "scores": scores, "normalizer": normalizer}
         trained = pieces_of.check_learned(learned, pieces)

@@ -106,8 +106,10 @@ def test_weights_positions_and_dtypes():
 
 def test_partitioned_parameters_scan_and_remat():
     init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model", None))
-    boxed = Layer(HEADS, kernel_init=init).init(jax.random.key(0), X)
+    boxed = Layer(HEADS, kernel_init=init, out_kernel_init=nn.initializers.zeros_init()).init(jax.random.key(0), X)
     assert nn.get_partition_spec(boxed)["params"]["query"]["kernel"] == jax.sharding.PartitionSpec(None, "model", None)
+
+    assert float(jnp.abs(boxed["params"]["out"]["kernel"]).max()) == 0
 
     class Block(nn.Module):
         @nn.compact

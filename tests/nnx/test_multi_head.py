@@ -64,9 +64,10 @@ def test_parameters_are_initialised_as_in_flax():
     assert float(jnp.abs(wide.out.bias[...]).max()) == 0
     boxed = nnx.with_partitioning(nnx.initializers.ones_init(), (None, "model", None))
     with jax.set_mesh(jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))):
-        kernel = layer(kernel_init=boxed, use_bias=False).query.kernel
-    assert kernel.shape == (FEATURES, HEADS, FEATURES // HEADS)
-    assert kernel[...].sharding.spec[1] == "model"
+        one = layer(kernel_init=boxed, out_kernel_init=nnx.initializers.zeros_init(), use_bias=False)
+    assert one.query.kernel.shape == (FEATURES, HEADS, FEATURES // HEADS)
+    assert one.query.kernel[...].sharding.spec[1] == "model"
+    assert float(jnp.abs(one.out.kernel[...]).max()) == 0
 
 
 def test_sizes_biases_norms_and_rotations():
