@@ -122,9 +122,10 @@ def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
     plain = Choice(causal)
     forward = jattn("jattn", plain)
     both = jattn("jattn", plain, backward=True)
+    itself = jattn("plain causal", plain)
 
     def argument(name: str, what: str, choice: Choice) -> Speed:
-        return Speed(name, f"{what}: time beside plain causal", usual, jattn("jattn", choice), forward, Bar(1.4, True))
+        return Speed(name, f"{what}: time beside plain causal", usual, jattn("jattn", choice), itself, Bar(1.4, True))
 
     return (
         Speed("torch", "forward beside PyTorch", usual, forward, peers.torch_attention(), Bar(1.0)),
@@ -155,7 +156,7 @@ def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
             f"cost of a visited tile, window {WINDOW} beside causal",
             far,
             jattn("jattn", Choice(window)),
-            forward,
+            itself,
             Bar(1.5, True),
             _tiles_saved,
         ),

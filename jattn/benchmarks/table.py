@@ -57,13 +57,12 @@ def _speed(case: Speed, rounds: int, clock: str) -> Row:
     ours, other = paired(case.ours.build(case.shape), case.other.build(case.shape), **how)
     ratio = ours.ratio(other) if case.bar.at_most else other.ratio(ours)
     figure = case.factor(case.shape) * ratio
-    same = case.other.label == case.ours.label
     return Row(
         case.name,
         case.what,
         str(case.shape),
         f"{_seconds(ours.median)} ({_seconds(ours.least)})",
-        f"{'plain' if same else case.other.label} {_seconds(other.median)} ({_seconds(other.least)})",
+        f"{case.other.label} {_seconds(other.median)} ({_seconds(other.least)})",
         figure,
         f"{figure:.2f} {case.unit}",
         bar,
