@@ -69,17 +69,35 @@ def everything(context: Context, aval: Any) -> Interval:
 def exactly(context: Context, value: Any, dtype: Any) -> Interval:
     """A constant, whose axes are its own."""
     value = np.asarray(value).astype(dtype)
-    value = value.reshape((1,) * context.rank + value.shape)
-    return outward(context, dtype, value, value)
+    return held(context, outward(context, value.reshape((1,) * context.rank + value.shape)))
 
 
-def outward(context: Context, dtype: Any, lo: Any, hi: Any) -> Interval:
-    """Bounds of a given array: floats too small to be normal may count as 0 on the device, or not."""
-    if not is_float(dtype):
-        return Interval(lo, hi)
-    xp, tiny, held = context.xp, float(jnp.finfo(dtype).tiny), context.float_of(dtype)
-    lo, hi = lo.astype(held), hi.astype(held)
-    return Interval(xp.where((lo > 0) & (lo < tiny), 0, lo), xp.where((hi < 0) & (hi > -tiny), 0, hi))
+def outward(context: Context, value: Any) -> Interval:
+    """A given array as it may count on the device, in its own dtype.
+
+    Floats too small to be normal are 0 in some operations and not in others, comparisons among them: so they are
+    found by their bits, before any minimum is taken.
+    """
+    if not is_float(value.dtype):
+        return Interval(value, value)
+    xp, tiny = context.xp, np.asarray(jnp.finfo(value.dtype).tiny, value.dtype)
+    if isinstance(value, np.ndarray):
+        nonzero = value != 0
+    else:
+        bits = jax.lax.bitcast_convert_type(value, f"uint{jnp.finfo(value.dtype).bits}")
+        nonzero = (bits << np.asarray(1, bits.dtype)) != 0
+    small = nonzero & (abs(value) < tiny)
+    if xp is np and not small.any():
+        return Interval(value, value)
+    return Interval(xp.where(small, -tiny, value), xp.where(small, tiny, value))
+
+
+def held(context: Context, interval: Interval) -> Interval:
+    """Bounds in the dtype that holds them."""
+    if not is_float(interval.lo.dtype):
+        return interval
+    dtype = context.float_of(interval.lo.dtype)
+    return Interval(interval.lo.astype(dtype), interval.hi.astype(dtype))
 
 
 def widened(context: Context, dtype: Any, lo: Any, hi: Any, steps: int = 1) -> Interval:

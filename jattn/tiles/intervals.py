@@ -68,16 +68,16 @@ def allowed_in_tiles(mask: Mask, query_positions: Any, key_positions: Any, q_til
 def _extremes(context: Context, value: Any, dtype: Any, q_tile: int, k_tile: int) -> Interval:
     """The smallest and largest of an aligned array in each tile."""
     xp = context.xp
+    if not bounds.is_float(dtype) and dtype != np.bool_ and not bounds.is_integer(dtype):
+        return bounds.everything(context, jax.ShapeDtypeStruct(value.shape[context.rank :], dtype))
     value = value.astype(dtype) if xp is np else jax.lax.stop_gradient(jnp.asarray(value, dtype))
-    lo = hi = value
+    lo, hi = bounds.outward(context, value)
     for axis, size in ((context.rank - 2, q_tile), (context.rank - 1, k_tile)):
         if value.shape[axis] > 1 and size > 1:
             logical = dtype == np.bool_
             lo = _reduced(xp, lo, axis, size, "all" if logical else "min")
             hi = _reduced(xp, hi, axis, size, "any" if logical else "max")
-    if not bounds.is_float(dtype) and dtype != np.bool_ and not bounds.is_integer(dtype):
-        return bounds.everything(context, jax.ShapeDtypeStruct(value.shape[context.rank :], dtype))
-    return bounds.outward(context, dtype, lo, hi)
+    return bounds.held(context, Interval(lo, hi))
 
 
 def _reduced(xp: Any, value: Any, axis: int, size: int, method: str) -> Any:
@@ -117,7 +117,7 @@ def _constant(context: Context, value: Any, aval: Any) -> Interval:
         return bounds.everything(context, aval)
     if isinstance(value, Tracer):
         value = value.reshape((1,) * context.rank + value.shape)
-        return bounds.outward(context, dtype, value, value)
+        return bounds.held(context, bounds.outward(context, value))
     return bounds.exactly(context, value, dtype)
 
 

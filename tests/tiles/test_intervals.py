@@ -23,7 +23,8 @@ def plan_and_truth(mask, q, k, q_tile, k_tile, batch=(), head=1, traced=False):
     lead = (1,) * len(batch)
     q = np.asarray(q, np.int32).reshape(*lead, 1, -1, 1)
     k = np.asarray(k, np.int32).reshape(*lead, 1, 1, -1)
-    truth = np.asarray(aligned.allows(jnp.asarray(q), jnp.asarray(k)))
+    on_device = jax.tree.map(jnp.asarray, aligned)
+    truth = np.asarray(on_device.allows(jnp.asarray(q), jnp.asarray(k)))
     if traced:
         q, k = jnp.asarray(q), jnp.asarray(k)
     return make_plan(aligned, q, k, q_tile, k_tile), np.broadcast_to(truth, (*batch, head, q.shape[-2], k.shape[-1]))
@@ -40,7 +41,7 @@ def plan_and_pairs(function, q, k, q_tile, k_tile, traced=False):
     xp = jnp if traced else np
     with np.errstate(all="ignore"):  # JAX folds constants in NumPy, which warns of what it casts
         mask = aligned(function, q, k)
-        plan = make_plan(mask, xp.reshape(q, (1, -1, 1)), xp.reshape(k, (1, 1, -1)), q_tile, k_tile)
+        plan = make_plan(mask, xp.asarray(q).reshape(1, -1, 1), xp.asarray(k).reshape(1, 1, -1), q_tile, k_tile)
         truth = function(jnp.asarray(q)[:, None], jnp.asarray(k)[None, :])
     return plan, np.broadcast_to(np.asarray(truth), (1, q.size, k.size))
 
@@ -152,7 +153,7 @@ def positions(length, largest=60):
     return run | some.map(lambda values: np.array(values, np.int32))
 
 
-@settings(quick, max_examples=120)
+@settings(quick, max_examples=80)
 @given(algebra(ANY, floats=True), positions(Q_LEN), positions(KV_LEN), st.integers(1, 9), st.integers(1, 9))
 def test_a_known_plan_is_sound(function, q, k, q_tile, k_tile):
     plan, truth = plan_and_pairs(function, q, k, q_tile, k_tile)
@@ -160,7 +161,7 @@ def test_a_known_plan_is_sound(function, q, k, q_tile, k_tile):
     assert_sound(plan, truth)
 
 
-@settings(quick, max_examples=30)
+@settings(quick, max_examples=15)
 @given(algebra(ANY, floats=True), positions(Q_LEN), positions(KV_LEN))
 def test_a_traced_plan_is_sound(function, q, k):
     plan, truth = plan_and_pairs(function, q, k, 5, 7, traced=True)
@@ -168,7 +169,7 @@ def test_a_traced_plan_is_sound(function, q, k):
     assert_sound(plan, truth)
 
 
-@settings(quick, max_examples=30)
+@settings(quick, max_examples=15)
 @given(algebra(SMALL, floats=False), positions(Q_LEN), positions(KV_LEN))
 def test_a_traced_plan_equals_the_known_one(function, q, k):
     known, _ = plan_and_pairs(function, q, k, 5, 7)
@@ -176,7 +177,7 @@ def test_a_traced_plan_equals_the_known_one(function, q, k):
     np.testing.assert_array_equal(known.states, later.states)
 
 
-@settings(quick, max_examples=8)
+@settings(quick, max_examples=5)
 @given(algebra(ANY, floats=True), positions(Q_LEN), positions(KV_LEN))
 def test_a_plan_under_jit_is_sound(function, q, k):
     _, truth = plan_and_pairs(function, q, k, 5, 7)
@@ -189,8 +190,7 @@ def test_a_plan_under_jit_is_sound(function, q, k):
 HUGE = np.array([2**31 - 1, 2**31 - 9, 2**30, 5, 0, -7, -(2**30), -(2**31) + 3, -(2**31)], np.int32)
 
 
-@pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize("tile", [1, 2, 9])
+@pytest.mark.parametrize(("tile", "traced"), [(1, False), (2, False), (9, False), (2, True)])
 @pytest.mark.parametrize(
     "function",
     [
@@ -248,7 +248,7 @@ def test_nan_and_infinity_are_never_trusted(rule, traced, dtype):
     mask = Threshold(values, np.roll(values, 5), rule)
     if traced:
         mask = jax.tree.map(jnp.asarray, mask)
-    for tile in (1, 2, 16):
+    for tile in (2,) if traced else (1, 2, 16):
         assert_sound(*plan_and_truth(mask, np.arange(16), np.arange(16), tile, tile, traced=traced))
 
 
