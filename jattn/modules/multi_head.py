@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.checks import check_pieces, reject_ambiguous_positions
 from ..core.dropout import Dropout
@@ -14,15 +15,16 @@ from ..parallel.heads import as_arrays
 from ..positions import rotary as default_rotary
 from .parameters import parameter_specs
 
-Parameters = Mapping[str, Mapping[str, jax.Array]]
+Array = jax.Array | np.ndarray
+Parameters = Mapping[str, Mapping[str, Array]]
 Rotation = Callable[[jax.Array, Any], jax.Array]
 
 
 def multi_head(
     parameters: Parameters,
-    inputs: jax.Array,
-    key_inputs: jax.Array | None = None,
-    value_inputs: jax.Array | None = None,
+    inputs: Array,
+    key_inputs: Array | None = None,
+    value_inputs: Array | None = None,
     *,
     mask: Any = None,
     similarity: Any = None,
@@ -119,8 +121,8 @@ def multi_head(
 
 def multi_head_weights(
     parameters: Parameters,
-    inputs: jax.Array,
-    key_inputs: jax.Array | None = None,
+    inputs: Array,
+    key_inputs: Array | None = None,
     *,
     mask: Any = None,
     similarity: Any = None,
@@ -148,9 +150,9 @@ def multi_head_weights(
 
 def _project(
     parameters: Parameters,
-    inputs: jax.Array,
-    key_inputs: jax.Array | None,
-    value_inputs: jax.Array | None,
+    inputs: Array,
+    key_inputs: Array | None,
+    value_inputs: Array | None,
     *,
     rotary: Rotation | bool | None,
     at: dict[str, Any],
@@ -178,13 +180,13 @@ def _project(
     return query, key, value
 
 
-def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+def _rms_norm(x: jax.Array, scale: Array, epsilon: float) -> jax.Array:
     wide = x.astype(_wide(x.dtype))
     normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
     return (normed * scale.astype(wide.dtype)).astype(x.dtype)
 
 
-def _biased(x: jax.Array, bias: jax.Array | None, dtype: Any) -> jax.Array:
+def _biased(x: jax.Array, bias: Array | None, dtype: Any) -> jax.Array:
     return x if bias is None else x + bias.astype(dtype)
 
 
@@ -192,7 +194,7 @@ def _wide(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _computation_dtype(dtype: Any, parameters: Parameters, *sources: jax.Array | None) -> Any:
+def _computation_dtype(dtype: Any, parameters: Parameters, *sources: Array | None) -> Any:
     if dtype is None:
         dtype = jnp.result_type(*(item for item in sources if item is not None), *jax.tree.leaves(parameters))
     if not jnp.issubdtype(dtype, jnp.floating):

@@ -80,6 +80,15 @@ class MultiHeadAttention(nnx.Module):
     (2, 10, 64)
     """
 
+    query: Any
+    key: Any
+    value: Any
+    out: Any
+    mask: Any
+    similarity: Any
+    scores: Any
+    normalizer: Any
+
     def __init__(
         self,
         q_heads: int,
@@ -193,7 +202,7 @@ class MultiHeadAttention(nnx.Module):
     def _dropout(self, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | None) -> Dropout | None:
         if self.dropout_rate == 0 or (self.deterministic if deterministic is None else deterministic):
             return None
-        stream = self.rngs if rngs is None else rngs.dropout if isinstance(rngs, nnx.Rngs) else rngs
+        stream: Any = self.rngs if rngs is None else rngs.dropout if isinstance(rngs, nnx.Rngs) else rngs
         return Dropout(self.dropout_rate, stream())
 
 

@@ -1,6 +1,7 @@
 """The linen layer: the same numbers as the nnx layer and as Flax's own, with the same weights."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,12 +16,12 @@ from jattn import masks, normalizers, scores
 from jattn.parallel import Heads
 
 # Quick without `jit`; the implementations are tested elsewhere.
-Layer = functools.partial(jattn.linen.MultiHeadAttention, implementation="reference")
+Layer: Any = functools.partial(jattn.linen.MultiHeadAttention, implementation="reference")
 
 BATCH, LENGTH, HEADS, FEATURES = 2, 6, 8, 16
 X = jax.random.normal(jax.random.key(0), (BATCH, LENGTH, FEATURES))
 Y = jax.random.normal(jax.random.key(1), (BATCH, LENGTH, 9))
-EVERYTHING = dict(
+EVERYTHING: dict[str, Any] = dict(
     kv_heads=2,
     head_dim=6,
     out_features=5,
@@ -53,7 +54,7 @@ def test_equals_nnx_with_the_same_weights(cross):
     one = jattn.nnx.MultiHeadAttention(
         HEADS, FEATURES, in_kv_features=9 if cross else None, **EVERYTHING, rngs=nnx.Rngs(0)
     )
-    twin = jattn.linen.MultiHeadAttention(HEADS, **EVERYTHING)
+    twin: Any = jattn.linen.MultiHeadAttention(HEADS, **EVERYTHING)
     weights = stringed(nnx.to_pure_dict(nnx.state(one, nnx.Param)))
     made = twin.init(jax.random.key(0), *inputs)["params"]
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, weights)
@@ -106,7 +107,7 @@ def test_weights_positions_and_dtypes():
 
 def test_partitioned_parameters_scan_and_remat():
     init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model", None))
-    boxed = Layer(HEADS, kernel_init=init, out_kernel_init=nn.initializers.zeros_init()).init(jax.random.key(0), X)
+    boxed: Any = Layer(HEADS, kernel_init=init, out_kernel_init=nn.initializers.zeros_init()).init(jax.random.key(0), X)
     assert nn.get_partition_spec(boxed)["params"]["query"]["kernel"] == jax.sharding.PartitionSpec(None, "model", None)
 
     assert float(jnp.abs(boxed["params"]["out"]["kernel"]).max()) == 0
@@ -118,7 +119,7 @@ def test_partitioned_parameters_scan_and_remat():
                 x
             ), None
 
-    stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
+    stack: Any = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
     out, _ = stack.apply(stack.init(jax.random.key(0), X, None), X, None)
     assert out.shape == X.shape
 

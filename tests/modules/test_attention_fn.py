@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,7 +29,7 @@ def nnx_layer(function=None, **arguments):
     return nnx.MultiHeadAttention(HEADS, FEATURES, decode=False, rngs=nnx.Rngs(0), **own, **arguments)
 
 
-def linen_layer(function=None, **arguments):
+def linen_layer(function=None, **arguments) -> Any:
     own = {} if function is None else {"attention_fn": function}
     return nn.MultiHeadAttention(HEADS, **own, **arguments)
 

@@ -1,6 +1,7 @@
 """The pure function of multi-head attention, against NumPy in float64 written from the equations."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ BATCH, Q_LEN, KV_LEN = 2, 5, 7
 EPSILON = 1e-6
 
 
-def parameters(sizes, use_bias=True, qk_norm=True, seed=0):
+def parameters(sizes, use_bias=True, qk_norm=True, seed=0) -> Any:
     draw = np.random.default_rng(seed)
     shapes = parameter_shapes(sizes, use_bias=use_bias, qk_norm=qk_norm)
     return {
@@ -25,7 +26,7 @@ def parameters(sizes, use_bias=True, qk_norm=True, seed=0):
     }
 
 
-def inputs(length, features, seed):
+def inputs(length, features, seed) -> Any:
     return np.random.default_rng(seed).normal(size=(BATCH, length, features))
 
 

@@ -1,6 +1,7 @@
 """The nnx layer: equal to Flax's own with the same weights, and at home under nnx's transforms."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +200,7 @@ def test_weights():
 
 def test_heads_over_devices():
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         mask=masks.Causal(), normalizer=normalizers.Softmax(jnp.zeros(HEADS)), learned="normalizer", qk_norm=True
     )
     one, split = layer(**arguments), layer(**arguments, parallel=Heads("model", batch="data", mesh=mesh))
