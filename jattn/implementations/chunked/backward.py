@@ -88,7 +88,7 @@ def gradients(
     def _query_tile(lane, q_index, starts, sums):
         query_tile, left = folded_scale(rows_of(query, tiling, starts, keys=False), scale)
         out_tile = rows_of(out, tiling, starts, keys=False)
-        cotangent = rows_of(out_cotangent, tiling, starts, keys=False)
+        cotangent = rows_of(out_cotangent, tiling, starts, keys=False).astype(value.dtype)
         lse_tile = rows_of(lse, tiling, starts, keys=False)
         live = ~jnp.isneginf(lse_tile)
         cotangent = jnp.where(live[..., None], cotangent, 0)

@@ -28,7 +28,9 @@ def attend(
     """The streamed sum `[batch..., q_len, q_heads, v_dim]` and its log mass `[batch..., q_len, q_heads]`."""
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value, pieces, lists)
-    out = full((*query.shape[:-1], value.shape[-1]), 0, value.dtype, axes)
+    # Not in the dtype of the value yet: what `finish` does to it would round a second time, and the backward pass
+    # subtracts its product with the cotangent from every score's gradient.
+    out = full((*query.shape[:-1], value.shape[-1]), 0, dtype, axes)
     lse = full(query.shape[:-1], -jnp.inf, dtype, axes)
 
     def one_query_tile(step, carry):
@@ -112,4 +114,4 @@ def empty(call: Any, query: jax.Array, key: jax.Array, value: jax.Array) -> tupl
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value)
     shape = (*call.batch, call.q_len, call.q_heads)
-    return full((*shape, call.v_dim), 0, value.dtype, axes), full(shape, -jnp.inf, dtype, axes)
+    return full((*shape, call.v_dim), 0, dtype, axes), full(shape, -jnp.inf, dtype, axes)
