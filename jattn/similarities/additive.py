@@ -8,6 +8,7 @@ from ..pieces import array, piece
 from ..scores.arguments import floats, settle
 from .base import Prepared, Similarity, accumulation_dtype
 from .bilinear import check_features, project
+from .finite import finite_query
 
 WEIGHT = ("head", "dim", "feature")
 VECTOR = ("head", "feature")
@@ -59,10 +60,11 @@ class Additive(Similarity):
     def prepare(self, query, key):
         check_features("query_weight", self.query_weight, "query", query)
         check_features("key_weight", self.key_weight, "key", key)
+        query, broken = finite_query(query)
         projected = project(query, self.query_weight)
         if self.bias is not None:
             projected = projected + self.bias[..., None, :, :].astype(projected.dtype)
-        return Prepared(projected, project(key, self.key_weight))
+        return Prepared(projected, project(key, self.key_weight), scores=(broken,))
 
     def pair(self, query, key):
         *batch, q_heads, q_len, features = query.shape

@@ -8,6 +8,7 @@ from ..pieces import array, number, piece
 from ..scores.arguments import Numbers, floats, parameter, settle
 from ..scores.bias import Shift
 from .base import Prepared, Similarity, accumulation_dtype
+from .finite import finite_query
 
 
 @piece
@@ -41,8 +42,9 @@ class Bilinear(Similarity):
 
     def prepare(self, query, key):
         check_features("weight", self.weight, "query", query, "key", key)
+        query, broken = finite_query(query)
         scores = () if self.bias is None else (Shift(self.bias),)
-        return Prepared(project(query, self.weight), key, scores=scores)
+        return Prepared(project(query, self.weight), key, scores=(*scores, broken))
 
 
 @piece
@@ -71,7 +73,9 @@ class SharedBilinear(Similarity):
 
     def prepare(self, query, key):
         check_features("weight", self.weight, "query", query)
-        return Prepared(project(project(query, self.weight), jnp.swapaxes(self.weight, -1, -2)), key)
+        query, broken = finite_query(query)
+        projected = project(project(query, self.weight), jnp.swapaxes(self.weight, -1, -2))
+        return Prepared(projected, key, scores=(broken,))
 
 
 def project(vectors: jax.Array, weight: jax.Array | np.ndarray) -> jax.Array:

@@ -8,6 +8,7 @@ from ..scores.arguments import Numbers, parameter, settle
 from ..scores.base import Score
 from ..scores.scale import Scale
 from .base import Prepared, Similarity, accumulation_dtype
+from .finite import finite_query
 
 
 def static_or_score(factor: Numbers) -> tuple[float, tuple[Score, ...]]:
@@ -82,7 +83,9 @@ class Cosine(Similarity):
         settle(self, "temperature", parameter("temperature", self.temperature, above=0))
 
     def prepare(self, query, key):
-        return Prepared(unit(query), unit(key), *static_or_score(1 / self.temperature))
+        query, broken = finite_query(query)
+        scale, scores = static_or_score(1 / self.temperature)
+        return Prepared(unit(query), unit(key), scale, (*scores, broken))
 
 
 def unit(vectors: jax.Array) -> jax.Array:

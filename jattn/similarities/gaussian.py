@@ -8,6 +8,7 @@ from ..scores.arguments import Numbers, parameter, settle
 from ..scores.bias import Bias
 from .base import Prepared, Similarity, accumulation_dtype
 from .dot import static_or_score
+from .finite import finite_query
 
 
 @piece
@@ -43,10 +44,13 @@ class Gaussian(Similarity):
         gamma = factor = self.gamma
         if not isinstance(factor, (int, float)):
             factor = factor.astype(accumulation_dtype(query, key))[..., None, None]
+        query, broken = finite_query(query)
         square_query = squared_norm(query)[..., :, None]
         square_key = jnp.repeat(squared_norm(key), query.shape[-2] // key.shape[-2], axis=-2)[..., None, :]
         scale, scores = static_or_score(2 * gamma)
-        return Prepared(query, key, scale, (*scores, Bias(-factor * square_key), Bias(-factor * square_query)))
+        return Prepared(
+            query, key, scale, (*scores, Bias(-factor * square_key), Bias(broken.values - factor * square_query))
+        )
 
 
 def squared_norm(vectors: jax.Array) -> jax.Array:
