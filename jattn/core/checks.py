@@ -54,7 +54,7 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(
             f"`query` and `key` must have the same qk_dim (last axis); got query {query.shape}, key {key.shape}. "
-            "Different sizes need `similarity=jattn.similarities.Additive(...)` or a projection."
+            "Project one of them to the other's size first."
         )
     q_heads, kv_heads = query.shape[-2], key.shape[-2]
     if kv_heads == 0 or q_heads == 0 or q_heads % kv_heads:
