@@ -196,11 +196,11 @@ def test_weights_of_other_normalizers():
 def test_explain():
     shape = jax.ShapeDtypeStruct
     arrays = (
-        shape((1, 2048, 4, 16), "float32"),
-        shape((1, 2048, 2, 16), "float32"),
-        shape((1, 2048, 2, 16), "float32"),
+        shape((1, 4096, 4, 16), "float32"),
+        shape((1, 4096, 2, 16), "float32"),
+        shape((1, 4096, 2, 16), "float32"),
     )
-    explained = jattn.explain(*arrays, mask=masks.SlidingWindow(300, 0))
+    explained = jattn.explain(*arrays, mask=masks.SlidingWindow(1500, 0))
     text = str(explained)
     assert explained.implementation == "chunked" and "reference" in explained.reasons
     assert "runs: chunked" in text and "MiB" in text and "not reference" in text
