@@ -1,6 +1,7 @@
 """What JAX's transformations make of the tile loops: the backward pass, and vmap as one more batch axis."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,13 +28,25 @@ class Operands(NamedTuple):
     states: Any  # the plan's, if it is traced
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """The static part of a call: what to loop over, and the plan if it is known."""
+    """The static part of a call: what to loop over, and the plan if it is known. Equal programs share a compilation."""
 
     tiling: Tiling
     scale: float
     plan: Plan
+
+    @functools.cached_property
+    def _identity(self) -> tuple:
+        states = self.plan.states
+        known = None if states is None else (states.shape, states.tobytes())
+        return self.tiling, self.scale, self.plan.q_tile, self.plan.k_tile, known
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
 
     def lists(self, states: Any) -> Lists:
         """The plan of each lane, as lists."""
@@ -114,6 +127,7 @@ def _first_order_only(function: Callable) -> Callable:
     return guarded
 
 
+@functools.partial(jax.jit, static_argnums=0)  # or every call outside of `jit` would compile its loops again
 def differentiable(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array]:
     """The streamed sum and its log mass, with the recomputing backward pass."""
     leaves, tree = jax.tree.flatten(operands.pieces)
