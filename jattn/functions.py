@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
+from .varying import vary, varying_axes
+
 
 class Traced:
     """The jaxpr of a function of scalars; its captured constants are kept elsewhere and passed to `__call__`."""
@@ -31,7 +33,7 @@ class Traced:
 
         def one(*values):
             constants, scalars = values[: len(ranks)], values[len(ranks) :]
-            if _varying_axes(values):
+            if varying_axes(values):
                 return _evaluate_varying(self.jaxpr, constants, scalars)[0]
             return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, constants))(*scalars)[0]
 
@@ -58,16 +60,6 @@ def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[jax
     return Traced(function, closed), tuple(closed.consts), result
 
 
-def _varying_axes(values: Sequence[Any]) -> tuple[str, ...]:
-    """The mesh axes over which any of the values differs from device to device (none outside `shard_map`)."""
-    axes: set[str] = set()
-    for value in values:
-        kind = jax.typeof(value)
-        manual = getattr(kind, "manual_axis_type", None)  # older JAX has `vma` alone
-        axes |= set(manual.varying if manual is not None else getattr(kind, "vma", ()))
-    return tuple(sorted(axes))
-
-
 def _evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
     """Evaluate a jaxpr that was traced outside `shard_map` on values inside it.
 
@@ -83,12 +75,11 @@ def _evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequenc
 
     for equation in jaxpr.eqns:
         values = [read(atom) for atom in equation.invars]
-        axes = _varying_axes(values)
-        missing = [tuple(axis for axis in axes if axis not in _varying_axes([value])) for value in values]
-        values = [
-            jax.lax.pcast(jnp.asarray(value, jnp.result_type(atom.aval)), lacks, to="varying") if lacks else value
-            for value, atom, lacks in zip(values, equation.invars, missing, strict=True)
+        axes = varying_axes(values)
+        typed = [
+            jnp.asarray(value, jnp.result_type(atom.aval)) for value, atom in zip(values, equation.invars, strict=True)
         ]
+        values = vary(typed, axes)
         if equation.primitive.name in ("jit", "pjit"):
             inner = equation.params["jaxpr"]
             results = _evaluate_varying(inner.jaxpr, inner.consts, values)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    ("pieces", "functions"),
+    ("pieces", "varying", "functions"),
     ("masks",),
     ("scores",),
     ("similarities",),
@@ -32,7 +32,7 @@ LAYERS = (
 
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Of two in one row, only these know each other, the first the second.
-SIBLINGS = {("pieces", "functions"), ("explain", "front")}
+SIBLINGS = {("functions", "varying"), ("explain", "front")}
 # Inside a function only: a mask's picture is a method of the mask, and what it draws is a plan.
 LATE = {("masks/base.py", "tiles")}
 LONGEST, LONGEST_KERNEL = 400, 700
