@@ -153,10 +153,10 @@ def gradients(
             if factor is not None:
                 weights = weights * factor
 
-            d_value_tile = _columns_product(cotangent_columns, weights.astype(value_tile.dtype), group)
+            d_value_tile = _columns_product(cotangent_columns, _operand(weights, value_tile.dtype), group)
             if tile.similarity.is_dot:
                 d_raw, d_floats_tile = pull(d_scores)
-                d_raw = d_raw.astype(key_tile.dtype)
+                d_raw = _operand(d_raw, key_tile.dtype)
                 d_query_rows = grouped_product(d_raw, key_tile)
                 d_key_tile = _columns_product(columns, d_raw, group)
             else:
@@ -188,6 +188,14 @@ def gradients(
     d_query, d_key, d_value, d_floats = jax.lax.fori_loop(0, tiling.lanes, one_lane, carry)
     d_floats = [grad.astype(jnp.result_type(leaf)) for grad, leaf in zip(d_floats, floats, strict=True)]
     return d_query, d_key, d_value, d_floats
+
+
+def _operand(weights: jax.Array, dtype: Any) -> jax.Array:
+    """Weights, or gradients of scores, as they enter a matrix product with an array of this dtype.
+
+    Rounded to it where there are matrix units for it. A CPU gains nothing by that, and keeps the digits.
+    """
+    return weights if jax.default_backend() == "cpu" else weights.astype(dtype)
 
 
 def _by_kv_head(rows: jax.Array, group: int) -> jax.Array:
