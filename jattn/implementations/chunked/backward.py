@@ -168,7 +168,7 @@ def gradients(
                 d_query_tile + d_query_rows.astype(dtype),
                 _add_at(d_key_lane, d_key_tile, at),
                 _add_at(d_value_lane, d_value_tile, at),
-                [_add_field(*item, tiling, starts) for item in zip(d_floats, d_floats_tile, strict=True)],
+                [_add_field(*item, starts) for item in zip(d_floats, d_floats_tile, strict=True)],
             )
 
         start, full_stop, stop = lists.row(starts, tiling, q_index)
@@ -228,8 +228,7 @@ def _add_at(whole: jax.Array, tile: jax.Array, at: list[Any]) -> jax.Array:
     return jax.lax.dynamic_update_slice(whole, old + tile.astype(whole.dtype), at)
 
 
-def _add_field(whole: jax.Array, tile: jax.Array, tiling: Tiling, starts: dict[int, Any]) -> jax.Array:
+def _add_field(whole: jax.Array, tile: jax.Array, starts: dict[int, Any]) -> jax.Array:
     """Add a tile's gradient of an aligned array where the array was sliced."""
     at = [starts.get(axis, 0) if whole.shape[axis] != 1 and axis in starts else 0 for axis in range(whole.ndim)]
-    del tiling
     return _add_at(whole, tile, at)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ...core.call import Call
-from ...tiles import Plan, make_plan
+from ...tiles import FULL, PARTIAL, Plan, make_plan
 
 CPU_TILE = 512  # large enough for the matrix products of a CPU to reach most of their speed
 CPU_ROWS = 1024  # query rows (over all heads of a step) computed together: one head's tile for each of a few cores
@@ -123,8 +123,6 @@ def plan_for(call: Call, tiling: Tiling) -> Plan:
 
 def with_ragged_partial(states: Any, tiling: Tiling) -> Any:
     """Full tiles that start early repeat pairs of the tile before: they are partial, so that these are masked."""
-    from ...tiles.plan import FULL, PARTIAL
-
     rows, columns = states.shape[-2:]
     ragged_q, ragged_k = tiling.ragged
     last = np.zeros((rows, columns), bool)
