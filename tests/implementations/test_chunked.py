@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from differences import QUICK
 
 import jattn
 from jattn.implementations import Chunked
@@ -33,6 +34,44 @@ def test_a_plan_that_differs_is_not_confused_with_another():
         mask = jattn.masks.SlidingWindow(left, 0)
         both = [jattn.attention(array, array, array, mask=mask, implementation=one) for one in (chunked, "reference")]
         np.testing.assert_allclose(*both, atol=1e-5)
+
+
+WINDOWS = {"alike in pairs": [3, 3, 40, 40], "different in pairs": [3, 40, 3, 40], "all alike": [9, 9, 9, 9]}
+
+
+@pytest.mark.parametrize("kv_heads", [4, 1])
+@pytest.mark.parametrize("name", WINDOWS)
+def test_heads_do_not_visit_tiles_for_one_another(name, kv_heads):
+    """Heads are computed together where their plans agree, and apart where one would visit another's tiles.
+
+    With one key head its query heads are told apart too.
+    """
+    windows = WINDOWS[name]
+    query, key, value = (
+        jax.random.normal(jax.random.key(i), (64, heads, 4)) for i, heads in enumerate((4, kv_heads, kv_heads))
+    )
+    chunked = Chunked(8, 8)
+
+    def counts(window):
+        mask = jattn.masks.SlidingWindow(window, 0)
+        return jattn.explain(query, key, value, mask=mask, implementation=chunked).plan.counts()
+
+    visited, _, total = counts(np.array(windows))
+    assert total == 4 * 8 * 8
+    assert visited == sum(counts(one)[0] for one in windows)
+
+    def gradients(implementation, window):
+        mask = jattn.masks.SlidingWindow(window, 0)
+
+        def out(*arrays):
+            return jnp.sin(jattn.attention(*arrays, mask=mask, implementation=implementation)).sum()
+
+        return jax.jit(jax.grad(out, argnums=(0, 1, 2)), compiler_options=QUICK)(query, key, value)
+
+    want = gradients("reference", np.array(windows))
+    for have in (gradients(chunked, np.array(windows)), gradients(chunked, jnp.array(windows))):
+        for one, other in zip(have, want, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 @pytest.mark.parametrize("sizes", [{"q_tile": 0}, {"k_tile": -1}, {"q_tile": 2.5}])

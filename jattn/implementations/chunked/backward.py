@@ -78,10 +78,13 @@ def gradients(
         carry = (d_query, d_key_lane, d_value_lane, d_floats)
         d_query, d_key_lane, d_value_lane, d_floats = jax.lax.fori_loop(0, tiling.q_tiles, one_query_tile, carry)
         starts = tiling.starts(lane, 0, 0)
-        place = [*(starts.get(axis, 0) for axis in range(rank)), 0, starts[rank] // group, 0]
+        place = [*(starts.get(axis, 0) for axis in range(rank)), 0, tiling.key_head(starts), 0]
 
         def put_lane(whole, lane_sum):
-            return jax.lax.dynamic_update_slice(whole, jnp.moveaxis(lane_sum, -1, rank).astype(whole.dtype), place)
+            lane_sum = jnp.moveaxis(lane_sum, -1, rank)
+            if tiling.shares > 1:
+                return _add_at(whole, lane_sum, place)
+            return jax.lax.dynamic_update_slice(whole, lane_sum.astype(whole.dtype), place)
 
         return d_query, put_lane(d_key, d_key_lane), put_lane(d_value, d_value_lane), d_floats
 
@@ -181,13 +184,14 @@ def gradients(
     floats, _ = split(pieces)
     carry = (
         zeros(query.shape, query.dtype),
-        zeros(key.shape, key.dtype),
-        zeros(value.shape, value.dtype),
+        # Lanes that share key heads add up; rounding to the input's dtype comes once, behind that.
+        zeros(key.shape, key.dtype if tiling.shares == 1 else dtype),
+        zeros(value.shape, value.dtype if tiling.shares == 1 else dtype),
         [zeros(jnp.shape(leaf), jnp.promote_types(jnp.result_type(leaf), dtype)) for leaf in floats],
     )
     d_query, d_key, d_value, d_floats = jax.lax.fori_loop(0, tiling.lanes, one_lane, carry)
     d_floats = [grad.astype(jnp.result_type(leaf)) for grad, leaf in zip(d_floats, floats, strict=True)]
-    return d_query, d_key, d_value, d_floats
+    return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype), d_floats
 
 
 def _operand(weights: jax.Array, dtype: Any) -> jax.Array:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax.numpy as jnp
 import numpy as np
 
 from ...core.call import Call
@@ -51,8 +52,7 @@ class Chunked(Implementation):
     def run(self, call, query, key, value):
         if 0 in (*call.batch, call.q_len, call.kv_len):
             return Partial(*empty(call, query, key, value))
-        cut = tiling.choose(call, self.q_tile, self.k_tile)
-        plan = tiling.plan_for(call, cut)
+        cut, plan = tiling.with_plan(call, self.q_tile, self.k_tile)
         traced = None if isinstance(plan.states, np.ndarray) else plan.states
         if traced is not None:
             plan = dataclasses.replace(plan, states=None)
@@ -62,15 +62,20 @@ class Chunked(Implementation):
     def plan(self, call: Call) -> Plan | None:
         if 0 in (call.q_len, call.kv_len):
             return None
-        return tiling.plan_for(call, tiling.choose(call, self.q_tile, self.k_tile))
+        cut, plan = tiling.with_plan(call, self.q_tile, self.k_tile)
+        joined = plan.coarse(cut.all_batch, cut.q_heads)
+        if plan.states.shape[-3] == 1:
+            return joined
+        xp = np if joined.known else jnp
+        return dataclasses.replace(joined, states=xp.repeat(joined.states, cut.q_heads, axis=-3))  # head by head again
 
     def describe_memory(self, call: Call) -> str:
         if 0 in (call.q_len, call.kv_len):
             return "nothing"
-        cut = tiling.choose(call, self.q_tile, self.k_tile)
+        cut, plan = tiling.with_plan(call, self.q_tile, self.k_tile)
         examples = math.prod(call.batch) if cut.all_batch else 1
         tile = 4 * examples * cut.q_heads * cut.q_tile * cut.k_tile / 2**20
-        heads = cut.wider(tiling.plan_for(call, cut).states).q_heads
+        heads = cut.wider(plan.states).q_heads
         lane = 4 * examples * cut.kv_heads * call.kv_len * (call.qk_dim + call.v_dim) / 2**20
         return (
             f"forward: about two tiles of scores ({heads} heads x {cut.q_tile} x {cut.k_tile}), "

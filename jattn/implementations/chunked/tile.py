@@ -50,7 +50,7 @@ def rows_of(array: jax.Array, tiling: Tiling, starts: dict[int, Any], *, keys: b
     start = [starts.get(axis, 0) for axis in range(rank)]
     size = [1 if axis in starts else array.shape[axis] for axis in range(rank)]
     heads = tiling.kv_heads if keys else tiling.q_heads
-    first_head = starts[rank] // tiling.group if keys else starts[rank]
+    first_head = tiling.key_head(starts) if keys else starts[rank]
     row = starts[rank + 2] if keys else starts[rank + 1]
     start += [row, first_head]
     size += [tiling.k_tile if keys else tiling.q_tile, heads]

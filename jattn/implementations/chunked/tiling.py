@@ -8,20 +8,22 @@ import jax
 import numpy as np
 
 from ...core.call import Call
-from ...tiles import FULL, PARTIAL, Plan, make_plan
+from ...tiles import EMPTY, FULL, PARTIAL, Plan, make_plan
 
 CPU_TILE = 512  # large enough for the matrix products of a CPU to reach most of their speed
 CPU_ROWS = 1024  # query rows (over all heads of a step) computed together: one head's tile for each of a few cores
 WIDER = 2  # times as many heads in a step of the forward pass, which holds fewer tiles at once than the backward pass
 ACCELERATOR_TILE = 512
 PAIRWISE_TILE = 128  # for similarities that hold [q, k, features] at once
+JOINED = 1.1  # times as many tiles are worth it to compute heads together, whose plans differ
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
     """Static sizes of one step of the tile loop.
 
-    A lane is `kv_heads` key heads with all their query heads, of one batch element (of all, if `all_batch`).
+    A lane is `kv_heads` key heads with `group` query heads each, of one batch element (of all, if `all_batch`). All
+    query heads of a key head are in one lane, or in `shares` lanes, each of which then has a single key head.
     """
 
     batch: tuple[int, ...]
@@ -33,6 +35,7 @@ class Tiling:
     k_tile: int
     kv_heads: int
     all_batch: bool
+    shares: int = 1
 
     @property
     def rank(self) -> int:
@@ -45,7 +48,7 @@ class Tiling:
 
     @property
     def head_blocks(self) -> int:
-        return self.total_kv_heads // self.kv_heads
+        return self.total_kv_heads // self.kv_heads * self.shares
 
     @property
     def lanes(self) -> int:
@@ -60,15 +63,47 @@ class Tiling:
         """Whether the last query tile and the last key tile reach back into the one before."""
         return self.q_len % self.q_tile != 0, self.kv_len % self.k_tile != 0
 
-    def wider(self, states: Any) -> "Tiling":
-        """With `WIDER` as many key heads to a step, where that visits no tile more: heads of a step share their lists.
+    def by_plan(self, states: Any) -> "Tiling":
+        """With fewer heads to a lane, where the heads of one would visit tiles for each other's sake.
+
+        A device with many cores is left as it is: it computes all heads at once.
 
         Args:
             states: of the plan; its head axis has size 1 where all heads are alike.
         """
-        if self.all_batch or states.shape[-3] > 1 or self.total_kv_heads % (WIDER * self.kv_heads):
+        if self.all_batch or states.shape[-3] == 1:
             return self
-        return dataclasses.replace(self, kv_heads=WIDER * self.kv_heads)
+        choices = [dataclasses.replace(self, kv_heads=size) for size in _divisors(self.kv_heads)]
+        one = choices[-1]
+        choices += [dataclasses.replace(one, group=size, shares=self.group // size) for size in _divisors(self.group)]
+        apart = choices[-1]
+        if not isinstance(states, np.ndarray):
+            return apart  # what each head will visit is not known yet
+        least = apart.visits(states)
+        return next(choice for choice in choices if choice.visits(states) <= JOINED * least)
+
+    def wider(self, states: Any) -> "Tiling":
+        """With `WIDER` as many key heads to a step, where that visits no tile more: heads of a step share their lists.
+
+        Args:
+            states: as of `by_plan`.
+        """
+        if self.all_batch or self.shares > 1 or self.total_kv_heads % (WIDER * self.kv_heads):
+            return self
+        wide = dataclasses.replace(self, kv_heads=WIDER * self.kv_heads)
+        if states.shape[-3] == 1:
+            return wide
+        known = isinstance(states, np.ndarray)
+        return wide if known and wide.visits(states) == self.visits(states) else self
+
+    def visits(self, states: np.ndarray) -> int:
+        """How many tiles of a head are computed, over all heads: each that any head of its lane visits."""
+        seen = (states != EMPTY).reshape(*states.shape[:-3], -1, self.q_heads, *states.shape[-2:])
+        return self.q_heads * int(seen.any(-3).sum())
+
+    def key_head(self, starts: dict[int, Any]) -> Any:
+        """The first key head of a lane, from its `starts`."""
+        return starts[self.rank] // (self.group * self.shares)
 
     def starts(self, lane: Any, q_index: Any, k_index: Any) -> dict[int, Any]:
         """Where an aligned array (`[batch..., head, query, key]`) is sliced for a tile of a lane.
@@ -127,9 +162,16 @@ def choose(call: Call, q_tile: int | None, k_tile: int | None) -> Tiling:
     )
 
 
-def plan_for(call: Call, tiling: Tiling) -> Plan:
-    """The tiles to visit, before lanes are joined."""
-    return make_plan(call.mask, call.query_positions, call.key_positions, tiling.q_tile, tiling.k_tile)
+def _divisors(number: int) -> list[int]:
+    """Of a number, the largest first."""
+    return [size for size in range(number, 0, -1) if number % size == 0]
+
+
+def with_plan(call: Call, q_tile: int | None, k_tile: int | None) -> tuple[Tiling, Plan]:
+    """How to cut a call, and the tiles to visit, before the heads of a lane are joined."""
+    tiling = choose(call, q_tile, k_tile)
+    plan = make_plan(call.mask, call.query_positions, call.key_positions, tiling.q_tile, tiling.k_tile)
+    return tiling.by_plan(plan.states), plan
 
 
 def with_ragged_partial(states: Any, tiling: Tiling) -> Any:
