@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +19,8 @@ from ..variants.sparse import bigbird_mask, longformer_mask, random_blocks, stri
 from .cases import LENGTH, Bar, Memory, Speed
 from .sides import Shape, Side, gradient_temporaries, jax_run
 
-DENSE_BYTES = 8 * 2**30
-"""What `jax.nn` may need for its scores and their softmax, in float32, for all heads, before it is left out."""
+INPUTS = 4
+"""How many times the bytes of queries, keys and values the gradient's temporaries may take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ def side(pattern: Pattern) -> Side:
 
 def dense_side(pattern: Pattern, shape: Shape) -> Side:
     """`jax.nn.dot_product_attention` with the whole mask; missing where its scores do not fit."""
-    needed = 2 * 4 * shape.batch * shape.q_heads * shape.length**2
+    needed = 2 * 4 * shape.batch * shape.q_heads * shape.length**2  # scores and their softmax, float32
 
     def attend(query, key, value, allowed):
         return jax.nn.dot_product_attention(query, key, value, mask=allowed)
@@ -66,9 +68,10 @@ def dense_side(pattern: Pattern, shape: Shape) -> Side:
         return jnp.broadcast_to(rows, (rows.shape[0], shape.length, shape.length))[None]
 
     def missing() -> str | None:
-        if needed <= DENSE_BYTES:
+        available = _free_bytes()
+        if needed <= available:
             return None
-        return f"its scores would take {needed / 2**30:.0f} GiB"
+        return f"scores and softmax take {needed / 2**30:.0f} GiB, {available / 2**30:.0f} are free"
 
     return Side(
         "jax.nn, dense mask",
@@ -78,6 +81,14 @@ def dense_side(pattern: Pattern, shape: Shape) -> Side:
         ),
         missing,
     )
+
+
+def _free_bytes() -> int:
+    """Of this machine's memory; where it does not say, what a laptop has."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 8 * 2**30
 
 
 def causal_side() -> Side:
@@ -115,7 +126,7 @@ def _longformer(shape: Shape) -> Any:
 
 
 def _bigbird(shape: Shape) -> Any:
-    return bigbird_mask(shape.length, 64, random_blocks(shape.length, 64, heads=1, count=3, seed=0))
+    return bigbird_mask(shape.length, 64, random_blocks(shape.length, 64, heads=shape.q_heads, count=3, seed=0))
 
 
 def _strided() -> Pattern:
@@ -146,7 +157,7 @@ PATTERNS = (
     _by_mask("BigBird", _bigbird, Chunked(64, 64)),
     _strided(),
 )
-"""A window of 256 on either side and one global token; blocks of 64, three random; stride √length."""
+"""A window of 256 on either side and one global token; blocks of 64, three random of each head; stride √length."""
 
 
 def sparse(length: int = LENGTH, long: int = 16 * LENGTH) -> tuple[Speed | Memory, ...]:
@@ -168,6 +179,7 @@ def sparse(length: int = LENGTH, long: int = 16 * LENGTH) -> tuple[Speed | Memor
                 rows.append(Speed(f"{name}-{key}-{size}", tiles, shape, ours, other, Bar(1.0), rounds=rounds))
             shapes = tuple(dataclasses.replace(shape, length=size // part) for part in (4, 2, 1))
             what = f"{pattern.name}, temporaries of the compiled gradient"
-            rows.append(Memory(f"{name}-memory-{size}", what, shapes, ours, other, Bar(600 * size / 65536, True)))
+            bar = Bar(INPUTS * 3 * math.prod(shape.query()) * 4 / 2**20, True)
+            rows.append(Memory(f"{name}-memory-{size}", what, shapes, ours, other, bar))
             size *= 4
     return tuple(rows)
