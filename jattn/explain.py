@@ -94,11 +94,11 @@ def explain(
             for one in DEFAULTS
             if one.name != chosen.name
         }
-        plan = chosen.plan(call)
+        plan, memory = chosen.describe(call)
         if plan is not None and not isinstance(plan.states, np.ndarray):
             plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
         shapes = f"query {query.shape} {query.dtype}, key {key.shape} {key.dtype}, value {value.shape} {value.dtype}"
-        found.append(Explanation(chosen.name, reasons, plan, chosen.describe_memory(call), shapes))
+        found.append(Explanation(chosen.name, reasons, plan, memory, shapes))
         return ()
 
     jax.eval_shape(trace, query, key, value, [leaves[i] for i in abstract])

@@ -1,6 +1,7 @@
 """What an implementation promises: to say what it refuses before it runs, and never to change the meaning."""
 
 import abc
+from typing import Any
 
 import jax
 
@@ -30,10 +31,7 @@ class Implementation(abc.ABC):
         out, lse = self.run(call, query, key, value)
         return Partial(call.normalizer.finish(out, lse).astype(value.dtype), lse)
 
-    def plan(self, call: Call):
-        """The tile plan the call would run with, or None where everything is computed."""
-        del call
-
     @abc.abstractmethod
-    def describe_memory(self, call: Call) -> str:
-        """In words, what a forward and backward pass takes beside its inputs and outputs."""
+    def describe(self, call: Call) -> tuple[Any, str]:
+        """The tile plan the call would run with (None where everything is computed); and, in words, the memory that a
+        forward and backward pass takes beside inputs, outputs and gradients."""

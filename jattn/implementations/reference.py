@@ -30,13 +30,12 @@ class Reference(Implementation):
     def run(self, call, query, key, value):
         return self.attend(call, query, key, value)
 
-    def describe_memory(self, call: Call) -> str:
+    def describe(self, call: Call) -> tuple[None, str]:
         rows = call.q_heads * call.q_len * call.kv_len
         for size in call.batch:
             rows *= size
-        return (
-            f"all scores and weights at once: about {2 * 4 * rows / 2**20:,.0f} MiB, several times in the backward pass"
-        )
+        held = f"{2 * 4 * rows / 2**20:,.0f} MiB"
+        return None, f"all scores and weights at once: about {held}, several times in the backward pass"
 
 
 def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

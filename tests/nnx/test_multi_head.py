@@ -142,8 +142,8 @@ def test_known_arrays_stay_known_under_jit():
         def run(self, call, query, key, value):
             raise AssertionError
 
-        def describe_memory(self, call):
-            return ""
+        def describe(self, call):
+            return None, ""
 
     known, traced = np.ones((1, 2, 2), bool), jnp.ones((BATCH, LENGTH), int)
     one = layer(mask=masks.Blocks(known, 4) & masks.SameSegment(traced), implementation=Looks())

@@ -59,26 +59,30 @@ class Chunked(Implementation):
         operands = Operands(query, key, value, Pieces.of(call), traced)
         return Partial(*differentiable(Program(cut, call.scale, plan), operands))
 
-    def plan(self, call: Call) -> Plan | None:
+    def describe(self, call: Call) -> tuple[Plan | None, str]:
         if 0 in (call.q_len, call.kv_len):
-            return None
-        cut, plan = tiling.with_plan(call, self.q_tile, self.k_tile)
-        joined = plan.coarse(cut.all_batch, cut.q_heads)
-        if plan.states.shape[-3] == 1:
-            return joined
-        xp = np if joined.known else jnp
-        return dataclasses.replace(joined, states=xp.repeat(joined.states, cut.q_heads, axis=-3))  # head by head again
-
-    def describe_memory(self, call: Call) -> str:
-        if 0 in (call.q_len, call.kv_len):
-            return "nothing"
+            return None, "nothing"
         cut, plan = tiling.with_plan(call, self.q_tile, self.k_tile)
         examples = math.prod(call.batch) if cut.all_batch else 1
         tile = 4 * examples * cut.q_heads * cut.q_tile * cut.k_tile / 2**20
-        heads = cut.wider(plan.states).q_heads
+        wide = cut.wider(plan.states)
         lane = 4 * examples * cut.kv_heads * call.kv_len * (call.qk_dim + call.v_dim) / 2**20
-        return (
-            f"forward: about two tiles of scores ({heads} heads x {cut.q_tile} x {cut.k_tile}), "
-            f"{2 * tile * heads / cut.q_heads:,.1f} MiB; backward: about four of {cut.q_heads} heads, and the key and "
-            f"value gradients of {cut.kv_heads} heads, {4 * tile + lane:,.1f} MiB"
+        memory = (
+            f"forward: about two tiles of scores ({_heads(wide.q_heads)} x {cut.q_tile} x {cut.k_tile}), "
+            f"{2 * tile * wide.q_heads / cut.q_heads:,.1f} MiB; backward: about four of {_heads(cut.q_heads)}, and the "
+            f"key and value gradients of {_heads(cut.kv_heads)}, {4 * tile + lane:,.1f} MiB"
         )
+        return _as_visited(plan, cut), memory
+
+
+def _as_visited(plan: Plan, cut: tiling.Tiling) -> Plan:
+    """A head's tiles are those of all heads that are computed with it."""
+    joined = plan.coarse(cut.all_batch, cut.q_heads)
+    if plan.states.shape[-3] == 1:
+        return joined
+    xp = np if joined.known else jnp
+    return dataclasses.replace(joined, states=xp.repeat(joined.states, cut.q_heads, axis=-3))
+
+
+def _heads(count: int) -> str:
+    return "1 head" if count == 1 else f"{count} heads"
