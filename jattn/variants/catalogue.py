@@ -77,5 +77,5 @@ def markdown(figures: Path | None = None) -> str:
                 script = f"[{one.experiment}](examples/experiments/{one.experiment}.py)"
                 shown = f"{script}: {measured[one.experiment]}" if one.experiment in measured else script
             cells = (one.name, one.summary, one.paper, f"`{one.where}`", f"[test]({one.oracle})", shown)
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)

@@ -37,6 +37,13 @@ def test_every_public_layer_has_a_row(group):
             assert f"jattn.variants.{group}.{name}" in rows
 
 
+def test_every_row_of_the_table_has_all_its_columns():
+    """A bar within a cell, as in `mask | mask`, is escaped, or it would end the cell."""
+    head, _, *rows = markdown(FIGURES).splitlines()
+    for row in rows:
+        assert row.replace(r"\|", "").count("|") == head.count("|"), row
+
+
 def test_the_table_in_the_readme_is_the_catalogue():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.split("<!-- variants -->\n")[1].split("<!-- end of variants -->")[0]
