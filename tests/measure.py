@@ -70,6 +70,9 @@ def keywords(case: Case, arrays: dict[str, Any]) -> dict[str, Any]:
     given = case.pieces(arrays)
     if case.holes:
         holes = masks.of(lambda q, k: (q != case.hole) & (k < case.live_keys))
+        if {"query_positions", "key_positions"} & given.keys():  # the holes are places in the arrays
+            rows, columns = np.arange(case.q_len) != case.hole, np.arange(case.kv_len) < case.live_keys
+            holes = masks.SameSegment(rows.astype(np.int32), columns.astype(np.int32), padding_id=0)
         mask = given.get("mask")
         given = {**given, "mask": holes if mask is None else masks.as_mask(mask) & holes}
     return given
@@ -109,7 +112,7 @@ def truth(case: Case, seed: int, storage: str = "float32", *, plain: bool = Fals
         inner = given.get("mask")
 
         def mask(q, k):
-            holes = (q != case.hole) & (k < case.live_keys)
+            holes = (np.arange(case.q_len)[:, None] != case.hole) & (np.arange(case.kv_len) < case.live_keys)
             return holes if inner is None else holes & inner(q, k)
 
         given = {**given, "mask": mask}
@@ -132,15 +135,20 @@ def compare(case: Case, got: Any, seed: int, storage: str = "float32") -> None:
     labels = names(case, seed)
     assert len(found) == len(wanted) == len(labels)
     for label, have, want, rough in zip(labels, found, wanted, plain, strict=True):
-        assert have.shape == want.shape, f"{label}: shape {have.shape}, not {want.shape}"
-        assert np.array_equal(np.isneginf(have), np.isneginf(want)), f"{label}: -inf elsewhere than in the truth"
-        finite = np.isfinite(want)
-        assert np.isfinite(have[finite]).all(), f"{label}: not finite"
-        factor = BACKWARD if label.startswith("gradient") else FORWARD
-        largest = np.abs(want[finite]).max(initial=0)
-        allowed = factor * np.abs(rough[finite] - want[finite]).max(initial=0) + TINY * max(1.0, largest)
-        error = np.abs(have[finite] - want[finite]).max(initial=0)
-        assert error <= allowed, f"{label}: error {error:.3g}, at most {allowed:.3g} (largest value {largest:.3g})"
+        as_near(label, have, want, rough)
+
+
+def as_near(label: str, have: np.ndarray, want: np.ndarray, rough: np.ndarray) -> None:
+    """As near to the truth as the plain reference `rough` is, within the factor of a result or of a gradient."""
+    assert have.shape == want.shape, f"{label}: shape {have.shape}, not {want.shape}"
+    assert np.array_equal(np.isneginf(have), np.isneginf(want)), f"{label}: -inf elsewhere than in the truth"
+    finite = np.isfinite(want)
+    assert np.isfinite(have[finite]).all(), f"{label}: not finite"
+    factor = BACKWARD if label.startswith("gradient") else FORWARD
+    largest = np.abs(want[finite]).max(initial=0)
+    allowed = factor * np.abs(rough[finite] - want[finite]).max(initial=0) + TINY * max(1.0, largest)
+    error = np.abs(have[finite] - want[finite]).max(initial=0)
+    assert error <= allowed, f"{label}: error {error:.3g}, at most {allowed:.3g} (largest value {largest:.3g})"
 
 
 def in_order(got: Any) -> list[Any]:

@@ -1,0 +1,106 @@
+"""Rows about similarities and about what happens to their numbers."""
+
+import numpy as np
+import oracle
+
+from jattn import masks, scores, similarities
+
+from .case import SLIM, Case, causal, draw, normal, score_row, similarity_row
+
+SIMILARITIES = [
+    similarity_row("dot", lambda a: similarities.Dot(0.3), lambda a: oracle.dot(0.3), **SLIM),
+    similarity_row(
+        "dot, a scale per head",
+        lambda a: similarities.Dot(a["scale"]),
+        lambda a: oracle.dot(a["scale"]),
+        draw(scale=normal(2)),
+    ),
+    similarity_row(
+        "cosine",
+        lambda a: similarities.Cosine(a["temperature"]),
+        lambda a: oracle.cosine(a["temperature"]),
+        draw(temperature=lambda rng: rng.uniform(0.2, 1, (4,)).astype(np.float32)),
+        q_heads=4,
+    ),
+    similarity_row(
+        "bilinear",
+        lambda a: similarities.Bilinear(a["weight"]),
+        lambda a: oracle.bilinear(a["weight"]),
+        draw(weight=normal(2, 4, 4, scale=0.5)),
+    ),
+    similarity_row(
+        "shared bilinear",
+        lambda a: similarities.SharedBilinear(a["weight"]),
+        lambda a: oracle.shared_bilinear(a["weight"]),
+        draw(weight=normal(4, 5, scale=0.4)),
+        **SLIM,
+    ),
+    similarity_row(
+        "gaussian",
+        lambda a: similarities.Gaussian(a["gamma"]),
+        lambda a: oracle.gaussian(a["gamma"]),
+        draw(gamma=lambda rng: rng.uniform(0.1, 1, (4,)).astype(np.float32)),
+        q_heads=4,
+    ),
+    similarity_row(
+        "additive",
+        lambda a: similarities.Additive(a["query_weight"], a["key_weight"], a["vector"]),
+        lambda a: oracle.additive(a["query_weight"], a["key_weight"], a["vector"]),
+        draw(query_weight=normal(4, 5), key_weight=normal(4, 5), vector=normal(5)),
+        q_heads=4,
+    ),
+]
+
+SCORES = [
+    score_row(
+        "bias", lambda a: scores.Bias(a["bias"]), lambda a: [oracle.bias(a["bias"])], draw(bias=normal(2, 2, 37, 37))
+    ),
+    score_row(
+        "bias of queries and of keys",
+        lambda a: [scores.Bias(a["rows"]), scores.Bias(a["columns"])],
+        lambda a: [oracle.bias(a["rows"]), oracle.bias(a["columns"])],
+        draw(rows=normal(4, 37, 1), columns=normal(1, 1, 37)),
+        q_heads=4,
+        bfloat16=False,
+    ),
+    score_row(
+        "alibi",
+        lambda a: scores.Alibi(a["slopes"]),
+        lambda a: [oracle.alibi(a["slopes"])],
+        draw(slopes=lambda rng: rng.uniform(0.05, 0.5, (4,)).astype(np.float32)),
+        q_heads=4,
+    ),
+    score_row(
+        "relative buckets",
+        lambda a: scores.RelativeBuckets(a["table"], max_distance=20),
+        lambda a: [oracle.relative_buckets(a["table"], max_distance=20)],
+        draw(table=normal(12, 2)),
+    ),
+    score_row(
+        "relative buckets of the past",
+        lambda a: scores.RelativeBuckets(a["table"], bidirectional=False, max_distance=20),
+        lambda a: [oracle.relative_buckets(a["table"], bidirectional=False, max_distance=20)],
+        draw(table=normal(10, 2)),
+        **SLIM,
+    ),
+    score_row("soft cap", lambda a: scores.SoftCap(1.5), lambda a: [oracle.soft_cap(1.5)], spread=1.5, vmap=False),
+    Case(
+        "bias, then soft cap, then alibi, causal",
+        lambda a: {
+            "scores": [scores.Bias(a["bias"]), scores.SoftCap(2.0), scores.Alibi(a["slopes"])],
+            "mask": masks.Causal(),
+        },
+        lambda a: {
+            "scores": [oracle.bias(a["bias"]), oracle.soft_cap(2.0), oracle.alibi(a["slopes"])],
+            "mask": causal,
+        },
+        draw(bias=normal(1, 37, 37), slopes=normal(2, scale=0.1, shift=0.3)),
+    ),
+    score_row(
+        "a function over an array",
+        lambda a: scores.of(lambda s, q, k: s * a["gain"] - 0.1 * abs(q - k)),
+        lambda a: [lambda s, q, k: s * a["gain"] - 0.1 * abs(q - k).astype(s.value.dtype)],
+        draw(gain=lambda rng: np.asarray(rng.uniform(0.5, 2), np.float32)),
+        bfloat16=False,
+    ),
+]
