@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core.finite import without_nonfinite
 from ...core.shapes import check_positive, check_shapes
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal
@@ -64,7 +65,10 @@ class AttentionPooling(Layer):
                 `similarity=jattn.similarities.ScaledDot()`.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... kv_len features"))
-        keys = inputs if self.hidden is None else jnp.tanh(inputs @ parameters["kernel"] + parameters["bias"])
+        keys = inputs
+        if self.hidden is not None:
+            # The zero gradient of a masked key must not meet NaN here; of one that is attended, the value still has it.
+            keys = jnp.tanh(without_nonfinite(inputs) @ parameters["kernel"] + parameters["bias"])
         query = jnp.broadcast_to(parameters["query"], (*inputs.shape[:-2], *parameters["query"].shape))
         pieces.setdefault("similarity", Dot())
         return attention(query[..., None, :], keys[..., None, :], inputs[..., None, :], **pieces)[..., 0, :]

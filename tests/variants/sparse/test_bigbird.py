@@ -1,14 +1,11 @@
 """BigBird: the union of its parts block by block, and tables that are refused."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from differences import check, normal
-from pattern_oracle import attend, dense, written_out
+from pattern_oracle import dense, written_out
 
 import jattn
-from jattn import masks
 from jattn.implementations.chunked import Chunked
 from jattn.variants.sparse import bigbird_etc_mask, bigbird_mask, random_blocks
 
@@ -43,19 +40,6 @@ def test_external_is_its_definition():
 
     mask = bigbird_etc_mask(length, block, table, extra)
     np.testing.assert_array_equal(dense(mask, length + extra, heads=2), written_out(length + extra, 2, pair))
-
-
-def test_in_attention_with_padding_and_a_traced_table():
-    table = random_blocks(12, 2, heads=2, count=0, seed=3)
-    allowed = written_out(12, 2, of_internal(2, 6, table)) & (np.arange(12) < 11)
-    arrays = normal(0, (12, 2, 3), (12, 2, 3), (12, 2, 2))
-    mask = bigbird_mask(12, 2, table) & masks.Lengths(11)
-    check(lambda *qkv: jattn.attention(*qkv, mask=mask), lambda *qkv: attend(*qkv, allowed), *arrays)
-    table = random_blocks(14, 2, heads=2, count=1, seed=3)
-    arrays = normal(0, (14, 2, 3), (14, 2, 3), (14, 2, 2))
-    run = jax.jit(lambda table, *qkv: jattn.attention(*qkv, mask=bigbird_mask(14, 2, table)))
-    allowed = written_out(14, 2, of_internal(2, 7, table))
-    np.testing.assert_allclose(run(jnp.asarray(table), *arrays), attend(*arrays, allowed), atol=1e-5)
 
 
 @pytest.mark.parametrize("internal", [True, False])

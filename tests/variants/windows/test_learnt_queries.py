@@ -16,18 +16,6 @@ def softmax(scores):
     return mass / mass.sum(-1, keepdims=True)
 
 
-def test_location_is_its_definition():
-    states, sources, weight = normal(0, (3, 4), (5, 2), (4, 9))
-
-    def truth(states, sources, weight):
-        scores = (states @ weight)[:, :5]
-        scores[:, 4] = -np.inf
-        return softmax(scores) @ sources
-
-    layer = Location(4, 9)
-    check(lambda h, s, w: layer({"kernel": w}, h, s, mask=masks.Lengths(4)), truth, states, sources, weight)
-
-
 def test_location_does_not_see_its_sources():
     states, sources = normal(1, (2, 3, 4), (2, 9, 2))
     layer = Location(4, 9)
@@ -48,22 +36,9 @@ def test_location_has_a_longest_length():
         layer({}, jnp.ones((3, 3)), jnp.ones((5, 2)))
 
 
-def test_pooling_is_its_definition():
-    inputs, query, weight, shift = normal(2, (5, 4), (2, 3), (4, 3), (3,))
-
-    def truth(inputs, query, weight, shift):
-        scores = query @ np.tanh(inputs @ weight + shift).T
-        scores[:, 3:] = -np.inf
-        return softmax(scores) @ inputs
-
-    layer = AttentionPooling(4, hidden=3, queries=2)
-
-    def ours(inputs, query, weight, shift):
-        return layer({"query": query, "kernel": weight, "bias": shift}, inputs, mask=masks.Lengths(3))
-
-    check(ours, truth, inputs, query, weight, shift)
-    plain = AttentionPooling(4)
-    check(lambda x, q: plain({"query": q}, x), lambda x, q: softmax(q @ x.T) @ x, inputs, *normal(3, (1, 4)))
+def test_pooling_without_a_hidden_layer_is_its_definition():
+    inputs, query = normal(3, (5, 4), (1, 4))
+    check(lambda x, q: AttentionPooling(4)({"query": q}, x), lambda x, q: softmax(q @ x.T) @ x, inputs, query)
 
 
 def test_pooling_as_a_module_does_not_see_order_or_padding():
