@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -67,6 +67,9 @@ class Row:
         usual = {"b": 2, "q": 63, "k": 41 if self.refused is None else 63, "h": 4, "g": 2, "d": 3, "v": 2}
         return {**usual, **self.sizes, **changes}
 
+    def shortest(self) -> dict[str, int]:
+        return self.size(q=self.short[0], k=self.short[1])
+
     def mask(self, sizes: Mapping[str, int], holes: bool) -> Callable[[Any, Any], Any]:
         hole, live = sizes["q"] // 2, sizes["k"] - 3
         return lambda q, k: self.rule(q, k) & (q != hole) & (k < live) if holes else self.rule(q, k)
@@ -86,7 +89,7 @@ class Row:
         for name, axes in self.shapes.items():
             shape = tuple(sizes[axis] for axis in axes)
             array = np.asarray(self.draws[name](rng, shape, sizes) if name in self.draws else rng.normal(size=shape))
-            if np.issubdtype(array.dtype, np.floating):
+            if is_float(array):
                 array = array.astype(oracle.STORAGE[storage] if name in self.stored else np.float32)
                 array = array.astype(np.float32)
             arrays[name] = array
@@ -120,24 +123,30 @@ def is_float(array: Any) -> bool:
     return np.issubdtype(array.dtype, np.floating)
 
 
+class Truth(NamedTuple):
+    out: np.ndarray
+    cotangent: np.ndarray  # drawn
+    gradients: dict[str, np.ndarray]
+
+
 @functools.lru_cache(maxsize=256)
-def truth(row: Row, seed: int, lengths: tuple[int, int] | None, holes: bool, *, storage: str | None, plain: bool):
-    """The output, the cotangent that was drawn for it, and the gradient of every array, by name."""
-    sizes = row.size() if lengths is None else row.size(q=lengths[0], k=lengths[1])
+def truth(row: Row, seed: int, *, short: bool = False, storage: str | None = None, plain: bool = False) -> Truth:
+    """In float64, or as a plain computation has it in float32 or what the arrays are stored in.
+
+    Where it is as short as can be there are no holes.
+    """
+    sizes = row.shortest() if short else row.size()
     arrays = row.draw(seed, sizes, storage or "float32")
     dtype = np.float32 if plain else np.float64
     stored = oracle.STORAGE[storage] if plain and storage else None
     leaves = {name: oracle.Num(one.astype(dtype)) for name, one in arrays.items() if is_float(one)}
     allowed = np.broadcast_to(
-        row.mask(sizes, holes)(np.arange(sizes["q"])[:, None], np.arange(sizes["k"])), (sizes["q"], sizes["k"])
+        row.mask(sizes, not short)(np.arange(sizes["q"])[:, None], np.arange(sizes["k"])), (sizes["q"], sizes["k"])
     )
     out = row.truth({**arrays, **leaves}, allowed, stored)
     cotangent = np.random.default_rng(seed + 99).normal(size=out.shape).astype(np.float32)
-    return (
-        out.value,
-        cotangent,
-        dict(zip(leaves, oracle.gradients([(out, cotangent)], list(leaves.values())), strict=True)),
-    )
+    gradients = oracle.gradients([(out, cotangent)], list(leaves.values()))
+    return Truth(out.value, cotangent, dict(zip(leaves, gradients, strict=True)))
 
 
 def pullback(row: Row, sizes: Mapping[str, int], holes: bool, implementation: Any):

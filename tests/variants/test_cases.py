@@ -22,27 +22,31 @@ def split(arrays):
     return floats, {name: one for name, one in arrays.items() if name not in floats}
 
 
-def compare(row, got, seed, lengths=None, holes=True, storage=None):
+def compare(row, got, seed, **form):
     """Output and gradients are as near to the truth as its plain form, and exactly 0 where nobody looks."""
-    want, plain = (truth(row, seed, lengths, holes, storage=storage, plain=rough) for rough in (False, True))
+    want, plain = truth(row, seed, **form), truth(row, seed, **form, plain=True)
     out, gradients = got
-    labels = {"out": (out, want[0], plain[0])}
-    if gradients is not None:
-        labels |= {f"gradient of {name}": (gradients[name], want[2][name], plain[2][name]) for name in want[2]}
-    for label, (have, wish, rough) in labels.items():
-        as_near(label, np.asarray(have).astype(np.float64), wish, rough)
-    if holes:
-        nowhere = row.nowhere(row.draw(seed, row.size()), row.size())
-        for name, where in nowhere.items() if gradients is not None else ():
+    as_near("out", np.asarray(out).astype(np.float64), want.out, plain.out)
+    for name, gradient in gradients.items():
+        label = f"gradient of {name}"
+        as_near(label, np.asarray(gradient).astype(np.float64), want.gradients[name], plain.gradients[name])
+    if not form.get("short"):
+        sizes = row.size()
+        hole = sizes["q"] // 2
+        for name, where in row.nowhere(row.draw(seed, sizes), sizes).items() if gradients else ():
             assert not np.asarray(gradients[name])[where].any(), f"gradient of {name}: not 0 where nobody looks"
-        if row.empty:
-            assert not np.asarray(out)[:, row.size()["q"] // 2].any(), "not 0 where nothing is attended"
+        for name, axes in row.shapes.items() if row.empty else ():
+            if gradients and "q" in axes:
+                assert not np.take(np.asarray(gradients[name]), hole, axes.index("q")).any(), (
+                    f"gradient of {name}: not 0"
+                )
+        assert not (row.empty and np.asarray(out)[:, hole].any()), "not 0 where nothing is attended"
 
 
-def inputs(row, seed, sizes, holes=True):
-    arrays = row.draw(seed, sizes)
-    floats, others = split(row.poisoned(arrays, sizes) if holes else arrays)
-    return floats, others
+def inputs(row, seed):
+    """Floating-point arrays, others, and the output's cotangent."""
+    sizes = row.size()
+    return *split(row.poisoned(row.draw(seed, sizes), sizes)), truth(row, seed).cotangent
 
 
 @EACH
@@ -57,17 +61,14 @@ def test_value_and_gradients_are_the_definition_and_traced_once(row):
 
     with row.within():
         for seed in (0, 1):
-            compare(
-                row, run(*inputs(row, seed, sizes), truth(row, seed, None, True, storage=None, plain=False)[1]), seed
-            )
+            compare(row, run(*inputs(row, seed)), seed)
     assert len(traces) == 1, "new values were traced again"
 
 
 @EACH
 def test_vmap(row):
     """Over every array, along the first axis and the second in turn."""
-    sizes = row.size()
-    lanes = [(*inputs(row, seed, sizes), truth(row, seed, None, True, storage=None, plain=False)[1]) for seed in (0, 1)]
+    sizes, lanes = row.size(), [inputs(row, seed) for seed in (0, 1)]
     axes = {name: min(index % 2, one.ndim) for index, (name, one) in enumerate(lanes[0][0].items())}
     floats = {name: np.stack([lane[0][name] for lane in lanes], axis) for name, axis in axes.items()}
     others, cotangents = (jax.tree.map(lambda *one: np.stack(one), *(lane[i] for lane in lanes)) for i in (1, 2))
@@ -80,11 +81,30 @@ def test_vmap(row):
 
 @EACH
 def test_one_token(row):
-    sizes = row.size(q=row.short[0], k=row.short[1])
-    given = *inputs(row, 0, sizes, False), truth(row, 0, row.short, False, storage=None, plain=False)[1]
+    """Or as few as there can be, by the reference."""
+    sizes = row.shortest()
+    given = *split(row.draw(0, sizes)), truth(row, 0, short=True).cotangent
     with row.within():
         got = jax.jit(pullback(row, sizes, False, "reference"), compiler_options=QUICK)(*given)
-    compare(row, got, 0, row.short, False)
+    compare(row, got, 0, short=True)
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name.replace(" ", "-")) for row in ROWS if not row.lengths])
+def test_no_keys(row):
+    sizes = row.size(k=0, **({} if row.refused is None else {"q": 0}))
+    floats, others = split(row.draw(0, sizes))
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(floats):
+        out, pull = jax.vjp(lambda floats: row.run({**others, **floats}, **row.given(sizes, False, TILES)), floats)
+        return out, *pull(jnp.ones_like(out))
+
+    with row.within():
+        out, gradients = run(floats)
+    assert out.shape == truth(row, 0).out.shape or row.refused is not None
+    assert all(np.isfinite(one).all() for one in (out, *gradients.values()))
+    if row.empty:
+        assert not any(np.asarray(one).any() for one in (out, *gradients.values()))
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name.replace(" ", "-")) for row in ROWS if row.stored])
@@ -95,7 +115,7 @@ def test_bfloat16_is_as_near_as_the_plain_form(row):
     given = row.given(sizes, True, TILES)
     with row.within():
         out = jax.jit(lambda floats: row.run({**others, **floats}, **given), compiler_options=QUICK)(floats)
-        compare(row, (out, None), 0, storage="bfloat16")
+        compare(row, (out, {}), 0, storage="bfloat16")
         assert out.dtype == (row.stays or jnp.bfloat16)
         _, gradients = jax.eval_shape(pullback(row, sizes, True, TILES), floats, others, out)
     assert {name: one.dtype for name, one in gradients.items()} == {name: one.dtype for name, one in floats.items()}

@@ -59,7 +59,7 @@ def talking_heads(
     )
     wide = jnp.promote_types(jnp.result_type(query, before), jnp.float32)
     mixed = jnp.einsum("...qid,ih->...qhid", query.astype(wide), before.astype(wide))
-    together = [one.reshape(*one.shape[:-2], -1) for one in (mixed, key, value)]
+    together = [one.reshape(*one.shape[:-2], one.shape[-2] * one.shape[-1]) for one in (mixed, key, value)]
     out = attention(
         together[0],
         together[1][..., None, :],
