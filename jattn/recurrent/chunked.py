@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from .chunks import below, carry, run_chunks, set_nonfinite_aside
+from .chunks import below, carry, run_chunks
 from .decays import FORGET, Sums, channel_scores, decay_of, sums_of, weights
 from .triangular import unit_lower_inverse
 
@@ -89,6 +89,4 @@ def _factors(query, key, sums: Sums | None):
 def _run(body, sequences, starts, state, length, chunk):
     gates = sequences[-1]
     sequences = [*sequences[:-1], None if gates is None else jnp.maximum(gates, FORGET)]  # -inf is no number to add
-    sequences, state, spoiled, spoiled_last = set_nonfinite_aside(sequences, starts, state)
-    out, state = run_chunks(body, sequences, starts, state, length, chunk)
-    return jnp.where(spoiled[..., None], jnp.nan, out), jnp.where(spoiled_last[..., None, None], jnp.nan, state)
+    return run_chunks(body, sequences, starts, state, length, chunk)

@@ -1,5 +1,6 @@
 """Running a recurrence chunk by chunk: cutting sequences up, carrying the state, keeping NaN where it is."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,24 +14,25 @@ TOGETHER = 16
 
 
 def run_chunks(
-    body: Callable, sequences: Any, starts: jax.Array | None, state: jax.Array, length: int, chunk: int
+    body: Callable, sequences: list[Any], starts: jax.Array | None, state: jax.Array, length: int, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """Run `body(state, slices, starts) -> (state, out)` over groups of chunks.
 
-    Only the states between groups are kept for the backward pass, which computes the rest of a group again.
+    Only the states between groups are kept for the backward pass, which computes the rest of a group again. Tokens are
+    put in order of heads within a group, where they are in a cache, and not before.
 
     Args:
         body: of the state `[..., heads, k_dim, v_dim]`, arrays `[group, ..., heads, chunk, dim]` in the state's dtype,
             and starts `[group, ..., 1, chunk]` or None; the output `[group, ..., heads, chunk, v_dim]`.
-        sequences: arrays `[..., length, heads, dim]`, or None.
+        sequences: arrays `[..., length, heads, dim]`, or None. The first is read only, the others go into the state.
         starts: `[..., length]` where the state restarts, or None.
         state: the first.
         length: of the sequences.
         chunk: tokens in one.
 
     Returns:
-        The output `[..., length, heads, v_dim]` and the last state. A last chunk that is not full is filled up with
-        zeros, which leave the state as it is.
+        The output `[..., length, heads, v_dim]` and the last state; NaN where tokens with NaN or inf, which `body` does
+        not see, come to be read. A last chunk that is not full is filled up with zeros, which leave the state as it is.
     """
     axis = state.ndim - 3
     chunks = -(-length // chunk)
@@ -40,55 +42,61 @@ def run_chunks(
 
     def cut(array):
         array = jnp.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
-        split = array.reshape(*array.shape[:axis], groups, group, chunk, *array.shape[axis + 1 :])
-        return jnp.moveaxis(jnp.moveaxis(split, (axis, axis + 1), (0, 1)), axis + 2, axis + 3)
+        split = array.reshape(*array.shape[:axis], groups, group * chunk, *array.shape[axis + 1 :])
+        return jnp.moveaxis(split, axis, 0)
 
-    def step(state, slices):
+    def by_head(array):
+        split = array.reshape(*array.shape[:axis], group, chunk, *array.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.moveaxis(split, axis, 0), axis + 1, axis + 2)
+
+    def step(carried, slices):
+        state, lost = carried
         sequences, starts = slices
-        sequences = jax.tree.map(lambda array: array.astype(state.dtype), sequences)
-        return body(state, sequences, starts)
+        sequences, spoiled, lost = set_nonfinite_aside(sequences, starts, lost)
+        wide = [None if one is None else by_head(one.astype(state.dtype)) for one in sequences]
+        starts = None if starts is None else jnp.squeeze(by_head(starts[..., None, None]), -1)
+        state, out = body(state, wide, starts)
+        out = jnp.moveaxis(jnp.moveaxis(out, axis + 2, axis + 1), 0, axis)
+        out = out.reshape(*out.shape[:axis], group * chunk, *out.shape[axis + 2 :])
+        return (state, lost), jnp.where(spoiled[..., None], jnp.nan, out)
 
-    starts = None if starts is None else jnp.squeeze(cut(starts[..., None, None]), -1)
-    slices = jax.tree.map(cut, sequences), starts
-    state, out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), state, slices)
-    out = jnp.moveaxis(jnp.moveaxis(out, axis + 3, axis + 2), (0, 1), (axis, axis + 1))
-    out = out.reshape(*out.shape[:axis], length + missing, *out.shape[axis + 3 :])
-    return jax.lax.slice_in_dim(out, 0, length, axis=axis), state
+    lost = ~jnp.isfinite(state).all((-2, -1))
+    first = jnp.where(lost[..., None, None], 0, state), lost
+    slices = jax.tree.map(cut, (sequences, starts))
+    (state, lost), out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), first, slices)
+    out = jnp.moveaxis(out, 0, axis)
+    out = out.reshape(*out.shape[:axis], length + missing, *out.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(out, 0, length, axis=axis), jnp.where(lost[..., None, None], jnp.nan, state)
 
 
-def set_nonfinite_aside(sequences: list[Any], starts: jax.Array | None, state: jax.Array) -> tuple[Any, ...]:
+def set_nonfinite_aside(sequences: list[Any], starts: jax.Array | None, lost: jax.Array) -> tuple[Any, ...]:
     """Zeros in place of NaN and inf, which a product would spread to tokens whose weight is 0.
 
     Args:
         sequences: arrays `[..., length, heads, dim]`, or None. The first is read only, the others go into the state.
         starts: `[..., length]` where the state restarts, or None.
-        state: the first.
+        lost: whether the state before holds any, `[..., heads]`.
 
     Returns:
-        The sequences and the state without; where the output must be NaN, `[..., length, heads]`; and where the last
-        state must, `[..., heads]`.
+        The sequences without; where the output must be NaN, `[..., length, heads]`; and `lost` behind the last token.
     """
-    at = sequences[0].ndim - 3
-    length = sequences[0].shape[at]
 
     def bad_tokens(array) -> Any:
-        return ~jnp.isfinite(array).all(-1)
+        return ~jnp.isfinite(jnp.abs(array).max(-1))
 
     flags: list[Any] = [None if one is None else bad_tokens(one) for one in sequences]
-    unread, *written = flags
-    lost = ~jnp.isfinite(state).all((-2, -1))
-    bad = jnp.zeros_like(unread)
-    for one in written:
-        bad = bad if one is None else bad | one
-    index = jnp.arange(length)[:, None]
-    last_bad = jax.lax.cummax(jnp.where(bad, index, jnp.where(lost, -1, -2)[..., None, :]), axis=at)
-    begin = -1 if starts is None else jax.lax.cummax(jnp.where(starts[..., None], index, -1), axis=at)
-    spoiled = last_bad >= begin
     clean = [
         None if one is None else jnp.where(flag[..., None], 0, one) for one, flag in zip(sequences, flags, strict=True)
     ]
-    final = jax.lax.index_in_dim(spoiled, length - 1, at, keepdims=False)
-    return clean, jnp.where(lost[..., None, None], 0, state), spoiled | unread, final
+    unread, *written = flags
+    bad = functools.reduce(jnp.logical_or, [one for one in written if one is not None])
+    seen, before = below(bad.shape[-2], diagonal=True), lost[..., None, :]
+    if starts is not None:
+        begun = jnp.asarray(seen, jnp.float32) @ starts.astype(jnp.float32)[..., None]  # segments, so far
+        seen = seen & (begun == jnp.swapaxes(begun, -1, -2))
+        before = before & (begun == 0)
+    spoiled = before | (jnp.asarray(seen, jnp.float32) @ bad.astype(jnp.float32) > 0)
+    return clean, spoiled | unread, spoiled[..., -1, :]
 
 
 def carry(state: jax.Array, step: Callable, slices: Any) -> tuple[jax.Array, Any]:

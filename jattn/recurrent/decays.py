@@ -83,6 +83,13 @@ def pair_sums(decay: Decay) -> jax.Array:
     return sums + decay.before[..., :, None, :]
 
 
+def scalar_sums(decay: Decay) -> jax.Array:
+    """`pair_sums` of a decay with one channel, `[..., i, j]`."""
+    earlier = below(decay.whole.shape[-2], diagonal=False)
+    later = jnp.where(earlier, decay.whole, 0)  # of token s > j
+    return _product(earlier, later) + decay.before
+
+
 def weights(decay: Decay | None, size: int, dtype, *, diagonal: bool) -> jax.Array:
     """What is left at token i of what token j wrote, `[..., i, j]`, 0 for j > i; of a decay with one channel.
 
@@ -94,7 +101,7 @@ def weights(decay: Decay | None, size: int, dtype, *, diagonal: bool) -> jax.Arr
     """
     if decay is None:
         return jnp.asarray(below(size, diagonal=diagonal), dtype)
-    kept = jnp.where(below(size, diagonal=False), jnp.exp(pair_sums(decay)[..., 0]), 0)
+    kept = jnp.where(below(size, diagonal=False), jnp.exp(scalar_sums(decay)), 0)
     return kept + jnp.eye(size, dtype=dtype) if diagonal else kept
 
 
@@ -119,7 +126,7 @@ def channel_scores(query: jax.Array, key: jax.Array, decay: Decay) -> tuple[jax.
     leaf = Decay(blocks(decay.before), blocks(decay.whole))
     sums = sums_of(leaf)
     kept = jnp.where(below(block, diagonal=False)[..., None], jnp.exp(pair_sums(leaf)), 0)
-    scores = jnp.einsum("...id,...jd,...ijd->...ij", blocks(query), blocks(key), kept)
+    scores = (blocks(query)[..., :, None, :] * blocks(key)[..., None, :, :] * kept).sum(-1)
     while block < size:
         queries, keys = blocks(query)[..., 1::2, :, :], blocks(key)[..., 0::2, :, :]
         first, second = (jax.tree.map(lambda array, at=at: array[..., at::2, :, :], sums) for at in (0, 1))
