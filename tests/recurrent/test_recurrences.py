@@ -1,51 +1,16 @@
 """Step, scan and chunked forms equal the float64 recurrence: values, gradients, at every split, for extreme gates."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recurrences as truth
+from recurrences import KINDS, inputs, run, state_of
 
-from jattn.recurrent import delta_rule, delta_step, linear_recurrence, linear_step
+from jattn.recurrent import delta_step, linear_step
 
-spec = importlib.util.spec_from_file_location("recurrences", Path(__file__).with_name("recurrences.py"))
-assert spec is not None and spec.loader is not None
-truth = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(truth)
-
-KINDS = ("plain", "constant", "scalar", "channel", "bonus", "delta", "gated delta")
 GATED = ("scalar", "channel", "bonus", "gated delta")
 EACH = [*((kind, "chunked") for kind in KINDS), ("bonus", "scan"), ("gated delta", "scan")]
-EXTREME = np.log(np.array([1e-4, 1 - 1e-6, 1e-4, 0.5, 1.0, 1 - 1e-6, 0.99]))
-
-
-def inputs(kind, length, heads=2, k_dim=6, v_dim=5, seed=0, extreme=False):
-    """Keyword arguments of the recurrence, without state and segments; float32."""
-    rng = np.random.default_rng(seed)
-    query, key = rng.normal(size=(2, length, heads, k_dim))
-    found = {"query": query, "key": key / np.sqrt(k_dim), "value": rng.normal(size=(length, heads, v_dim))}
-    gates = -np.abs(rng.normal(size=(length, heads, k_dim)))
-    if extreme:
-        gates = rng.choice(EXTREME, size=gates.shape)
-        gates = np.where(rng.random(gates.shape) < 0.02, -np.inf, gates)
-    if kind in ("delta", "gated delta"):
-        found["key"] /= np.linalg.norm(found["key"], axis=-1, keepdims=True)
-        found["beta"] = rng.uniform(0, 2, size=(length, heads))
-    if kind == "constant":
-        found["log_decay"] = np.log(1 - 2.0 ** (-5 - np.arange(heads)))
-    elif kind in ("scalar", "gated delta"):
-        found["log_decay"] = gates[..., 0]
-    elif kind in ("channel", "bonus"):
-        found["log_decay"] = gates
-    if kind == "bonus":
-        found["bonus"] = rng.normal(size=(heads, k_dim))
-    return {name: array.astype(np.float32) for name, array in found.items()}
-
-
-def run(given, **options):
-    return (delta_rule if "beta" in given else linear_recurrence)(**given, **options)
 
 
 def expected(given, state=None, segments=None):
@@ -57,11 +22,6 @@ def expected(given, state=None, segments=None):
         gates = given["log_decay"]
         given["log_decay"] = np.broadcast_to(gates if gates.ndim == 3 else gates[..., None], given["key"].shape)
     return truth.linear(**given, state=state, segments=segments)
-
-
-def state_of(given, seed=5):
-    shape = (*given["key"].shape[1:], given["value"].shape[-1])
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def assert_close(ours, wanted, tolerance=1e-5):

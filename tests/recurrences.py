@@ -2,6 +2,11 @@
 
 import numpy as np
 
+from jattn.recurrent import delta_rule, linear_recurrence
+
+KINDS = ("plain", "constant", "scalar", "channel", "bonus", "delta", "gated delta")
+EXTREME = np.log(np.array([1e-4, 1 - 1e-6, 1e-4, 0.5, 1.0, 1 - 1e-6, 0.99]))
+
 
 def linear(query, key, value, log_decay=None, bonus=None, state=None, segments=None):
     """Of `[length, heads, dim]`; `log_decay [length, heads, k_dim]`. The outputs and the final state."""
@@ -46,3 +51,35 @@ def relative_error(ours, truth):
     ours, truth = np.asarray(ours, np.float64), np.asarray(truth, np.float64)
     assert ours.shape == truth.shape
     return np.sqrt(((ours - truth) ** 2).mean() / max((truth**2).mean(), 1e-30))
+
+
+def inputs(kind, length, heads=2, k_dim=6, v_dim=5, seed=0, extreme=False):
+    """Keyword arguments of the recurrence, without state and segments; float32."""
+    rng = np.random.default_rng(seed)
+    query, key = rng.normal(size=(2, length, heads, k_dim))
+    found = {"query": query, "key": key / np.sqrt(k_dim), "value": rng.normal(size=(length, heads, v_dim))}
+    gates = -np.abs(rng.normal(size=(length, heads, k_dim)))
+    if extreme:
+        gates = rng.choice(EXTREME, size=gates.shape)
+        gates = np.where(rng.random(gates.shape) < 0.02, -np.inf, gates)
+    if kind in ("delta", "gated delta"):
+        found["key"] /= np.linalg.norm(found["key"], axis=-1, keepdims=True)
+        found["beta"] = rng.uniform(0, 2, size=(length, heads))
+    if kind == "constant":
+        found["log_decay"] = np.log(1 - 2.0 ** (-5 - np.arange(heads)))
+    elif kind in ("scalar", "gated delta"):
+        found["log_decay"] = gates[..., 0]
+    elif kind in ("channel", "bonus"):
+        found["log_decay"] = gates
+    if kind == "bonus":
+        found["bonus"] = rng.normal(size=(heads, k_dim))
+    return {name: array.astype(np.float32) for name, array in found.items()}
+
+
+def run(given, **options):
+    return (delta_rule if "beta" in given else linear_recurrence)(**given, **options)
+
+
+def state_of(given, seed=5):
+    shape = (*given["key"].shape[1:], given["value"].shape[-1])
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

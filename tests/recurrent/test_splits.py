@@ -1,0 +1,91 @@
+"""Every form, cut in two at every place, is the whole in float64: values, states and gradients of all arrays.
+
+One compilation a kind and form: where to cut is a traced number, and tokens of the other part become such as leave the
+state as it is (key, value, β and log decay 0).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recurrences as truth
+from differences import QUICK
+from recurrences import KINDS, inputs, run, state_of
+
+LENGTH, CHUNK = 20, 4
+IDS = np.repeat([3, 4, 8, 9], [7, 1, 8, 4])
+
+
+def part(given, begin, end):
+    """Tokens from `begin` to `end`, moved to the front, and neutral ones behind."""
+    at = jnp.arange(LENGTH)
+    found = {}
+    for name, array in given.items():
+        if name != "bonus" and array.ndim > 1:
+            moved = jnp.roll(array, -begin, 0)
+            array = jnp.where((at < end - begin).reshape(-1, *[1] * (array.ndim - 1)), moved, 0)
+        found[name] = array
+    return found, jnp.asarray(IDS)[jnp.clip(at + begin, 0, jnp.maximum(end - 1, 0))]
+
+
+def cut_in_two(given, state, split, form, packed):
+    """The output and the last state of a run until `split`, and of one that goes on from there."""
+    outs = []
+    for begin, end in ((0, split), (split, LENGTH)):
+        tokens, ids = part(given, begin, end)
+        if packed and begin is split:  # a state belongs to its segment
+            before = jnp.asarray(IDS)[jnp.maximum(split - 1, 0)]
+            state = jnp.where((split > 0) & (split < LENGTH) & (ids[0] != before), 0, state)
+        out, state = run(tokens, initial_state=state, segment_ids=ids if packed else None, form=form, chunk=CHUNK)
+        outs.append(out)
+        if "log_decay" in given and given["log_decay"].ndim == 1:  # neutral tokens decay too, where all do
+            state = state * jnp.exp(-given["log_decay"].astype(state.dtype) * (LENGTH - end + begin))[:, None, None]
+    at = jnp.arange(LENGTH)[:, None, None]
+    return jnp.where(at < split, outs[0], jnp.roll(outs[1], split, 0)), state
+
+
+def whole(given, state, packed):
+    """The scan in float64, and a function that pulls back to all arrays."""
+    return jax.vjp(
+        lambda *a: run(a[0], initial_state=a[1], segment_ids=IDS if packed else None, form="scan"), given, state
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("form", ["chunked", "scan"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_split_is_the_whole(kind, form, packed):
+    given = inputs(kind, LENGTH, heads=4, k_dim=3, v_dim=2, extreme=True)
+    state, rng = state_of(given), np.random.default_rng(8)
+    cotangents = rng.normal(size=given["value"].shape), rng.normal(size=state.shape)
+
+    def each(split, given, state, cotangents):
+        made, pull = jax.vjp(lambda given, state: cut_in_two(given, state, split, form, packed), given, state)
+        return made, pull(cotangents)
+
+    several = jax.jit(jax.vmap(each, (0, None, None, None)), compiler_options=QUICK)
+    narrow = [one.astype(np.float32) for one in cotangents]
+    ours, gradients = several(jnp.arange(LENGTH + 1), given, state, tuple(narrow))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda array: np.asarray(array, np.float64), (given, state))
+        made, pull = whole(wide[0], wide[1], packed)
+        wanted = jax.tree.map(np.asarray, (made, pull(cotangents)))
+    for one, other in zip(jax.tree.leaves((ours, gradients)), jax.tree.leaves(wanted), strict=True):
+        for split in range(LENGTH + 1):
+            assert truth.relative_error(one[split], other) < 1e-5, split
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_split_in_bfloat16(kind):
+    given = inputs(kind, LENGTH, heads=4, k_dim=3, v_dim=2, extreme=True)
+    given = {name: jnp.asarray(array, jnp.bfloat16) for name, array in given.items()}
+    state = state_of(given)
+    several = jax.vmap(lambda split: cut_in_two(given, state, split, "chunked", True))
+    out, last = jax.jit(several, compiler_options=QUICK)(jnp.arange(LENGTH + 1))
+    assert out.dtype == jnp.bfloat16 and last.dtype == jnp.float32
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda array: np.asarray(array, np.float64), (given, state))
+        wanted = jax.tree.map(np.asarray, whole(wide[0], wide[1], True)[0])
+    for split in range(LENGTH + 1):
+        assert truth.relative_error(out[split], wanted[0]) < 4e-3
+        assert truth.relative_error(last[split], wanted[1]) < 1e-5
