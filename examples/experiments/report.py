@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +36,51 @@ class Result:
         return self.ours >= self.bar and self.ours >= self.baseline
 
     def __str__(self) -> str:
-        sign = "at most" if self.at_most else "at least"
         verdict = "" if self.met else ", NOT REACHED"
-        return (
-            f"{self.what} {self.ours:.3g}, against {self.baseline:.3g} of {self.against} ({sign} {self.bar:g}{verdict})"
-        )
+        return f"{self.what} {self.ours:.3g}, against {self.baseline:.3g} of {self.against} ({self.wanted}{verdict})"
+
+    @property
+    def wanted(self) -> str:
+        """The bar, in words."""
+        return f"at {'most' if self.at_most else 'least'} {self.bar:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """The same figure at several seeds: its median and, where they differ, its range."""
+
+    results: Sequence[Result]
+
+    @classmethod
+    def of(cls, runs: Sequence[Sequence[Result]]) -> Sequence[Self]:
+        """One for each figure, from the results of one run for each seed."""
+        return [cls(results) for results in zip(*runs, strict=True)]
+
+    @property
+    def ours(self) -> str:
+        """Of the variant."""
+        return _median_and_range([one.ours for one in self.results])
+
+    @property
+    def baseline(self) -> str:
+        """Of what it is compared with."""
+        return _median_and_range([one.baseline for one in self.results])
+
+    @property
+    def verdict(self) -> str:
+        """Empty where the bar is met at every seed."""
+        missed = sum(not one.met for one in self.results)
+        return f" **missed {missed} of {len(self.results)} times**" if missed else ""
 
     def short(self) -> str:
         """For a cell of a table."""
-        return f"{self.what} {self.ours:.3g} ({self.against} {self.baseline:.3g})" + ("" if self.met else " **missed**")
+        first = self.results[0]
+        return f"{first.what} {self.ours} ({first.against} {self.baseline}){self.verdict}"
+
+
+def _median_and_range(figures: Sequence[float]) -> str:
+    middle, low, high = (f"{kind(figures):.3g}" for kind in (statistics.median, min, max))
+    return middle if low == high else f"{middle} [{low}, {high}]"
 
 
 def main(run: Callable[..., Sequence[Result]], about: str | None) -> None:
@@ -56,7 +94,7 @@ def main(run: Callable[..., Sequence[Result]], about: str | None) -> None:
     parser.add_argument("--fast", action="store_true", help="a reduced form, with its own lower bars")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    begin = time.perf_counter()
+    begin = time.perf_counter(), time.process_time()
     for result in run(fast=asked.fast, seed=asked.seed):
         print(result)
-    print(f"in {time.perf_counter() - begin:.0f} s")
+    print(f"in {time.perf_counter() - begin[0]:.0f} s, {time.process_time() - begin[1]:.0f} s of processor time")

@@ -1,10 +1,15 @@
-"""All experiments, one after another: `python examples/experiments/table.py [names] [--fast] [--save]`."""
+"""All experiments, one after another: `python examples/experiments/table.py [names] [--fast] [--seeds 0 1 2] [--save]`.
+
+A figure is the median of the seeds, with its range in brackets; seconds are of a processor, for one seed.
+"""
 
 import argparse
 import importlib
 import json
 import time
 from pathlib import Path
+
+from report import Spread
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures.json"
@@ -17,7 +22,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"by default all: {', '.join(NAMES)}")
     parser.add_argument("--fast", action="store_true", help="reduced forms, with their own lower bars")
     parser.add_argument("--save", action="store_true", help=f"write {FIGURES.name}, for the README")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args()
     unknown = set(asked.names) - set(NAMES)
     if unknown:
@@ -25,16 +30,21 @@ def main() -> None:
     if asked.save and asked.fast:
         parser.error("`--save` keeps figures of the full experiments: leave out `--fast`")
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+    figures = {name: figure for name, figure in figures.items() if name in NAMES}
     print("| experiment | figure | baseline | bar | s |\n|---|---|---|---|---|")
     for name in asked.names or NAMES:
-        begin = time.perf_counter()
-        results = importlib.import_module(name).run(fast=asked.fast, seed=asked.seed)
-        seconds = time.perf_counter() - begin
-        for one in results:
-            bar = f"{'≤' if one.at_most else '≥'} {one.bar:g}" + ("" if one.met else " **missed**")
-            cells = f"{one.what} {one.ours:.3g} | {one.against} {one.baseline:.3g} | {bar} | {seconds:.0f}"
-            print(f"| {name} | {cells} |", flush=True)
-        figures[name] = "; ".join(one.short() for one in results)
+        run = importlib.import_module(name).run
+        begin = time.process_time()
+        spreads = Spread.of([run(fast=asked.fast, seed=seed) for seed in asked.seeds])
+        seconds = (time.process_time() - begin) / len(asked.seeds)
+        for one in spreads:
+            first = one.results[0]
+            bar = f"{first.wanted}{one.verdict}"
+            print(
+                f"| {name} | {first.what} {one.ours} | {first.against} {one.baseline} | {bar} | {seconds:.0f} |",
+                flush=True,
+            )
+        figures[name] = "; ".join(one.short() for one in spreads)
         if asked.save:
             FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
