@@ -1,16 +1,21 @@
 """What each part of BigBird buys: random, window and global blocks, left out one at a time at equal budget.
 
-Data: a row of random tokens, one of which, anywhere, is marked. Every position must name the token before it (near)
-and the marked token (far). Two layers of attention; a row of blocks sees 7 of 16 blocks: 3 of the window, 2 global and
-2 random ones, or, where a part is left out, as many more of another. All patterns are block tables of one call of
-`jattn.attention`, whose tiles are skipped.
+Data: 16 blocks of tokens; the first is a heading, the last a footing, and between them lie two texts of 7 blocks, one
+behind the other, whose tokens say which text they are of. One token of the heading is marked, and one in every block of
+a text, always the same of that text: its topic. Every position between heading and footing must name
 
-Without global blocks the far token is missed where two hops do not reach it; without the window, the near one is
-missed at the first place of every block, whose neighbour is in another. Random blocks are what a row keeps of the rest
-of the sequence when nothing is global; beside global blocks, leaving them out costs nothing here.
+- near: the token as many places before it as a block has, which is in the block before;
+- head: the heading's marked token;
+- other: the topic of the other text, which stands in every block of it.
 
-What the window buys near is the same at every seed tried. What global blocks buy far is not: at seed 1 the network
-without them came out ahead (.97 against .93) after 240 steps. The reduced form asks for the first alone.
+One layer of attention, of three heads and a bias for each distance. A row of blocks sees 7 of 16: its neighbours (3
+with its own), the first and last (global), and random ones; where a part is left out, as many more of another: nearer
+blocks for random ones, random ones for the others. All patterns are block tables of one call of `jattn.attention`,
+whose tiles are skipped.
+
+Each question is one part's own: the block before is always seen by a window only, the heading by global blocks only,
+and something of all that is far by random ones only. With a second layer the global blocks could gather the topics and
+pass them on, so that what random blocks add would be a shorter way only; here is one layer.
 """
 
 from collections.abc import Sequence
@@ -25,84 +30,107 @@ import jattn
 from jattn.implementations.chunked import Chunked
 from jattn.scores import RelativeBuckets
 
-TOKENS, FEATURES, HEADS, BLOCKS = 8, 32, 2, 16
-PARTS = {"all parts": (1, 2, True), "no random": (2, 0, True), "no window": (0, 4, True), "no global": (1, 4, False)}
-"""Blocks on either side, random ones, and whether the first and the last block are global. Own block: always."""
+TOKENS, FEATURES, HEADS, BLOCKS, BLOCK, SEEN = 8, 32, 3, 16, 4, 7
+LENGTH = BLOCKS * BLOCK
+PARTS = {
+    "all parts": (True, True, True),
+    "no random": (False, True, True),
+    "no window": (True, False, True),
+    "no global": (True, True, False),
+}
+"""Random, window, global."""
+QUESTIONS = {"near": "no window", "head": "no global", "other": "no random"}
+"""And the part that answers each."""
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """Accuracy, near and far together, of all parts beside each ablation."""
-    block, steps, batch = (8, 170, 16) if fast else (8, 300, 16)
+    """Accuracy of each question with all parts, beside that without its part."""
     tables = np.stack([_table(*part, seed) for part in PARTS.values()])
-    accuracy = dict(zip(PARTS, _trained(jnp.asarray(tables), block, steps, batch, seed), strict=True))
-    whole, bar = sum(accuracy["all parts"]) / 2, 0.8 if fast else 0.95
-    results = [
-        Result("all parts, accuracy near and far", whole, sum(accuracy["no window"]) / 2, "no window", bar),
-        Result("far", accuracy["all parts"][1], accuracy["no global"][1], "no global", bar),
-        Result("far without random blocks", accuracy["no random"][1], accuracy["no global"][1], "no global", bar),
-        Result("near", accuracy["all parts"][0], accuracy["no window"][0], "no window", bar),
+    right = _trained(jnp.asarray(tables), 200 if fast else 500, seed)
+    right = {
+        part: dict(zip(QUESTIONS, map(float, of_part), strict=True)) for part, of_part in zip(PARTS, right, strict=True)
+    }
+    # Two random blocks see the other text from nine rows in ten, more or fewer as they are drawn.
+    bars = {"near": 0.95, "head": 0.95, "other": 0.7}
+    return [
+        Result(question, right["all parts"][question], right[without][question], without, bars[question])
+        for question, without in QUESTIONS.items()
     ]
-    return results[-1:] if fast else results
 
 
-def _table(side, count, with_global, seed):
-    """Which blocks see which: `[BLOCKS, BLOCKS]`."""
+def _table(with_random, with_window, with_global, seed):
+    """Which blocks see which: `[BLOCKS, BLOCKS]`, `SEEN` in a row that is not global itself."""
     rng = np.random.default_rng(seed)
     at = np.arange(BLOCKS)
-    seen = abs(at[:, None] - at) <= side
+    far = abs(at[:, None] - at)
+    seen = far <= (1 if with_window else 0)
     if with_global:
-        seen[[0, -1]] = seen[:, [0, -1]] = True
+        seen[:, [0, -1]] = True
     for row in range(BLOCKS):
-        free = np.flatnonzero(~seen[row])
-        seen[row, rng.permutation(free)[:count]] = True
+        order = rng.permutation(BLOCKS)
+        if not with_random:
+            order = order[np.argsort(far[row, order], kind="stable")]
+        free = order[~seen[row, order]]
+        seen[row, free[: SEEN - seen[row].sum()]] = True
+    if with_global:
+        seen[[0, -1]] = True
     return seen
 
 
-def _data(key, length, batch):
-    tokens, marked = jax.random.split(key)
-    tokens = jax.random.randint(tokens, (batch, length), 0, TOKENS)
-    at = jax.random.randint(marked, (batch, 1), 0, length)
-    near = jnp.roll(tokens, 1, axis=1)
-    far = jnp.broadcast_to(jnp.take_along_axis(tokens, at, 1), tokens.shape)
-    inputs = tokens + TOKENS * (jnp.arange(length) == at)
-    return inputs, jnp.stack([near, far], -1)
+def _data(key, batch):
+    """Inputs `[batch, LENGTH]`, and the answers of every position between `[batch, LENGTH - 2 BLOCK, 3]`."""
+    keys = jax.random.split(key, 4)
+    tokens = jax.random.randint(keys[0], (batch, BLOCKS, BLOCK), 0, TOKENS)
+    place = jax.random.randint(keys[1], (batch, BLOCKS), 0, BLOCK)
+    topics = jax.random.randint(keys[2], (batch, 2), 0, TOKENS)
+    text = jnp.array([0] + [1] * 7 + [2] * 7 + [3])
+    marked = (jnp.arange(BLOCK) == place[..., None]) & (text < 3)[:, None]
+    topic = jnp.take_along_axis(topics, jnp.clip(text - 1, 0, 1)[None], 1)[..., None]
+    tokens = jnp.where(marked & ((text == 1) | (text == 2))[:, None], topic, tokens)
+    head = (tokens * marked)[:, 0].sum(-1)
+    inputs = (tokens + TOKENS * (marked + 2 * text[:, None])).reshape(batch, LENGTH)
+    tokens = tokens.reshape(batch, LENGTH)
+    inner = slice(BLOCK, -BLOCK)
+    answers = jnp.stack(
+        [
+            jnp.roll(tokens, BLOCK, 1),
+            jnp.broadcast_to(head[:, None], tokens.shape),
+            jnp.repeat(topics[:, ::-1], LENGTH // 2, 1),
+        ],
+        -1,
+    )
+    return inputs, answers[:, inner]
 
 
-def _trained(tables, block, steps, batch, seed):
-    """Accuracy (near, far) of a model for each table, all trained alike, together."""
-    length = BLOCKS * block
+def _trained(tables, steps, seed, batch=16):
+    """Accuracies `[tables, 3]` of a model for each table, all trained alike, together."""
     start, data, test = jax.random.split(jax.random.key(seed), 3)
-    shapes = {"token": (2 * TOKENS, FEATURES), "out": (FEATURES, 2, TOKENS)}
-    for layer in range(2):
-        shapes |= {f"{name}{layer}": (FEATURES, HEADS, FEATURES // HEADS) for name in "qkv"}
-        shapes |= {f"o{layer}": (HEADS, FEATURES // HEADS, FEATURES), f"distance{layer}": (16, HEADS)}
+    dim = FEATURES // 2
+    shapes = {"token": (8 * TOKENS, FEATURES), "read": (HEADS, dim, 3, TOKENS)}
+    shapes |= {name: (FEATURES, HEADS, dim) for name in "qkv"} | {"distance": (64, HEADS)}
     keys = jax.random.split(start, len(shapes))
+    scales = dict.fromkeys(shapes, FEATURES**-0.5) | {"token": 1.0, "distance": 0.1}
     first = {
-        name: jax.random.normal(key, shape) * (1.0 if name == "token" else FEATURES**-0.5)
+        name: jax.random.normal(key, shape) * scales[name]
         for key, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
 
-    def logits(parameters, table, tokens):
-        x = parameters["token"][tokens]
-        for layer in range(2):
-            # Rows of the batch as further heads, which share the pattern's tiles.
-            q, k, v = (
-                jnp.einsum("blf,fhd->lbhd", x, parameters[f"{name}{layer}"]).reshape(length, -1, FEATURES // HEADS)
-                for name in "qkv"
-            )
-            mask = jattn.masks.Blocks(table[None], block)
-            distance = RelativeBuckets(10 * jnp.tile(parameters[f"distance{layer}"], (1, len(tokens))))
-            seen = jattn.attention(q, k, v, mask=mask, scores=distance, implementation=Chunked(block, block))
-            seen = seen.reshape(length, len(tokens), HEADS, -1)
-            x = x + jnp.einsum("lbhd,hdf->blf", seen, parameters[f"o{layer}"])
-        return jnp.einsum("blf,fta->blta", x, parameters["out"])
+    def logits(parameters, table, inputs):
+        x = parameters["token"][inputs]
+        # Rows of the batch as further heads, which share the pattern's tiles.
+        q, k, v = (jnp.einsum("blf,fhd->lbhd", x, parameters[name]).reshape(LENGTH, -1, dim) for name in "qkv")
+        distance = RelativeBuckets(10 * jnp.tile(parameters["distance"], (1, len(inputs))))
+        mask = jattn.masks.Blocks(table[None], BLOCK)
+        seen = jattn.attention(q, k, v, mask=mask, scores=distance, implementation=Chunked(BLOCK, BLOCK))
+        seen = seen.reshape(LENGTH, len(inputs), HEADS, dim)[BLOCK:-BLOCK]
+        return jnp.einsum("lbhd,hdat->blat", seen, parameters["read"])
 
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
     def one(table):
         def loss(parameters, key):
-            tokens, answers = _data(key, length, batch)
-            found = logits(parameters, table, tokens)
+            inputs, answers = _data(key, batch)
+            found = logits(parameters, table, inputs)
             return optax.softmax_cross_entropy_with_integer_labels(found, answers).mean()
 
         def step(carry, key):
@@ -112,10 +140,10 @@ def _trained(tables, block, steps, batch, seed):
 
         carry = first, optimizer.init(first)
         parameters = jax.lax.scan(step, carry, jax.random.split(data, steps))[0][0]
-        tokens, answers = _data(test, length, 2 * batch)
-        return (logits(parameters, table, tokens).argmax(-1) == answers).mean((0, 1))
+        inputs, answers = _data(test, 4 * batch)
+        return (logits(parameters, table, inputs).argmax(-1) == answers).mean((0, 1))
 
-    return [tuple(map(float, found)) for found in jax.jit(jax.vmap(one))(tables)]
+    return jax.jit(jax.vmap(one))(tables)
 
 
 if __name__ == "__main__":
