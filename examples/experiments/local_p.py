@@ -2,8 +2,9 @@
 
 Data: a source of random symbols, S = 16, 24 or 32 of them, and for each target t = 0, ..., 7 the symbol at source
 position p* = S t / 8. A target's state is Fourier features of t; it knows nothing of the symbols, so that only a
-position can help: global attention by content is left with guessing. The window D is annealed from 24 to 2; with 3
-from the start most centres never come within reach of their symbol.
+position can help: global attention by content is left with guessing. The window D is annealed from 24 to 2. With 3
+from the start it is luck which centres ever come within reach of their symbol: at three seeds the accuracy is
+.09, .27 and .74.
 """
 
 import functools
@@ -102,7 +103,7 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
     content, _ = train("global", steps, key, fixed)
     results = [
         Result("accuracy: local-p, D from 24 to 2", float(ours), float(content), "global", 0.7 if fast else 0.9),
-        Result("mean |p - p*|", float(apart), 1.0, "one position", 1.0 if fast else 0.25, at_most=True),
+        Result("mean distance of p from p*", float(apart), 1.0, "one position", 1.0 if fast else 0.25, at_most=True),
     ]
     if not fast:
         stuck, _ = train("local-p", steps, key, fixed)
