@@ -1,5 +1,6 @@
-"""What the experiments on sequences share: a small language model around any layer, and its training."""
+"""What the experiments on sequences share: a small language model around any layer, its training, a task."""
 
 from .model import Softmax, Task, train
+from .recall import LENGTH, WIDTH, Model, recalled
 
-__all__ = ["Softmax", "Task", "train"]
+__all__ = ["LENGTH", "WIDTH", "Model", "Softmax", "Task", "recalled", "train"]

@@ -1,0 +1,56 @@
+"""Associative recall: keys and values in turn, paired anew in each row. A key comes again: what was its value?"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jattn.modules import Layer
+from jattn.positions import sinusoidal
+
+from .model import Task, train
+
+WIDTH, LENGTH = 64, 64
+
+
+class Model(NamedTuple):
+    """A layer of `WIDTH` features, how many steps the full form trains it, at what rate, and whether with sinusoids."""
+
+    layer: Layer
+    steps: int
+    rate: float = 1e-2
+    positions: bool = True
+
+
+def recall(length: int, alphabet: int, rows: int) -> Task:
+    """Rows of `length` tokens; half of the alphabet are keys, half values, and chance is one in half the alphabet.
+
+    Counted are the values of keys that have been seen before in the row. Sinusoidal positions.
+    """
+    pairs, half = length // 2, alphabet // 2
+
+    def sample(key):
+        of_keys, of_values = jax.random.split(key)
+        keys = jax.random.randint(of_keys, (rows, pairs), 0, half)
+        paired = half + jax.random.randint(of_values, (rows, half), 0, half)
+        tokens = jnp.stack([keys, jnp.take_along_axis(paired, keys, 1)], -1).reshape(rows, length)
+        seen = jnp.tril(keys[:, :, None] == keys[:, None, :], -1).any(-1)
+        counted = jnp.stack([seen, jnp.zeros_like(seen)], -1).reshape(rows, length)[:, :-1]
+        return tokens, counted.astype(jnp.float32)
+
+    return Task(sample, alphabet, sinusoidal(jnp.arange(length), WIDTH))
+
+
+def recalled(models: Mapping[str, Model], *, fast: bool, seed: int) -> dict[str, float]:
+    """The accuracy of each model: at 64 tokens of 20, in the reduced form after 150 steps at 16 tokens of 8."""
+    length, alphabet = (16, 8) if fast else (LENGTH, 20)
+    right = {}
+    for name, model in models.items():
+        task, test = (recall(length, alphabet, rows) for rows in (32, 128 if fast else 512))
+        if not model.positions:
+            task, test = (one._replace(positions=None) for one in (task, test))
+        steps, rate = (150, 3e-3) if fast else (model.steps, model.rate)
+        measure = train(model.layer, task, width=WIDTH, steps=steps, seed=seed, rate=rate)
+        right[name] = measure(jax.random.key(seed + 1), test)[1]
+    return right
