@@ -11,6 +11,7 @@ VARIANTS: tuple[Variant, ...] = (
         "Sun et al. 2023, arXiv:2307.08621",
         "jattn.variants.recurrent.RetNet",
         TESTED,
+        "extrapolation",
     ),
     Variant(
         "GLA",
@@ -18,6 +19,7 @@ VARIANTS: tuple[Variant, ...] = (
         "Yang et al. 2023, arXiv:2312.06635",
         "jattn.variants.recurrent.GLA",
         TESTED,
+        "extrapolation",
     ),
     Variant(
         "Mamba-2 (SSD)",
@@ -39,6 +41,7 @@ VARIANTS: tuple[Variant, ...] = (
         "Yang et al. 2024, arXiv:2406.06484",
         "jattn.variants.recurrent.DeltaNet",
         TESTED,
+        "associative_recall_delta",
     ),
     Variant(
         "Gated DeltaNet",
@@ -46,5 +49,6 @@ VARIANTS: tuple[Variant, ...] = (
         "Yang et al. 2024, arXiv:2412.06464",
         "jattn.variants.recurrent.GatedDeltaNet",
         TESTED,
+        "associative_recall_delta",
     ),
 )
