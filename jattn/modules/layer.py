@@ -63,6 +63,16 @@ def multi_head_parameters(features: int, heads: int, *, use_bias: bool) -> dict[
     return {group: {name: one(shape) for name, shape in members.items()} for group, members in shapes.items()}
 
 
+def project(projection: Mapping[str, Any], inputs: jax.Array, axes: str) -> jax.Array:
+    """`einsum(axes, inputs, kernel)`, and the `bias` where there is one.
+
+    >>> project({"kernel": jnp.ones((3, 2))}, jnp.ones((5, 3)), "...f,fo->...o").shape
+    (5, 2)
+    """
+    found = jnp.einsum(axes, inputs, projection["kernel"])
+    return found + projection["bias"] if "bias" in projection else found
+
+
 class Layer(abc.ABC):
     """A frozen dataclass of sizes and choices, without arrays.
 

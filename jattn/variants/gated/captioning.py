@@ -12,6 +12,7 @@ from ...front import attention, attention_weights
 from ...modules.layer import Layer, bias, kernel
 from ...similarities import Additive
 from ...similarities.base import accumulation_dtype
+from ..arguments import check_key
 
 
 class Glimpse(NamedTuple):
@@ -123,7 +124,12 @@ class CaptioningAttention(Layer):
         """
         if isinstance(soft_rate, bool) or not isinstance(soft_rate, (int, float)) or not 0 <= soft_rate <= 1:
             raise ValueError(f"`soft_rate` must be a Python number from 0 to 1; got {soft_rate!r}.")
+        check_key("key", key)
         alpha = self.weights(parameters, states, annotations, mask=mask)
+        if not alpha.shape[-1]:  # nowhere to look
+            steps = states.shape[:-1]
+            context, nothing = jnp.zeros((*steps, self.annotation_features), annotations.dtype), jnp.zeros(steps)
+            return Glimpse(context, nothing, nothing, jnp.zeros(steps, bool))
         place, coin = jax.random.split(key)
         some = (alpha > 0).any(-1)  # a step that may look nowhere samples nothing
         logs = jnp.where(alpha > 0, jnp.log(jnp.where(alpha > 0, alpha, 1)), -jnp.inf)

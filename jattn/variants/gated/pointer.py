@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from ...core.shapes import check_positive, check_shapes
 from ...modules.layer import Layer, bias, kernel
 from ...similarities.base import accumulation_dtype
+from ..arguments import known_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,9 +192,10 @@ def _check(vocabulary_logits: Any, generation_logit: Any, attention_scores: Any,
 
 
 def _check_ids(name: str, ids: Any, size: int) -> None:
-    if not isinstance(ids, Tracer) and ids.size and int(ids.max()) >= size:
+    most = (known_range(ids) or (0, 0))[1]
+    if most >= size:
         raise ValueError(
-            f"`{name}` must be below `extended_size` = {size}; got {int(ids.max())}. Ids of words that only the source "
+            f"`{name}` must be below `extended_size` = {size}; got {most}. Ids of words that only the source "
             "has count on from the vocabulary; `extended_size` has room for the most that a source has."
         )
 

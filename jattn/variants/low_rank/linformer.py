@@ -11,7 +11,7 @@ import numpy as np
 from ...core.contract import Unsupported
 from ...core.shapes import check_choice, check_positive, check_shapes
 from ...front import attention
-from ...modules.layer import Layer, Parameter, multi_head_parameters, normal
+from ...modules.layer import Layer, Parameter, multi_head_parameters, normal, project
 from .padding import without_padding
 
 SHARING = ("none", "heads", "kv", "layers")
@@ -260,9 +260,9 @@ class Linformer(Layer):
                 ("value_projection", parameters.get("value_projection", first)),
             )
         ]
-        heads = (_mapped(parameters[name], inputs, "...nf,fhd->...nhd") for name in ("query", "key", "value"))
+        heads = (project(parameters[name], inputs, "...nf,fhd->...nhd") for name in ("query", "key", "value"))
         out = linformer_attention(*heads, *pair, lengths=lengths, mask=mask, **options)
-        return _mapped(parameters["out"], out, "...qhd,hdf->...qf")
+        return project(parameters["out"], out, "...qhd,hdf->...qf")
 
     def _matrix(self, name: str, weights: Any) -> Any:
         if self.pooling == "mean":
@@ -270,8 +270,3 @@ class Linformer(Layer):
         if jnp.shape(weights) != self.projection_parameter().shape:
             raise ValueError(f"`{name}` must have shape {self.projection_parameter().shape}; got {jnp.shape(weights)}.")
         return weights if self.pooling == "linear" else convolution_projection(weights, self.longest)
-
-
-def _mapped(projection: Mapping[str, Any], inputs: jax.Array, axes: str) -> jax.Array:
-    found = jnp.einsum(axes, inputs, projection["kernel"])
-    return found + projection["bias"] if "bias" in projection else found

@@ -12,8 +12,8 @@ from ...core.contract import Unsupported
 from ...core.shapes import check_positive, check_shapes
 from ...front import attention, attention_weights
 from ...masks import Lengths
-from ...modules.layer import Layer, kernel, multi_head_parameters
-from .linformer import _mapped, _segments
+from ...modules.layer import Layer, kernel, multi_head_parameters, project
+from .linformer import _segments
 from .padding import present, without_padding
 
 
@@ -218,7 +218,7 @@ class Nystromformer(Layer):
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
         query, key, value = (
-            _mapped(parameters[name], inputs, "...nf,fhd->...nhd") for name in ("query", "key", "value")
+            project(parameters[name], inputs, "...nf,fhd->...nhd") for name in ("query", "key", "value")
         )
         weights = None if self.convolution is None else parameters["convolution"]["kernel"].T
         out = nystrom_attention(
@@ -231,4 +231,4 @@ class Nystromformer(Layer):
             lengths=lengths,
             mask=mask,
         )
-        return _mapped(parameters["out"], out, "...qhd,hdf->...qf")
+        return project(parameters["out"], out, "...qhd,hdf->...qf")

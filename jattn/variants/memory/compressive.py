@@ -1,6 +1,7 @@
 """Compressive memory (Rae et al. 2020): what falls out of memory is compressed, not forgotten."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ class Compressive(Layer):
             return attention(query, key, value, mask=mask).astype(jnp.promote_types(query.dtype, jnp.float32))
 
         apart = read(evicted, full) - read(made, full // self.rate)
-        return jnp.square(apart).mean((-3, -2, -1))
+        return jnp.square(apart).sum((-3, -2, -1)) / max(math.prod(apart.shape[-3:]), 1)
 
     def _check(self, inputs: jax.Array, memory: CompressiveMemory | None) -> CompressiveMemory:
         check_shapes({"features": self.features}, inputs=(inputs, "... q_len features"))

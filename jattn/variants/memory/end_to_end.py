@@ -13,6 +13,7 @@ from ...masks import Dense
 from ...modules.layer import Layer, kernel, normal
 from ...modules.layer import Parameter as Declared
 from ...similarities import Dot
+from ..arguments import known_range
 
 
 def memory_hops(
@@ -45,6 +46,8 @@ def memory_hops(
     >>> print(memory_hops(facts[0], [facts], [jnp.arange(9.0).reshape(3, 3)]))
     [9. 1. 2.]
     """
+    if between is not None:
+        check_shapes(question=(question, "... features"), between=(between, "features features"))
     if not keys or len(keys) != len(values):
         raise ValueError(f"`keys` and `values` must have one array for each hop; got {len(keys)} and {len(values)}.")
     mask = None
@@ -107,7 +110,7 @@ class MemoryNetwork(Layer):
 
     Raises:
         ValueError: a size below 1; another tying or encoding; at the call, stories of more sentences, words that are
-            no integers, shapes that do not fit.
+            no integers or beyond the vocabulary, shapes that do not fit.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = MemoryNetwork(words=20, features=8, hops=3, sentences=10)
@@ -152,12 +155,20 @@ class MemoryNetwork(Layer):
 
         Args:
             parameters: of the layer.
-            story: word ids `[..., sentences, words of a sentence]`, in the order told, 0 behind a sentence's end.
+            story: word ids `[..., sentences, words of a sentence]`, in the order told, 0 behind a sentence's end. Ids
+                that are not known while tracing are not checked.
             question: word ids `[..., words of a question]`.
         """
         check_shapes(
             kind=jnp.integer, story=(story, "... sentences sentence_words"), question=(question, "... question_words")
         )
+        for name, ids in (("story", story), ("question", question)):
+            least, most = known_range(ids) or (0, 0)
+            if least < 0 or most >= self.words:
+                raise ValueError(
+                    f"`{name}` must hold word ids from 0 to {self.words - 1}; got {least} to {most}. The layer has "
+                    f"`words` = {self.words}, padding included."
+                )
         if story.shape[-2] > self.sentences:
             raise ValueError(f"`story` must have at most {self.sentences} sentences; got {story.shape[-2]}.")
         real = (story != 0).any(-1)

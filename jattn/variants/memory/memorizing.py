@@ -16,6 +16,7 @@ from ...modules.layer import Layer, bias, kernel
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype, grouped_dot
 from ...similarities.dot import unit
+from ..arguments import leave_out
 
 BLOCK = 4096
 """Places of memory that are scored at a time."""
@@ -248,6 +249,7 @@ class Memorizing(Layer):
         memory = empty_ring(key, value, self.memory_size) if memory is None else memory
         if memory.keys.shape[-3] != self.memory_size:
             raise ValueError(f"`memory` must have {self.memory_size} places; got keys of shape {memory.keys.shape}.")
+        pieces = leave_out(pieces, "it is the cosine times the layer's `scale`", "similarity")
         similarity = Dot(parameters["scale"])
         seen = Causal() if mask is None else Causal() & as_mask(mask)
         local = partial_attention(query, key, value, similarity=similarity, mask=seen, **pieces)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.checks import check_positions
 from ...core.shapes import check_positive, check_shapes
 from ...front import attention
 from ...masks import Causal, Sinks
@@ -16,6 +17,7 @@ from ...masks.base import as_mask
 from ...modules.layer import Layer, bias, kernel, normal
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype
+from ..arguments import leave_out
 
 BASE = 10000.0
 
@@ -77,8 +79,14 @@ def relative_attention(
         position_bias=(position_bias, "q_heads dim"),
         position_kernel=(position_kernel, "position_dim q_heads dim"),
     )
+    pieces = leave_out(pieces, "content and distance are its own", "similarity")
     if sizes["position_dim"] % 2:
         raise ValueError(f"`position_kernel` must have an even position_dim; got {position_kernel.shape}.")
+    lengths = {"query": sizes["q_len"], "key": sizes["kv_len"]}
+    query_positions, key_positions = (
+        None if given is None else _positions(f"{of}_positions", given, query.shape[:-3], lengths[of], of)
+        for of, given in (("query", query_positions), ("key", key_positions))
+    )
     if query_positions is None:
         if sizes["q_len"] > sizes["kv_len"]:
             raise ValueError(
@@ -112,6 +120,13 @@ def relative_attention(
         key_positions=key_positions,
         **pieces,
     )
+
+
+def _positions(name: str, positions: Any, batch: tuple[int, ...], length: int, of: str) -> Any:
+    """Positions as an array, of NumPy where they are known."""
+    positions = positions if isinstance(positions, jax.Array) else np.asarray(positions)
+    check_positions(name, positions, batch, length, of)
+    return positions
 
 
 def _waves(positions: Any, frequencies: int, dtype: Any) -> tuple[jax.Array, jax.Array]:

@@ -168,7 +168,7 @@ class TuringMemory(Layer):
     reach: int = 1
 
     def __post_init__(self):
-        check_positive(slots=self.slots, width=self.width, heads=self.heads, reach=self.reach)
+        check_positive(**dataclasses.asdict(self))
         if 2 * self.reach + 1 > self.slots:
             raise ValueError(f"`slots` must be at least 2 `reach` + 1; got {self.slots} and reach {self.reach}.")
 
@@ -182,15 +182,22 @@ class TuringMemory(Layer):
         return {"read": projection(aim), "write": projection(aim + 2 * self.width)}
 
     def begin(self, batch: tuple[int, ...] = (), dtype: Any = jnp.float32) -> TuringState:
-        """A memory of zeros, with all heads at the first slot."""
-        first = jnp.zeros((*batch, self.heads, self.slots), dtype).at[..., 0].set(1)
+        """A memory of zeros of this dtype, with all heads at the first slot (in float32, or float64)."""
+        wide = jnp.promote_types(dtype, jnp.float32)
+        first = jnp.zeros((*batch, self.heads, self.slots), wide).at[..., 0].set(1)
         return TuringState(jnp.zeros((*batch, self.slots, self.width), dtype), first, first)
 
     def __call__(
         self, parameters: Mapping[str, Any], controller: jax.Array, state: TuringState
     ) -> tuple[jax.Array, TuringState]:
         """`(read [..., heads, width], new state)`, from the controller's state `[..., features]`."""
-        check_shapes({"features": self.features}, controller=(controller, "... features"))
+        check_shapes(
+            dataclasses.asdict(self),
+            controller=(controller, "... features"),
+            memory=(state.memory, "... slots width"),
+            reading=(state.reading, "... heads slots"),
+            writing=(state.writing, "... heads slots"),
+        )
         aim, (erase, add) = self._aim(parameters["write"], controller)
         writing = address(state.memory, state.writing, aim)
         memory = write_slots(state.memory, writing, jax.nn.sigmoid(erase), add)

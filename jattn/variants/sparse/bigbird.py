@@ -20,7 +20,8 @@ def bigbird_mask(length: int, block: int, random_blocks: Any) -> Mask:
 
     Zaheer et al. 2020 (arXiv:2007.14062). It is the plain union: a widely used implementation draws R only in
     training, and in evaluation repeats block 0 in the softmax. The last block may be shorter. Padding is
-    `& Lengths(key_lengths, query_lengths)`.
+    `& Lengths(key_lengths, query_lengths)`. The mask is for sequences of this length: positions behind the last block
+    attend nothing, and nothing attends them.
 
     A mask skips tiles, head by head. Random blocks are scattered: tiles much larger than a block visit nearly all of
     the pairs, so choose them alike, with `Chunked(q_tile=block, k_tile=block)` for an `implementation`; a table in
@@ -78,7 +79,7 @@ def random_blocks(length: int, block: int, *, heads: int, count: int, seed: int,
         block: tokens of a block.
         heads: how many different patterns.
         count: r, at least 0.
-        seed: of NumPy's generator.
+        seed: of NumPy's generator, an int of at least 0.
         internal: for `bigbird_mask`; False for `bigbird_etc_mask`.
 
     Returns:
@@ -91,8 +92,9 @@ def random_blocks(length: int, block: int, *, heads: int, count: int, seed: int,
     (2, 8, 2)
     """
     check_positive(length=length, block=block, heads=heads)
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ValueError(f"`count` must be an int of at least 0; got {count!r}.")
+    for name, value in (("count", count), ("seed", seed)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"`{name}` must be an int of at least 0; got {value!r}.")
     blocks = _enough(length, block, count, internal)
     taken = _seen_anyway(blocks, internal)
     order = np.random.default_rng(seed).random((heads, *taken.shape))

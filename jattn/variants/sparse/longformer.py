@@ -13,7 +13,7 @@ from ...front import attention
 from ...masks import Causal, Dilated
 from ...masks.arguments import Integers
 from ...masks.base import Mask, as_mask
-from ...modules.layer import Layer, bias, kernel
+from ...modules.layer import Layer, bias, kernel, project
 from .pieces import Flagged, readable
 
 Numbers = Integers | tuple[int, ...]
@@ -138,6 +138,8 @@ class Longformer(Layer):
             raise ValueError(f"`features` must be a multiple of `heads`; got {self.features} and {self.heads}.")
         for name in ("window", "dilation"):
             value = getattr(self, name)
+            if not isinstance(value, (int, tuple)):
+                raise ValueError(f"`{name}` must be an int, or a tuple with one for each head; got {value!r}.")
             if isinstance(value, tuple) and len(value) != self.heads:
                 raise ValueError(f"`{name}` must have one number for each of the {self.heads} heads; got {value}.")
         longformer_mask(self.window, dilation=self.dilation)  # which checks the numbers
@@ -169,8 +171,8 @@ class Longformer(Layer):
             parameters: of the layer.
             inputs: x, `[..., length, features]`.
             global_tokens: G, as of `longformer_mask`.
-            mask: further restricts both: `Lengths(lengths, lengths)` for padding, `SameSegment(ids)` for packed
-                documents, in which a global token sees its own.
+            mask: further restricts both: `Lengths(lengths, lengths)` for padding, whose output is `out.bias`;
+                `SameSegment(ids)` for packed documents, in which a global token sees its own.
             **options: of `jattn.attention`, for both: `query_positions`, `dropout`, `implementation`, ...
 
         Raises:
@@ -182,7 +184,9 @@ class Longformer(Layer):
         limits = [Causal()] * self.causal + ([] if mask is None else [as_mask(mask)])
 
         def attend(prefix: str, mask: Mask) -> jax.Array:
-            query, key, value = (_projected(parameters[prefix + name], inputs) for name in ("query", "key", "value"))
+            query, key, value = (
+                project(parameters[prefix + name], inputs, "...nf,fhd->...nhd") for name in ("query", "key", "value")
+            )
             for limit in limits:
                 mask = mask & limit
             return attention(query, key, value, mask=mask, **options)
@@ -193,10 +197,4 @@ class Longformer(Layer):
             rows = Flagged(query_flags=flags)
             # A row that may attend to nothing is 0, so each call leaves the other's rows alone.
             heads = attend("", (own | Flagged(key_flags=flags)) & ~rows) + attend("global_", rows)
-        out = jnp.einsum("...qhd,hdf->...qf", heads, parameters["out"]["kernel"])
-        return out + parameters["out"]["bias"] if self.use_bias else out
-
-
-def _projected(projection: Mapping[str, Any], inputs: jax.Array) -> jax.Array:
-    found = jnp.einsum("...nf,fhd->...nhd", inputs, projection["kernel"])
-    return found + projection["bias"] if "bias" in projection else found
+        return project(parameters["out"], heads, "...qhd,hdf->...qf")

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_choice, check_shapes
+from ...core.shapes import check_choice, check_positive, check_shapes
 from ...modules.layer import Layer, bias, kernel, normal
-from .log_space import check_lengths, inside
+from ..arguments import check_lengths, inside
 from .nonprojective import nonprojective_marginals
 from .projective import projective_marginals
 from .trees import TreeMarginals, soft_parents
@@ -33,7 +33,7 @@ class SoftParents(Layer):
         single_root: whether the root has exactly one child.
 
     Raises:
-        ValueError: another name of trees; at the call, shapes that do not fit and bad `lengths`.
+        ValueError: a size below 1; another name of trees; at the call, shapes that do not fit and bad `lengths`.
 
     >>> import jax
     >>> layer = SoftParents(8, hidden=16)
@@ -47,6 +47,7 @@ class SoftParents(Layer):
     single_root: bool = True
 
     def __post_init__(self):
+        check_positive(features=self.features, hidden=self.hidden)
         check_choice("trees", self.trees, tuple(TREES))
 
     def parameters(self) -> dict[str, Any]:

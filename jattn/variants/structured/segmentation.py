@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_shapes
+from ...core.shapes import check_positive, check_shapes
 from ...modules.layer import Layer, bias, kernel, normal
 from ...similarities.base import accumulation_dtype
-from .log_space import check_lengths, inside, log_sum
+from ..arguments import check_lengths, inside
+from .log_space import log_sum
 
 
 def chain_log_partition(potentials: jax.Array, transitions: jax.Array, *, lengths: Any = None) -> jax.Array:
@@ -142,7 +143,7 @@ class Segmentation(Layer):
         head_dim: features that a chain reads; by default `features`.
 
     Raises:
-        ValueError: at the call, shapes that do not fit; as `chain_log_partition`.
+        ValueError: a size below 1; at the call, shapes that do not fit; as `chain_log_partition`.
 
     >>> import jax
     >>> layer = Segmentation(8, heads=2, head_dim=4)
@@ -154,6 +155,14 @@ class Segmentation(Layer):
     heads: int = 1
     head_dim: int | None = None
 
+    def __post_init__(self):
+        check_positive(features=self.features, heads=self.heads, head_dim=self.dim)
+
+    @property
+    def dim(self) -> int:
+        """Features that a chain reads."""
+        return self.features if self.head_dim is None else self.head_dim
+
     def parameters(self) -> dict[str, Any]:
         """`score` w and b, `transition` U and t, `[heads, 2, 2]` the latter, and `value.kernel` V."""
         return {
@@ -162,7 +171,7 @@ class Segmentation(Layer):
                 "kernel": kernel(self.features, self.heads, 2, 2),
                 "bias": bias(self.heads, 2, 2, init=normal(0.1)),
             },
-            "value": {"kernel": kernel(self.features, self.heads, self.head_dim or self.features)},
+            "value": {"kernel": kernel(self.features, self.heads, self.dim)},
         }
 
     def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array, *, lengths: Any = None) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ...core.shapes import check_shapes
 from ...similarities.base import accumulation_dtype
-from .log_space import check_lengths, inside
+from ..arguments import check_lengths, inside
 
 
 class TreeMarginals(NamedTuple):

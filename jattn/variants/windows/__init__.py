@@ -6,9 +6,9 @@ from .local_m import local_m
 from .local_p import Bell, LuongLocal, Near, local_p
 from .location import Location
 from .luong import LuongGlobal
-from .multi_token import multi_token
+from .multi_token import MultiToken, multi_token
 from .pooling import AttentionPooling
-from .talking_heads import talking_heads
+from .talking_heads import TalkingHeads, talking_heads
 from .top_k import top_k
 
 __all__ = [
@@ -19,7 +19,9 @@ __all__ = [
     "Location",
     "LuongGlobal",
     "LuongLocal",
+    "MultiToken",
     "Near",
+    "TalkingHeads",
     "differential",
     "hard",
     "local_m",

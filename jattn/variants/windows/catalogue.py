@@ -61,7 +61,7 @@ VARIANTS: tuple[Variant, ...] = (
         "talking heads",
         "heads mixed before and after the softmax, in one streamed call",
         "Shazeer et al. 2020, arXiv:2003.02436",
-        f"{HERE}.talking_heads",
+        f"{HERE}.TalkingHeads",
         ROWS,
     ),
     Variant(
@@ -75,7 +75,7 @@ VARIANTS: tuple[Variant, ...] = (
         "multi-token",
         "scores convolved over queries and keys, and mixed over heads",
         "Golovneva et al. 2025, arXiv:2504.00927",
-        f"{HERE}.multi_token",
+        f"{HERE}.MultiToken",
         ROWS,
     ),
 )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ...core.shapes import check_positive, check_shapes
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal, ones
+from ..arguments import leave_out
 
 EPSILON = 1e-5
 
@@ -60,10 +61,8 @@ def differential(
             f"`amount` must be a number or an array [heads] with heads = {query.shape[-2] // 2}; got shape "
             f"{jnp.shape(amount)}."
         )
-    if pieces.get("dropout") is not None:
-        raise ValueError(
-            "`dropout` must be left out: both softmaxes would drop the same weights. Drop parts of the output instead."
-        )
+    why = "both softmaxes would drop the same weights (drop parts of the output instead)"
+    pieces = leave_out(pieces, why, "dropout")
     first, second = (
         attention(query[..., side::2, :], key[..., side::2, :], value, **pieces).astype(
             jnp.promote_types(value.dtype, jnp.float32)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ...core.call import prepare
 from ...front import attention, partial_attention
+from ..arguments import check_key, leave_out
 from .best_keys import best_keys, score_chosen, take_chosen
 
 
@@ -56,7 +57,7 @@ def hard(
             positions.
 
     Raises:
-        ValueError: a normaliser, or dropout; all that `jattn.attention` raises.
+        ValueError: a normaliser, or dropout; a `sample` that is no key; all that `jattn.attention` raises.
 
     >>> import jax
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 4, 16)) for i in range(3))
@@ -64,11 +65,11 @@ def hard(
     >>> drawn.out.shape, drawn.log_probability.shape
     ((2, 10, 4, 16), (2, 10, 4))
     """
-    for name in ("normalizer", "dropout"):
-        if pieces.get(name) is not None:
-            raise ValueError(f"`{name}` must be left out: hard attention draws from the softmax; got {pieces[name]!r}.")
+    pieces = leave_out(pieces, "hard attention draws from the softmax", "normalizer", "dropout")
+    if sample is not None:
+        check_key("sample", sample)
     plain = {name: pieces.get(name) for name in ("mask", "similarity", "query_positions", "key_positions")}
-    unknown = pieces.keys() - plain.keys() - {"scores", "normalizer", "dropout", "implementation"}
+    unknown = pieces.keys() - plain.keys() - {"scores", "implementation"}
     if unknown:
         raise ValueError(f"`{min(unknown)}` is no argument of `jattn.attention`.")
     call, rewritten, keys = prepare(

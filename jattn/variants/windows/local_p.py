@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.shapes import check_shapes
+from ...core.shapes import check_positive, check_shapes
 from ...front import partial_attention
 from ...masks import Lengths, Mask, as_mask
 from ...modules.layer import Layer, kernel
 from ...pieces import array, number, piece
 from ...scores.arguments import Numbers, floats, parameter, settle
 from ...scores.base import Score
+from ..arguments import check_lengths, leave_out
 
 
 @piece
@@ -128,11 +129,7 @@ def local_p(
     >>> local_p(h, s, s, jnp.linspace(0, 19, 7), 4.0).shape
     (2, 7, 1, 16)
     """
-    for name in ("normalizer", "dropout"):
-        if pieces.get(name) is not None:
-            raise ValueError(
-                f"`{name}` must be left out: local-p has the softmax and its Gaussian; got {pieces[name]!r}."
-            )
+    pieces = leave_out(pieces, "local-p has the softmax and its Gaussian", "normalizer", "dropout")
     near = Near(centers, distance)
     pieces["mask"] = near if mask is None else near & as_mask(mask)
     plain = (scores,) if isinstance(scores, Score) else tuple(scores)
@@ -158,7 +155,8 @@ class LuongLocal(Layer):
         hidden: features of W_p; by default as many.
 
     Raises:
-        ValueError: at the call, shapes that do not fit; all that `local_p` raises.
+        ValueError: a size below 1; at the call, shapes that do not fit, lengths beyond the sources; all that
+            `local_p` raises.
 
     >>> import jax
     >>> layer = LuongLocal(16)
@@ -169,6 +167,11 @@ class LuongLocal(Layer):
 
     features: int
     hidden: int | None = None
+
+    def __post_init__(self):
+        check_positive(features=self.features)
+        if self.hidden is not None:
+            check_positive(hidden=self.hidden)
 
     def parameters(self) -> dict[str, Any]:
         """`position.hidden [features, hidden]`, `position.vector [hidden, 1]`, `out.kernel [2 features, features]`."""
@@ -209,7 +212,7 @@ class LuongLocal(Layer):
             states: h, `[..., q_len, features]`.
             sources: h̄, `[..., kv_len, features]`.
             distance: D, as of `local_p`.
-            lengths: of the sources, integers `[...]`; what is beyond is padding. By default kv_len.
+            lengths: of the sources, integers `[...]`, or one for all; what is beyond is padding. By default kv_len.
             mask: a further mask.
             **pieces: of `local_p`.
         """
@@ -219,6 +222,7 @@ class LuongLocal(Layer):
         if lengths is None:
             lengths = sources.shape[-2]
         else:
+            lengths = check_lengths(lengths, states.shape[:-2], sources.shape[-2])
             inside = Lengths(lengths)
             mask = inside if mask is None else inside & as_mask(mask)
         centers = self.centers(parameters, states, lengths)[..., None, :]

@@ -11,6 +11,7 @@ from ...core.shapes import check_positive, check_shapes
 from ...front import attention
 from ...modules.layer import Layer, kernel
 from ...similarities import Dot
+from ..arguments import leave_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Location(Layer):
                 f"`sources` of shape {sources.shape} has {sizes['kv_len']} places, but there are weights for "
                 f"`max_length` = {self.max_length} only: truncate it, or make the layer with a larger `max_length`."
             )
+        pieces = leave_out(pieces, "places are chosen by dot products with W", "similarity")
         places = parameters["kernel"][:, : sizes["kv_len"]].T
         keys = jnp.broadcast_to(places, (*states.shape[:-2], *places.shape))
         return attention(states[..., None, :], keys[..., None, :], sources[..., None, :], similarity=Dot(), **pieces)[

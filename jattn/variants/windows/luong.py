@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_shapes
+from ...core.shapes import check_positive, check_shapes
 from ...front import attention
 from ...modules.layer import Layer, kernel
 
@@ -27,7 +27,7 @@ class LuongGlobal(Layer):
         features: of decoder states, source states and the output.
 
     Raises:
-        ValueError: at the call, shapes that do not fit; all that `jattn.attention` raises.
+        ValueError: `features` below 1; at the call, shapes that do not fit; all that `jattn.attention` raises.
 
     >>> import jax
     >>> layer = LuongGlobal(16)
@@ -37,6 +37,9 @@ class LuongGlobal(Layer):
     """
 
     features: int
+
+    def __post_init__(self):
+        check_positive(features=self.features)
 
     def parameters(self) -> dict[str, Any]:
         """`out.kernel [2 features, features]`, of the context first."""

@@ -1,6 +1,7 @@
 """Multi-token attention: scores are convolved over queries and keys, and mixed over heads."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 
 from ...core.call import Call, prepare
 from ...core.finite import multiply_values
-from ...core.shapes import check_shapes
+from ...core.shapes import check_positive, check_shapes
 from ...implementations.reference import scored
+from ...modules.layer import Initializer, Layer, bias, multi_head_parameters, project
 from ...normalizers import Softmax
 from ...pieces import take
 
@@ -152,3 +154,75 @@ def _rows(call: Call, first: jax.Array, count: int) -> Call:
         name: jax.tree.map(lambda leaf: take(leaf, {axis: first}, {axis: count}), getattr(call, name)) for name in names
     }
     return dataclasses.replace(call, q_len=count, **cut)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiToken(Layer):
+    """Multi-head self-attention by `multi_token`, with a window and mixtures of heads that it learns.
+
+        out = W_o multi_token(x W_q, x W_k, x W_v, window, before, after)
+
+    Golovneva et al. 2025 (arXiv:2504.00927), without its normalisation of each head. Window and mixtures start as the
+    identity, so that at first it is multi-head attention.
+
+    Args:
+        features: of inputs and outputs, a multiple of `heads`.
+        heads: of queries, keys and values.
+        queries: A, how many queries the window spans; the paper's 6.
+        keys: B, how many keys; the paper's 11.
+        group: heads that are mixed with each other, before the softmax and after it; divides `heads`. 1 mixes none.
+
+    Raises:
+        ValueError: sizes that do not fit; at the call, all that `multi_token` raises.
+
+    >>> import jax
+    >>> layer = MultiToken(16, heads=4, group=2)
+    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((2, 9, 16)), mask=lambda q, k: k <= q).shape
+    (2, 9, 16)
+    """
+
+    features: int
+    heads: int
+    queries: int = 6
+    keys: int = 11
+    group: int = 1
+
+    def __post_init__(self):
+        check_positive(**dataclasses.asdict(self))
+        for name, size, divisor in (("features", self.features, "heads"), ("heads", self.heads, "group")):
+            if size % getattr(self, divisor):
+                raise ValueError(
+                    f"`{name}` must be a multiple of `{divisor}`; got {size} and {getattr(self, divisor)}."
+                )
+
+    def parameters(self) -> dict[str, Any]:
+        """`query`, `key`, `value`, `out` of multi-head attention; `window [heads, A, B]`; `before`, `after`."""
+        window = np.zeros((self.heads, self.queries, self.keys))
+        window[:, 0, self.keys // 2] = 1
+        tree = multi_head_parameters(self.features, self.heads, use_bias=False)
+        tree["window"] = bias(*window.shape, init=_starts_as(window))
+        if self.group > 1:
+            same = np.tile(np.eye(self.group), (self.heads // self.group, 1, 1))
+            tree |= dict.fromkeys(("before", "after"), bias(*same.shape, init=_starts_as(same)))
+        return tree
+
+    def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array, **pieces: Any) -> jax.Array:
+        """`[..., length, features]`.
+
+        Args:
+            parameters: of the layer.
+            inputs: `[..., length, features]`.
+            **pieces: of `multi_token`: `mask`, `similarity`, `scores`, positions.
+        """
+        check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
+        query, key, value = (
+            project(parameters[name], inputs, "...lf,fhd->...lhd") for name in ("query", "key", "value")
+        )
+        mixtures = {name: parameters[name] for name in ("before", "after") if name in parameters}
+        heads = multi_token(query, key, value, parameters["window"], **mixtures, **pieces)
+        return project(parameters["out"], heads, "...lhd,hdf->...lf")
+
+
+def _starts_as(array: np.ndarray) -> Initializer:
+    """The first value of a parameter, whatever the key."""
+    return lambda key, shape, dtype: jnp.asarray(array, dtype).reshape(shape)

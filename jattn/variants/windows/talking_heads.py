@@ -1,13 +1,17 @@
 """Talking-heads attention: heads are mixed before and after the softmax."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_shapes
+from ...core.shapes import check_positive, check_shapes
 from ...front import attention
+from ...modules.layer import Layer, kernel, multi_head_parameters, project
 from ...similarities import Dot
+from ..arguments import leave_out
 
 
 def talking_heads(
@@ -43,13 +47,14 @@ def talking_heads(
         `[..., q_len, v_heads, v_dim]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes that do not fit; all that `jattn.attention` raises.
+        ValueError: shapes that do not fit; a similarity; all that `jattn.attention` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 4, 16)) for i in range(3))
     >>> talking_heads(q, k, v, jnp.eye(4), jnp.eye(4)).shape
     (2, 10, 4, 16)
     """
+    pieces = leave_out(pieces, "only dot products mix inside the arrays", "similarity")
     sizes = check_shapes(
         query=(query, "... q_len qk_heads dim"),
         key=(key, "... kv_len qk_heads dim"),
@@ -70,3 +75,62 @@ def talking_heads(
     out = out.reshape(*out.shape[:-1], sizes["v_heads"], sizes["v_dim"])
     out = jnp.einsum("...qhjd,hj->...qjd", out.astype(wide), after.astype(wide))
     return out.astype(value.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class TalkingHeads(Layer):
+    """Multi-head self-attention by `talking_heads`, with mixtures over the heads that it learns.
+
+        out = W_o talking_heads(x W_q, x W_k, x W_v, before, after)
+
+    Shazeer et al. 2020 (arXiv:2003.02436). Both mixtures start as random projections of the heads, like any kernel.
+
+    Args:
+        features: of inputs and outputs, a multiple of `heads`.
+        heads: of queries, keys and values.
+        softmax_heads: over which the softmax goes; by default as many.
+        use_bias: on the projections of features.
+
+    Raises:
+        ValueError: sizes that do not fit; at the call, all that `talking_heads` raises.
+
+    >>> import jax
+    >>> layer = TalkingHeads(16, heads=4, softmax_heads=6)
+    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((2, 9, 16)), mask=lambda q, k: k <= q).shape
+    (2, 9, 16)
+    """
+
+    features: int
+    heads: int
+    softmax_heads: int | None = None
+    use_bias: bool = False
+
+    def __post_init__(self):
+        check_positive(features=self.features, heads=self.heads, softmax_heads=self.mixtures)
+        if self.features % self.heads:
+            raise ValueError(f"`features` must be a multiple of `heads`; got {self.features} and {self.heads}.")
+
+    @property
+    def mixtures(self) -> int:
+        """How many softmaxes there are."""
+        return self.heads if self.softmax_heads is None else self.softmax_heads
+
+    def parameters(self) -> dict[str, Any]:
+        """`query`, `key`, `value`, `out` of multi-head attention; `before [heads, softmax_heads]`, `after`."""
+        mixed = {"before": kernel(self.heads, self.mixtures), "after": kernel(self.mixtures, self.heads)}
+        return multi_head_parameters(self.features, self.heads, use_bias=self.use_bias) | mixed
+
+    def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array, **pieces: Any) -> jax.Array:
+        """`[..., length, features]`.
+
+        Args:
+            parameters: of the layer.
+            inputs: `[..., length, features]`.
+            **pieces: of `talking_heads`: `mask`, `scores`, ...
+        """
+        check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
+        query, key, value = (
+            project(parameters[name], inputs, "...lf,fhd->...lhd") for name in ("query", "key", "value")
+        )
+        heads = talking_heads(query, key, value, parameters["before"], parameters["after"], **pieces)
+        return project(parameters["out"], heads, "...lhd,hdf->...lf")

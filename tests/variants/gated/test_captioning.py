@@ -159,6 +159,14 @@ def test_padding_and_nothing_to_look_at(hard):
         assert np.isfinite(gradient).all()
 
 
+def test_an_image_without_places():
+    states, annotations, *parameters = given(11)
+    assert not LAYER(tree(*parameters), states, annotations[:0]).any()
+    glimpse = LAYER.hard(tree(*parameters), states, annotations[:0], jax.random.key(0))
+    assert glimpse.context.shape == (3, 3) and glimpse.entropy.shape == (3,)
+    assert not any(np.any(part) for part in glimpse)
+
+
 def test_bfloat16():
     states, annotations, *parameters = given(9)
     narrow = lambda x: jnp.asarray(x, jnp.bfloat16)  # noqa: E731
@@ -175,6 +183,8 @@ def test_errors():
         LAYER(tree(*parameters), states, states)
     with pytest.raises(ValueError, match=r"`soft_rate` must be a Python number from 0 to 1; got 1.5"):
         LAYER.hard(tree(*parameters), states, annotations, jax.random.key(0), soft_rate=1.5)
+    with pytest.raises(ValueError, match=r"`key` must be one random key"):
+        LAYER.hard(tree(*parameters), states, annotations, 7)
     glimpse = LAYER.hard(tree(*parameters), states, annotations, jax.random.key(0))
     with pytest.raises(ValueError, match=r"`baseline` must be one number"):
         reinforce_loss(jnp.array(0.0), glimpse, jnp.zeros(4))

@@ -144,3 +144,18 @@ def test_errors():
         layer(parameters, jnp.ones((3, 2)), jnp.ones((5, 3)), jnp.ones(5))
     with pytest.raises(ValueError, match=r"`weights` must have shape"):
         coverage_loss(jnp.ones(3))
+
+
+def test_sure_scores_do_not_overflow():
+    states, sources = map(jnp.asarray, normal(10, (3, 2), (5, 3)))
+    parameters = random_parameters()
+    parameters["vector"] = 1e4 * parameters["vector"]
+    attended = CoverageAttention(2, 3, 4)(parameters, states, sources)
+    np.testing.assert_allclose(attended.weights.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(attended.weights.argmax(-1), attended.scores.argmax(-1))
+
+
+def test_no_steps():
+    assert coverage_of(jnp.ones((2, 0, 5))).shape == (2, 0, 5)
+    assert coverage_loss(jnp.ones((2, 0, 5))).shape == (2, 0)
+    assert CoverageAttention(2, 3, 4)(random_parameters(), jnp.ones((0, 2)), jnp.ones((5, 3))).context.shape == (0, 3)

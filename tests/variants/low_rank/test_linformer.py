@@ -103,8 +103,10 @@ def test_bad_input_is_refused():
         linformer_attention(rows, rows, rows, e, e[:2])
     with pytest.raises(ValueError, match="Projected keys have no positions"):
         linformer_attention(rows, rows, rows, e, scores=())
-    with pytest.raises(ValueError, match="`lengths` must have shape"):
+    with pytest.raises(ValueError, match=r"`lengths` must be one integer, or one for each example, of shape \(\)"):
         linformer_attention(rows, rows, rows, e, lengths=jnp.array([3]))
+    with pytest.raises(ValueError, match="`lengths` must be at most 8, the length of the arrays; got 9"):
+        linformer_attention(rows, rows, rows, e, lengths=9)
     with pytest.raises(ValueError, match="`projected` must be at most `longest`, 4; got 5"):
         Linformer(4, heads=2, longest=4, projected=5)
     with pytest.raises(ValueError, match="`sharing` must be one of"):

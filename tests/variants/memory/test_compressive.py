@@ -151,3 +151,12 @@ def test_bad_input_is_named():
     _, memory, _ = LAYER(parameters, inputs[:, :4])
     with pytest.raises(ValueError, match=r"`states` must have shape"):
         LAYER(parameters, inputs[:, :4], memory._replace(states=memory.states[:, :3]))
+
+
+def test_an_empty_segment_changes_nothing():
+    parameters, inputs = setup()
+    _, memory, _ = LAYER(parameters, inputs[:, :4])
+    out, after, loss = LAYER(parameters, inputs[:, :0], memory)
+    assert out.shape == (2, 0, 6)
+    np.testing.assert_array_equal(loss, 0)
+    jax.tree.map(np.testing.assert_array_equal, after, memory)

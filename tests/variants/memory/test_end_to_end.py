@@ -133,6 +133,12 @@ def test_bad_input_is_named():
         layer({}, STORY, QUESTION)
     with pytest.raises(ValueError, match="`question` must be integers"):
         layer({}, STORY, QUESTION.astype(float))
+    for wrong, message in ((6, "from 0 to 5; got 0 to 6"), (-1, "from 0 to 5; got -1 to 4")):
+        asked = np.array([4, 0, wrong])
+        with pytest.raises(ValueError, match=f"`question` must hold word ids {message}"):
+            layer({}, STORY[:3], asked)
+    with pytest.raises(ValueError, match=r"`between` must have shape \[features, features\] with features = 3"):
+        memory_hops(jnp.ones(3), [jnp.ones((2, 3))], [jnp.ones((2, 3))], between=jnp.ones((4, 4)))
     with pytest.raises(ValueError, match="one array for each hop; got 1 and 2"):
         memory_hops(jnp.ones(3), [jnp.ones((2, 3))], [jnp.ones((2, 3))] * 2)
     with pytest.raises(ValueError, match=r"`keys\[0\]` must have shape"):

@@ -73,6 +73,17 @@ def test_unwritten_places_are_not_found():
     np.testing.assert_array_equal(gradient, 0)
 
 
+def test_a_ring_that_turned_is_found_whole_and_once():
+    """Blocks that do not divide it: places behind its end are nobody's, however much was written."""
+    query, keys, values = normal(8, (3, 2, 4), (19, 2, 4), (19, 2, 3))
+    query[0] = keys[13]  # in the last place, the 7th, and found first
+    ring = ring_of(keys, values, 7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memorizing, "BLOCK", 4)
+        close(ring_attention(query, ring, top_k=3).out, truth(query, keys[12:], values[12:], 3), 1e-5)
+        close(ring_attention(query, ring, top_k=7).out, truth(query, keys[12:], values[12:], 7), 1e-5)
+
+
 def test_no_gradient_into_the_ring():
     query, keys, values = normal(4, (2, 1, 4), (6, 1, 4), (6, 1, 4))
 
@@ -83,12 +94,23 @@ def test_no_gradient_into_the_ring():
     assert np.any(gradients[0])
     np.testing.assert_array_equal(gradients[1], 0)
     np.testing.assert_array_equal(gradients[2], 0)
+    # It is a constant both when it is written and when it is read.
+    ring = ring_of(jnp.asarray(keys), jnp.asarray(values), 6)
+    written = jax.grad(lambda k, v, old: sum(x.sum() for x in write_ring(old, k, v)[:2]), (0, 1), allow_int=True)
+    for gradient in written(keys[:2], values[:2], ring):
+        np.testing.assert_array_equal(gradient, 0)
+    kept = jax.grad(lambda old: write_ring(ring._replace(keys=old), keys[:2], values[:2]).keys.sum())(ring.keys)
+    np.testing.assert_array_equal(kept, 0)
+    read = jax.grad(lambda k, v: ring_attention(query, ring._replace(keys=k, values=v), top_k=2).out.sum(), (0, 1))
+    for gradient in read(ring.keys, ring.values):
+        np.testing.assert_array_equal(gradient, 0)
 
 
-def layer_truth(parameters, inputs, form, size, top_k, segment):
+def layer_truth(parameters, inputs, form, size, top_k, segment, key_inputs=None, window=99):
     """One example, query by query."""
+    sources = {"query": inputs, "key": inputs if key_inputs is None else key_inputs, "value": inputs}
     p = jax.tree.map(lambda x: np.asarray(x, float), parameters)
-    q, k, v = (np.einsum("tf,fhd->thd", inputs, p[name]["kernel"]) for name in ("query", "key", "value"))
+    q, k, v = (np.einsum("tf,fhd->thd", source, p[name]["kernel"]) for name, source in sources.items())
     q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
     out = np.zeros_like(v)
     for i, h in np.ndindex(*v.shape[:2]):
@@ -96,7 +118,7 @@ def layer_truth(parameters, inputs, form, size, top_k, segment):
         scores = k[:, h] @ q[i, h] * p["scale"][h]
         past = np.arange(max(start - size, 0), start)
         far = past[np.argsort(-scores[past])[:top_k]]
-        near = np.arange(start, i + 1)
+        near = np.arange(max(start, i - window), i + 1)
 
         def read(places, scores=scores, h=h):
             weights = np.exp(scores[places])
@@ -124,6 +146,20 @@ def test_layer_is_its_definition_over_a_ring_that_turns(form):
     out = np.concatenate(parts, 1)
     for b in range(2):
         close(out[b], layer_truth(parameters, inputs[b].astype(float), form, 5, 2, 3), 1e-5)
+
+
+def test_layer_with_keys_of_its_own_and_a_window():
+    """The mask is of the local attention, besides causality."""
+    layer = Memorizing(6, heads=2, memory_size=5, top_k=2)
+    parameters = layer.init(jax.random.key(0))
+    inputs, sources = normal(9, (8, 6), (8, 6))
+    memory, parts = None, []
+    run = jax.jit(lambda x, y, memory: layer(parameters, x, memory, key_inputs=y, mask=lambda q, k: q - k <= 1))
+    for start in (0, 4):
+        out, memory = run(inputs[start : start + 4], sources[start : start + 4], memory)
+        parts.append(out)
+    want = layer_truth(parameters, inputs.astype(float), "gated", 5, 2, 4, sources.astype(float), 1)
+    close(np.concatenate(parts), want, 1e-5)
 
 
 @pytest.mark.parametrize("form", ["gated", "joint"])
@@ -162,6 +198,8 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"`key` must have shape \[..., length, kv_heads, dim\] with dim = 4"):
         write_ring(ring_of(keys, keys, 6), jnp.ones((2, 1, 3)), jnp.ones((2, 1, 4)))
     layer = Memorizing(6, heads=2, memory_size=8, top_k=2)
+    with pytest.raises(ValueError, match="`similarity` must be left out: it is the cosine times the layer's `scale`"):
+        layer(layer.init(jax.random.key(0)), jnp.ones((3, 6)), similarity=jattn.similarities.Dot())
     _, memory = layer(layer.init(jax.random.key(0)), jnp.ones((3, 6)))
     with pytest.raises(ValueError, match="`memory` must have 9 places"):
         Memorizing(6, heads=2, memory_size=9, top_k=2)(layer.init(jax.random.key(0)), jnp.ones((3, 6)), memory)

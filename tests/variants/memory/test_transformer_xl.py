@@ -7,7 +7,7 @@ import pytest
 from differences import check, close, normal
 from variant_layers import check_layer
 
-from jattn import masks
+from jattn import masks, similarities
 from jattn.implementations import Chunked
 from jattn.variants.memory import TransformerXL, relative_attention
 
@@ -61,7 +61,9 @@ def test_only_distances_matter():
         close(call(*given, query_positions=np.arange(4) + shift, key_positions=np.arange(4) + shift), want, 1e-5)
     moved = jnp.arange(4) + 7
     close(jax.jit(lambda at: call(*given, query_positions=at, key_positions=at))(moved), want, 1e-5)
-    close(call(*arrays(2, 4, seed=2)[:1], *given[1:], key_positions=jnp.arange(4)).shape, (2, 2, 3), 1e-5)
+    last = arrays(2, 4, seed=2)[:1]
+    for keys in (np.arange(4) + 3, jnp.arange(4) + 3, [3, 4, 5, 6]):  # queries are at the last of them
+        close(call(*last, *given[1:], key_positions=keys), call(*last, *given[1:]), 1e-5)
 
 
 def test_it_skips_tiles_and_streams():
@@ -115,6 +117,13 @@ def test_memory_holds_the_last_states_and_a_window_of_them_is_a_sliding_window()
     np.testing.assert_array_equal(memory.states, inputs[:, -4:])
 
 
+def test_a_mask_leaves_what_memory_does_not_hold_yet_out():
+    layer, parameters, inputs = layer_and_inputs(4)
+    plain, _ = layer(parameters, inputs[:, :3])
+    masked, _ = layer(parameters, inputs[:, :3], mask=masks.SlidingWindow(9, 9))
+    close(masked, plain, 1e-6)
+
+
 def test_no_gradient_into_memory_and_none_from_the_future():
     layer, parameters, inputs = layer_and_inputs(4)
 
@@ -125,6 +134,12 @@ def test_no_gradient_into_memory_and_none_from_the_future():
     gradient = jax.grad(lambda *parts: jnp.sin(second(*parts)).sum(), (0, 1))(inputs[:, :4], inputs[:, 4:8])
     np.testing.assert_array_equal(gradient[0], 0)
     assert np.any(gradient[1])
+    # The memory is a constant both when it is made and when it is read.
+    kept = jax.grad(lambda first: layer(parameters, first)[1].states.sum())(inputs[:, :4])
+    np.testing.assert_array_equal(kept, 0)
+    _, memory = layer(parameters, inputs[:, :4])
+    read = jax.grad(lambda states: layer(parameters, inputs[:, 4:8], memory._replace(states=states))[0].sum())
+    np.testing.assert_array_equal(read(memory.states), 0)
     jacobian = jax.jacobian(lambda x: layer(parameters, x)[0])(inputs[0, :5])
     for i in range(5):
         assert np.any(jacobian[i, :, : i + 1])
@@ -145,6 +160,10 @@ def test_bad_input_is_named():
         call(query, key, value, kernel, u[:1], v)
     with pytest.raises(ValueError, match="`query_positions` are needed for more queries than keys"):
         call(key, query, query, kernel, u, v)
+    with pytest.raises(ValueError, match=r"`query_positions` must have shape \[3\], .* element of `query`; got \(4,\)"):
+        call(query, key, value, kernel, u, v, query_positions=np.arange(4))
+    with pytest.raises(ValueError, match="`similarity` must be left out: content and distance are its own"):
+        call(query, key, value, kernel, u, v, similarity=similarities.Dot())
     with pytest.raises(ValueError, match="`features` must be a multiple of `heads`"):
         TransformerXL(6, heads=4, memory_len=3)
     with pytest.raises(ValueError, match="`features` must be even"):

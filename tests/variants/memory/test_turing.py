@@ -124,7 +124,27 @@ def test_as_a_module():
     assert read.shape == (2, 2, 3)
 
 
+def test_a_memory_in_bfloat16_goes_through_a_scan():
+    layer = TuringMemory(4, slots=6, width=3)
+    parameters = jax.tree.map(lambda x: x.astype(jnp.bfloat16), layer.init(jax.random.key(0)))
+    (controllers,) = normal(5, (5, 2, 4))
+
+    def step(state, controller):
+        read, state = layer(parameters, controller, state)
+        return state, read
+
+    begin = layer.begin((2,), jnp.bfloat16)
+    state, read = jax.lax.scan(step, begin, jnp.asarray(controllers, jnp.bfloat16))
+    assert read.dtype == state.memory.dtype == jnp.bfloat16 and state.reading.dtype == jnp.float32
+    np.testing.assert_allclose(state.reading.sum(-1), 1, atol=1e-5)
+
+
 def test_bad_input_is_named():
+    layer = TuringMemory(4, slots=6, width=3)
+    with pytest.raises(ValueError, match=r"`memory` must have shape .* with slots = 6; got \(7, 3\)"):
+        layer({}, jnp.zeros(4), TuringMemory(4, slots=7, width=3).begin())
+    with pytest.raises(ValueError, match="`features` must be a positive int; got 0"):
+        TuringMemory(0, slots=6, width=3)
     ones = jnp.ones(1)
 
     def aim(shifts, width=3):

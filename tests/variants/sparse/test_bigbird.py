@@ -66,12 +66,22 @@ def test_tiles_follow_the_blocks_of_each_head():
     assert plan.counts() == (2 * wanted, 2 * wanted, 2 * 64 * 64)
 
 
+def test_positions_behind_the_last_block_are_nobodys():
+    table = random_blocks(14, 2, heads=1, count=1, seed=0)
+    allowed = dense(bigbird_mask(14, 2, table), 16)[0]
+    assert allowed[:14, :14].any() and not allowed[14:].any() and not allowed[:, 14:].any()
+
+
 def test_bad_input_is_refused():
     table = random_blocks(16, 2, heads=1, count=1, seed=0)
     with pytest.raises(
         ValueError, match=r"`length` must have at least 7 blocks with 1 random ones.*attend without a mask"
     ):
         bigbird_mask(12, 2, table)
+    with pytest.raises(ValueError, match="`seed` must be an int of at least 0"):
+        random_blocks(16, 2, heads=1, count=1, seed=jax.random.key(0))
+    with pytest.raises(ValueError, match="`count` must be an int of at least 0; got -1"):
+        random_blocks(16, 2, heads=1, count=-1, seed=0)
     with pytest.raises(ValueError, match="`length` must have at least 9 blocks"):
         random_blocks(16, 2, heads=1, count=3, seed=0)
     with pytest.raises(ValueError, match=r"`random_blocks` must have shape \[heads, 7, count\] for 9 blocks"):

@@ -106,6 +106,8 @@ def test_bad_input_is_refused():
         longformer_mask(2, dilation=0)
     with pytest.raises(ValueError, match="`window` must have one number for each of the 2 heads"):
         Longformer(4, heads=2, window=(1, 2, 3))
+    with pytest.raises(ValueError, match="`window` must be an int, or a tuple with one for each head"):
+        Longformer(4, heads=2, window=[1, 2])
     with pytest.raises(ValueError, match="`features` must be a multiple of `heads`"):
         Longformer(5, heads=2, window=1)
     with pytest.raises(ValueError, match="`length` must be given"):

@@ -80,6 +80,15 @@ def test_examples_end_at_their_lengths_and_nan_behind_stays_there():
         assert (np.asarray(gradient)[behind[..., -gradient.shape[2] :]] == 0).all()
 
 
+def test_work_is_linear_in_the_length():
+    def temporaries(length):
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((length, 2), (2, 2))]
+        gradient = jax.grad(lambda *given: jnp.sin(chain_marginals(*given)).sum(), (0, 1))
+        return jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8192) < 2.2 * temporaries(4096)
+
+
 def test_forbidden_states_and_chains_with_nothing_allowed():
     potentials, transitions = normal(3, (4, 2), (2, 2))
     potentials[1, 0] = transitions[1, 1] = -np.inf
@@ -133,5 +142,8 @@ def test_bad_input_is_named():
         segmentation_attention(jnp.zeros((4,)), jnp.zeros((2, 2)), jnp.zeros((4, 1)), lengths=5)
     with pytest.raises(ValueError, match=r"`values` must have shape \[..., length, features\] with length = 4"):
         segmentation_attention(jnp.zeros((4,)), jnp.zeros((2, 2)), jnp.zeros((5, 1)))
+    for sizes in (dict(features=0), dict(features=3, heads=0), dict(features=3, head_dim=0)):
+        with pytest.raises(ValueError, match="must be a positive int; got 0"):
+            Segmentation(**sizes)
     with pytest.raises(ValueError, match="features = 3"):
         Segmentation(3)({}, jnp.zeros((4, 2)))

@@ -168,6 +168,16 @@ def test_forbidden_arcs_and_sentences_without_a_tree(kind, single_root):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_memory_is_cubic_in_the_length(kind):
+    def temporaries(length):
+        arcs = jax.ShapeDtypeStruct((length, length), jnp.float32)
+        run = jax.jit(getattr(structured, f"{kind}_marginals"))
+        return run.lower(arcs).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(128) < 9 * temporaries(64)  # quartic would be 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_near_cycle_of_heavy_arcs_is_exact(kind):
     """Two words that want each other: a floating-point determinant of the Laplacian would be 0."""
     arcs = jnp.array([[0.0, 40.0], [41.0, 0.0]])
@@ -257,5 +267,7 @@ def test_bad_input_is_named():
             getattr(structured, f"{kind}_log_partition")(jnp.zeros((3, 3)), lengths=4)
     with pytest.raises(ValueError, match="`trees` must be one of 'projective', 'nonprojective'; got 'eisner'"):
         SoftParents(3, hidden=4, trees="eisner")
+    with pytest.raises(ValueError, match="`hidden` must be a positive int; got 0"):
+        SoftParents(3, hidden=0)
     with pytest.raises(ValueError, match=r"`states` must have shape \[..., length, features\]"):
         soft_parents(jnp.zeros((3, 3)), jnp.zeros((4, 2)))

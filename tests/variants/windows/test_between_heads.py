@@ -11,7 +11,7 @@ from variant_layers import check_layer
 
 import jattn
 from jattn import masks
-from jattn.variants.windows import Differential, differential, talking_heads
+from jattn.variants.windows import Differential, TalkingHeads, differential, talking_heads
 
 CAUSAL = np.tri(5, dtype=bool)
 
@@ -32,6 +32,26 @@ def test_what_talking_heads_refuses():
     q, k, v, after = normal(2, (5, 2, 4), (5, 2, 4), (5, 2, 4), (2, 2))
     with pytest.raises(ValueError, match=r"`before` must have shape \[qk_heads, softmax_heads\] with qk_heads = 2"):
         talking_heads(q, k, v, np.ones((3, 2), np.float32), after)
+
+
+def test_the_talking_heads_layer():
+    layer = TalkingHeads(6, heads=2, softmax_heads=3, use_bias=True)
+    (x,) = normal(6, (2, 5, 6))
+    p = jax.tree.map(lambda one: np.asarray(one, np.float64), layer.init(jax.random.key(1)))
+    q, k, v = (np.einsum("blf,fhd->blhd", x, p[name]["kernel"]) + p[name]["bias"] for name in ("query", "key", "value"))
+    weights = softmax(np.einsum("bqid,bkid,ih->bhqk", q, k, p["before"]) / np.sqrt(3))
+    heads = np.einsum("bhqk,hj,bkjd->bqjd", weights, p["after"], v)
+    want = np.einsum("bqhd,hdf->bqf", heads, p["out"]["kernel"]) + p["out"]["bias"]
+    close(layer(layer.init(jax.random.key(1)), jnp.asarray(x), mask=masks.Causal()), want, 1e-5)
+    assert check_layer(TalkingHeads(6, heads=2), jnp.asarray(x), mask=masks.Causal()).shape == (2, 5, 6)
+    with pytest.raises(ValueError, match="`similarity` must be left out: only dot products mix"):
+        layer(layer.init(jax.random.key(1)), jnp.asarray(x), similarity=jattn.similarities.Cosine())
+    with pytest.raises(ValueError, match="`features` must be a multiple of `heads`"):
+        TalkingHeads(6, heads=4)
+    with pytest.raises(ValueError, match="`softmax_heads` must be a positive int; got 0"):
+        TalkingHeads(6, heads=2, softmax_heads=0)
+    with pytest.raises(ValueError, match=r"`inputs` must have shape .* with features = 6"):
+        layer({}, jnp.ones((5, 4)))
 
 
 def test_differential_identities():

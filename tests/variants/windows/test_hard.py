@@ -90,5 +90,7 @@ def test_what_cannot_be_drawn_from():
     q = jnp.ones((3, 1, 2))
     with pytest.raises(ValueError, match="`normalizer` must be left out"):
         hard(q, q, q, sample=None, straight_through=True, normalizer=jattn.normalizers.Sigmoid())
+    with pytest.raises(ValueError, match="`sample` must be one random key"):
+        hard(q, q, q, sample=0, straight_through=True)
     with pytest.raises(ValueError, match="`wrong` is no argument"):
         hard(q, q, q, sample=None, straight_through=True, wrong=1)

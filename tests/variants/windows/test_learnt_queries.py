@@ -7,7 +7,7 @@ import pytest
 from differences import check, close, normal
 from variant_layers import check_layer
 
-from jattn import masks
+from jattn import masks, similarities
 from jattn.variants.windows import AttentionPooling, Location
 
 
@@ -30,6 +30,8 @@ def test_location_has_a_longest_length():
     layer = Location(4, 5)
     with pytest.raises(ValueError, match="`max_length` = 5 only: truncate it, or make the layer with a larger"):
         layer(layer.init(jax.random.key(0)), jnp.ones((3, 4)), jnp.ones((6, 2)))
+    with pytest.raises(ValueError, match="`similarity` must be left out: places are chosen by dot products"):
+        layer(layer.init(jax.random.key(0)), jnp.ones((3, 4)), jnp.ones((5, 2)), similarity=similarities.Cosine())
     with pytest.raises(ValueError, match="`max_length` must be a positive int"):
         Location(4, 0)
     with pytest.raises(ValueError, match="`states` must have shape"):

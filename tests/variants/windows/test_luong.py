@@ -14,6 +14,8 @@ def test_as_a_module():
 
 
 def test_wrong_features_are_named():
+    with pytest.raises(ValueError, match="`features` must be a positive int; got 0"):
+        LuongGlobal(0)
     layer = LuongGlobal(4)
     with pytest.raises(ValueError, match=r"`sources` must have shape \[..., kv_len, features\] with features = 4"):
         layer({}, jnp.ones((2, 3, 4)), jnp.ones((2, 3, 5)))

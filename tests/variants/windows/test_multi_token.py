@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from differences import close, normal
+from variant_layers import check_layer
 
 import jattn
 from jattn import masks, similarities
-from jattn.variants.windows import multi_token
+from jattn.modules import multi_head
+from jattn.variants.windows import MultiToken, multi_token
 
 MODULE = importlib.import_module("jattn.variants.windows.multi_token")
 CAUSAL = masks.Causal()
@@ -54,3 +56,32 @@ def test_what_cannot_be():
         multi_token(q, q, q, jnp.ones((4, 2, 3)), before=jnp.ones((1, 2, 2)))
     with pytest.raises(ValueError, match="`window` must span"):
         multi_token(q, q, q, jnp.ones((4, 0, 3)))
+
+
+def test_the_layer_is_multi_head_attention_at_first():
+    layer = MultiToken(8, heads=4, queries=2, keys=3, group=2)
+    x = jnp.asarray(normal(6, (2, 5, 8))[0])
+    parameters = layer.init(jax.random.key(0))
+    plain = {name: parameters[name] for name in ("query", "key", "value", "out")}
+    close(layer(parameters, x, mask=CAUSAL), multi_head(plain, x, mask=CAUSAL), 1e-5)
+    check_layer(layer, x, mask=CAUSAL)
+
+
+def test_the_layer_projects_to_the_function():
+    layer = MultiToken(6, heads=2, queries=2, keys=3)
+    x, window = normal(7, (5, 6), (2, 2, 3))
+    parameters = layer.init(jax.random.key(0)) | {"window": jnp.asarray(window)}
+    q, k, v = (np.einsum("lf,fhd->lhd", x, parameters[name]["kernel"]) for name in ("query", "key", "value"))
+    heads = multi_token(q, k, v, window, mask=CAUSAL)
+    close(
+        layer(parameters, jnp.asarray(x), mask=CAUSAL),
+        np.einsum("qhd,hdf->qf", heads, parameters["out"]["kernel"]),
+        1e-5,
+    )
+    for sizes, message in (
+        (dict(features=6, heads=4), "`features` must be a multiple of `heads`; got 6 and 4"),
+        (dict(features=6, heads=3, group=2), "`heads` must be a multiple of `group`; got 3 and 2"),
+        (dict(features=6, heads=3, keys=0), "`keys` must be a positive int; got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MultiToken(**sizes)
