@@ -32,10 +32,10 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
     """Accuracies beside the linear transformer's."""
     models = {
         "linear": Model(LinearTransformer(WIDTH, 2), 1200),
-        "DeltaNet": Model(DeltaNet(WIDTH, 2, 32, 32), 1200),
+        "DeltaNet": Model(DeltaNet(WIDTH, 2, 32, 32, taps=1), 1200),
     }
     if not fast:
-        models["Gated DeltaNet"] = Model(Remembering(WIDTH, 2, 32, 32), 1000)
+        models["Gated DeltaNet"] = Model(Remembering(WIDTH, 2, 32, 32, taps=1), 1000)
     right = recalled(models, fast=fast, seed=seed)
     bar = 0.62 if fast else 0.9
     return [Result(name, right[name], right["linear"], "linear", bar) for name in models if name != "linear"]

@@ -75,6 +75,29 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
+def check_multiple(of: str, /, *, unless: str | None = None, **sizes: int) -> None:
+    """One size is a multiple of another.
+
+    Args:
+        of: the name of the one that divides.
+        unless: the name of an argument that would settle the matter, if it was given.
+        **sizes: both, with the names of their arguments.
+
+    Raises:
+        ValueError: naming both.
+
+    >>> check_multiple("heads", features=7, heads=2, unless="head_dim")
+    Traceback (most recent call last):
+    ...
+    ValueError: `features` must be a multiple of `heads`, unless `head_dim` is given; got features 7 and heads 2.
+    """
+    divisor = sizes.pop(of)
+    for name, size in sizes.items():
+        if size % divisor:
+            remedy = "" if unless is None else f", unless `{unless}` is given"
+            raise ValueError(f"`{name}` must be a multiple of `{of}`{remedy}; got {name} {size} and {of} {divisor}.")
+
+
 def check_positive(**sizes: Any) -> None:
     """Sizes are integers of at least 1.
 

@@ -1,12 +1,14 @@
 """Layers as pure functions of a tree of parameters; `jattn.nnx` and `jattn.linen` are thin skins over them."""
 
 from .attention_fn import attention_fn
+from .generation import Generative
 from .layer import Layer, Parameter, parameter_count
 from .multi_head import multi_head, multi_head_weights
 from .parameters import AXES, Sizes, parameter_shapes, parameter_specs
 
 __all__ = [
     "AXES",
+    "Generative",
     "Layer",
     "Parameter",
     "Sizes",

@@ -13,6 +13,7 @@ from ..front import attention, attention_weights
 from ..parallel import Heads
 from ..parallel.heads import as_arrays
 from ..positions import rotary as default_rotary
+from .norms import rms_norm
 from .parameters import parameter_specs
 
 Array = jax.Array | np.ndarray
@@ -169,21 +170,15 @@ def _project(
         made.append(_biased(projected, parameters[name].get("bias"), dtype))
     query, key, value = made
     if "query_norm" in parameters:
-        query = _rms_norm(query, parameters["query_norm"]["scale"], epsilon)
+        query = rms_norm(query, parameters["query_norm"]["scale"], epsilon)
     if "key_norm" in parameters:
-        key = _rms_norm(key, parameters["key_norm"]["scale"], epsilon)
+        key = rms_norm(key, parameters["key_norm"]["scale"], epsilon)
     if rotary:
         rotate = default_rotary if rotary is True else rotary
         query_at, key_at = at["query_positions"], at["key_positions"]
         query = rotate(query, jnp.arange(query.shape[-3]) if query_at is None else query_at)
         key = rotate(key, jnp.arange(key.shape[-3]) if key_at is None else key_at)
     return query, key, value
-
-
-def _rms_norm(x: jax.Array, scale: Array, epsilon: float) -> jax.Array:
-    wide = x.astype(_wide(x.dtype))
-    normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
-    return (normed * scale.astype(wide.dtype)).astype(x.dtype)
 
 
 def _biased(x: jax.Array, bias: Array | None, dtype: Any) -> jax.Array:

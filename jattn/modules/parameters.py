@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.shapes import check_multiple, check_positive
 from ..parallel import partition_spec
 
 AXES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -55,11 +56,8 @@ class Sizes:
     out_features: int | None = None
 
     def __post_init__(self):
-        if self.head_dim is None and self.q_heads > 0 and self.in_features % self.q_heads:
-            raise ValueError(
-                f"`in_features` must be a multiple of `q_heads`, unless `head_dim` is given; got in_features "
-                f"{self.in_features} and q_heads {self.q_heads}."
-            )
+        if self.head_dim is None and self.q_heads > 0:
+            check_multiple("q_heads", in_features=self.in_features, q_heads=self.q_heads, unless="head_dim")
         defaults = {
             "kv_heads": self.q_heads,
             "head_dim": self.in_features // max(self.q_heads, 1),
@@ -70,12 +68,8 @@ class Sizes:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         for name, value in dataclasses.asdict(self).items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a positive int; got {value!r}.")
-        if self.q_heads % self.kv_heads:  # type: ignore[operator]  # filled in above
-            raise ValueError(
-                f"`q_heads` must be a multiple of `kv_heads`; got q_heads {self.q_heads} and kv_heads {self.kv_heads}."
-            )
+            check_positive(**{name: value})
+        check_multiple("kv_heads", q_heads=self.q_heads, kv_heads=int(self.kv_heads or 0))
 
 
 def parameter_shapes(sizes: Sizes, *, use_bias: bool, qk_norm: bool) -> dict[str, dict[str, Shape]]:

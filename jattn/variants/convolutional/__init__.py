@@ -1,10 +1,17 @@
 """Long convolutions, and attention without queries against keys: linear or nearly linear in the length."""
 
 from .aft import aft_full, aft_local, aft_simple, aft_state, aft_step, relative_bias
-from .convolution import long_convolution, short_convolution
+from .aft_layers import AFTConv, AFTFull, AFTLocal, AFTSimple, AFTState
+from .convolution import long_convolution
 from .hyena import Hyena, HyenaState
+from .short_convolution import short_convolution
 
 __all__ = [
+    "AFTConv",
+    "AFTFull",
+    "AFTLocal",
+    "AFTSimple",
+    "AFTState",
     "Hyena",
     "HyenaState",
     "aft_full",

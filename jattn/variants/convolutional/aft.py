@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ...core.partial import Partial, merge
 from ...core.shapes import check_positive, check_shapes
@@ -45,10 +46,10 @@ def aft_full(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array
     if jnp.shape(bias) != (length, length):
         raise ValueError(f"`bias` must have shape [length, length] with length = {length}; got {jnp.shape(bias)}.")
     pieces: dict[str, Any] = {"mask": Causal()} if causal else {}
-    key, value, broken = _split_broken(key, value, causal)
+    key, value, broken = split_broken_keys(key, value, causal)
     scores = (Bias(bias[None]), _absent(key))
     mean = attention(*_heads(_present(key), value), similarity=Dot(), scores=scores, **pieces)[..., 0]
-    return jnp.where(broken, jnp.nan, _gate(query, mean))
+    return jnp.where(broken, jnp.nan, gate(query, mean))
 
 
 def aft_simple(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False) -> jax.Array:
@@ -77,11 +78,11 @@ def aft_simple(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bo
     (2, 5, 8)
     """
     _check(query, key, value)
-    key, value, broken = _split_broken(key, value, causal)
-    before = _prefixes(key, value)
+    key, value, broken = split_broken_keys(key, value, causal)
+    before = prefixes(key, value)
     if not causal:
         before = Partial(before.out[..., -1:, :, :], before.lse[..., -1:, :])
-    return jnp.where(broken, jnp.nan, _gate(query, before.out[..., 0].astype(value.dtype)))
+    return jnp.where(broken, jnp.nan, gate(query, before.out[..., 0].astype(value.dtype)))
 
 
 def aft_step(query: jax.Array, key: jax.Array, value: jax.Array, state: Partial) -> tuple[jax.Array, Partial]:
@@ -101,7 +102,7 @@ def aft_step(query: jax.Array, key: jax.Array, value: jax.Array, state: Partial)
     """
     _check(query[..., None, :], key[..., None, :], value[..., None, :])
     state = merge(state, _partial(key, value))
-    return _gate(query, state.out[..., 0].astype(value.dtype)), state
+    return gate(query, state.out[..., 0].astype(value.dtype)), state
 
 
 def aft_state(shape: tuple[int, ...]) -> Partial:
@@ -151,17 +152,16 @@ def aft_local(
         )
     if heads > 1:
         bias = jnp.repeat(bias, features // heads, 0)
-    key, value, broken = _split_broken(key, value, causal)
+    key, value, broken = split_broken_keys(key, value, causal)
     near = SlidingWindow(window - 1, 0 if causal else window - 1)
-    scores = (Bias(bias), _absent(key))
-    parts = [partial_attention(*_heads(_present(key), value), similarity=Dot(), scores=scores, mask=near)]
+    parts = [windowed(key, value, bias, near, length)]
     # What is `window` or more before, and (by the same on reversed positions) behind.
-    parts.append(_shift(_prefixes(key, value), window))
+    parts.append(_shift(prefixes(key, value), window))
     if not causal:
-        behind = _shift(_prefixes(key[..., ::-1, :], value[..., ::-1, :]), window)
+        behind = _shift(prefixes(key[..., ::-1, :], value[..., ::-1, :]), window)
         parts.append(Partial(behind.out[..., ::-1, :, :], behind.lse[..., ::-1, :]))
     parts = [Partial(part.out.astype(part.lse.dtype), part.lse) for part in parts]
-    return jnp.where(broken, jnp.nan, _gate(query, merge(*parts).out[..., 0].astype(value.dtype)))
+    return jnp.where(broken, jnp.nan, gate(query, merge(*parts).out[..., 0].astype(value.dtype)))
 
 
 def relative_bias(table: jax.Array, length: int) -> jax.Array:
@@ -195,9 +195,12 @@ def _check(query: Any, key: Any, value: Any) -> int:
     return check_shapes(query=(query, layout), key=(key, layout), value=(value, layout))["length"]
 
 
-def _gate(query: jax.Array, mean: jax.Array) -> jax.Array:
+def gate(query: jax.Array, mean: jax.Array) -> jax.Array:
+    """σ(query) ⊙ mean; a query that is NaN is kept apart, so that the gradient of its mean has no 0 times it."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    return (jax.nn.sigmoid(query.astype(wide)) * mean.astype(wide)).astype(mean.dtype)
+    wrong = jnp.isnan(query)
+    gated = jax.nn.sigmoid(jnp.where(wrong, 0, query).astype(wide)) * mean.astype(wide)
+    return jnp.where(wrong, jnp.nan, gated).astype(mean.dtype)
 
 
 def _heads(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -219,7 +222,7 @@ def _partial(key: jax.Array, value: jax.Array) -> Partial:
     return Partial(jnp.where(jnp.isneginf(key), 0, value.astype(wide))[..., None], key.astype(wide))
 
 
-def _split_broken(key: jax.Array, value: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+def split_broken_keys(key: jax.Array, value: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Keys and values without what is not finite, and the outputs that it makes NaN; a key of -inf has no weight.
 
     Kept apart, it cannot reach the gradients of the outputs before it, through sums of 0 times NaN.
@@ -230,10 +233,39 @@ def _split_broken(key: jax.Array, value: jax.Array, causal: bool) -> tuple[jax.A
     return jnp.where(odd_key, 0, key), jnp.where(odd_value, 0, value), broken
 
 
-def _prefixes(key: jax.Array, value: jax.Array) -> Partial:
-    """The partial of all positions up to and with each: out `[..., length, features, 1]`."""
+def windowed(key: jax.Array, value: jax.Array, bias: jax.Array, mask: Any, queries: int) -> Partial:
+    """The part of the keys near a query, for the last `queries` of the positions of the keys.
+
+    Args:
+        key: `[..., length, features]`.
+        value: likewise.
+        bias: `[features or 1, queries, length]`.
+        mask: of who is near.
+        queries: how many.
+    """
+    length = key.shape[-2]
+    ones, keys, values = _heads(_present(key), value)
+    return partial_attention(
+        ones[..., length - queries :, :, :],
+        keys,
+        values,
+        similarity=Dot(),
+        scores=(Bias(bias), _absent(key)),
+        mask=mask,
+        query_positions=np.arange(length - queries, length),
+        key_positions=np.arange(length),
+    )
+
+
+def prefixes(key: jax.Array, value: jax.Array, before: Partial | None = None) -> Partial:
+    """The partial of all positions up to and with each: out `[..., length, features, 1]`.
+
+    With `before`, of one position, it stands first and is part of all: `[..., 1 + length, features, 1]`.
+    """
     one = _partial(key, value)
     axis = key.ndim - 2
+    if before is not None:
+        one = jax.tree.map(lambda first, rest: jnp.concatenate([jnp.expand_dims(first, axis), rest], axis), before, one)
     return jax.lax.associative_scan(merge, one, axis=axis)
 
 

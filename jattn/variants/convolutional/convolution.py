@@ -1,4 +1,4 @@
-"""Causal convolutions of sequences, one filter a channel: a long one by FFT, a short one by shifts."""
+"""A causal convolution as long as the sequence, one filter a channel, by FFT."""
 
 import jax
 import jax.numpy as jnp
@@ -45,35 +45,6 @@ def long_convolution(inputs: jax.Array, filters: jax.Array, skip: jax.Array | No
     if skip is not None:
         out = out + skip.astype(clean.dtype) * clean
     return jnp.where(broken, jnp.nan, out).astype(inputs.dtype)
-
-
-def short_convolution(inputs: jax.Array, kernel: jax.Array, past: jax.Array | None = None) -> jax.Array:
-    """A causal convolution with a few taps: out_t = Σ_s kernel_s inputs_{t-s}.
-
-    Args:
-        inputs: `[..., length, features]`.
-        kernel: `[taps, features]`, the tap of the input itself first.
-        past: the `taps - 1` inputs before the first, `[..., taps - 1, features]`; by default zeros.
-
-    Returns:
-        `[..., length, features]`.
-
-    Raises:
-        ValueError: shapes that do not fit.
-
-    >>> import jax.numpy as jnp
-    >>> print(short_convolution(jnp.array([[1.0], [0.0], [2.0]]), jnp.array([[1.0], [0.5]]))[:, 0])
-    [1.  0.5 2. ]
-    """
-    sizes = check_shapes(inputs=(inputs, "... length features"), kernel=(kernel, "taps features"))
-    length, taps = sizes["length"], sizes["taps"]
-    if past is None:
-        past = jnp.zeros((*inputs.shape[:-2], taps - 1, inputs.shape[-1]), inputs.dtype)
-    else:
-        check_shapes({"features": sizes["features"]}, past=(past, f"... {taps - 1} features"))
-    padded = jnp.concatenate([past.astype(inputs.dtype), inputs], -2)
-    shifts = [padded[..., taps - 1 - s : taps - 1 - s + length, :] * kernel[s] for s in range(taps)]
-    return jnp.asarray(sum(shifts)).astype(inputs.dtype)
 
 
 def split_broken(inputs: jax.Array, features: bool = False) -> tuple[jax.Array, jax.Array]:

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_positive, check_shapes
-from ...modules.layer import Layer, bias, kernel, normal, ones
-from .convolution import long_convolution, short_convolution, split_broken
+from ...modules.generation import Generative
+from ...modules.layer import bias, kernel, normal, ones
+from .convolution import long_convolution, split_broken
+from .short_convolution import ShortConvolution
 
 TAIL = 1e-2  # what is left of the window at its nominal length
 
@@ -18,8 +20,8 @@ TAIL = 1e-2  # what is left of the window at its nominal length
 class HyenaState(NamedTuple):
     """What decoding remembers: O(max_len) numbers a feature and order.
 
-    recent: the last `short - 1` projections, `[..., short - 1, (order + 1) features]`.
-    past: inputs of the long convolutions, the newest first, `[..., order, max_len, features]`.
+    recent: the last `short - 1` projections, `[..., short - 1, (order + 1) features]`, float32 (float64).
+    past: inputs of the long convolutions, the newest first, `[..., order, max_len, features]`, likewise.
     filters: `[order, max_len, features]`, made once of the parameters.
     """
 
@@ -29,7 +31,7 @@ class HyenaState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Hyena(Layer):
+class Hyena(Generative):
     """Hyena of any order: causal, in O(n log n), with filters as long as the sequence.
 
         v, x¹, ..., xᴺ = short(inputs W + b)                 N + 1 projections, each convolved with `short` taps
@@ -44,7 +46,8 @@ class Hyena(Layer):
     code at order 2 has one, and two gates.
 
     `step` decodes one token with the inputs of each long convolution kept: O(max_len) time and memory a token, not
-    O(1). A NaN or inf makes the outputs NaN from its position on, and none before it.
+    O(1). A NaN or inf makes the outputs NaN from its position on, and none before it. Packed segments are refused: an
+    FFT mixes the whole row.
 
     Args:
         features: of inputs and output.
@@ -92,7 +95,7 @@ class Hyena(Layer):
         size = 1 + 2 * self.bands
         return {
             "in": {"kernel": kernel(self.features, made), "bias": bias(made)},
-            "short": {"kernel": bias(self.short, made, init=normal(self.short**-0.5))},
+            "short": self._short.parameters(),
             "filters": {
                 "first": {"kernel": kernel(size, self.width), "bias": bias(self.width)},
                 "second": {"kernel": kernel(self.width, self.width), "bias": bias(self.width)},
@@ -103,54 +106,57 @@ class Hyena(Layer):
             "out": {"kernel": kernel(self.features, self.features), "bias": bias(self.features)},
         }
 
-    def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array) -> jax.Array:
-        """`[..., length, features]`, of inputs of the same shape and any length."""
-        return self._run(parameters, inputs)[0]
-
-    def prefill(self, parameters: Mapping[str, Any], inputs: jax.Array) -> tuple[jax.Array, HyenaState]:
-        """The call, and the state with which `step` goes on behind it."""
-        out, projected, steps = self._run(parameters, inputs)
-        state = self.initial_state(parameters, inputs.shape[:-2], projected.dtype)
-        length, kept = inputs.shape[-2], min(inputs.shape[-2], self.max_len)
-        recent = jnp.concatenate([state.recent, projected], -2)[..., length:, :]
-        past = state.past
-        if kept:
-            past = past.at[..., :kept, :].set(jnp.stack(steps, -3)[..., ::-1, :][..., :kept, :])
-        return out, HyenaState(recent, past, state.filters)
-
     def initial_state(
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
     ) -> HyenaState:
-        """The state before the first token, for sequences in these batch axes."""
-        recent = jnp.zeros((*batch, self.short - 1, (self.order + 1) * self.features), dtype)
+        """As of `Generative`: nothing seen."""
+        recent = jnp.zeros((*batch, self.short - 1, self._short.channels), dtype)
         past = jnp.zeros((*batch, self.order, self.max_len, self.features), dtype)
         return HyenaState(recent, past, self.filters(parameters, self.max_len))
 
-    def step(self, parameters: Mapping[str, Any], inputs: jax.Array, state: HyenaState) -> tuple[jax.Array, HyenaState]:
-        """One token: `[..., features]` and the state before it -> `[..., features]` and the state behind it.
-
-        Raises:
-            ValueError: shapes that do not fit, also those of a state of another layer.
-        """
-        known = {"features": self.features, "projected": (self.order + 1) * self.features}
-        check_shapes(
-            known,
-            inputs=(inputs, "... features"),
-            recent=(state.recent, f"... {self.short - 1} projected"),
-        )
-        check_shapes(known, past=(state.past, f"... {self.order} {self.max_len} features"))
-        projected = _dense(parameters["in"], inputs)[..., None, :]
-        made = short_convolution(projected, parameters["short"]["kernel"], state.recent)[..., 0, :]
-        value, *gates = jnp.split(made, self.order + 1, -1)
-        recent = jnp.concatenate([state.recent, projected.astype(state.recent.dtype)], -2)[..., 1:, :]
+    def prefill(
+        self,
+        parameters: Mapping[str, Any],
+        inputs: jax.Array,
+        state: HyenaState | None = None,
+        *,
+        segment_ids: Any = None,
+    ) -> tuple[jax.Array, HyenaState]:
+        """As of `Generative`, without segments; any length."""
+        length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
+        if segment_ids is not None:
+            raise ValueError("`segment_ids` are not for Hyena, whose FFT mixes a whole row: give each sequence a row.")
+        before = self.checked(parameters, inputs, inputs.shape[:-2], state)
+        clean, broken = split_broken(inputs, features=True)
+        value, gates, recent = self._gated(parameters, clean, before.recent)
         past = []
         for n, gate in enumerate(gates):
-            seen = jnp.concatenate([value[..., None, :].astype(state.past.dtype), state.past[..., n, :-1, :]], -2)
+            seen = value
+            if state is not None:  # what was seen before stands in front, the oldest first
+                seen = jnp.concatenate([before.past[..., n, ::-1, :].astype(value.dtype), value], -2)
+            convolved = long_convolution(seen, before.filters[n], parameters["skip"][n])
+            past.append(self._newest_first(seen, before.past.dtype))
+            value = gate * convolved[..., convolved.shape[-2] - length :, :]
+        after = HyenaState(recent, jnp.stack(past, -3), before.filters)
+        if length:  # what goes on behind NaN is NaN
+            spoiled = broken[..., -1:, :]
+            recent, seen = jnp.where(spoiled, jnp.nan, recent), jnp.where(spoiled[..., None], jnp.nan, after.past)
+            after = HyenaState(recent, seen, before.filters)
+        return jnp.where(broken, jnp.nan, _dense(parameters["out"], value)), after
+
+    def step(self, parameters: Mapping[str, Any], inputs: jax.Array, state: HyenaState) -> tuple[jax.Array, HyenaState]:
+        """As of `Generative`, in O(max_len) time: a sum over what each long convolution has seen."""
+        check_shapes({"features": self.features}, inputs=(inputs, "... features"))
+        before = self.checked(parameters, inputs, inputs.shape[:-1], state)
+        value, gates, recent = self._gated(parameters, inputs[..., None, :], before.recent)
+        past = []
+        for n, gate in enumerate(gates):
+            seen = jnp.concatenate([value.astype(before.past.dtype), before.past[..., n, :-1, :]], -2)
             past.append(seen)
-            wide = seen.astype(state.filters.dtype)
-            convolved = (wide * state.filters[n]).sum(-2) + parameters["skip"][n] * wide[..., 0, :]
+            wide = seen.astype(before.filters.dtype)
+            convolved = (wide * before.filters[n]).sum(-2, keepdims=True) + parameters["skip"][n] * wide[..., :1, :]
             value = gate * convolved.astype(gate.dtype)
-        return _dense(parameters["out"], value), HyenaState(recent, jnp.stack(past, -3), state.filters)
+        return _dense(parameters["out"], value[..., 0, :]), HyenaState(recent, jnp.stack(past, -3), before.filters)
 
     def filters(self, parameters: Mapping[str, Any], length: int) -> jax.Array:
         """The first taps of all filters, `[order, min(length, max_len), features]`, at least float32."""
@@ -165,18 +171,21 @@ class Hyena(Layer):
         decay = -math.log(TAIL) / jnp.linspace(self.fast, self.slow, self.features)
         return jnp.moveaxis(made * jnp.exp(-decay * at)[:, None], 0, 1)
 
-    def _run(self, parameters: Mapping[str, Any], inputs: jax.Array) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-        """The output, the projections, and the input of each long convolution."""
-        length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
-        clean, broken = split_broken(inputs, features=True)
-        projected = _dense(parameters["in"], clean)
-        value, *gates = jnp.split(short_convolution(projected, parameters["short"]["kernel"]), self.order + 1, -1)
-        filters = self.filters(parameters, length)
-        steps = []
-        for n, gate in enumerate(gates):
-            steps.append(value)
-            value = gate * long_convolution(value, filters[n], parameters["skip"][n])
-        return jnp.where(broken, jnp.nan, _dense(parameters["out"], value)), projected, steps
+    @property
+    def _short(self) -> ShortConvolution:
+        return ShortConvolution((self.order + 1) * self.features, self.short)
+
+    def _gated(self, parameters: Mapping[str, Any], inputs: jax.Array, recent: jax.Array) -> tuple[Any, Any, jax.Array]:
+        """The first value, the gates of each order, and the projections that the next call needs."""
+        projected = _dense(parameters["in"], inputs)
+        made, after = self._short(parameters["short"], projected, recent)
+        value, *gates = jnp.split(made, self.order + 1, -1)
+        return value, gates, after.astype(recent.dtype)
+
+    def _newest_first(self, seen: jax.Array, dtype: Any) -> jax.Array:
+        """The last `max_len` of `[..., length, features]`, zeros where there were none."""
+        last = seen[..., ::-1, :][..., : self.max_len, :].astype(dtype)
+        return jnp.pad(last, [(0, 0)] * (last.ndim - 2) + [(0, self.max_len - last.shape[-2]), (0, 0)])
 
 
 def _dense(group: Mapping[str, Any], inputs: jax.Array) -> jax.Array:

@@ -67,8 +67,9 @@ def kernelized_attention(
 
     Returns:
         `[..., q_len, heads, v_dim]` in the value's dtype, and the `KernelState` behind the last key. Features and sums
-        are float32 (float64). A query whose weights are all 0, as with no keys, gets 0. NaN and inf in a key or value
-        reach, in the causal form, no earlier output, no earlier gradient, and no other head.
+        are float32 (float64). A query whose weights do not sum to more than 0 gets 0: with no keys, with features
+        that are all 0, or with a map that broke its promise to be nonnegative. NaN and inf in a key or value reach, in
+        the causal form, no earlier output, no earlier gradient, and no other head.
 
     Raises:
         ValueError: shapes that do not fit; a map whose weights may be negative with `normalize`; a negative `epsilon`;
@@ -303,7 +304,8 @@ def _finish(sums: jax.Array, shift: Any, tops: Any, normalize: bool, epsilon: fl
     values, weights = sums[..., :-1], sums[..., -1:]
     if normalize:
         total = weights + epsilon
-        return jnp.where(total > 0, values / jnp.where(total > 0, total, 1), 0)
+        # Not `total > 0`: a sum that is NaN, behind a state that was, stays so.
+        return jnp.where(total <= 0, 0, values / jnp.where(total <= 0, 1, total))
     if tops is None:
         return values
     return values * jnp.exp(shift + jnp.where(jnp.isneginf(tops), 0, tops))[..., None]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...core.checks import check_positions
 from ...pieces import Piece, array, piece
+from ...scores.arguments import known_values
 
 
 class FeatureMap(Piece):
@@ -62,7 +63,8 @@ class Cosine(FeatureMap):
     together (a row of no weight is 0); weights are not negative as long as |i - j| ≤ M.
 
     Args:
-        max_len: M, at least the length; positions are in [0, M].
+        max_len: M, at least the length; positions are in [0, M], refused beyond where they are known, and NaN where
+            they are traced.
 
     >>> import jax.numpy as jnp
     >>> Cosine(8).query(jnp.ones((5, 2, 4)), jnp.arange(5)).shape
@@ -76,13 +78,16 @@ class Cosine(FeatureMap):
             raise ValueError(f"`max_len` must be a positive int; got {self.max_len!r}.")
 
     def query(self, x, positions):
-        known = isinstance(positions, np.ndarray) and positions.size > 0
-        if known and not 0 <= positions.min() <= positions.max() <= self.max_len:
+        known = known_values(positions)
+        if known is not None and known.size and not 0 <= known.min() <= known.max() <= self.max_len:
             raise ValueError(
                 f"`positions` must be in [0, max_len] with max_len = {self.max_len} (weights of pairs further apart "
-                f"are negative); got {positions.min()} to {positions.max()}. Give a larger `max_len`."
+                f"are negative); got {known.min()} to {known.max()}. Give a larger `max_len`."
             )
-        angle = (jnp.asarray(positions) * (math.pi / 2 / self.max_len)).astype(x.dtype)[..., None, None]
+        positions = jnp.asarray(positions)
+        inside = (positions >= 0) & (positions <= self.max_len)
+        angle = (positions * (math.pi / 2 / self.max_len)).astype(x.dtype)
+        angle = jnp.where(inside, angle, jnp.nan)[..., None, None]
         x = jax.nn.relu(x)
         return jnp.concatenate([x * jnp.cos(angle), x * jnp.sin(angle)], -1)
 
@@ -102,7 +107,7 @@ class Taylor(FeatureMap):
     def query(self, x, positions):
         del positions
         x = x * x.shape[-1] ** -0.25
-        pairs = (x[..., :, None] * x[..., None, :]).reshape(*x.shape[:-1], -1) / math.sqrt(2)
+        pairs = (x[..., :, None] * x[..., None, :]).reshape(*x.shape[:-1], x.shape[-1] ** 2) / math.sqrt(2)
         return jnp.concatenate([jnp.ones_like(x[..., :1]), x, pairs], -1)
 
 

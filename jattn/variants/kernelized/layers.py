@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_choice, check_positive, check_shapes
-from ...modules.layer import Layer, bias, kernel
+from ...core.shapes import check_choice, check_multiple, check_positive, check_shapes
+from ...modules.generation import Generative
+from ...modules.layer import bias, kernel
 from .attention import KernelState, kernel_state, kernelized_attention, kernelized_step
 from .features import Cosine, Elu, FeatureMap, Learned, Taylor
 from .performer import KINDS, RandomFeatures, orthogonal_projection
@@ -23,7 +24,7 @@ class LayerState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelizedAttention(Layer):
+class KernelizedAttention(Generative):
     """Base of the layers: projections to heads, `kernelized_attention`, and back. A subclass gives the feature map.
 
     Args:
@@ -48,11 +49,7 @@ class KernelizedAttention(Layer):
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads)
         if self.head_dim is None:
-            if self.features % self.heads:
-                raise ValueError(
-                    f"`features` must be a multiple of `heads`, unless `head_dim` is given; got {self.features} and "
-                    f"{self.heads}."
-                )
+            check_multiple("heads", features=self.features, heads=self.heads, unless="head_dim")
             object.__setattr__(self, "head_dim", self.features // self.heads)
         if self.qk_dim is None:
             object.__setattr__(self, "qk_dim", self.head_dim)
@@ -99,11 +96,12 @@ class KernelizedAttention(Layer):
     ) -> tuple[jax.Array, LayerState]:
         """The causal call, going on behind `state` if given, and the state behind its last token."""
         self._check_causal()
-        at = jnp.zeros((), jnp.int32) if state is None else state.position
-        positions = None if state is None else at + jnp.arange(inputs.shape[-2])
-        before = None if state is None else state.kernel
-        out, last = self._run(parameters, inputs, positions=positions, initial_state=before, **options)
-        return out, LayerState(last, at + inputs.shape[-2])
+        check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
+        before = self.checked(parameters, inputs, inputs.shape[:-2], state)
+        # Positions that are known are checked against a map's longest.
+        positions = None if state is None else before.position + jnp.arange(inputs.shape[-2])
+        out, last = self._run(parameters, inputs, positions=positions, initial_state=before.kernel, **options)
+        return out, LayerState(last, before.position + inputs.shape[-2])
 
     def initial_state(
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
@@ -118,6 +116,7 @@ class KernelizedAttention(Layer):
         """One token, O(1): `[..., features]` and the state before it -> `[..., features]` and the state behind it."""
         self._check_causal()
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
+        state = self.checked(parameters, inputs, inputs.shape[:-1], state)
         query, key, value = (_project(parameters, name, inputs) for name in ("query", "key", "value"))
         features = self.feature_map(parameters, redraw)
         position = jnp.broadcast_to(state.position, inputs.shape[:-1])
@@ -207,7 +206,8 @@ class CosFormer(KernelizedAttention):
     """cosFormer: ReLU features, weighted by the cosine of the distance (`Cosine`). Qin et al. 2022 (arXiv:2202.08791).
 
     Args:
-        max_len: M: the longest sequence; calls of known positions beyond it are refused.
+        max_len: M: the longest sequence. Positions beyond it are refused where they are known, and give NaN where they
+            are traced.
 
     Others, and errors, as of `KernelizedAttention`.
 

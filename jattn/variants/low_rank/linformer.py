@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.contract import Unsupported
-from ...core.shapes import check_choice, check_positive, check_shapes
+from ...core.shapes import check_choice, check_multiple, check_positive, check_shapes
 from ...front import attention
 from ...modules.layer import Layer, Parameter, multi_head_parameters, normal, project
 from .padding import without_padding
@@ -203,8 +203,7 @@ class Linformer(Layer):
         _segments(self.longest, self.projected)
         check_choice("sharing", self.sharing, SHARING)
         check_choice("pooling", self.pooling, POOLING)
-        if self.features % self.heads:
-            raise ValueError(f"`features` must be a multiple of `heads`; got {self.features} and {self.heads}.")
+        check_multiple("heads", features=self.features, heads=self.heads)
 
     @property
     def width(self) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.contract import Unsupported
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...front import attention, attention_weights
 from ...masks import Lengths
 from ...modules.layer import Layer, kernel, multi_head_parameters, project
@@ -191,8 +191,7 @@ class Nystromformer(Layer):
 
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads, landmarks=self.landmarks)
-        if self.features % self.heads:
-            raise ValueError(f"`features` must be a multiple of `heads`; got {self.features} and {self.heads}.")
+        check_multiple("heads", features=self.features, heads=self.heads)
         if self.convolution is not None:
             check_positive(convolution=self.convolution)
             if self.convolution % 2 == 0:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.partial import Partial, merge
-from ...core.shapes import check_choice, check_positive, check_shapes
+from ...core.shapes import check_choice, check_multiple, check_positive, check_shapes
 from ...front import partial_attention
 from ...masks import Causal, Dense
 from ...masks.base import as_mask
@@ -194,11 +194,8 @@ class Memorizing(Layer):
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads, memory_size=self.memory_size, top_k=self.top_k)
         check_choice("form", self.form, ("gated", "joint"))
-        if self.head_dim is None and self.features % self.heads:
-            raise ValueError(
-                f"`features` must be a multiple of `heads`, unless `head_dim` is given; got features {self.features} "
-                f"and heads {self.heads}."
-            )
+        if self.head_dim is None:
+            check_multiple("heads", features=self.features, heads=self.heads, unless="head_dim")
         check_positive(head_dim=self.dim)
         if self.top_k > self.memory_size:
             raise ValueError(f"`memory_size` must be at least `top_k` = {self.top_k}; got {self.memory_size}.")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.checks import check_positions
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...front import attention
 from ...masks import Causal, Sinks
 from ...masks.arguments import integers
@@ -198,11 +198,8 @@ class TransformerXL(Layer):
 
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads, memory_len=self.memory_len, head_dim=self.dim)
-        if self.head_dim is None and self.features % self.heads:
-            raise ValueError(
-                f"`features` must be a multiple of `heads`, unless `head_dim` is given; got features {self.features} "
-                f"and heads {self.heads}."
-            )
+        if self.head_dim is None:
+            check_multiple("heads", features=self.features, heads=self.heads, unless="head_dim")
         if self.features % 2:
             raise ValueError(f"`features` must be even, for sines and cosines of distances; got {self.features}.")
 

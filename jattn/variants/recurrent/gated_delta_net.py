@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ...modules.layer import bias, kernel
 from .delta_net import DeltaNet
-from .projections import from_heads, projection, rms_norm, to_heads
+from .layer import Made, RecurrentState, projection, to_heads, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +19,8 @@ class GatedDeltaNet(DeltaNet):
         α_t = exp(-exp(a) softplus(x_t w_α + b)),    S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ
         out_t = (swish(x_t W_g) ⊙ norm(S_tᵀ q_t)) W_o
 
-    Yang, Kautz & Hatamizadeh 2024 (arXiv:2412.06464); q, k, v and β, sizes and errors as in `DeltaNet`. The decay is
-    Mamba-2's, with a and b learnt for each head, both 0 at first. Without the paper's short convolutions.
+    Yang, Kautz & Hatamizadeh 2024 (arXiv:2412.06464); q, k, v and β with their short convolutions, sizes and errors as
+    in `DeltaNet`. The decay is Mamba-2's, with a and b learnt for each head, both 0 at first.
 
     >>> import jax
     >>> layer = GatedDeltaNet(16, 2, 4, 8)
@@ -36,10 +36,9 @@ class GatedDeltaNet(DeltaNet):
             "swish": projection(self.features, self.heads, self.v_dim),
         }
 
-    def _gates(self, parameters: Mapping[str, Any], inputs: jax.Array) -> Any:
+    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+        made = super()._make(parameters, inputs, state, segment_ids)
         decay = parameters["decay"]
-        return -jnp.exp(decay["log"]) * jax.nn.softplus(inputs @ decay["kernel"] + decay["bias"])
-
-    def _output(self, parameters: Mapping[str, Any], inputs: jax.Array, out: jax.Array) -> Any:
-        normal = rms_norm(out) * parameters["norm"]["scale"]
-        return from_heads(parameters, jax.nn.silu(to_heads(parameters, "swish", inputs)) * normal)
+        gates = -jnp.exp(wide(decay["log"])) * jax.nn.softplus(wide(inputs @ decay["kernel"] + decay["bias"]))
+        sequences = {**made.sequences, "log_decay": gates}
+        return made._replace(sequences=sequences, gate=to_heads(parameters, "swish", inputs))

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_shapes
+from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...modules.layer import bias, kernel
 from ...recurrent import linear_recurrence, linear_step
-from .projections import Recurrent, from_heads, output, projection, rms_norm, to_heads
+from ..convolutional.short_convolution import ShortConvolution
+from .layer import Made, Recurrent, RecurrentState, projection, scale, to_heads, wide
 
 
 def ssd(
@@ -32,27 +33,27 @@ def ssd(
         x: `[..., length, heads, dim]`.
         step_size: Δ ≥ 0, `[..., length, heads]`.
         rate: A ≥ 0, `[heads]`.
-        entry: B, `[..., length, heads, state_dim]`.
-        readout: C, `[..., length, heads, state_dim]`.
+        entry: B, `[..., length, groups, state_dim]`; heads that are neighbours share a group's.
+        readout: C, `[..., length, groups, state_dim]`.
         skip: D, `[heads]`, or None.
         **options: of `jattn.recurrent.linear_recurrence`, on which it runs: `initial_state`, `segment_ids`, `form`,
             `chunk`.
 
     Returns:
-        y `[..., length, heads, dim]`, and the last state `[..., heads, state_dim, dim]`.
+        y `[..., length, heads, dim]` in the dtype of x, and the last state `[..., heads, state_dim, dim]`.
 
     Raises:
-        ValueError: shapes that do not fit; a negative Δ A.
+        ValueError: shapes that do not fit; groups that do not divide the heads; a negative Δ A.
 
     >>> import jax.numpy as jnp
-    >>> x, sizes, state = jnp.ones((10, 2, 4)), jnp.ones((10, 2)), jnp.ones((10, 2, 3))
-    >>> ssd(x, sizes, jnp.ones(2), state, state)[0].shape
+    >>> x, sizes, shared = jnp.ones((10, 2, 4)), jnp.ones((10, 2)), jnp.ones((10, 1, 3))
+    >>> ssd(x, sizes, jnp.ones(2), shared, shared)[0].shape
     (10, 2, 4)
     """
-    _check(x, step_size, rate, entry, readout, skip, "length ")
+    entry, readout = _checked(x, step_size, rate, entry, readout, skip, "length ")
     value = step_size[..., None] * x
     out, state = linear_recurrence(readout, entry, value, log_decay=-step_size * rate, **options)
-    return out if skip is None else out + skip[:, None] * x, state
+    return (out if skip is None else out + skip[:, None] * x).astype(x.dtype), state
 
 
 def ssd_step(
@@ -65,78 +66,107 @@ def ssd_step(
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One token of `ssd`: the same arguments without their length, and the state."""
-    _check(x, step_size, rate, entry, readout, skip, "")
+    entry, readout = _checked(x, step_size, rate, entry, readout, skip, "")
     out, state = linear_step(readout, entry, step_size[..., None] * x, state, log_decay=-step_size * rate)
-    return out if skip is None else out + skip[:, None] * x, state
+    return (out if skip is None else out + skip[:, None] * x).astype(x.dtype), state
 
 
-def _check(x, step_size, rate, entry, readout, skip, length):
+def _checked(x, step_size, rate, entry, readout, skip, length) -> tuple[jax.Array, jax.Array]:
+    """B and C of each head."""
     arrays = {
         "x": (x, f"... {length}heads dim"),
         "step_size": (step_size, f"... {length}heads"),
         "rate": (rate, "heads"),
-        "entry": (entry, f"... {length}heads state_dim"),
-        "readout": (readout, f"... {length}heads state_dim"),
+        "entry": (entry, f"... {length}groups state_dim"),
+        "readout": (readout, f"... {length}groups state_dim"),
     }
-    check_shapes(None, **arrays, **({} if skip is None else {"skip": (skip, "heads")}))
+    sizes = check_shapes(None, **arrays, **({} if skip is None else {"skip": (skip, "heads")}))
+    heads, groups = sizes["heads"], sizes["groups"]
+    check_positive(groups=groups)
+    check_multiple("groups", heads=heads, groups=groups)
+    repeated = (one if groups == heads else jnp.repeat(one, heads // groups, -2) for one in (entry, readout))
+    return next(repeated), next(repeated)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mamba2(Recurrent):
-    """`ssd` between projections, with a gate on the output.
+    """`ssd` between projections, with a short convolution before it and a gate behind.
 
-        Δ_t = softplus(x_t W_Δ + b),    B_t, C_t shared by all heads
-        out_t = norm(ssd(x W_x, Δ, exp(a), B, C, D)_t ⊙ swish(x_t W_z)) W_o
+        x', B, C = swish(short([x W_x, x W_B, x W_C]) + c),    Δ_t = softplus(x_t W_Δ + b)
+        out_t = norm(ssd(x', Δ, exp(a), B, C, D)_t ⊙ swish(x_t W_z)) W_o
 
-    Dao & Gu 2024 (arXiv:2405.21060). The norm is the root mean square of a head, times a learnt scale. Without the
-    paper's short convolution of x, B and C; put one before the layer, if wanted.
+    Dao & Gu 2024 (arXiv:2405.21060). short is a causal convolution of each channel with `taps` taps. B and C are
+    shared by the heads of a group. The norm is the root mean square of a head, times a learnt scale; the paper's is
+    over all heads, or the heads of a device. a and b are 0 at first, where the authors' code draws them.
 
     Args:
         features: of inputs and outputs.
         heads: how many.
         k_dim: the size of the state, N in the paper.
         v_dim: of a head, P in the paper.
+        groups: of heads; `heads` is a multiple of it.
+        taps: of the short convolution.
 
     Raises:
-        ValueError: sizes below 1; at the call, shapes that do not fit.
+        ValueError: sizes below 1; groups that do not divide the heads; at the call, shapes that do not fit.
 
     >>> import jax
-    >>> layer = Mamba2(16, 2, 4, 8)
+    >>> layer = Mamba2(16, 4, 4, 8, groups=2)
     >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 
+    groups: int = 1
+    taps: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(groups=self.groups, taps=self.taps)
+        check_multiple("groups", heads=self.heads, groups=self.groups)
+
+    @property
+    def _convolution(self) -> ShortConvolution:
+        return ShortConvolution(self.heads * self.v_dim + 2 * self.groups * self.k_dim, self.taps, use_bias=True)
+
+    @property
+    def _past(self) -> tuple[int, int]:
+        return (self.taps - 1, self._convolution.channels)
+
     def parameters(self) -> dict[str, Any]:
-        """`value`, `swish`, `entry`, `readout`, `step_size`, `rate` (its logarithm), `skip`, `norm` and `out`."""
+        """`value`, `entry`, `readout`, `convolution`, `swish`, `step_size`, `rate`, `skip`, `norm` and `out`.
+
+        The channels of the convolution are those of value, entry and readout, in this order; of the rate it is the
+        logarithm that is learnt.
+        """
+        common = super().parameters()
         return {
-            "value": projection(self.features, self.heads, self.v_dim),
+            "value": common["value"],
+            "entry": projection(self.features, self.groups, self.k_dim),
+            "readout": projection(self.features, self.groups, self.k_dim),
+            "convolution": self._convolution.parameters(),
             "swish": projection(self.features, self.heads, self.v_dim),
-            "entry": {"kernel": kernel(self.features, self.k_dim)},
-            "readout": {"kernel": kernel(self.features, self.k_dim)},
             "step_size": {"kernel": kernel(self.features, self.heads), "bias": bias(self.heads)},
             "rate": {"log": bias(self.heads)},
-            "skip": {"scale": bias(self.heads, init=jax.nn.initializers.ones)},
-            "norm": {"scale": bias(self.heads, self.v_dim, init=jax.nn.initializers.ones)},
-            "out": output(self.heads, self.v_dim, self.features),
+            "skip": scale(self.heads),
+            "norm": common["norm"],
+            "out": common["out"],
         }
 
-    def _arrays(self, parameters: Mapping[str, Any], inputs: jax.Array) -> tuple[Any, ...]:
-        sizes = jax.nn.softplus(inputs @ parameters["step_size"]["kernel"] + parameters["step_size"]["bias"])
-        entry, readout = (
-            jnp.repeat((inputs @ parameters[name]["kernel"])[..., None, :], self.heads, -2)
-            for name in ("entry", "readout")
-        )
-        rate, skip = jnp.exp(parameters["rate"]["log"]), parameters["skip"]["scale"]
-        return to_heads(parameters, "value", inputs), sizes, rate, entry, readout, skip
+    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+        arrays = [to_heads(parameters, name, inputs) for name in ("value", "entry", "readout")]
+        arrays, past = self._convolution.of_heads(parameters["convolution"], arrays, state.past, segment_ids)
+        x, entry, readout = arrays
+        rates = parameters["step_size"]
+        sizes = jax.nn.softplus(wide(inputs @ rates["kernel"] + rates["bias"]))
+        constants = {"rate": jnp.exp(wide(parameters["rate"]["log"])), "skip": parameters["skip"]["scale"]}
+        sequences = {"x": x, "step_size": sizes, "entry": entry, "readout": readout}
+        return Made(sequences, constants, to_heads(parameters, "swish", inputs), past)
 
-    def _output(self, parameters: Mapping[str, Any], inputs: jax.Array, out: jax.Array) -> Any:
-        gated = out * jax.nn.silu(to_heads(parameters, "swish", inputs))
-        return from_heads(parameters, rms_norm(gated) * parameters["norm"]["scale"])
+    def _whole(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
+        return ssd(**arrays)
 
-    def _sequence(self, parameters, inputs, **options):
-        out, state = ssd(*self._arrays(parameters, inputs), **options)
-        return self._output(parameters, inputs, out), state
+    def _single(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
+        return ssd_step(**arrays)
 
-    def _token(self, parameters, inputs, state):
-        out, state = ssd_step(*self._arrays(parameters, inputs), state=state)
-        return self._output(parameters, inputs, out), state
+    def _output(self, parameters: Mapping[str, Any], out: jax.Array, gate: jax.Array | None) -> jax.Array:
+        return super()._output(parameters, out if gate is None else out * jax.nn.silu(gate), None)

@@ -8,30 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...modules.layer import bias
-from ...recurrent import linear_recurrence, linear_step
-from .projections import Recurrent, from_heads, output, projection, rms_norm, to_heads
+from ...positions import rotary
+from .layer import Grouped, Made, RecurrentState, projection, to_heads
 
 
 @dataclasses.dataclass(frozen=True)
-class RetNet(Recurrent):
+class RetNet(Grouped):
     """A state that decays at a fixed rate in each head: multi-scale retention.
 
-        γ_h = 1 - 2^(-5-h),    S_t = γ_h S_{t-1} + k_t v_tᵀ,    o_t = S_tᵀ q_t / √k_dim
+        γ_h = 1 - 2^(-5-h),    S_t = γ_h S_{t-1} + (R_t k_t) v_tᵀ,    o_t = S_tᵀ (R_t q_t) / √k_dim
         out_t = (swish(x_t W_g) ⊙ norm(o_t)) W_o
 
-    Sun et al. 2023 (arXiv:2307.08621). The norm of each head (the paper's group norm) is the root mean square times a
-    learnt scale, as in the authors' code. Without the paper's xPos rotation, so that the state needs no position;
-    γ, which is not learnt, already tells near from far. Runs on `jattn.recurrent.linear_recurrence`.
+    Sun et al. 2023 (arXiv:2307.08621). R_t turns the pairs of features (2i, 2i + 1) by t θ_i, the paper's e^{itθ}, with
+    θ from 1 to 1/10000 in a geometric row, as in the authors' code; with the decay it makes xPos. Only relative
+    positions matter, so packed segments need no positions of their own. The norm (the paper's group norm, a group a
+    head) is the root mean square, as in the authors' code, times a scale that is learnt, which their code does not
+    have; the paper's three normalisations before it change nothing but the ε of the norm, and are left out.
 
     Args:
         features: of inputs and outputs.
-        heads: how many; h counts from 0.
-        k_dim: of a head's keys.
+        heads: how many.
+        k_dim: of a head's keys, even.
         v_dim: of a head's values.
+        kv_heads: heads of keys, values and states, by default `heads`, a multiple of it; queries that are neighbours
+            share one. h counts these, from 0. The paper does not group.
 
     Raises:
-        ValueError: sizes below 1; at the call, shapes that do not fit.
+        ValueError: sizes below 1; heads that do not divide; an odd `k_dim`; at the call, shapes that do not fit.
 
     >>> import jax
     >>> layer = RetNet(16, 2, 4, 8)
@@ -39,35 +42,24 @@ class RetNet(Recurrent):
     (3, 10, 16)
     """
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.k_dim % 2:
+            raise ValueError(f"`k_dim` must be even, as features are turned in pairs; got {self.k_dim}.")
+
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value`, `swish`, `norm` and `out`."""
-        return {
-            "query": projection(self.features, self.heads, self.k_dim),
-            "key": projection(self.features, self.heads, self.k_dim),
-            "value": projection(self.features, self.heads, self.v_dim),
-            "swish": projection(self.features, self.heads, self.v_dim),
-            "norm": {"scale": bias(self.heads, self.v_dim, init=jax.nn.initializers.ones)},
-            "out": output(self.heads, self.v_dim, self.features),
-        }
+        return {**super().parameters(), "swish": projection(self.features, self.heads, self.v_dim)}
 
     def log_decay(self) -> jax.Array:
-        """log γ, `[heads]`."""
-        return jnp.asarray(np.log1p(-(2.0 ** (-5.0 - np.arange(self.heads)))), jnp.float32)
+        """log γ, `[kv_heads]`."""
+        return jnp.asarray(np.log1p(-(2.0 ** (-5.0 - np.arange(self._memories)))), jnp.float32)
 
-    def _arrays(self, parameters: Mapping[str, Any], inputs: jax.Array) -> tuple[Any, ...]:
+    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+        del segment_ids
         query, key, value = (to_heads(parameters, name, inputs) for name in ("query", "key", "value"))
-        return query * self.k_dim**-0.5, key, value
-
-    def _output(self, parameters: Mapping[str, Any], inputs: jax.Array, out: jax.Array) -> Any:
-        normal = rms_norm(out) * parameters["norm"]["scale"]
-        return from_heads(parameters, jax.nn.silu(to_heads(parameters, "swish", inputs)) * normal)
-
-    def _sequence(self, parameters, inputs, **options):
-        arrays = self._arrays(parameters, inputs)
-        out, state = linear_recurrence(*arrays, log_decay=self.log_decay(), **options)
-        return self._output(parameters, inputs, out), state
-
-    def _token(self, parameters, inputs, state):
-        arrays = self._arrays(parameters, inputs)
-        out, state = linear_step(*arrays, state=state, log_decay=self.log_decay())
-        return self._output(parameters, inputs, out), state
+        at = state.position + jnp.arange(inputs.shape[-2])
+        angles = 10000.0 ** -np.linspace(0, 1, self.k_dim // 2)
+        query, key = (rotary(one, at, pairs="interleaved", frequencies=angles) for one in (query, key))
+        sequences = {"query": query * self.k_dim**-0.5, "key": key, "value": value}
+        return Made(sequences, {"log_decay": self.log_decay()}, to_heads(parameters, "swish", inputs), state.past)

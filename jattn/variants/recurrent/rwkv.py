@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_positive
-from ...modules.layer import bias, kernel
-from ...recurrent import linear_recurrence, linear_step
-from .projections import Recurrent, from_heads, output, projection, rms_norm, to_heads
+from .layer import Made, Recurrent, RecurrentState, projection, scale, to_heads, wide
+from .low_rank import LowRank
+from .token_shift import TokenShift
 
 
 @dataclasses.dataclass(frozen=True)
 class RWKV(Recurrent):
     """A gate per channel that depends on the token, and a bonus for the current token.
 
-        α_t = exp(-exp(w + tanh(x_t W₁) W₂)),    S_t = diag(α_t) S_{t-1} + k_t v_tᵀ
-        o_t = (S_{t-1} + diag(u) k_t v_tᵀ)ᵀ r_t,    out_t = (swish(x_t W_g) ⊙ norm(o_t)) W_o
+        x^r, x^k, x^v, x^g, x^d = each a mixture of x_t and x_{t-1} (`TokenShift`)
+        α_t = exp(-exp(w + tanh(x_t^d W₁) W₂)),    S_t = diag(α_t) S_{t-1} + k_t v_tᵀ
+        o_t = (S_{t-1} + diag(u) k_t v_tᵀ)ᵀ r_t,    out_t = (swish(x_t^g W_g) ⊙ norm(o_t)) W_o
 
-    Peng et al. 2024 (arXiv:2404.05892), the "finch" version. The norm is the root mean square of a head, times a learnt
-    scale. Without the paper's token shift, which mixes each input with the one before; mix them before the layer, if
-    wanted. Runs on `jattn.recurrent.linear_recurrence`.
+    Peng et al. 2024 (arXiv:2404.05892), the time mixing of the "finch" version; r, k and v are projections of their
+    mixtures. The norm is the root mean square of a head, times a learnt scale; the paper's is a layer norm.
 
     Args:
         features: of inputs and outputs.
@@ -30,6 +30,7 @@ class RWKV(Recurrent):
         k_dim: of a head's keys.
         v_dim: of a head's values.
         gate_rank: of what the decay learns of the token.
+        shift_rank: of what each mixture learns of the token.
 
     Raises:
         ValueError: sizes below 1; at the call, shapes that do not fit.
@@ -41,44 +42,39 @@ class RWKV(Recurrent):
     """
 
     gate_rank: int = 64
+    shift_rank: int = 32
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(gate_rank=self.gate_rank)
+        check_positive(gate_rank=self.gate_rank, shift_rank=self.shift_rank)
+
+    @property
+    def _shift(self) -> TokenShift:
+        return TokenShift(self.features, ("query", "key", "value", "swish", "decay"), self.shift_rank)
+
+    @property
+    def _decay(self) -> LowRank:
+        return LowRank(self.features, self.gate_rank, (self.heads, self.k_dim), base=-3.0, curved=True)
+
+    @property
+    def _past(self) -> tuple[int, int]:
+        return (1, self.features)
 
     def parameters(self) -> dict[str, Any]:
-        """`receptance`, `key`, `value`, `swish`, `decay` of low rank, `bonus`, `norm` and `out`."""
+        """`query` (r), `key`, `value`, `swish`, `shift`, `decay` of low rank, `bonus`, `norm` and `out`."""
         return {
-            "receptance": projection(self.features, self.heads, self.k_dim),
-            "key": projection(self.features, self.heads, self.k_dim),
-            "value": projection(self.features, self.heads, self.v_dim),
+            **super().parameters(),
             "swish": projection(self.features, self.heads, self.v_dim),
-            "decay": {
-                "down": kernel(self.features, self.gate_rank),
-                "up": kernel(self.gate_rank, self.heads, self.k_dim),
-                "bias": bias(self.heads, self.k_dim, init=jax.nn.initializers.constant(-3.0)),
-            },
-            "bonus": {"scale": bias(self.heads, self.k_dim, init=jax.nn.initializers.ones)},
-            "norm": {"scale": bias(self.heads, self.v_dim, init=jax.nn.initializers.ones)},
-            "out": output(self.heads, self.v_dim, self.features),
+            "shift": self._shift.parameters(),
+            "decay": self._decay.parameters(),
+            "bonus": scale(self.heads, self.k_dim),
         }
 
-    def _arrays(self, parameters: Mapping[str, Any], inputs: jax.Array) -> tuple[Any, Any]:
-        arrays = tuple(to_heads(parameters, name, inputs) for name in ("receptance", "key", "value"))
-        decay = parameters["decay"]
-        rates = jnp.einsum("...r,rhd->...hd", jnp.tanh(inputs @ decay["down"]), decay["up"]) + decay["bias"]
-        return arrays, {"log_decay": -jnp.exp(rates), "bonus": parameters["bonus"]["scale"]}
-
-    def _output(self, parameters: Mapping[str, Any], inputs: jax.Array, out: jax.Array) -> Any:
-        normal = rms_norm(out) * parameters["norm"]["scale"]
-        return from_heads(parameters, jax.nn.silu(to_heads(parameters, "swish", inputs)) * normal)
-
-    def _sequence(self, parameters, inputs, **options):
-        arrays, gates = self._arrays(parameters, inputs)
-        out, state = linear_recurrence(*arrays, **gates, **options)
-        return self._output(parameters, inputs, out), state
-
-    def _token(self, parameters, inputs, state):
-        arrays, gates = self._arrays(parameters, inputs)
-        out, state = linear_step(*arrays, state=state, **gates)
-        return self._output(parameters, inputs, out), state
+    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+        mixed, past = self._shift(parameters["shift"], inputs, state.past, segment_ids)
+        query, key, value, gate = (
+            to_heads(parameters, name, mixed[name]) for name in ("query", "key", "value", "swish")
+        )
+        rates = -jnp.exp(wide(self._decay(parameters["decay"], mixed["decay"])))
+        sequences = {"query": query, "key": key, "value": value, "log_decay": rates}
+        return Made(sequences, {"bonus": parameters["bonus"]["scale"]}, gate, past)

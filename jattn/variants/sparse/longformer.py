@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...front import attention
 from ...masks import Causal, Dilated
 from ...masks.arguments import Integers
@@ -134,8 +134,7 @@ class Longformer(Layer):
 
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads)
-        if self.features % self.heads:
-            raise ValueError(f"`features` must be a multiple of `heads`; got {self.features} and {self.heads}.")
+        check_multiple("heads", features=self.features, heads=self.heads)
         for name in ("window", "dilation"):
             value = getattr(self, name)
             if not isinstance(value, (int, tuple)):

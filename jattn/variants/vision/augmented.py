@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal
 from ...similarities import Dot
@@ -112,9 +112,8 @@ class AugmentedConvolution(Layer):
 
     def __post_init__(self):
         check_positive(**dataclasses.asdict(self))
-        for name in ("attention_channels", "key_channels"):
-            if getattr(self, name) % self.heads:
-                raise ValueError(f"`{name}` must be a multiple of `heads`; got {getattr(self, name)} and {self.heads}.")
+        channels = {name: getattr(self, name) for name in ("attention_channels", "key_channels")}
+        check_multiple("heads", **channels, heads=self.heads)
         if self.attention_channels >= self.out_channels:
             raise ValueError(
                 "`attention_channels` must be less than `out_channels`, so that some are left to the convolution; "

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...front import partial_attention
 from ...modules.layer import Layer, bias, kernel, normal
 from ...modules.multi_head import multi_head
@@ -55,8 +55,7 @@ class AttentionPool(Layer):
 
     def __post_init__(self):
         check_positive(**dataclasses.asdict(self))
-        if self.channels % self.heads:
-            raise ValueError(f"`channels` must be a multiple of `heads`; got {self.channels} and {self.heads}.")
+        check_multiple("heads", channels=self.channels, heads=self.heads)
 
     def parameters(self) -> dict[str, Any]:
         """`positions [1 + height * width, channels]`, of the mean first; `query`, `key`, `value`, `out`."""

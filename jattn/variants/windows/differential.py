@@ -12,6 +12,7 @@ from ...core.shapes import check_positive, check_shapes
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal, ones
 from ..arguments import leave_out
+from ...modules.norms import rms_norm
 
 EPSILON = 1e-5
 
@@ -146,7 +147,5 @@ class Differential(Layer):
             jnp.einsum("...lf,fhd->...lhd", inputs, parameters[name]["kernel"]) for name in ("query", "key", "value")
         )
         heads = differential(query, key, value, self.amount(parameters), **pieces)
-        wide = heads.astype(jnp.promote_types(heads.dtype, jnp.float32))
-        wide = wide * jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + EPSILON) * parameters["gain"]
-        heads = ((1 - self.initial_amount) * wide).astype(heads.dtype)
+        heads = rms_norm(heads, (1 - self.initial_amount) * parameters["gain"], EPSILON)
         return jnp.einsum("...lhd,hdf->...lf", heads, parameters["out"]["kernel"])

@@ -1,4 +1,4 @@
-"""Convolutions by FFT and by shifts equal the sum of their definition."""
+"""The convolution by FFT equals the sum of its definition."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from differences import check, normal
 
-from jattn.variants.convolutional import long_convolution, short_convolution
+from jattn.variants.convolutional import long_convolution
 
 
 def truth(inputs, filters, skip=0.0):
@@ -23,26 +23,12 @@ def test_long_is_the_sum(length, taps):
     check(long_convolution, truth, inputs, filters, skip)
 
 
-@pytest.mark.parametrize("taps", [1, 2, 3])
-def test_short_is_the_sum(taps):
-    inputs, kernel = normal(1, (2, 5, 2), (taps, 2))
-    check(short_convolution, truth, inputs, kernel)
-
-
 @pytest.mark.parametrize("length", [63, 1000, 1021])
 def test_nothing_wraps_around(length):
     """A filter whose last tap is the largest: circular, the end would come back to the start."""
     inputs, filters = normal(2, (length, 1), (length, 1))
     filters[-1] = 100
     np.testing.assert_allclose(long_convolution(inputs, filters), truth(inputs, filters), atol=2e-3)
-
-
-def test_short_goes_on_from_its_past():
-    inputs, kernel = normal(3, (2, 9, 3), (3, 3))
-    whole = short_convolution(inputs, kernel)
-    for split in range(2, 9):
-        part = short_convolution(inputs[:, split:], kernel, inputs[:, split - 2 : split])
-        np.testing.assert_allclose(part, whole[:, split:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
@@ -71,5 +57,3 @@ def test_shapes_are_named():
         long_convolution(jnp.ones((5, 3)), jnp.ones((5, 2)))
     with pytest.raises(ValueError, match=r"`skip` must have shape"):
         long_convolution(jnp.ones((5, 3)), jnp.ones((5, 3)), jnp.ones(2))
-    with pytest.raises(ValueError, match=r"`past` must have shape \[..., 2, features\]"):
-        short_convolution(jnp.ones((5, 3)), jnp.ones((3, 3)), jnp.ones((1, 3)))

@@ -135,5 +135,5 @@ def test_bad_input_is_named():
     parameters = layer.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"`inputs` must have shape .* features = 4"):
         layer(parameters, jnp.ones((5, 3)))
-    with pytest.raises(ValueError, match="`past` must have shape"):
+    with pytest.raises(ValueError, match=r"`state.past` must be float32 of shape"):
         layer.step(parameters, jnp.ones(4), Hyena(4, max_len=9).initial_state(parameters))

@@ -247,3 +247,14 @@ def test_bad_input_is_named():
             call()
     out = kernelized_attention(query, key, value, negative, normalize=False)[0]
     close(out, np.einsum("ihf,jhf,jhv->ihv", np.tanh(query), np.tanh(key), value), 1e-5)
+
+
+def test_a_promise_that_was_broken_gives_zeros():
+    """The floor of the normaliser: a row whose weights sum to nothing positive is 0, with no gradient through it."""
+    broken = Function(lambda x: x, nonnegative=True)
+    query, key, value = -jnp.ones((2, 1, 3)), jnp.ones((2, 1, 3)), jnp.ones((2, 1, 4))
+    for causal in (False, True):
+        run = lambda *arrays, causal=causal: kernelized_attention(*arrays, broken, causal=causal)[0]  # noqa: E731
+        assert not np.asarray(run(query, key, value)).any()
+        gradients = jax.grad(lambda *arrays, run=run: run(*arrays).sum(), (0, 1, 2))(query, key, value)
+        assert not any(np.asarray(gradient).any() for gradient in gradients)

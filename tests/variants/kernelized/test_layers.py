@@ -88,6 +88,10 @@ def test_bad_input_is_named():
     parameters = layer.init(jax.random.key(0))
     with pytest.raises(ValueError, match="Give a larger"):
         layer(parameters, jnp.ones((6, 6)))
+    _, state = layer.prefill(parameters, jnp.ones((5, 6)))
+    with pytest.raises(ValueError, match="Give a larger"):
+        layer.step(parameters, jnp.ones(6), state)
+    assert np.isnan(jax.jit(layer.step)(parameters, jnp.ones(6), state)[0]).all()
     with pytest.raises(ValueError, match=r"`inputs` must have shape .* with features = 6"):
         layer(parameters, jnp.ones((3, 5)))
     with pytest.raises(ValueError, match="`key_inputs` need `causal=False`"):

@@ -1,6 +1,5 @@
-"""Each layer equals its equations in float64 NumPy, token by token; its steps equal its call."""
+"""Each layer equals its equations in float64 NumPy, token by token, and has a gradient for every parameter."""
 
-import functools
 import importlib.util
 from pathlib import Path
 
@@ -8,16 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from differences import normal
+from differences import QUICK, normal
 from flax import nnx
+from generative_layers import FEATURES, LAYERS, random_parameters
 from variant_layers import check_layer
 
 import jattn.linen
 import jattn.nnx
-from jattn.variants.recurrent import GLA, RWKV, DeltaNet, GatedDeltaNet, Mamba2, RetNet, ssd, ssd_step
+from jattn.variants.recurrent import GLA, DeltaNet, Mamba2, RetNet, ssd, ssd_step
+from jattn.variants.recurrent.layer import Recurrent
 
-FEATURES, HEADS, K, V = 10, 2, 4, 3
-LAYERS = [layer(FEATURES, HEADS, K, V) for layer in (RetNet, GLA, Mamba2, RWKV, DeltaNet, GatedDeltaNet)]
+RECURRENT = {name: layer for name, layer in LAYERS.items() if isinstance(layer, Recurrent)}
 
 path = Path(__file__).parents[2] / "recurrent" / "recurrences.py"
 spec = importlib.util.spec_from_file_location("recurrences", path)
@@ -46,120 +46,146 @@ def unit(x):
     return x / np.sqrt((x**2).sum(-1, keepdims=True) + 1e-6)
 
 
+def convolved(arrays, p):
+    """The causal convolution of each channel of `[length, heads, dim]`, channels one after the other; swish."""
+    flat = np.concatenate([array.reshape(len(array), -1) for array in arrays], 1)
+    out = np.zeros(flat.shape)
+    for t in range(len(flat)):
+        for s in range(min(t + 1, len(p["kernel"]))):
+            out[t] += p["kernel"][s] * flat[t - s]
+    out = swish(out + p.get("bias", 0))
+    ends = np.cumsum([array[0].size for array in arrays])[:-1]
+    return [part.reshape(array.shape) for part, array in zip(np.split(out, ends, 1), arrays, strict=True)]
+
+
+def turned(x):
+    """Features 2i and 2i + 1 as one complex number, times e^{itθ}."""
+    angles = 10000.0 ** -np.linspace(0, 1, x.shape[-1] // 2)
+    made = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * np.arange(len(x))[:, None, None] * angles)
+    return np.stack([made.real, made.imag], -1).reshape(x.shape)
+
+
+def mixed(p, x):
+    """RWKV-6's inputs, by name."""
+    before = np.concatenate([np.zeros_like(x[:1]), x[:-1]])
+    rough = x + (before - x) * p["shared"]
+    out = {}
+    for name in ("query", "key", "value", "swish", "decay"):
+        share = p[name]["bias"] + np.tanh(rough @ p[name]["down"]) @ p[name]["up"]
+        out[name] = x + (before - x) * share
+    return out
+
+
 def truth(layer, p, x):
     """`[length, features]`, float64."""
+    kind, heads, width = type(layer).__name__, layer.heads, layer.k_dim
+    source = mixed(p["shift"], x) if kind == "RWKV" else {}
 
-    def heads(name):
-        return np.einsum("tf,fhd->thd", x, p[name]["kernel"])
+    def project(name):
+        return np.einsum("tf,fhd->thd", source.get(name, x), p[name]["kernel"])
 
-    def wide(gates):
-        return np.broadcast_to(gates, (len(x), HEADS, K))
+    def shared(array):
+        """Of each head: heads of a group are neighbours."""
+        return np.stack([array[:, h * array.shape[1] // heads] for h in range(heads)], 1)
 
-    kind = type(layer).__name__
+    def channels(gates):
+        return np.broadcast_to(gates[..., None], (len(x), heads, width))
+
     scale = p["norm"]["scale"]
-    if kind == "RetNet":
-        decay = wide(np.log(1 - 2.0 ** (-5 - np.arange(HEADS)))[:, None])
-        out, _ = recurrences.linear(heads("query") / np.sqrt(K), heads("key"), heads("value"), decay)
-        out = swish(heads("swish")) * rms(out) * scale
-    elif kind == "GLA":
-        gate = p["gate"]
-        logits = np.einsum("tr,rhd->thd", x @ gate["down"], gate["up"]) + gate["bias"]
-        decay = np.log(sigmoid(logits) ** (1 / 16))
-        out, _ = recurrences.linear(heads("query") / np.sqrt(K), heads("key"), heads("value"), decay)
-        out = swish(heads("swish")) * rms(out) * scale
-    elif kind == "Mamba2":
+    if kind == "Mamba2":
+        value, entry, readout = convolved([project(name) for name in ("value", "entry", "readout")], p["convolution"])
         delta = softplus(x @ p["step_size"]["kernel"] + p["step_size"]["bias"])
-        entry, readout = ((x @ p[name]["kernel"])[:, None] for name in ("entry", "readout"))
-        decay = wide((-delta * np.exp(p["rate"]["log"]))[..., None])
-        value = heads("value")
-        out, _ = recurrences.linear(wide(readout), wide(entry), delta[..., None] * value, decay)
-        out = rms((out + p["skip"]["scale"][:, None] * value) * swish(heads("swish"))) * scale
+        decay = channels(-delta * np.exp(p["rate"]["log"]))
+        out, _ = recurrences.linear(shared(readout), shared(entry), delta[..., None] * value, decay)
+        out = rms((out + p["skip"]["scale"][:, None] * value) * swish(project("swish"))) * scale
+        return np.einsum("thd,hdf->tf", out, p["out"]["kernel"])
+
+    arrays = [project(name) for name in ("query", "key", "value")]
+    if "convolution" in p:
+        arrays = convolved(arrays, p["convolution"])
+    query, key, value = arrays
+    if kind == "RetNet":
+        query, key = turned(query) / np.sqrt(width), turned(key)
+        rates = np.log(1 - 2.0 ** (-5 - np.arange(key.shape[1])))
+        decay = channels(shared(np.broadcast_to(rates, key.shape[:2])))
+        out, _ = recurrences.linear(query, shared(key), shared(value), decay)
+    elif kind == "GLA":
+        logits = np.einsum("tr,rhd->thd", x @ p["gate"]["down"], p["gate"]["up"]) + p["gate"]["bias"]
+        decay = np.log(sigmoid(logits) ** (1 / 16))
+        out, _ = recurrences.linear(query / np.sqrt(width), shared(key), shared(value), shared(decay))
     elif kind == "RWKV":
         decay = p["decay"]
-        rates = np.einsum("tr,rhd->thd", np.tanh(x @ decay["down"]), decay["up"]) + decay["bias"]
-        arrays = (heads(name) for name in ("receptance", "key", "value"))
-        out, _ = recurrences.linear(*arrays, -np.exp(rates), p["bonus"]["scale"])
-        out = swish(heads("swish")) * rms(out) * scale
+        rates = np.einsum("tr,rhd->thd", np.tanh(source["decay"] @ decay["down"]), decay["up"]) + decay["bias"]
+        out, _ = recurrences.linear(query, key, value, -np.exp(rates), p["bonus"]["scale"])
     else:
-        arrays = unit(swish(heads("query"))), unit(swish(heads("key"))), swish(heads("value"))
         decay = None
         if kind == "GatedDeltaNet":
             decay = -np.exp(p["decay"]["log"]) * softplus(x @ p["decay"]["kernel"] + p["decay"]["bias"])
-        out, _ = recurrences.delta(*arrays, sigmoid(x @ p["beta"]["kernel"]), decay)
-        out = rms(out) * scale * (swish(heads("swish")) if kind == "GatedDeltaNet" else 1)
-    return np.einsum("thd,hdf->tf", out, p["out"]["kernel"])
+        beta = sigmoid(x @ p["beta"]["kernel"])
+        out, _ = recurrences.delta(unit(query), unit(key), value, beta, decay)
+    gate = 1 if kind == "DeltaNet" else swish(project("swish"))
+    return np.einsum("thd,hdf->tf", rms(out) * scale * gate, p["out"]["kernel"])
 
 
-def random_parameters(layer, seed=1):
-    leaves, tree = jax.tree.flatten(layer.init(jax.random.key(seed)))
-    rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(tree, [leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
-
-
-def ids(layer):
-    return type(layer).__name__
-
-
-@functools.cache
-def compiled(layer):
-    """`prefill`, compiled once for all tests."""
-    return jax.jit(layer.prefill)
-
-
-@pytest.mark.parametrize("layer", LAYERS, ids=ids)
-def test_is_its_equations(layer):
+@pytest.mark.parametrize("name", RECURRENT)
+def test_is_its_equations(name):
     (x,) = normal(0, (2, 8, FEATURES))
-    parameters = random_parameters(layer)
+    parameters = random_parameters(RECURRENT[name])
     double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters)
-    out, _ = compiled(layer)(parameters, x)
+    out = jax.jit(RECURRENT[name].__call__, compiler_options=QUICK)(parameters, x)
     for i in range(2):
-        assert recurrences.relative_error(out[i], truth(layer, double, x[i].astype(np.float64))) < 1e-5
+        assert recurrences.relative_error(out[i], truth(RECURRENT[name], double, x[i].astype(np.float64))) < 1e-5
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=ids)
-def test_steps_equal_the_call(layer):
-    """From nothing, and behind a prefix; packed sequences are sequences apart."""
-    (x,) = normal(1, (2, 8, FEATURES))
-    parameters = random_parameters(layer)
-    prefill, step = compiled(layer), jax.jit(layer.step)
-    whole, last = prefill(parameters, x)
-    head, middle = prefill(parameters, x[:, :4])
-    np.testing.assert_allclose(head, whole[:, :4], atol=1e-5)
-    for begin, state in ((0, layer.initial_state(2)), (4, middle)):
-        out = []
-        for t in range(begin, 8):
-            one, state = step(parameters, x[:, t], state)
-            out.append(one)
-        np.testing.assert_allclose(np.stack(out, 1), whole[:, begin:], atol=1e-5)
-        np.testing.assert_allclose(state, last, atol=1e-5)
-    rest, _ = prefill(parameters, x[:, 4:], initial_state=middle)
-    np.testing.assert_allclose(rest, whole[:, 4:], atol=1e-5)
-    packed, _ = prefill(parameters, x, segment_ids=np.repeat([0, 1], [4, 4]))
-    np.testing.assert_allclose(packed[:, 4:], prefill(parameters, x[:, 4:])[0], atol=1e-5)
-    np.testing.assert_allclose(packed[:, :4], whole[:, :4], atol=1e-5)
-
-
-@pytest.mark.parametrize("layer", LAYERS, ids=ids)
-def test_as_a_module(layer):
-    (x,) = normal(2, (2, 7, FEATURES))
+@pytest.mark.parametrize("name", RECURRENT)
+def test_as_a_module(name):
+    layer, (x,) = RECURRENT[name], normal(2, (2, 7, FEATURES))
     check_layer(layer, jnp.asarray(x))
     module = jattn.nnx.Layer(layer, rngs=nnx.Rngs(0))
-    out, state = module.run("step", x[:, 0], layer.initial_state(2))
-    linen = jattn.linen.Layer(layer)
-    again = linen.apply({"params": module.parameters()}, "step", x[:, 0], layer.initial_state(2), method="run")
-    np.testing.assert_allclose(again[0], out, atol=1e-6)
-    np.testing.assert_allclose(again[1], state, atol=1e-6)
-    np.testing.assert_allclose(out, module(x)[:, 0], atol=1e-5)
+    out, state = module.run("step", x[:, 0], module.run("initial_state", (2,)))
+    variables, linen = {"params": module.parameters()}, jattn.linen.Layer(layer)
+    first = linen.apply(variables, "initial_state", (2,), method="run")
+    again = linen.apply(variables, "step", x[:, 0], first, method="run")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, (out, state))
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=ids)
-def test_nan_in_the_future_stays_there(layer):
-    (x,) = normal(3, (2, 8, FEATURES))
-    parameters = random_parameters(layer)
-    spoiled = x.copy()
-    spoiled[:, 5] = np.nan
-    ours, clean = (compiled(layer)(parameters, given)[0] for given in (spoiled, x))
-    np.testing.assert_allclose(ours[:, :5], clean[:, :5], atol=1e-6)
+def test_retention_depends_on_distances_alone():
+    """Far along, too: the state carries the position that queries and keys are turned by."""
+    layer = RECURRENT["RetNet"]
+    parameters, (x,) = random_parameters(layer), normal(6, (5, FEATURES))
+    begin = layer.initial_state(parameters)
+    run = jax.jit(layer.prefill, compiler_options=QUICK)
+    want, _ = run(parameters, x, begin)
+    got, last = run(parameters, x, begin._replace(position=jnp.int32(1000)))
+    np.testing.assert_allclose(got, want, atol=2e-4)
+    assert last.position == 1005
+
+
+def test_a_group_reads_one_state():
+    """Grouped heads equal a layer whose keys, values and gates are repeated; the state is that much smaller."""
+    layer = GLA(FEATURES, 4, 4, 3, kv_heads=2)
+    parameters, (x,) = random_parameters(layer), normal(7, (9, FEATURES))
+    whole = jax.tree.map(lambda leaf: leaf, parameters)
+    for name in ("key", "value"):
+        whole[name] = {"kernel": jnp.repeat(parameters[name]["kernel"], 2, 1)}
+    for name, axis in (("up", 1), ("bias", 0)):
+        whole["gate"][name] = jnp.repeat(parameters["gate"][name], 2, axis)
+    out, state = jax.jit(layer.prefill, compiler_options=QUICK)(parameters, x)
+    want, apart = jax.jit(GLA(FEATURES, 4, 4, 3).prefill, compiler_options=QUICK)(whole, x)
+    np.testing.assert_allclose(out, want, atol=1e-5)
+    np.testing.assert_allclose(state.memory, apart.memory[::2], atol=1e-5)
+    assert state.memory.shape == (2, 4, 3)
+
+
+def test_groups_of_the_state_space_model_are_repeated_heads():
+    x, entry, readout = normal(8, (11, 4, 3), (11, 2, 4), (11, 2, 4))
+    sizes, rate = np.random.default_rng(9).uniform(0, 2, (11, 4)).astype(np.float32), np.ones(4, np.float32)
+    got, state = ssd(x, sizes, rate, entry, readout)
+    want, other = ssd(x, sizes, rate, np.repeat(entry, 2, 1), np.repeat(readout, 2, 1))
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    np.testing.assert_allclose(state, other, atol=1e-6)
+    with pytest.raises(ValueError, match="`heads` must be a multiple of `groups`; got heads 4 and groups 3"):
+        ssd(x, sizes, rate, jnp.ones((11, 3, 4)), jnp.ones((11, 3, 4)))
 
 
 def test_ssd_is_the_state_space_model():
@@ -179,13 +205,34 @@ def test_ssd_is_the_state_space_model():
     np.testing.assert_allclose(one, want[0], atol=1e-5)
 
 
-def test_wrong_shapes_are_named():
-    layer = LAYERS[0]
-    with pytest.raises(ValueError, match=r"`inputs` must have shape .* with features = 10"):
-        layer({}, jnp.ones((3, 4)))
-    with pytest.raises(ValueError, match=r"`state` must have shape \(2, 4, 3\)"):
-        layer.step(layer.init(jax.random.key(0)), jnp.ones(FEATURES), jnp.zeros((2, 3, 4)))
-    with pytest.raises(ValueError, match="`heads` must be a positive int"):
-        RetNet(8, 0, 4, 4)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RetNet(8, 0, 4, 4), "`heads` must be a positive int"),
+        (lambda: RetNet(8, 2, 3, 4), "`k_dim` must be even, as features are turned in pairs; got 3"),
+        (
+            lambda: RetNet(8, 4, 4, 4, kv_heads=3),
+            "`heads` must be a multiple of `kv_heads`; got heads 4 and kv_heads 3",
+        ),
+        (lambda: GLA(8, 2, 4, 4, kv_heads=4), "`heads` must be a multiple of `kv_heads`; got heads 2 and kv_heads 4"),
+        (lambda: GLA(8, 2, 4, 4, temperature=0.0), "`temperature` must be above 0"),
+        (lambda: GLA(8, 2, 4, 4, taps=0), "`taps` must be a positive int; got 0"),
+        (lambda: DeltaNet(8, 2, 4, 4, taps=-1), "`taps` must be a positive int; got -1"),
+        (lambda: Mamba2(8, 4, 4, 4, groups=3), "`heads` must be a multiple of `groups`; got heads 4 and groups 3"),
+        (lambda: Mamba2(8, 4, 4, 4, taps=2.5), "`taps` must be a positive int; got 2.5"),
+    ],
+)
+def test_wrong_sizes_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_wrong_inputs_are_named():
+    layer = DeltaNet(FEATURES, 2, 4, 3)
+    parameters = layer.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="`segment_ids` must not decrease"):
+        layer(parameters, jnp.ones((3, FEATURES)), segment_ids=np.array([1, 1, 0]))
+    with pytest.raises(ValueError, match="`segment_ids` must be integers of shape"):
+        layer(parameters, jnp.ones((3, FEATURES)), segment_ids=np.zeros(4, int))
     with pytest.raises(ValueError, match="`rate` must have shape"):
         ssd(jnp.ones((5, 2, 3)), jnp.ones((5, 2)), jnp.ones(3), jnp.ones((5, 2, 4)), jnp.ones((5, 2, 4)))

@@ -99,7 +99,9 @@ def test_errors():
         relative_image_attention(q, q, q, jnp.ones((9, 3)), jnp.ones((9, 3)))
     with pytest.raises(ValueError, match=r"`value` must have shape .* with width = 5"):
         relative_image_attention(q, q, q[:, :4], jnp.ones((7, 3)), jnp.ones((9, 3)))
-    with pytest.raises(ValueError, match=r"`key_channels` must be a multiple of `heads`; got 5 and 2"):
+    with pytest.raises(
+        ValueError, match=r"`key_channels` must be a multiple of `heads`; got key_channels 5 and heads 2"
+    ):
         AugmentedConvolution(4, 3, 2, 7, attention_channels=4, key_channels=5, heads=2)
     with pytest.raises(ValueError, match=r"`attention_channels` must be less than `out_channels`"):
         AugmentedConvolution(4, 3, 2, 4, attention_channels=4, key_channels=6, heads=2)

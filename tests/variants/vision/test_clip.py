@@ -105,7 +105,7 @@ def test_errors():
         contrastive_loss(jnp.ones((5, 3)), jnp.ones((5, 3)), jnp.zeros(5))
     with pytest.raises(ValueError, match=r"`images` must have at least one pair"):
         contrastive_loss(jnp.ones((0, 3)), jnp.ones((0, 3)), jnp.array(0.0))
-    with pytest.raises(ValueError, match=r"`channels` must be a multiple of `heads`; got 5 and 2"):
+    with pytest.raises(ValueError, match=r"`channels` must be a multiple of `heads`; got channels 5 and heads 2"):
         AttentionPool(2, 3, 5, heads=2, out_features=3)
     with pytest.raises(ValueError, match=r"`images` must have shape .* with height = 2"):
         LAYER({}, jnp.ones((3, 2, 4)))

@@ -1,0 +1,196 @@
+"""What the layers of this folder share: projections to heads, the state, and how a sequence and a token run."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ...core.shapes import check_multiple, check_positive, check_shapes
+from ...modules.generation import Generative
+from ...modules.layer import Parameter, bias, kernel, ones
+from ...modules.norms import rms_norm
+from ...recurrent import linear_recurrence, linear_step
+from ...recurrent.arguments import check_segments
+
+
+class RecurrentState(NamedTuple):
+    """What a recurrent layer remembers: as much after a million tokens as after one.
+
+    memory: S, `[..., heads, k_dim, v_dim]`, float32 (float64).
+    past: what the short convolution or the token shift sees of the tokens before, `[..., taps - 1, channels]`; for
+        layers without one it is empty.
+    position: of the next token, an integer.
+    """
+
+    memory: jax.Array
+    past: jax.Array
+    position: jax.Array
+
+
+class Made(NamedTuple):
+    """What the recurrence of a layer takes, made of its inputs.
+
+    sequences: arrays with a length, by the names that the recurrence has for them.
+    constants: arrays without.
+    gate: of the output, before its swish, `[..., length, heads, v_dim]`; or None.
+    past: as of the state.
+    """
+
+    sequences: dict[str, jax.Array]
+    constants: dict[str, Any]
+    gate: jax.Array | None
+    past: jax.Array
+
+
+def projection(features: int, heads: int, dim: int) -> dict[str, Parameter]:
+    """`kernel [features, heads, dim]`."""
+    return {"kernel": kernel(features, heads, dim)}
+
+
+def scale(*shape: int) -> dict[str, Parameter]:
+    """`scale`, ones at first."""
+    return {"scale": bias(*shape, init=ones)}
+
+
+def to_heads(parameters: Mapping[str, Any], name: str, inputs: jax.Array) -> jax.Array:
+    """`[..., features]` -> `[..., heads, dim]`."""
+    return jnp.einsum("...f,fhd->...hd", inputs, parameters[name]["kernel"])
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """In float32 at least: what gates are made in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def unit(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """Each head of length 1, in float32."""
+    long = wide(x)
+    return (long * jax.lax.rsqrt(jnp.sum(long**2, -1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrent(Generative):
+    """A layer whose state is a matrix for each head. Subclasses give `_make`; sizes of their own come after these."""
+
+    features: int
+    heads: int
+    k_dim: int
+    v_dim: int
+
+    def __post_init__(self):
+        check_positive(features=self.features, heads=self.heads, k_dim=self.k_dim, v_dim=self.v_dim)
+
+    def parameters(self) -> dict[str, Any]:
+        """`query`, `key`, `value`, `norm` and `out`."""
+        return {
+            "query": projection(self.features, self.heads, self.k_dim),
+            "key": projection(self.features, self._memories, self.k_dim),
+            "value": projection(self.features, self._memories, self.v_dim),
+            "norm": scale(self.heads, self.v_dim),
+            "out": {"kernel": kernel(self.heads, self.v_dim, self.features, inputs=2)},
+        }
+
+    def initial_state(
+        self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
+    ) -> RecurrentState:
+        """Before the first token: zeros, at position 0."""
+        del parameters
+        memory = jnp.zeros((*batch, self._memories, self.k_dim, self.v_dim), dtype)
+        return RecurrentState(memory, jnp.zeros((*batch, *self._past), dtype), jnp.zeros((), jnp.int32))
+
+    def prefill(
+        self,
+        parameters: Mapping[str, Any],
+        inputs: jax.Array,
+        state: RecurrentState | None = None,
+        *,
+        segment_ids: Any = None,
+    ) -> tuple[jax.Array, RecurrentState]:
+        """As of `Generative`."""
+        length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
+        check_segments(segment_ids, inputs[..., None])
+        before = self.checked(parameters, inputs, inputs.shape[:-2], state)
+        made = self._make(parameters, inputs, before, segment_ids)
+        options = {"initial_state": before.memory, "segment_ids": segment_ids}
+        out, memory = self._whole(**made.sequences, **made.constants, **options)
+        return self._output(parameters, out, made.gate), self._state(before, memory, made, length)
+
+    def step(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState
+    ) -> tuple[jax.Array, RecurrentState]:
+        """As of `Generative`, in time and memory that do not depend on how many tokens came before."""
+        check_shapes({"features": self.features}, inputs=(inputs, "... features"))
+        axis = inputs.ndim - 1
+        before = self.checked(parameters, inputs, inputs.shape[:-1], state)
+        made = self._make(parameters, inputs[..., None, :], before, None)
+        sequences = {name: jnp.squeeze(one, axis) for name, one in made.sequences.items()}
+        out, memory = self._single(**sequences, **made.constants, state=before.memory)
+        gate = None if made.gate is None else jnp.squeeze(made.gate, axis)
+        return self._output(parameters, out, gate), self._state(before, memory, made, 1)
+
+    @property
+    def _memories(self) -> int:
+        """How many matrices the state has."""
+        return self.heads
+
+    @property
+    def _past(self) -> tuple[int, int]:
+        """The shape of `RecurrentState.past`."""
+        return (0, 0)
+
+    @abc.abstractmethod
+    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+        """What the recurrence takes, of inputs `[..., length, features]` behind a state."""
+
+    def _whole(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
+        return linear_recurrence(**arrays)
+
+    def _single(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
+        return linear_step(**arrays)
+
+    def _output(self, parameters: Mapping[str, Any], out: jax.Array, gate: jax.Array | None) -> jax.Array:
+        heads = rms_norm(out, parameters["norm"]["scale"])
+        if gate is not None:
+            heads = jax.nn.silu(gate) * heads
+        return jnp.einsum("...hd,hdf->...f", heads, parameters["out"]["kernel"])
+
+    def _state(self, before: RecurrentState, memory: jax.Array, made: Made, length: int) -> RecurrentState:
+        return RecurrentState(memory, made.past.astype(before.past.dtype), before.position + length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouped(Recurrent):
+    """A recurrent layer in which several queries may read one state: `kv_heads` keys, values, gates and states."""
+
+    kv_heads: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kv_heads is None:
+            object.__setattr__(self, "kv_heads", self.heads)
+        check_positive(kv_heads=self.kv_heads)
+        check_multiple("kv_heads", heads=self.heads, kv_heads=self._memories)
+
+    @property
+    def _memories(self) -> int:
+        return int(self.kv_heads or 0)
+
+    def _whole(self, *, query: jax.Array, **arrays: Any) -> tuple[jax.Array, jax.Array]:
+        return self._read(linear_recurrence, query, arrays)
+
+    def _single(self, *, query: jax.Array, **arrays: Any) -> tuple[jax.Array, jax.Array]:
+        return self._read(linear_step, query, arrays)
+
+    def _read(self, recurrence: Any, query: jax.Array, arrays: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+        if self._memories == self.heads:
+            return recurrence(query=query, **arrays)
+        # Query heads of a group are neighbours, as in grouped-query attention. The state, which does not depend on
+        # queries, is computed once for a group.
+        shape = (self._memories, self.heads // self._memories)
+        groups = query.reshape(*query.shape[:-2], *shape, query.shape[-1])
+        run = jax.vmap(lambda one: recurrence(query=one, **arrays), in_axes=-2, out_axes=(-2, None))
+        out, memory = run(groups)
+        return out.reshape(*query.shape[:-1], self.v_dim), memory

@@ -1,0 +1,56 @@
+"""Numbers that a token chooses through a few dimensions: gates, and how much of the token before to mix in."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...core.shapes import check_positive
+from ...modules.layer import Layer, bias, kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank(Layer):
+    """base + f(x W₁) W₂: GLA's gate, with f the identity, and RWKV-6's "lora", with f = tanh.
+
+    Args:
+        features: of x.
+        rank: between W₁ and W₂.
+        shape: of the result.
+        base: what the base, which is learnt, starts as.
+        curved: whether f is tanh, not the identity.
+
+    Raises:
+        ValueError: sizes below 1.
+
+    >>> import jax
+    >>> layer = LowRank(16, 4, (2, 8))
+    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((10, 16))).shape
+    (10, 2, 8)
+    """
+
+    features: int
+    rank: int
+    shape: tuple[int, ...]
+    base: float = 0.0
+    curved: bool = False
+
+    def __post_init__(self):
+        check_positive(features=self.features, rank=self.rank)
+
+    def parameters(self) -> dict[str, Any]:
+        """`down`, `up` and `bias`, the base."""
+        return {
+            "down": kernel(self.features, self.rank),
+            "up": kernel(self.rank, *self.shape),
+            "bias": bias(*self.shape, init=jax.nn.initializers.constant(self.base)),
+        }
+
+    def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array) -> jax.Array:
+        """`[..., features]` -> `[..., *shape]`."""
+        inner = inputs @ parameters["down"]
+        if self.curved:
+            inner = jnp.tanh(inner)
+        return jnp.tensordot(inner, parameters["up"], 1) + parameters["bias"]
