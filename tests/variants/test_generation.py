@@ -41,25 +41,27 @@ def test_every_split_is_the_whole(name):
     parameters, (inputs,) = random_parameters(layer), normal(1, (BATCH, LENGTH, FEATURES))
 
     def run(parameters, inputs):
-        state, states, steps = layer.initial_state(parameters, (BATCH,)), [], []
-        for t in range(LENGTH):
-            states.append(state)
-            out, state = layer.step(parameters, inputs[:, t], state)
-            steps.append(out)
+        def token(state, x):
+            out, after = layer.step(parameters, x, state)
+            return after, (state, out)
+
+        end, (states, steps) = jax.lax.scan(
+            token, layer.initial_state(parameters, (BATCH,)), jnp.moveaxis(inputs, 1, 0)
+        )
         splits = []
         for s in range(LENGTH + 1):
             head, middle = layer.prefill(parameters, inputs[:, :s])
             tail, last = layer.prefill(parameters, inputs[:, s:], middle)
             splits.append((jnp.concatenate([head, tail], 1), middle, last))
-        return (*layer.prefill(parameters, inputs), jnp.stack(steps, 1), [*states, state], splits)
+        states = [*(jax.tree.map(lambda leaf, s=s: leaf[s], states) for s in range(LENGTH)), end]
+        return layer.prefill(parameters, inputs)[0], jnp.moveaxis(steps, 0, 1), states, splits
 
-    whole, last, steps, states, splits = quick(run)(parameters, inputs)
+    whole, steps, states, splits = quick(run)(parameters, inputs)
     equal(steps, whole)
-    equal(states[-1], last)
     for s, (out, middle, end) in enumerate(splits):
         equal(out, whole)
         equal(middle, states[s])
-        equal(end, last)
+        equal(end, states[-1])
 
 
 @pytest.mark.parametrize("name", PACKED)
