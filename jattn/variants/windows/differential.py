@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from ...core.shapes import check_positive, check_shapes
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal, ones
-from ..arguments import leave_out
 from ...modules.norms import rms_norm
+from ..arguments import leave_out
 
 EPSILON = 1e-5
 
