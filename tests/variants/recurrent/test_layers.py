@@ -1,12 +1,10 @@
 """Each layer equals its equations in float64 NumPy, token by token, and has a gradient for every parameter."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recurrences
 from differences import QUICK, normal
 from flax import nnx
 from generative_layers import FEATURES, LAYERS, random_parameters
@@ -18,12 +16,6 @@ from jattn.variants.recurrent import GLA, DeltaNet, Mamba2, RetNet, ssd, ssd_ste
 from jattn.variants.recurrent.layer import Recurrent
 
 RECURRENT = {name: layer for name, layer in LAYERS.items() if isinstance(layer, Recurrent)}
-
-path = Path(__file__).parents[2] / "recurrent" / "recurrences.py"
-spec = importlib.util.spec_from_file_location("recurrences", path)
-assert spec is not None and spec.loader is not None
-recurrences = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(recurrences)
 
 
 def sigmoid(x):
