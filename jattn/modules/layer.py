@@ -73,6 +73,16 @@ def project(projection: Mapping[str, Any], inputs: jax.Array, axes: str) -> jax.
     return found + projection["bias"] if "bias" in projection else found
 
 
+def project_heads(parameters: Mapping[str, Any], inputs: jax.Array) -> list[jax.Array]:
+    """Queries, keys and values `[..., length, heads, dim]` of inputs `[..., length, features]`.
+
+    >>> tree = {name: {"kernel": jnp.ones((3, 2, 4))} for name in ("query", "key", "value")}
+    >>> [one.shape for one in project_heads(tree, jnp.ones((5, 3)))]
+    [(5, 2, 4), (5, 2, 4), (5, 2, 4)]
+    """
+    return [project(parameters[name], inputs, "...lf,fhd->...lhd") for name in ("query", "key", "value")]
+
+
 class Layer(abc.ABC):
     """A frozen dataclass of sizes and choices, without arrays.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ...core.shapes import check_positive, check_shapes
 from ...front import attention
-from ...modules.layer import Layer, bias, kernel, normal, ones
+from ...modules.layer import Layer, bias, kernel, normal, ones, project_heads
 from ...modules.norms import rms_norm
 from ..arguments import leave_out
 
@@ -143,9 +143,7 @@ class Differential(Layer):
             **pieces: of `differential`: `mask`, `scores`, ...
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
-        query, key, value = (
-            jnp.einsum("...lf,fhd->...lhd", inputs, parameters[name]["kernel"]) for name in ("query", "key", "value")
-        )
+        query, key, value = project_heads(parameters, inputs)
         heads = differential(query, key, value, self.amount(parameters), **pieces)
         heads = rms_norm(heads, (1 - self.initial_amount) * parameters["gain"], EPSILON)
         return jnp.einsum("...lhd,hdf->...lf", heads, parameters["out"]["kernel"])

@@ -10,9 +10,9 @@ import numpy as np
 
 from ...core.call import Call, prepare
 from ...core.finite import multiply_values
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...implementations.reference import scored
-from ...modules.layer import Initializer, Layer, bias, multi_head_parameters, project
+from ...modules.layer import Initializer, Layer, bias, multi_head_parameters, project, project_heads
 from ...normalizers import Softmax
 from ...pieces import take
 
@@ -189,11 +189,8 @@ class MultiToken(Layer):
 
     def __post_init__(self):
         check_positive(**dataclasses.asdict(self))
-        for name, size, divisor in (("features", self.features, "heads"), ("heads", self.heads, "group")):
-            if size % getattr(self, divisor):
-                raise ValueError(
-                    f"`{name}` must be a multiple of `{divisor}`; got {size} and {getattr(self, divisor)}."
-                )
+        check_multiple("heads", features=self.features, heads=self.heads)
+        check_multiple("group", heads=self.heads, group=self.group)
 
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value`, `out` of multi-head attention; `window [heads, A, B]`; `before`, `after`."""
@@ -215,9 +212,7 @@ class MultiToken(Layer):
             **pieces: of `multi_token`: `mask`, `similarity`, `scores`, positions.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
-        query, key, value = (
-            project(parameters[name], inputs, "...lf,fhd->...lhd") for name in ("query", "key", "value")
-        )
+        query, key, value = project_heads(parameters, inputs)
         mixtures = {name: parameters[name] for name in ("before", "after") if name in parameters}
         heads = multi_token(query, key, value, parameters["window"], **mixtures, **pieces)
         return project(parameters["out"], heads, "...lhd,hdf->...lf")

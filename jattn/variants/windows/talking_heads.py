@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...front import attention
-from ...modules.layer import Layer, kernel, multi_head_parameters, project
+from ...modules.layer import Layer, kernel, multi_head_parameters, project, project_heads
 from ...similarities import Dot
 from ..arguments import leave_out
 
@@ -107,8 +107,7 @@ class TalkingHeads(Layer):
 
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads, softmax_heads=self.mixtures)
-        if self.features % self.heads:
-            raise ValueError(f"`features` must be a multiple of `heads`; got {self.features} and {self.heads}.")
+        check_multiple("heads", features=self.features, heads=self.heads)
 
     @property
     def mixtures(self) -> int:
@@ -129,8 +128,6 @@ class TalkingHeads(Layer):
             **pieces: of `talking_heads`: `mask`, `scores`, ...
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
-        query, key, value = (
-            project(parameters[name], inputs, "...lf,fhd->...lhd") for name in ("query", "key", "value")
-        )
+        query, key, value = project_heads(parameters, inputs)
         heads = talking_heads(query, key, value, parameters["before"], parameters["after"], **pieces)
         return project(parameters["out"], heads, "...lhd,hdf->...lf")

@@ -79,8 +79,8 @@ def test_the_layer_projects_to_the_function():
         1e-5,
     )
     for sizes, message in (
-        (dict(features=6, heads=4), "`features` must be a multiple of `heads`; got 6 and 4"),
-        (dict(features=6, heads=3, group=2), "`heads` must be a multiple of `group`; got 3 and 2"),
+        (dict(features=6, heads=4), "`features` must be a multiple of `heads`; got features 6 and heads 4"),
+        (dict(features=6, heads=3, group=2), "`heads` must be a multiple of `group`; got heads 3 and group 2"),
         (dict(features=6, heads=3, keys=0), "`keys` must be a positive int; got 0"),
     ):
         with pytest.raises(ValueError, match=message):
