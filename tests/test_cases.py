@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, TILES
-from differences import QUICK
 from measure import call, compare, draw, everything, in_order, poisoned
 
 import jattn
@@ -57,7 +56,7 @@ def compiled(case, name):
     """Results and all gradients of a row, and a list that is one longer for every time it was traced."""
     traces = []
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(*arguments):
         traces.append(None)
         return everything(case, implementation(case, name))(*arguments)
@@ -82,7 +81,7 @@ def test_bfloat16_is_as_near_as_the_plain_reference(case, name):
     if refused(case, name):
         return
     inputs = place(case, draw(case, 0, "bfloat16"), "bfloat16")
-    got = jax.jit(everything(case, implementation(case, name)), compiler_options=QUICK)(*inputs)
+    got = jax.jit(everything(case, implementation(case, name)))(*inputs)
     compare(case, got, 0, "bfloat16")
     (out, *lse), gradients = got
     assert out.dtype == jnp.bfloat16 and all(item.dtype == jnp.float32 for item in lse)
@@ -113,7 +112,7 @@ def test_vmap(case, axes, name):
 
     inputs = [stacked(axis, *items) for axis, *items in zip(mapped, *lanes, strict=True)]
     mapped_over = jax.vmap(everything(case, implementation(case, name)), in_axes=mapped)
-    run = jax.jit(mapped_over, compiler_options=QUICK)
+    run = jax.jit(mapped_over)
     got = in_order(run(*inputs))
     one, _ = compiled(case, "reference")
     for lane, seed in enumerate((0, 1)):

@@ -1,12 +1,10 @@
 """What every test of a layer asks: nnx and linen agree with the function, and every parameter has a gradient."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from differences import QUICK
 from flax import nnx
 
 import jattn.linen
@@ -33,7 +31,7 @@ def check_layer(layer: Layer, *inputs: Any, seed: int = 0, **options: Any) -> An
         floats = [leaf for leaf in jax.tree.leaves(out) if _is_float(leaf)]
         return sum(jnp.sum(jnp.sin(leaf)) for leaf in floats), out
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def everything(parameters):
         held = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(parameters))
         in_nnx = nnx.merge(definition, held)(*inputs, **options)

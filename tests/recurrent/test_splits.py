@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recurrences as truth
-from differences import QUICK
 from recurrences import KINDS, inputs, run, state_of
 
 LENGTH, CHUNK = 20, 4
@@ -63,7 +62,7 @@ def test_every_split_is_the_whole(kind, form, packed):
         made, pull = jax.vjp(lambda given, state: cut_in_two(given, state, split, form, packed), given, state)
         return made, pull(cotangents)
 
-    several = jax.jit(jax.vmap(each, (0, None, None, None)), compiler_options=QUICK)
+    several = jax.jit(jax.vmap(each, (0, None, None, None)))
     narrow = [one.astype(np.float32) for one in cotangents]
     ours, gradients = several(jnp.arange(LENGTH + 1), given, state, tuple(narrow))
     with jax.enable_x64(True):
@@ -81,7 +80,7 @@ def test_every_split_in_bfloat16(kind):
     given = {name: jnp.asarray(array, jnp.bfloat16) for name, array in given.items()}
     state = state_of(given)
     several = jax.vmap(lambda split: cut_in_two(given, state, split, "chunked", True))
-    out, last = jax.jit(several, compiler_options=QUICK)(jnp.arange(LENGTH + 1))
+    out, last = jax.jit(several)(jnp.arange(LENGTH + 1))
     assert out.dtype == jnp.bfloat16 and last.dtype == jnp.float32
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda array: np.asarray(array, np.float64), (given, state))

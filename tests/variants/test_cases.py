@@ -1,12 +1,9 @@
 """Every function of the table of variants, as its definition has it."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from differences import QUICK
 from measure import as_near
 from variant_cases import ROWS, is_float, pullback, truth
 
@@ -54,7 +51,7 @@ def test_value_and_gradients_are_the_definition_and_traced_once(row):
     """With empty rows, NaN where nobody may look, odd lengths, and more queries than keys."""
     sizes, traces = row.size(), []
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(*arguments):
         traces.append(None)
         return pullback(row, sizes, True, TILES)(*arguments)
@@ -72,7 +69,7 @@ def test_vmap(row):
     axes = {name: min(index % 2, one.ndim) for index, (name, one) in enumerate(lanes[0][0].items())}
     floats = {name: np.stack([lane[0][name] for lane in lanes], axis) for name, axis in axes.items()}
     others, cotangents = (jax.tree.map(lambda *one: np.stack(one), *(lane[i] for lane in lanes)) for i in (1, 2))
-    run = jax.jit(jax.vmap(pullback(row, sizes, True, TILES), in_axes=(axes, 0, 0)), compiler_options=QUICK)
+    run = jax.jit(jax.vmap(pullback(row, sizes, True, TILES), in_axes=(axes, 0, 0)))
     with row.within():
         out, gradients = run(floats, others, cotangents)
     for seed in (0, 1):
@@ -85,7 +82,7 @@ def test_one_token(row):
     sizes = row.shortest()
     given = *split(row.draw(0, sizes)), truth(row, 0, short=True).cotangent
     with row.within():
-        got = jax.jit(pullback(row, sizes, False, "reference"), compiler_options=QUICK)(*given)
+        got = jax.jit(pullback(row, sizes, False, "reference"))(*given)
     compare(row, got, 0, short=True)
 
 
@@ -94,7 +91,7 @@ def test_no_keys(row):
     sizes = row.size(k=0, **({} if row.refused is None else {"q": 0}))
     floats, others = split(row.draw(0, sizes))
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(floats):
         out, pull = jax.vjp(lambda floats: row.run({**others, **floats}, **row.given(sizes, False, TILES)), floats)
         return out, *pull(jnp.ones_like(out))
@@ -114,7 +111,7 @@ def test_bfloat16_is_as_near_as_the_plain_form(row):
     floats = {name: jnp.asarray(one, "bfloat16" if name in row.stored else "float32") for name, one in floats.items()}
     given = row.given(sizes, True, TILES)
     with row.within():
-        out = jax.jit(lambda floats: row.run({**others, **floats}, **given), compiler_options=QUICK)(floats)
+        out = jax.jit(lambda floats: row.run({**others, **floats}, **given))(floats)
         compare(row, (out, {}), 0, storage="bfloat16")
         assert out.dtype == (row.stays or jnp.bfloat16)
         _, gradients = jax.eval_shape(pullback(row, sizes, True, TILES), floats, others, out)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from differences import QUICK, normal
+from differences import normal
 from flax import linen, nnx
 from generative_layers import FEATURES, LAYERS, LENGTH, PACKED, random_parameters
 
@@ -16,14 +16,10 @@ import jattn.nnx
 BATCH = 2
 
 
-def quick(function):
-    return jax.jit(function, compiler_options=QUICK)
-
-
 @functools.cache
 def prefill(name):
     """Compiled once for all tests of a layer."""
-    return quick(
+    return jax.jit(
         lambda parameters, inputs, segment_ids=None: LAYERS[name].prefill(
             parameters, inputs, None, segment_ids=segment_ids
         )
@@ -56,7 +52,7 @@ def test_every_split_is_the_whole(name):
         states = [*(jax.tree.map(lambda leaf, s=s: leaf[s], states) for s in range(LENGTH)), end]
         return layer.prefill(parameters, inputs)[0], jnp.moveaxis(steps, 0, 1), states, splits
 
-    whole, steps, states, splits = quick(run)(parameters, inputs)
+    whole, steps, states, splits = jax.jit(run)(parameters, inputs)
     equal(steps, whole)
     for s, (out, middle, end) in enumerate(splits):
         equal(out, whole)
@@ -74,9 +70,9 @@ def test_segments_are_sequences_apart(name):
     equal(swapped, np.concatenate([out[:, half:], out[:, :half]], 1))
     whole, _ = prefill(name)(parameters, inputs)
     equal(out[:, :half], whole[:, :half])
-    alone, left = quick(LAYERS[name].prefill)(parameters, inputs[:, half:])
+    alone, left = jax.jit(LAYERS[name].prefill)(parameters, inputs[:, half:])
     equal(out[:, half:], alone)
-    step = quick(LAYERS[name].step)
+    step = jax.jit(LAYERS[name].step)
     equal(step(parameters, inputs[:, 0], state)[0], step(parameters, inputs[:, 0], left)[0])
     inputs[:, 1] = np.nan
     equal(prefill(name)(parameters, inputs, ids)[0][:, half:], out[:, half:])
@@ -99,13 +95,13 @@ def test_nan_of_the_future_does_not_reach_the_past(name):
     equal(out[1], clean[1])
     if name != "Hyena, longer than its filters":
         assert np.isnan(out[0, 3:]).all()
-    behind, _ = quick(lambda p, x, state: layer.prefill(p, x, state))(parameters, inputs[:, :1], state)
-    later, _ = quick(layer.step)(parameters, inputs[:, 0], state)
+    behind, _ = jax.jit(lambda p, x, state: layer.prefill(p, x, state))(parameters, inputs[:, :1], state)
+    later, _ = jax.jit(layer.step)(parameters, inputs[:, 0], state)
     assert np.isnan(later[0]).all()
     assert np.isnan(behind[0]).all()
     equal(later[1], behind[1, 0])
 
-    @quick
+    @jax.jit
     def gradient(inputs):
         return jax.grad(lambda x: jnp.sin(layer(parameters, x)[:, :3]).sum())(inputs)
 
@@ -147,7 +143,7 @@ def test_bfloat16(name):
     parameters = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_parameters(layer))
     inputs = jnp.asarray(normal(5, (BATCH, LENGTH, FEATURES))[0], jnp.bfloat16)
 
-    @quick
+    @jax.jit
     def run(parameters, inputs):
         out, state = layer.prefill(parameters, inputs)
         return out, state, *layer.step(parameters, inputs[:, 0], state)
@@ -216,7 +212,7 @@ def test_takes_the_place_of_multi_head_attention(name):
     definition, weights = nnx.split(model)
     (inputs,) = normal(6, (BATCH, LENGTH, FEATURES))
 
-    @quick
+    @jax.jit
     def run(weights, inputs):
         model = nnx.merge(definition, weights)
         whole, front = model(inputs), model(inputs[:, :3])
@@ -255,13 +251,13 @@ def test_takes_its_place_in_linen(name):
     softmax = jattn.linen.MultiHeadAttention(2, mask=jattn.masks.Causal())
     block = LinenBlock(softmax if name == "softmax" else jattn.linen.Layer(LAYERS[name]))
     (inputs,) = normal(7, (BATCH, LENGTH, FEATURES))
-    variables = quick(block.init)(jax.random.key(0), inputs)
-    whole, _ = quick(block.apply)(variables, inputs)
-    equal(quick(block.apply)(variables, inputs[:, :3])[0], whole[:, :3])
+    variables = jax.jit(block.init)(jax.random.key(0), inputs)
+    whole, _ = jax.jit(block.apply)(variables, inputs)
+    equal(jax.jit(block.apply)(variables, inputs[:, :3])[0], whole[:, :3])
     if name == "softmax":
         return
     layer, parameters = LAYERS[name], variables["params"]["mixer"]
-    state, step = layer.initial_state(parameters, (BATCH,)), quick(block.apply)
+    state, step = layer.initial_state(parameters, (BATCH,)), jax.jit(block.apply)
     for t in range(LENGTH):
         out, state = step(variables, inputs[:, t], state)
         equal(out, whole[:, t])

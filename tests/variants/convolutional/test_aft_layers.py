@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from differences import QUICK, close, normal
+from differences import close, normal
 from generative_layers import FEATURES, LAYERS, random_parameters
 from variant_layers import check_layer
 
@@ -29,7 +29,7 @@ def test_is_its_function(name):
         want = aft_full(*arrays, table, causal=True)
         if name == "AFT-local":
             want = aft_local(*arrays, table, window=3, causal=True)
-    got = jax.jit(layer.__call__, compiler_options=QUICK)(p, inputs)
+    got = jax.jit(layer.__call__)(p, inputs)
     close(got, want @ p["out"]["kernel"], 1e-5)
 
 
@@ -48,7 +48,7 @@ def test_positions_without_numbers(name):
     _, state = layer.prefill(parameters, inputs[:8])
     with pytest.raises(ValueError, match=r"`inputs` must end before position `max_len` = 8.* end at 9"):
         layer.step(parameters, inputs[8], state)
-    step = jax.jit(layer.step, compiler_options=QUICK)
+    step = jax.jit(layer.step)
     _, before = layer.prefill(parameters, inputs[:7])
     assert np.isfinite(step(parameters, inputs[7], before)[0]).all()
     assert np.isnan(step(parameters, inputs[8], state)[0]).all()

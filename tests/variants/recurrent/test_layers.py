@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recurrences
-from differences import QUICK, normal
+from differences import normal
 from flax import nnx
 from generative_layers import FEATURES, LAYERS, random_parameters
 from variant_layers import check_layer
@@ -124,7 +124,7 @@ def test_is_its_equations(name):
     (x,) = normal(0, (2, 8, FEATURES))
     parameters = random_parameters(RECURRENT[name])
     double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters)
-    out = jax.jit(RECURRENT[name].__call__, compiler_options=QUICK)(parameters, x)
+    out = jax.jit(RECURRENT[name].__call__)(parameters, x)
     for i in range(2):
         assert recurrences.relative_error(out[i], truth(RECURRENT[name], double, x[i].astype(np.float64))) < 1e-5
 
@@ -146,7 +146,7 @@ def test_retention_depends_on_distances_alone():
     layer = RECURRENT["RetNet"]
     parameters, (x,) = random_parameters(layer), normal(6, (5, FEATURES))
     begin = layer.initial_state(parameters)
-    run = jax.jit(layer.prefill, compiler_options=QUICK)
+    run = jax.jit(layer.prefill)
     want, _ = run(parameters, x, begin)
     got, last = run(parameters, x, begin._replace(position=jnp.int32(1000)))
     np.testing.assert_allclose(got, want, atol=2e-4)
@@ -162,8 +162,8 @@ def test_a_group_reads_one_state():
         whole[name] = {"kernel": jnp.repeat(parameters[name]["kernel"], 2, 1)}
     for name, axis in (("up", 1), ("bias", 0)):
         whole["gate"][name] = jnp.repeat(parameters["gate"][name], 2, axis)
-    out, state = jax.jit(layer.prefill, compiler_options=QUICK)(parameters, x)
-    want, apart = jax.jit(GLA(FEATURES, 4, 4, 3).prefill, compiler_options=QUICK)(whole, x)
+    out, state = jax.jit(layer.prefill)(parameters, x)
+    want, apart = jax.jit(GLA(FEATURES, 4, 4, 3).prefill)(whole, x)
     np.testing.assert_allclose(out, want, atol=1e-5)
     np.testing.assert_allclose(state.memory, apart.memory[::2], atol=1e-5)
     assert state.memory.shape == (2, 4, 3)
