@@ -3,6 +3,8 @@
 import os
 import sys
 
+import pytest
+
 if "jax" in sys.modules:
     raise RuntimeError("JAX was imported before tests/conftest.py could ask it for eight CPU devices")
 
@@ -17,3 +19,13 @@ given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"{flag}={value}" for flag, value in FLAGS.items() if flag not in given)])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances are measured in full float32, which a GPU's default is not
 os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files
+
+import jax  # noqa: E402  (behind the environment that it reads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Programs of one file are of no use to the next. Each takes several memory maps, of which a process may have so
+    many (65,530 on Linux): thousands of tests in one process crash the compiler."""
+    yield
+    jax.clear_caches()
