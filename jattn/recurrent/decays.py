@@ -14,8 +14,6 @@ from .chunks import below
 
 FORGET = -1e4
 """In place of log 0: its exponential is 0, and 0 times it is."""
-LEAF = 4
-"""Tokens whose pairs are weighted one by one, where each channel has its own gate; a power of two."""
 
 
 class Decay(NamedTuple):
@@ -74,17 +72,8 @@ def sums_of(decay: Decay) -> Sums:
     return Sums(reading, _product(earlier.T, decay.whole), decay.whole.sum(-2, keepdims=True))
 
 
-def pair_sums(decay: Decay) -> jax.Array:
-    """Between the writing of token j and the reading of token i > j, `[..., i, j, channels]`."""
-    size = decay.whole.shape[-2]
-    i, j, s = np.ogrid[:size, :size, :size]
-    between = ((j < s) & (s < i)).reshape(size * size, size)
-    sums = _product(between, decay.whole).reshape(*decay.whole.shape[:-2], size, size, -1)
-    return sums + decay.before[..., :, None, :]
-
-
 def scalar_sums(decay: Decay) -> jax.Array:
-    """`pair_sums` of a decay with one channel, `[..., i, j]`."""
+    """Between the writing of token j and the reading of token i > j, `[..., i, j]`, of a decay with one channel."""
     earlier = below(decay.whole.shape[-2], diagonal=False)
     later = jnp.where(earlier, decay.whole, 0)  # of token s > j
     return _product(earlier, later) + decay.before
@@ -108,31 +97,31 @@ def weights(decay: Decay | None, size: int, dtype, *, diagonal: bool) -> jax.Arr
 def channel_scores(query: jax.Array, key: jax.Array, decay: Decay) -> tuple[jax.Array, Sums]:
     """Σ_d q_id k_jd α-decay_ijd for j < i, else 0: `[..., i, j]`, and the sums over the chunk.
 
-    Pairs within `LEAF` tokens are weighted one by one. Then, from two neighbouring blocks, queries of the second are
-    weighted from its start and keys of the first to its end, which makes their scores a product; blocks double until
-    one is the chunk.
+    Of two neighbouring blocks, queries of the second are weighted from its start and keys of the first to its end,
+    which makes their scores a product. Blocks double, from one token until one is the chunk.
 
     Args:
         query: `[..., chunk, k_dim]`, the chunk a power of two.
         key: as `query`.
         decay: with `k_dim` channels.
     """
-    size = query.shape[-2]
-    block = min(LEAF, size)
+    size, block = query.shape[-2], 1
+
+    def halves(array):
+        pairs = array.reshape(*array.shape[:-3], -1, 2, *array.shape[-2:])
+        return pairs[..., 0, :, :], pairs[..., 1, :, :]
 
     def blocks(array):
         return array.reshape(*array.shape[:-2], -1, block, array.shape[-1])
 
-    leaf = Decay(blocks(decay.before), blocks(decay.whole))
-    sums = sums_of(leaf)
-    kept = jnp.where(below(block, diagonal=False)[..., None], jnp.exp(pair_sums(leaf)), 0)
-    scores = (blocks(query)[..., :, None, :] * blocks(key)[..., None, :, :] * kept).sum(-1)
+    sums = Sums(blocks(decay.before), jnp.zeros_like(blocks(decay.whole)), blocks(decay.whole))
+    scores = jnp.zeros((*query.shape[:-1], 1, 1), query.dtype)
     while block < size:
-        queries, keys = blocks(query)[..., 1::2, :, :], blocks(key)[..., 0::2, :, :]
-        first, second = (jax.tree.map(lambda array, at=at: array[..., at::2, :, :], sums) for at in (0, 1))
+        (_, queries), (keys, _), (upper, lower) = halves(blocks(query)), halves(blocks(key)), halves(scores)
+        first, second = (Sums(*one) for one in zip(*map(halves, sums), strict=True))
         across = jnp.einsum("...id,...jd->...ij", queries * jnp.exp(second.reading), keys * jnp.exp(first.keeping))
-        above = jnp.concatenate([scores[..., 0::2, :, :], jnp.zeros_like(across)], -1)
-        scores = jnp.concatenate([above, jnp.concatenate([across, scores[..., 1::2, :, :]], -1)], -2)
+        above = jnp.concatenate([upper, jnp.zeros_like(across)], -1)
+        scores = jnp.concatenate([above, jnp.concatenate([across, lower], -1)], -2)
         sums = Sums(
             jnp.concatenate([first.reading, first.total + second.reading], -2),
             jnp.concatenate([first.keeping + second.total, second.keeping], -2),
