@@ -7,8 +7,11 @@ from .decays import FORGET, Sums, channel_scores, decay_of, sums_of, weights
 from .triangular import unit_lower_inverse
 
 
-def chunked_linear(query, key, value, gates, bonus, starts, state, chunk):
-    """The linear recurrence; arguments as those of `scan_tokens`, `gates [..., length, heads, 1 or k_dim]`."""
+def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fresh):
+    """The linear recurrence.
+
+    Arguments as those of `scan_tokens`, `gates [..., length, heads, 1 or k_dim]`, `fresh` as of `run_chunks`.
+    """
     length = query.shape[-3]
     by_channel = gates is not None and gates.shape[-1] > 1
     chunk = min(chunk, length)
@@ -40,11 +43,11 @@ def chunked_linear(query, key, value, gates, bonus, starts, state, chunk):
         state, before = carry(state, advance, (left, written))
         return state, out + reading @ before
 
-    return _run(body, [query, key, value, gates], starts, state, length, chunk)
+    return _run(body, [query, key, value, gates], starts, state, length, chunk, fresh)
 
 
-def chunked_delta(query, key, value, beta, gates, starts, state, chunk):
-    """The delta rule; `beta` and `gates [..., length, heads, 1]`.
+def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh):
+    """The delta rule; `beta` and `gates [..., length, heads, 1]`, the rest as of `chunked_linear`.
 
     With u_i = β_i (v_i - α_i S_{i-1}ᵀ k_i) the rule is S_i = α_i S_{i-1} + k_i u_iᵀ, the linear recurrence with u for
     values. In a chunk that starts with S the u solve a triangular system, W the decay between tokens, a from the start:
@@ -75,7 +78,7 @@ def chunked_delta(query, key, value, beta, gates, starts, state, chunk):
         scores = jnp.einsum("...id,...jd->...ij", query, key) * kept
         return state, reading @ before + scores @ values
 
-    return _run(body, [query, key, value, beta, gates], starts, state, length, chunk)
+    return _run(body, [query, key, value, beta, gates], starts, state, length, chunk, fresh)
 
 
 def _factors(query, key, sums: Sums | None):
@@ -86,7 +89,7 @@ def _factors(query, key, sums: Sums | None):
     return query * jnp.exp(sums.reading), key * jnp.exp(sums.keeping), left
 
 
-def _run(body, sequences, starts, state, length, chunk):
+def _run(body, sequences, starts, state, length, chunk, fresh):
     gates = sequences[-1]
     sequences = [*sequences[:-1], None if gates is None else jnp.maximum(gates, FORGET)]  # -inf is no number to add
-    return run_chunks(body, sequences, starts, state, length, chunk)
+    return run_chunks(body, sequences, starts, state, length, chunk, fresh=fresh)

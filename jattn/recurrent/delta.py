@@ -64,7 +64,8 @@ def delta_rule(
     check_choice("form", form, FORMS)
     check_positive(chunk=chunk)
     if form == "chunked" and query.shape[-3]:
-        out, state = chunked_delta(query, key, value, beta[..., None], decay, starts, state, chunk)
+        fresh = initial_state is None
+        out, state = chunked_delta(query, key, value, beta[..., None], decay, starts, state, chunk, fresh=fresh)
         return out.astype(value.dtype), state
 
     def token(query, key, value, beta, decay, state):

@@ -85,7 +85,8 @@ def linear_recurrence(
         if log_decay is not None and log_decay.ndim == 1:
             decay = jnp.broadcast_to(decay, (*query.shape[:-1], 1))
     if form == "chunked" and query.shape[-3]:
-        out, state = chunked_linear(query, key, value, decay, bonus, starts, state, chunk)
+        fresh = initial_state is None
+        out, state = chunked_linear(query, key, value, decay, bonus, starts, state, chunk, fresh=fresh)
         return out.astype(value.dtype), state
 
     def token(query, key, value, decay, state):

@@ -100,7 +100,8 @@ class KernelizedAttention(Generative):
         before = self.checked(parameters, inputs, inputs.shape[:-2], state)
         # Positions that are known are checked against a map's longest.
         positions = None if state is None else before.position + jnp.arange(inputs.shape[-2])
-        out, last = self._run(parameters, inputs, positions=positions, initial_state=before.kernel, **options)
+        kernel_state = None if state is None else before.kernel
+        out, last = self._run(parameters, inputs, positions=positions, initial_state=kernel_state, **options)
         return out, LayerState(last, before.position + inputs.shape[-2])
 
     def initial_state(

@@ -114,7 +114,7 @@ class Recurrent(Generative):
         check_segments(segment_ids, inputs[..., None])
         before = self.checked(parameters, inputs, inputs.shape[:-2], state)
         made = self._make(parameters, inputs, before, segment_ids)
-        options = {"initial_state": before.memory, "segment_ids": segment_ids}
+        options = {"initial_state": None if state is None else before.memory, "segment_ids": segment_ids}
         out, memory = self._whole(**made.sequences, **made.constants, **options)
         return self._output(parameters, out, made.gate), self._state(before, memory, made, length)
 
