@@ -117,7 +117,7 @@ def kernelized_attention(
             keys,
             value_wide,
             log_decay=decay,
-            initial_state=state.sums,
+            initial_state=None if initial_state is None else state.sums,
             segment_ids=segment_ids,
             form=form,
             chunk=chunk,
@@ -225,7 +225,13 @@ def _checked(state: KernelState | None, keys: jax.Array, values: jax.Array, *, s
     got = tuple(map(jnp.shape, state))
     if got != shapes:
         raise ValueError(f"`state` must have sums and top of shapes {shapes} for this call; got {got}.")
-    return KernelState(*(one.astype(dtype) for one in state))
+    dtypes = [jnp.result_type(one) for one in state]
+    if dtypes != [dtype, dtype]:
+        raise ValueError(
+            f"`state` must be {dtype}, as every state here is, whatever the inputs; got {dtypes[0]} and {dtypes[1]}. "
+            f"Convert it: `jax.tree.map(lambda array: array.astype({dtype.name!r}), state)`."
+        )
+    return state
 
 
 def _wide(x: jax.Array) -> jax.Array:

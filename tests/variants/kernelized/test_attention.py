@@ -238,6 +238,9 @@ def test_bad_input_is_named():
         "`state` must have sums and top of shapes": lambda: kernelized_attention(
             query, key, value, Elu(), initial_state=kernel_state(Elu(), (), 2, 4, 2)
         ),
+        "`state` must be float32.*got float16 and float16. Convert it": lambda: kernelized_attention(
+            query, key, value, Elu(), initial_state=kernel_state(Elu(), (), 2, 3, 2, jnp.float16)
+        ),
         "`positions` must be in .0, max_len. with max_len = 3": lambda: kernelized_attention(
             query, key, value, Cosine(3)
         ),
