@@ -141,6 +141,12 @@ def test_dropout_rate():
         jattn.Dropout(1.5, jax.random.key(0))
 
 
+def test_dropout_key():
+    for key in (0, None, jnp.zeros(2), jax.random.split(jax.random.key(0))):
+        with pytest.raises(ValueError, match=r"`key` must be one random key, such as `jax.random.key\(0\)`; got"):
+            jattn.Dropout(0.5, key)
+
+
 def test_tile_sizes():
     with pytest.raises(ValueError, match=r"`q_tile`.*0"):
         jattn.implementations.Chunked(q_tile=0)

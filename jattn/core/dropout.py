@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..pieces import Piece, array, number, piece
+from .shapes import check_key
 
 
 def _mix(bits: jax.Array) -> jax.Array:
@@ -34,7 +35,7 @@ class Dropout(Piece):
         examples: the global indices of this call's batch elements `[batch...]`; by default 0, 1, ...
 
     Raises:
-        ValueError: `rate` outside [0, 1].
+        ValueError: `rate` outside [0, 1]; a `key` that is no key, or several.
 
     >>> import jax, jattn
     >>> dropout = jattn.Dropout(0.1, jax.random.key(0))
@@ -48,7 +49,8 @@ class Dropout(Piece):
     def __post_init__(self):
         if isinstance(self.rate, (int, float)) and not 0 <= self.rate <= 1:
             raise ValueError(f"`rate` must be a probability in [0, 1]; got {self.rate}.")
-        if jnp.issubdtype(jnp.asarray(self.key).dtype, jax.dtypes.prng_key):
+        check_key("key", self.key)
+        if jnp.issubdtype(self.key.dtype, jax.dtypes.prng_key):
             object.__setattr__(self, "key", jax.random.key_data(self.key))
 
     def indexed(self, batch: tuple[int, ...], q_heads: int) -> "Dropout":

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_shapes(
@@ -107,3 +109,21 @@ def check_positive(**sizes: Any) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"`{name}` must be a positive int; got {size!r}.")
+
+
+def check_key(name: str, key: Any) -> None:
+    """A random key of JAX, typed or as its words.
+
+    Raises:
+        ValueError: something else, or several keys.
+
+    >>> check_key("sample", 3)
+    Traceback (most recent call last):
+    ...
+    ValueError: `sample` must be one random key, such as `jax.random.key(0)`; got 3.
+    """
+    dtype, rank = getattr(key, "dtype", None), len(getattr(key, "shape", ()))
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (typed and rank == 0) and not (dtype == np.uint32 and rank == 1):
+        got = repr(key) if dtype is None else f"an array of dtype {dtype} and shape {key.shape}"
+        raise ValueError(f"`{name}` must be one random key, such as `jax.random.key(0)`; got {got}.")

@@ -65,21 +65,3 @@ def leave_out(pieces: Mapping[str, Any], why: str, *names: str) -> dict[str, Any
         if pieces.get(name) is not None:
             raise ValueError(f"`{name}` must be left out: {why}; got {pieces[name]!r}.")
     return {name: piece for name, piece in pieces.items() if name not in names}
-
-
-def check_key(name: str, key: Any) -> None:
-    """A random key of JAX, typed or as its words.
-
-    Raises:
-        ValueError: something else, or several keys.
-
-    >>> check_key("sample", 3)
-    Traceback (most recent call last):
-    ...
-    ValueError: `sample` must be one random key, such as `jax.random.key(0)`; got 3.
-    """
-    dtype, rank = getattr(key, "dtype", None), len(getattr(key, "shape", ()))
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not (typed and rank == 0) and not (dtype == np.uint32 and rank == 1):
-        got = repr(key) if dtype is None else f"an array of dtype {dtype} and shape {key.shape}"
-        raise ValueError(f"`{name}` must be one random key, such as `jax.random.key(0)`; got {got}.")

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_key, check_positive, check_shapes
 from ...front import attention, attention_weights
 from ...modules.layer import Layer, bias, kernel
 from ...similarities import Additive
 from ...similarities.base import accumulation_dtype
-from ..arguments import check_key
 
 
 class Glimpse(NamedTuple):

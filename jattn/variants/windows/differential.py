@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ...core.shapes import check_positive, check_shapes
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal, ones, project_heads
 from ...modules.norms import rms_norm
+from ...scores.arguments import describe
 from ..arguments import leave_out
 
 EPSILON = 1e-5
@@ -57,10 +59,11 @@ def differential(
             raise ValueError(f"`{name}` must have an even number of heads, two for each softmax pair; got {one.shape}.")
     if 2 * value.shape[-2] != key.shape[-2]:
         raise ValueError(f"`value` must have half the heads of `key`; got value {value.shape} and key {key.shape}.")
-    if jnp.shape(amount) not in ((), (query.shape[-2] // 2,)):
+    heads = query.shape[-2] // 2
+    known: Any = amount if hasattr(amount, "shape") else np.asarray(amount)
+    if known.shape not in ((), (heads,)) or not jnp.issubdtype(known.dtype, jnp.number):
         raise ValueError(
-            f"`amount` must be a number or an array [heads] with heads = {query.shape[-2] // 2}; got shape "
-            f"{jnp.shape(amount)}."
+            f"`amount` must be a number or an array of numbers [heads] with heads = {heads}; got {describe(amount)}."
         )
     why = "both softmaxes would drop the same weights (drop parts of the output instead)"
     pieces = leave_out(pieces, why, "dropout")

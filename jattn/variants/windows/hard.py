@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ...core.call import prepare
+from ...core.shapes import check_key
 from ...front import attention, partial_attention
-from ..arguments import check_key, leave_out
+from ..arguments import leave_out
 from .best_keys import best_keys, score_chosen, take_chosen
 
 

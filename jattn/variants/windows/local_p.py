@@ -41,12 +41,14 @@ class Near(Mask):
     distance: Numbers = number("head")
 
     def __post_init__(self):
-        settle_window(self)  # pyright: ignore[reportArgumentType]
+        settle_window(self)
 
     def allows(self, query, key):
         del query
         away = key.astype(self.centers.dtype) - self.centers
-        return jnp.abs(jax.lax.stop_gradient(away)) <= jax.lax.stop_gradient(self.distance)
+        distance = jax.lax.stop_gradient(self.distance)
+        inside = jnp.abs(jax.lax.stop_gradient(away)) <= distance
+        return inside if isinstance(distance, (int, float)) else inside & (distance > 0)
 
 
 @piece
@@ -70,17 +72,19 @@ class Bell(Score):
     distance: Numbers = number("head")
 
     def __post_init__(self):
-        settle_window(self)  # pyright: ignore[reportArgumentType]
+        settle_window(self)
 
     def modify(self, scores, query, key):
         del query
-        distance = self.distance if isinstance(self.distance, (int, float)) else self.distance.astype(scores.dtype)
+        distance = self.distance
+        if not isinstance(distance, (int, float)):  # nothing is in reach of 0: `Near`
+            distance = jnp.where(distance > 0, distance, 1).astype(scores.dtype)
         away = (key.astype(scores.dtype) - self.centers.astype(scores.dtype)) / distance
         return scores - 2 * away * away
 
 
-def settle_window(window: Near | Bell) -> None:
-    """Check centres and distance."""
+def settle_window(window: Any) -> None:
+    """Check centres and distance of `Near` or `Bell`."""
     settle(window, "centers", floats("centers", window.centers, ("head", "query"), shared=("head",)))
     settle(window, "distance", parameter("distance", window.distance, above=0))
 
@@ -112,7 +116,8 @@ def local_p(
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
         centers: p, floating-point `[..., q_heads or 1, q_len]`, or `[q_len]` for all, in key positions.
-        distance: D, a number above 0, or an array `[..., q_heads]` or of no axis, so that it can be annealed.
+        distance: D, a number above 0, or an array `[..., q_heads]` or of no axis, so that it can be annealed. Traced
+            values are not checked; one that is not above 0 gives a window with nothing in it.
         mask: a further mask; `jattn.masks.Lengths` for padded sources.
         scores: of `jattn.attention`.
         **pieces: likewise, but for the normaliser, which is the softmax, and dropout.

@@ -89,8 +89,10 @@ def test_what_differential_refuses():
         differential(q[:, :3], q, v, 0.5)
     with pytest.raises(ValueError, match="`value` must have half the heads"):
         differential(q, q, q, 0.5)
-    with pytest.raises(ValueError, match=r"`amount` must be a number or an array \[heads\] with heads = 2"):
+    with pytest.raises(ValueError, match=r"`amount` must be a number or an array of numbers \[heads\] with heads = 2"):
         differential(q, q, v, jnp.ones(3))
+    with pytest.raises(ValueError, match=r"`amount` must be a number.*; got 'a' \(str\)"):
+        differential(q, q, v, "a")
     with pytest.raises(ValueError, match="`dropout` must be left out"):
         differential(q, q, v, 0.5, dropout=jattn.Dropout(0.1, jax.random.key(0)))
     with pytest.raises(ValueError, match=r"`features` must be a multiple of `2 \* heads`"):

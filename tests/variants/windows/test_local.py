@@ -78,6 +78,13 @@ def test_the_layer_with_padding_and_a_mask():
         layer(parameters, states, sources, 9.0, lengths=np.array([6, 5, 4]))
 
 
+def test_a_traced_distance_of_0_reaches_nothing():
+    q = jax.random.normal(jax.random.key(0), (3, 1, 4))
+    both = jax.jit(jax.value_and_grad(lambda distance: local_p(q, q, q, CENTERS, distance).sum()))
+    np.testing.assert_array_equal(both(0.0), 0)
+    assert both(1.0)[0] != 0
+
+
 def test_what_cannot_be():
     for sizes in ((0,), (4, 0)):
         with pytest.raises(ValueError, match="must be a positive int; got 0"):
