@@ -1,31 +1,16 @@
 """Associative recall: the delta rule, which replaces what a state holds for a key, beside the linear transformer.
 
 The task is that of `associative_recall.py`. All models have two layers of the same width, two heads and sinusoidal
-positions; the delta rules their short convolutions of four tokens too. The gates of Gated DeltaNet start near 1, at
-about .99 for an average token: where they start at a half, as the layer's own do, a row is forgotten before it is known
-what to keep. The reduced form has DeltaNet alone.
+positions; the delta rules their short convolutions of four tokens too. The reduced form has DeltaNet alone.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-import jax
 from report import Result, main
 from sequences import WIDTH, Model, recalled
 
-from jattn.modules.layer import bias
 from jattn.variants.kernelized import LinearTransformer
 from jattn.variants.recurrent import DeltaNet, GatedDeltaNet
-
-
-class Remembering(GatedDeltaNet):
-    """Gated DeltaNet whose gates start near 1."""
-
-    def parameters(self) -> dict[str, Any]:
-        """Those of `GatedDeltaNet`, whose decay starts small."""
-        made = super().parameters()
-        small = jax.nn.initializers.constant(-4.6)
-        return made | {"decay": made["decay"] | {"bias": bias(self.heads, init=small)}}
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
@@ -35,7 +20,7 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
         "DeltaNet": Model(DeltaNet(WIDTH, 2, 32, 32), 1200),
     }
     if not fast:
-        models["Gated DeltaNet"] = Model(Remembering(WIDTH, 2, 32, 32), 1000)
+        models["Gated DeltaNet"] = Model(GatedDeltaNet(WIDTH, 2, 32, 32), 1000)
     right = recalled(models, fast=fast, seed=seed)
     bar = 0.62 if fast else 0.9
     return [Result(name, right[name], right["linear"], "linear", bar) for name in models if name != "linear"]

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...modules.layer import bias, kernel
+from ...modules.layer import kernel
+from .decay import log_rate, step_size_bias
 from .delta_net import DeltaNet
 from .layer import Made, RecurrentState, projection, to_heads, wide
 
@@ -20,7 +21,7 @@ class GatedDeltaNet(DeltaNet):
         out_t = (swish(x_t W_g) ⊙ norm(S_tᵀ q_t)) W_o
 
     Yang, Kautz & Hatamizadeh 2024 (arXiv:2412.06464); q, k, v and β with their short convolutions, sizes and errors as
-    in `DeltaNet`. The decay is Mamba-2's, with a and b learnt for each head, both 0 at first.
+    in `DeltaNet`. The decay is Mamba-2's, with a and b learnt for each head and first drawn as there.
 
     >>> import jax
     >>> layer = GatedDeltaNet(16, 2, 4, 8)
@@ -32,7 +33,11 @@ class GatedDeltaNet(DeltaNet):
         """Those of `DeltaNet`, `decay` and `swish`."""
         return {
             **super().parameters(),
-            "decay": {"kernel": kernel(self.features, self.heads), "bias": bias(self.heads), "log": bias(self.heads)},
+            "decay": {
+                "kernel": kernel(self.features, self.heads),
+                "bias": step_size_bias(self.heads),
+                "log": log_rate(self.heads),
+            },
             "swish": projection(self.features, self.heads, self.v_dim),
         }
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_multiple, check_positive, check_shapes
-from ...modules.layer import bias, kernel
+from ...modules.layer import kernel
 from ...recurrent import linear_recurrence, linear_step
 from ..convolutional.short_convolution import ShortConvolution
+from .decay import log_rate, step_size_bias
 from .layer import Made, Recurrent, RecurrentState, projection, scale, to_heads, wide
 
 
@@ -97,7 +98,8 @@ class Mamba2(Recurrent):
 
     Dao & Gu 2024 (arXiv:2405.21060). short is a causal convolution of each channel with `taps` taps. B and C are
     shared by the heads of a group. The norm is the root mean square of a head, times a learnt scale; the paper's is
-    over all heads, or the heads of a device. a and b are 0 at first, where the authors' code draws them.
+    over all heads, or the heads of a device. exp(a) is first drawn between 1 and 16 and softplus(b) between .001 and
+    .1, as in the authors' code, so that most heads start by keeping nine tenths or more of their state at each token.
 
     Args:
         features: of inputs and outputs.
@@ -145,8 +147,8 @@ class Mamba2(Recurrent):
             "readout": projection(self.features, self.groups, self.k_dim),
             "convolution": self._convolution.parameters(),
             "swish": projection(self.features, self.heads, self.v_dim),
-            "step_size": {"kernel": kernel(self.features, self.heads), "bias": bias(self.heads)},
-            "rate": {"log": bias(self.heads)},
+            "step_size": {"kernel": kernel(self.features, self.heads), "bias": step_size_bias(self.heads)},
+            "rate": {"log": log_rate(self.heads)},
             "skip": scale(self.heads),
             "norm": common["norm"],
             "out": common["out"],

@@ -12,7 +12,7 @@ from variant_layers import check_layer
 
 import jattn.linen
 import jattn.nnx
-from jattn.variants.recurrent import GLA, DeltaNet, Mamba2, RetNet, ssd, ssd_step
+from jattn.variants.recurrent import GLA, DeltaNet, GatedDeltaNet, Mamba2, RetNet, ssd, ssd_step
 from jattn.variants.recurrent.layer import Recurrent
 
 RECURRENT = {name: layer for name, layer in LAYERS.items() if isinstance(layer, Recurrent)}
@@ -228,3 +228,19 @@ def test_wrong_inputs_are_named():
         layer(parameters, jnp.ones((3, FEATURES)), segment_ids=np.zeros(4, int))
     with pytest.raises(ValueError, match="`rate` must have shape"):
         ssd(jnp.ones((5, 2, 3)), jnp.ones((5, 2)), jnp.ones(3), jnp.ones((5, 2, 4)), jnp.ones((5, 2, 4)))
+
+
+@pytest.mark.parametrize(
+    "layer", [Mamba2(4, 2000, 2, 1), GatedDeltaNet(4, 2000, 2, 1)], ids=["Mamba-2", "Gated DeltaNet"]
+)
+def test_decays_start_as_in_the_authors_code(layer):
+    """Where all start at a half, a row is forgotten before it is known what to keep."""
+    parameters = layer.init(jax.random.key(0))
+    if isinstance(layer, Mamba2):
+        bias, log = parameters["step_size"]["bias"], parameters["rate"]["log"]
+    else:
+        bias, log = parameters["decay"]["bias"], parameters["decay"]["log"]
+    sizes, rates = softplus(np.asarray(bias, np.float64)), np.exp(np.asarray(log, np.float64))
+    for drawn, least, most in ((np.log(sizes), np.log(0.001), np.log(0.1)), (rates, 1, 16)):
+        assert least - 1e-3 <= drawn.min() and drawn.max() <= most + 1e-3
+        assert abs(drawn.mean() - (least + most) / 2) < 4 * (most - least) / np.sqrt(12 * 2000)
