@@ -15,6 +15,7 @@ from .. import masks
 from ..explain import explain
 from ..front import attention
 from ..implementations.chunked import Chunked
+from ..pieces import align
 from ..variants.sparse import bigbird_mask, longformer_mask, random_blocks, strided_attention
 from .cases import LENGTH, Bar, Memory, Speed
 from .sides import Shape, Side, gradient_temporaries, jax_run
@@ -56,22 +57,24 @@ def side(pattern: Pattern) -> Side:
 
 def dense_side(pattern: Pattern, shape: Shape) -> Side:
     """`jax.nn.dot_product_attention` with the whole mask; missing where its scores do not fit."""
-    needed = 2 * 4 * shape.batch * shape.q_heads * shape.length**2  # scores and their softmax, float32
+    pairs = shape.batch * shape.q_heads * shape.length**2
+    needed = (2 * 4 + 1) * pairs  # scores and their softmax, float32; the mask
 
     def attend(query, key, value, allowed):
         return jax.nn.dot_product_attention(query, key, value, mask=allowed)
 
     def allowed(shape: Shape) -> jax.Array:
         at = jnp.arange(shape.length)
-        mask = pattern.mask(shape)
-        rows = jax.jit(lambda: mask.allows(at[None, :, None], at[None, None, :]))()
-        return jnp.broadcast_to(rows, (rows.shape[0], shape.length, shape.length))[None]
+        sizes = {"head": shape.q_heads, "query": shape.length, "key": shape.length}
+        mask = align(pattern.mask(shape), (shape.batch,), sizes)
+        found = jax.jit(lambda: mask.allows(at[:, None], at))()
+        return found.reshape(*[1] * (4 - found.ndim), *found.shape)
 
     def missing() -> str | None:
         available = _free_bytes()
         if needed <= available:
             return None
-        return f"scores and softmax take {needed / 2**30:.0f} GiB, {available / 2**30:.0f} are free"
+        return f"scores, softmax and mask take {needed / 2**30:.0f} GiB, {available / 2**30:.0f} are free"
 
     return Side(
         "jax.nn, dense mask",
@@ -153,7 +156,7 @@ def _strided() -> Pattern:
 
 
 PATTERNS = (
-    _by_mask("Longformer", _longformer, Chunked(128, 128)),
+    _by_mask("Longformer", _longformer, Chunked(64, 64)),
     _by_mask("BigBird", _bigbird, Chunked(64, 64)),
     _strided(),
 )
@@ -174,7 +177,7 @@ def sparse(length: int = LENGTH, long: int = 16 * LENGTH) -> tuple[Speed | Memor
         while size <= long:
             shape = Shape("Transformer base", size, q_heads=8, kv_heads=8, dim=64)
             tiles = f"{pattern.name}, {100 * pattern.ratio(shape):.0f}% of the causal pairs visited"
-            rounds = {4096: 9, 16384: 3}.get(size, 1) if size >= 4096 else 9
+            rounds = 9 if size <= 4096 else 3
             for key, other in (("causal", causal_side()), ("jax", dense_side(pattern, shape))):
                 rows.append(Speed(f"{name}-{key}-{size}", tiles, shape, ours, other, Bar(1.0), rounds=rounds))
             shapes = tuple(dataclasses.replace(shape, length=size // part) for part in (4, 2, 1))

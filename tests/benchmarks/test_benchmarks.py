@@ -59,7 +59,7 @@ def test_names_are_unique():
 def test_pairs_alternate_and_count():
     calls = []
     first, second = paired(lambda: calls.append("a"), lambda: calls.append("b"), rounds=4, seconds=60.0)
-    assert "".join(calls) == "ab" + "abbaabba"
+    assert "".join(calls) == "abab" + 2 * "aabbbbaa"
     assert len(first.rounds) == len(second.rounds) == 4
     slow, _ = paired(lambda: None, lambda: None, rounds=50, seconds=0.0)
     assert len(slow.rounds) == 3
