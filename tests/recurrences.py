@@ -41,6 +41,29 @@ def delta(query, key, value, beta, log_decay=None, state=None, segments=None):
     return out, state
 
 
+def pairs(query, key, value, log_decay=None, bonus=None, beta=None):
+    """The parallel form of both: all pairs of tokens, each with the product of the gates between; no state, no chunks.
+
+    Of `[length, heads, dim]`; `log_decay [length, heads]` or `[length, heads, k_dim]`, above -inf. The outputs.
+    """
+    length = query.shape[0]
+    gates = np.zeros(key.shape) if log_decay is None else log_decay
+    gates = np.broadcast_to(gates if gates.ndim == 3 else gates[..., None], key.shape)
+    out = np.zeros(value.shape)
+    for h in range(query.shape[1]):
+        sums = np.cumsum(gates[:, h], 0)
+        read = sums if bonus is None else sums - gates[:, h]
+        kept = np.exp(np.minimum(read[:, None] - sums[None], 0))  # [i, j, k_dim]
+        scores = np.tril(np.einsum("id,jd,ijd->ij", query[:, h], key[:, h], kept), -1)
+        scores += np.diag((query[:, h] * key[:, h] * (1 if bonus is None else bonus[h])).sum(-1))
+        values = value[:, h]
+        if beta is not None:
+            others = np.tril(np.einsum("id,jd,ijd->ij", key[:, h], key[:, h], kept), -1)
+            values = np.linalg.solve(np.eye(length) + beta[:, h, None] * others, beta[:, h, None] * values)
+        out[:, h] = scores @ values
+    return out
+
+
 def wide(*arrays):
     """In float64."""
     return [None if array is None else np.asarray(array, np.float64) for array in arrays]

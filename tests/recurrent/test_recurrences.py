@@ -63,11 +63,21 @@ def test_split_anywhere_it_is_the_same(kind):
     assert_close((np.stack(out), state), whole)
 
 
-@pytest.mark.parametrize(("length", "k_dim", "v_dim"), [(1, 60, 64), (63, 64, 60), (1000, 4, 3), (130, 1, 1)])
-@pytest.mark.parametrize("kind", ["channel", "bonus", "gated delta"])
+@pytest.mark.parametrize(("length", "k_dim", "v_dim"), [(1, 60, 64), (63, 64, 60), (1000, 60, 64), (130, 1, 1)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_lengths_and_dims(kind, length, k_dim, v_dim):
     given = inputs(kind, length, 2, k_dim, v_dim)
-    assert_close(run(given), expected(given))
+    wanted = expected(given)
+    assert_close(run(given), wanted)
+    assert_close(run(given, form="scan"), wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_is_the_parallel_form(kind):
+    given = inputs(kind, 70)
+    wanted = truth.pairs(**{name: array.astype(np.float64) for name, array in given.items()})
+    for form in ("scan", "chunked"):
+        assert truth.relative_error(run(given, form=form, chunk=16)[0], wanted) < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 100])
@@ -121,13 +131,24 @@ def test_gradients_of_extreme_gates_are_finite_and_those_of_the_scan(kind):
         assert truth.relative_error(ours[name], scan[name]) < 1e-5, name
 
 
-@pytest.mark.parametrize("kind", ["constant", "channel", "gated delta"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_in_a_float32_state(kind):
+    """Output and gradients are rounded once, at the end: 2^-8 at most of each number."""
     given = {name: jnp.asarray(array, jnp.bfloat16) for name, array in inputs(kind, 70).items()}
-    out, state = run(given)
+    rng = np.random.default_rng(3)
+    on_out = jnp.asarray(rng.normal(size=given["value"].shape), jnp.bfloat16)
+    on_state = rng.normal(size=state_of(given).shape).astype(np.float32)
+    (out, state), pull = jax.vjp(lambda given: run(given, chunk=16), given)
     assert out.dtype == jnp.bfloat16 and state.dtype == jnp.float32
     assert_close((out,), expected(given)[:1], 4e-3)
     assert_close((state,), expected(given)[1:])
+    (gradients,) = pull((on_out, on_state))
+    with jax.enable_x64(True):
+        wide, *cotangents = jax.tree.map(lambda array: np.asarray(array, np.float64), (given, on_out, on_state))
+        (wanted,) = jax.vjp(lambda given: run(given, form="scan"), wide)[1](tuple(cotangents))
+    for name, gradient in gradients.items():
+        assert gradient.dtype == jnp.bfloat16
+        assert truth.relative_error(gradient, wanted[name]) < 4e-3, name
 
 
 @pytest.mark.parametrize(("kind", "form"), EACH)
@@ -155,7 +176,7 @@ def test_nan_stays_in_the_future_and_in_its_segment(kind, form):
             assert all(np.isfinite(one[:10]).all() for one in jax.tree.leaves(gradient) if one.shape[0] == 24)
 
 
-@pytest.mark.parametrize("kind", ["plain", "bonus", "gated delta"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_causal(kind):
     given = inputs(kind, 7, 1, 3, 2)
     slopes = jax.jacobian(lambda given: run(given, chunk=4)[0])(given)
@@ -183,14 +204,12 @@ def test_length_zero():
     np.testing.assert_array_equal(state, state_of(given))
 
 
-@pytest.mark.parametrize("kind", ["channel", "gated delta"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_memory_of_the_gradient_is_linear(kind):
     def temporaries(length):
-        shapes = jax.tree.map(
-            lambda array: jax.ShapeDtypeStruct((length, *array.shape[1:]), array.dtype), inputs(kind, 2, 4, 32, 32)
-        )
+        given = inputs(kind, length, 4, 32, 32)
         gradient = jax.jit(jax.grad(lambda given: jnp.sum(run(given)[0])))
-        return gradient.lower(shapes).compile().memory_analysis().temp_size_in_bytes
+        return gradient.lower(given).compile().memory_analysis().temp_size_in_bytes
 
     sizes = [temporaries(length) for length in (2048, 4096, 8192)]
     assert sizes[2] - sizes[1] < 2.1 * (sizes[1] - sizes[0]) + 2**20
