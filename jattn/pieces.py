@@ -85,7 +85,7 @@ class Piece:
 
 
 def _flatten(self: Piece) -> tuple[list[Any], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
-    values = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+    values = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]  # type: ignore[arg-type]  (see `replace`)
     # What was unflattened keeps its structure, whatever its leaves are now: `vmap` puts a bool where an array was.
     names = self.__dict__.get("_children")
     if names is None:

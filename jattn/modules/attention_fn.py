@@ -142,7 +142,7 @@ def _is_default_precision(precision: Any) -> bool:
 
 def _promoted(query: Any, key: Any, value: Any, dtype: Any, promote_dtype: Any) -> tuple[Any, Any, Any]:
     if promote_dtype is not None:
-        return tuple(promote_dtype((query, key, value), dtype=dtype))  # type: ignore[return-value]
+        return tuple(promote_dtype((query, key, value), dtype=dtype))  # type: ignore[return-value]  (three, as it got)
     dtype = jnp.result_type(query, key, value) if dtype is None else dtype
     return query.astype(dtype), key.astype(dtype), value.astype(dtype)
 

@@ -85,9 +85,9 @@ def parameter_shapes(sizes: Sizes, *, use_bias: bool, qk_norm: bool) -> dict[str
     for group, axes in AXES.items():
         if group.endswith("_norm") and not qk_norm:
             continue
-        known = {**extent.get(group, {}), "dim": sizes.head_dim}
+        known: dict[str, Any] = {**extent.get(group, {}), "dim": sizes.head_dim}  # no None: `Sizes` filled them in
         tree[group] = {
-            name: Shape(tuple(known[axis] for axis in names), inputs[group] if name == "kernel" else 0)  # type: ignore[arg-type]
+            name: Shape(tuple(known[axis] for axis in names), inputs[group] if name == "kernel" else 0)
             for name, names in axes.items()
             if use_bias or name != "bias"
         }

@@ -123,8 +123,12 @@ def _check_chain(potentials: Any, transitions: Any) -> tuple[int, ...]:
     if getattr(transitions, "ndim", 0) == 2:
         check_shapes(sizes, transitions=(transitions, "states states"))
     else:
-        known = {"...": potentials.shape[:-2], "steps": max(sizes["length"] - 1, 0), "states": sizes["states"]}
-        check_shapes(known, transitions=(transitions, "... steps states states"))  # pyright: ignore[reportArgumentType]
+        known: dict[str, Any] = {
+            "...": potentials.shape[:-2],
+            "steps": max(sizes["length"] - 1, 0),
+            "states": sizes["states"],
+        }
+        check_shapes(known, transitions=(transitions, "... steps states states"))
     return potentials.shape[:-2]
 
 
