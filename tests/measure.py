@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import graph
 import jax
 import numpy as np
 import oracle
@@ -119,7 +120,7 @@ def truth(case: Case, seed: int, storage: str = "float32", *, plain: bool = Fals
     out, lse, _ = oracle.attention(*(oracle.rounded(leaf, stored) for leaf in leaves), **given, storage=stored)
     results = (out, lse)[: len(inputs.cotangents)]
     pairs = [(result, cotangent.astype(dtype)) for result, cotangent in zip(results, inputs.cotangents, strict=True)]
-    return [result.value for result in results] + oracle.gradients(pairs, [*leaves, *floats.values()])
+    return [result.value for result in results] + graph.gradients(pairs, [*leaves, *floats.values()])
 
 
 def names(case: Case, seed: int) -> list[str]:

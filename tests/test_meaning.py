@@ -1,5 +1,6 @@
 """What every implementation must mean: one test for each row of the table, named after it."""
 
+import graph
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -299,7 +300,7 @@ def test_dropout_gradients(implementation):
     factor = np.asarray(indexed.factor(jnp.asarray(positions)[:, None], jnp.asarray(positions)[None]))
     leaves = [oracle.Num(np.asarray(array, np.float64)) for array in (query, key, value)]
     want = oracle.attention(*leaves, mask=lambda q, k: k <= q, dropout=factor)
-    gradients = oracle.gradients([(want.out, np.asarray(cotangent, np.float64))], leaves)
+    gradients = graph.gradients([(want.out, np.asarray(cotangent, np.float64))], leaves)
     for have, wish in zip(run(query, key, value), gradients, strict=True):
         near(have, wish)
 

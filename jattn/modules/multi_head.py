@@ -68,7 +68,9 @@ def multi_head(
             it, and one all-reduce sums the output. By default nothing is split by hand.
 
     Returns:
-        `[..., q_len, features]`. Sums over heads and features are in float32, the result in `dtype`.
+        `[..., q_len, features]`. Sums over heads and features are in float32, the result in `dtype`. NaN and inf in a
+        token that is masked out reach no other token's output, but they do reach the gradients of the kernels that
+        project it, where they meet a gradient of 0: fill padding with numbers.
 
     Raises:
         ValueError: shapes that do not fit; `value_inputs` without `key_inputs`; `q_len != kv_len` with a rotation and

@@ -239,3 +239,11 @@ def test_bad_input():
     square = parameters(Sizes(4, 16))
     with pytest.raises(ValueError, match="in self-attention give `positions`"):
         multi_head(square, x, key_positions=np.arange(Q_LEN))
+
+
+def test_nan_in_padding_reaches_no_other_token():
+    p, x = parameters(Sizes(2, 8)), inputs(Q_LEN, 8, seed=3)
+    padded = x.copy()
+    padded[:, 3:] = np.nan
+    run = functools.partial(multi_head, p, mask=masks.Lengths(np.array([3, 3])))
+    np.testing.assert_array_equal(run(padded)[:, :3], run(x)[:, :3])

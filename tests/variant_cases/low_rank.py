@@ -2,7 +2,7 @@
 
 import numpy as np
 import oracle
-from oracle import Num
+from graph import Num
 
 from jattn.variants.low_rank import linformer_attention, nystrom_attention
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import graph
 import jax
 import numpy as np
 import oracle
@@ -145,7 +146,7 @@ def truth(row: Row, seed: int, *, short: bool = False, storage: str | None = Non
     )
     out = row.truth({**arrays, **leaves}, allowed, stored)
     cotangent = np.random.default_rng(seed + 99).normal(size=out.shape).astype(np.float32)
-    gradients = oracle.gradients([(out, cotangent)], list(leaves.values()))
+    gradients = graph.gradients([(out, cotangent)], list(leaves.values()))
     return Truth(out.value, cotangent, dict(zip(leaves, gradients, strict=True)))
 
 

@@ -10,34 +10,38 @@ from .row import QKV, Row, scaled, softmax, sums
 SELF = {"accepts": ("mask", "implementation"), "refused": "`key` must have shape .* with length = 5"}
 
 
-def _pattern(near, far, way):
-    """Softmax over both parts, or over each on its half of the heads."""
+WAYS = ("merged", None), ("split", None), ("interleaved", 0), ("interleaved", 1)
+
+
+def _pattern(near, far, way, layer):
+    """Softmax over both parts, or over each on its half of the heads or in its layers."""
 
     def truth(a, allowed, storage):
         q, k = np.indices(allowed.shape)
         first, second = near(q, k) & allowed, far(q, k) & allowed
         heads = a["query"].shape[2]
-        pairs = first | second if way == "merged" else np.stack([first] * (heads // 2) + [second] * (heads // 2))
+        split = np.stack([first] * (heads // 2) + [second] * (heads // 2))
+        pairs = {"merged": first | second, "split": split, "interleaved": second if layer else first}[way]
         return sums(softmax(scaled(a["query"], a["key"]), pairs), a["value"], storage)
 
     return truth
 
 
-def _strided(way):
+def _strided(way, layer):
     # 63 positions in 9 rows of 7 columns: bringing columns together is no involution, as it would be in rows of 8.
     return Row(
-        f"strided, {way}",
-        lambda a, **given: strided_attention(a["query"], a["key"], a["value"], 7, way, **given),
-        _pattern(lambda q, k: (k <= q) & (q - k < 7), lambda q, k: (k <= q) & ((q - k) % 7 == 0), way),
+        f"strided, {way}{'' if layer is None else f' {layer}'}",
+        lambda a, **given: strided_attention(a["query"], a["key"], a["value"], 7, way, layer=layer, **given),
+        _pattern(lambda q, k: (k <= q) & (q - k < 7), lambda q, k: (k <= q) & ((q - k) % 7 == 0), way, layer),
         **SELF,
     )
 
 
-def _fixed(way):
+def _fixed(way, layer):
     return Row(
-        f"fixed, {way}",
-        lambda a, **given: fixed_attention(a["query"], a["key"], a["value"], 10, 3, way, **given),
-        _pattern(lambda q, k: (k <= q) & (q // 10 == k // 10), lambda q, k: (k <= q) & (k % 10 >= 7), way),
+        f"fixed, {way}{'' if layer is None else f' {layer}'}",
+        lambda a, **given: fixed_attention(a["query"], a["key"], a["value"], 10, 3, way, layer=layer, **given),
+        _pattern(lambda q, k: (k <= q) & (q // 10 == k // 10), lambda q, k: (k <= q) & (k % 10 >= 7), way, layer),
         **SELF,
     )
 
@@ -56,7 +60,7 @@ def _shared_prefix(a, allowed, storage):
 
 
 SPARSE = [
-    *(make(way) for make in (_strided, _fixed) for way in ("merged", "split")),
+    *(make(*way) for make in (_strided, _fixed) for way in WAYS),
     Row(
         "shared prefix",
         lambda a, **given: shared_prefix_attention(

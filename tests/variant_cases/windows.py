@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 import oracle
-from oracle import Num
+from graph import Num
 
 from jattn import scores, similarities
 from jattn.variants.windows import (
