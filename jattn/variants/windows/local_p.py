@@ -47,8 +47,7 @@ class Near(Mask):
         del query
         away = key.astype(self.centers.dtype) - self.centers
         distance = jax.lax.stop_gradient(self.distance)
-        inside = jnp.abs(jax.lax.stop_gradient(away)) <= distance
-        return inside if isinstance(distance, (int, float)) else inside & (distance > 0)
+        return (jnp.abs(jax.lax.stop_gradient(away)) <= distance) & (distance > 0)
 
 
 @piece
@@ -76,9 +75,7 @@ class Bell(Score):
 
     def modify(self, scores, query, key):
         del query
-        distance = self.distance
-        if not isinstance(distance, (int, float)):  # nothing is in reach of 0: `Near`
-            distance = jnp.where(distance > 0, distance, 1).astype(scores.dtype)
+        distance = jnp.where(self.distance > 0, self.distance, 1).astype(scores.dtype)  # `Near` has nothing within 0
         away = (key.astype(scores.dtype) - self.centers.astype(scores.dtype)) / distance
         return scores - 2 * away * away
 
