@@ -90,10 +90,10 @@ def dense_side(pattern: Pattern, shape: Shape) -> Side:
 def _free_bytes() -> int:
     """Of this machine's memory, files that it keeps there aside; where it does not say, what a laptop has."""
     try:
-        said = Path("/proc/meminfo").read_text(encoding="ascii")
-        return int(re.search(r"MemAvailable: +(\d+) kB", said)[1]) * 2**10  # type: ignore[index]  (else TypeError)
-    except (OSError, TypeError):
-        return 8 * 2**30
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    except OSError:
+        found = None
+    return int(found[1]) * 2**10 if found else 8 * 2**30
 
 
 def causal_side() -> Side:
