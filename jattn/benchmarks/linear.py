@@ -177,7 +177,7 @@ def linear(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]
             base(each),
             recurrence(gated),
             jattn("attention", Choice(causal), backward=True),
-            Bar(1.0 if each > 256 else 0.5),
+            Bar(1.0),
         )
         for each in (256, 512, 1024, 2048)
     ]
