@@ -1,10 +1,11 @@
 """Shapes are checked as they are written, and the error says what came and what was expected."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jattn.core.shapes import check_choice, check_positive, check_shapes
+from jattn.core.shapes import check_choice, check_key, check_positive, check_shapes
 
 
 def test_sizes_are_returned():
@@ -43,3 +44,12 @@ def test_choices_and_sizes():
     for bad in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match="`window` must be a positive int"):
             check_positive(window=bad)
+
+
+def test_keys():
+    for key in (jax.random.key(0), jax.random.PRNGKey(0), jax.random.key_data(jax.random.key(0))):
+        check_key("key", key)
+        jax.eval_shape(lambda traced: check_key("key", traced), key)
+    for wrong in (3, None, jnp.zeros(2), jax.random.split(jax.random.key(0), 2)):
+        with pytest.raises(ValueError, match="`key` must be one random key"):
+            check_key("key", wrong)

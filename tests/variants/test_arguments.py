@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jattn.variants.arguments import check_key, check_lengths, inside, known_range, leave_out
+from jattn.variants.arguments import check_lengths, inside, known_range, leave_out
 
 
 def test_lengths_are_one_for_each_example():
@@ -35,12 +35,3 @@ def test_pieces_that_are_left_out():
     assert leave_out({"mask": 1, "dropout": None}, "never", "dropout", "scores") == {"mask": 1}
     with pytest.raises(ValueError, match=r"`dropout` must be left out: never; got 0.1"):
         leave_out({"mask": 1, "dropout": 0.1}, "never", "dropout")
-
-
-def test_keys():
-    for key in (jax.random.key(0), jax.random.PRNGKey(0), jax.random.key_data(jax.random.key(0))):
-        check_key("key", key)
-        jax.eval_shape(lambda traced: check_key("key", traced), key)
-    for wrong in (3, None, jnp.zeros(2), jax.random.split(jax.random.key(0), 2)):
-        with pytest.raises(ValueError, match="`key` must be one random key"):
-            check_key("key", wrong)
