@@ -4,7 +4,7 @@ from . import implementations, masks, normalizers, positions, scores, similariti
 from .core.contract import Implementation, Unsupported
 from .core.dropout import Dropout
 from .core.partial import Partial, merge
-from .explain import Explanation, explain
+from .explain import Explanation, explain, explain_calls
 from .front import attention, attention_weights, dot_product_attention, partial_attention
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "attention_weights",
     "dot_product_attention",
     "explain",
+    "explain_calls",
     "implementations",
     "masks",
     "merge",

@@ -1,6 +1,8 @@
 """What would run, why the others would not, which tiles it visits and what memory it takes."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .core.call import prepare
-from .front import choose
+from .core.call import Call, prepare
+from .front import WATCHER, choose
 from .implementations import DEFAULTS, Implementation
 from .tiles import picture
 
@@ -86,23 +88,63 @@ def explain(
         for i, leaf in zip(abstract, given, strict=True):
             filled[i] = leaf
         call, _, _ = prepare(query, key, value, **jax.tree.unflatten(tree, filled))
-        chosen = choose(call, implementation)
-        reasons = {
-            one.name: one.refuses(call) or f"`{chosen.name}` was asked for"
-            if implementation is not None
-            else one.refuses(call) or f"it would accept, but `{chosen.name}` comes first"
-            for one in DEFAULTS
-            if one.name != chosen.name
-        }
-        plan, memory = chosen.describe(call)
-        if plan is not None and not isinstance(plan.states, np.ndarray):
-            plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
-        shapes = f"query {query.shape} {query.dtype}, key {key.shape} {key.dtype}, value {value.shape} {value.dtype}"
-        found.append(Explanation(chosen.name, reasons, plan, memory, shapes))
+        found.append(_explained((query, key, value), call, implementation))
         return ()
 
     jax.eval_shape(trace, query, key, value, [leaves[i] for i in abstract])
     return found[0]
+
+
+def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> list[Explanation]:
+    """What every attention within a function would do, in the order of the calls. Nothing is computed.
+
+    For a variant that is made of several, a layer, a whole model. A call in a loop or in a part that is
+    differentiated is listed as often as JAX traces it; one within a function that is jitted already, and was called
+    before, is not: JAX does not trace it again.
+
+    Args:
+        function: of the arguments.
+        *arguments: arrays, `jax.ShapeDtypeStruct`s, or pytrees of them. Arrays among them are not known while tracing,
+            as under `jax.jit`: tiles that depend on them are decided at run time.
+        **keywords: go to the function as they are: flags, pieces, arrays that are known.
+
+    Raises:
+        ValueError: `function` is not callable; whatever the function would raise.
+
+    >>> import jax, jattn
+    >>> from jattn.variants.sparse import strided_attention
+    >>> array = jax.ShapeDtypeStruct((4096, 8, 64), "float32")
+    >>> window, columns = jattn.explain_calls(lambda q, k, v: strided_attention(q, k, v, 256), array, array, array)
+    >>> window.plan.states.shape
+    (1, 8, 8)
+    """
+    if not callable(function):
+        raise ValueError(
+            f"`function` must be a function that attends; got {function!r}. For one call: `jattn.explain`."
+        )
+    found: list[Explanation] = []
+    token = WATCHER.set(lambda *watched: found.append(_explained(*watched)))
+    try:
+        jax.eval_shape(functools.partial(function, **keywords), *arguments)
+    finally:
+        WATCHER.reset(token)
+    return found
+
+
+def _explained(arrays: tuple[Any, ...], call: Call, implementation: str | Implementation | None) -> Explanation:
+    chosen = choose(call, implementation)
+    reasons = {
+        one.name: one.refuses(call) or f"`{chosen.name}` was asked for"
+        if implementation is not None
+        else one.refuses(call) or f"it would accept, but `{chosen.name}` comes first"
+        for one in DEFAULTS
+        if one.name != chosen.name
+    }
+    plan, memory = chosen.describe(call)
+    if plan is not None and not isinstance(plan.states, np.ndarray):
+        plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
+    shapes = (f"{name} {one.shape} {one.dtype}" for name, one in zip(("query", "key", "value"), arrays, strict=True))
+    return Explanation(chosen.name, reasons, plan, memory, ", ".join(shapes))
 
 
 def _known(leaf: Any) -> Any:

@@ -1,6 +1,7 @@
 """The front door: attention, its partial form, its weights, and an explanation of what would run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ from .scores.base import Score
 from .similarities import Similarity
 
 Scores = Score | Sequence[Score]
+
+WATCHER: ContextVar[Callable[..., None] | None] = ContextVar("WATCHER", default=None)
+"""Called with the arrays, the call and the implementation asked for, whenever an attention is about to run."""
 
 
 def attention(
@@ -167,7 +171,11 @@ def attention_weights(
 
 def _attend(arguments: dict[str, Any]) -> Partial:
     value, implementation = arguments.pop("value"), arguments.pop("implementation")
-    call, query, key = prepare(arguments.pop("query"), arguments.pop("key"), value, **arguments)
+    given = arguments.pop("query"), arguments.pop("key")
+    call, query, key = prepare(*given, value, **arguments)
+    watcher = WATCHER.get()
+    if watcher is not None:
+        watcher((*given, value), call, implementation)
     return choose(call, implementation).attend(call, query, key, value)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import masks
-from ..explain import explain
+from ..explain import explain_calls
 from ..front import attention
 from ..implementations.chunked import Chunked
 from ..pieces import align
@@ -33,18 +33,15 @@ class Pattern:
         name: of the pattern.
         attend: `attend(query, key, value)` for a shape, at the cost of its tiles.
         mask: as a mask, for a shape.
-        tiles: from a shape to the plans `attend` goes through, whose visited pairs add up.
     """
 
     name: str
     attend: Callable[[Shape], Callable[..., jax.Array]]
     mask: Callable[[Shape], Any]
-    tiles: Callable[[Shape], list[Any]]
 
     def ratio(self, shape: Shape) -> float:
         """Pairs in visited tiles by those that causal attention visits."""
-        causal = _pairs(_plan(shape, masks.Causal()))
-        return sum(map(_pairs, self.tiles(shape))) / causal
+        return _pairs(shape, self.attend(shape)) / _pairs(shape, functools.partial(attention, mask=masks.Causal()))
 
 
 def side(pattern: Pattern) -> Side:
@@ -106,15 +103,11 @@ def causal_side() -> Side:
     )
 
 
-def _plan(shape: Shape, mask: Any, tiles: Chunked | None = None, **positions: Any) -> Any:
+def _pairs(shape: Shape, attend: Callable[..., jax.Array]) -> float:
+    """Pairs of a head in the tiles that are visited, in the mean over heads."""
     array = jax.ShapeDtypeStruct(shape.query(), "float32")
-    return explain(array, array, array, mask=mask, implementation=tiles, **positions).plan
-
-
-def _pairs(plan: Any) -> float:
-    """Visited pairs of a head, in the mean over heads."""
-    visited, _, _ = plan.counts()
-    return visited * plan.q_tile * plan.k_tile / plan.states.shape[-3]
+    plans = [each.plan for each in explain_calls(attend, array, array, array)]
+    return sum(plan.counts()[0] * plan.q_tile * plan.k_tile / plan.states.shape[-3] for plan in plans)
 
 
 def _by_mask(name: str, mask: Callable[[Shape], Any], tiles: Chunked | None) -> Pattern:
@@ -122,7 +115,6 @@ def _by_mask(name: str, mask: Callable[[Shape], Any], tiles: Chunked | None) -> 
         name,
         lambda shape: functools.partial(attention, mask=mask(shape), implementation=tiles),
         mask,
-        lambda shape: [_plan(shape, mask(shape), tiles)],
     )
 
 
@@ -143,18 +135,10 @@ def _strided() -> Pattern:
     def mask(shape: Shape) -> Any:
         return masks.Causal() & (masks.SlidingWindow(stride(shape) - 1, 0) | masks.Strided(stride(shape)))
 
-    def plans(shape: Shape) -> list[Any]:
-        order = np.argsort(np.arange(shape.length) % stride(shape), kind="stable")
-        window = masks.SlidingWindow(stride(shape) - 1, 0)
-        columns = masks.SameSegment(order % stride(shape)) & masks.Causal() & ~window
-        return [_plan(shape, window, tiles), _plan(shape, columns, tiles, query_positions=order)]
+    def attend(shape: Shape) -> Callable[..., jax.Array]:
+        return functools.partial(strided_attention, stride=stride(shape), implementation=tiles)
 
-    return Pattern(
-        "strided",
-        lambda shape: functools.partial(strided_attention, stride=stride(shape), implementation=tiles),
-        mask,
-        plans,
-    )
+    return Pattern("strided", attend, mask)
 
 
 PATTERNS = (
