@@ -191,6 +191,6 @@ def take(value: Any, starts: dict[int, Any], sizes: dict[int, int]) -> Any:
     shape = jnp.shape(value)
     if all(shape[axis] == 1 or shape[axis] == size for axis, size in sizes.items()):
         return value
-    start = [starts[axis] if axis in starts and shape[axis] != 1 else 0 for axis in range(len(shape))]
+    start = [jnp.asarray(starts.get(axis, 0) if have != 1 else 0, jnp.int32) for axis, have in enumerate(shape)]
     size = [min(sizes[axis], shape[axis]) if axis in sizes else shape[axis] for axis in range(len(shape))]
     return jax.lax.dynamic_slice(value, start, size)

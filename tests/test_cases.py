@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, TILES
-from measure import call, compare, draw, everything, in_order, poisoned
+from measure import call, compare, draw, everything, in_order, near, poisoned, truth
 
 import jattn
 
@@ -87,6 +87,20 @@ def test_bfloat16_is_as_near_as_the_plain_reference(case, name):
     assert out.dtype == jnp.bfloat16 and all(item.dtype == jnp.float32 for item in lse)
     for gradient, array in zip(jax.tree.leaves(gradients), jax.tree.leaves(inputs[:4]), strict=True):
         assert gradient.dtype == array.dtype
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_float64_is_float64_throughout(case):
+    name = "reference" if ("chunked", case.name) in REFUSED else "chunked"
+    inputs, wanted = draw(case, 0), truth(case, 0)
+    key, value = poisoned(case, inputs.key, inputs.value)
+    with jax.enable_x64(True):
+        arrays = {at: np.float64(one) if at in inputs.floats else one for at, one in inputs.arrays.items()}
+        wide = [np.float64(one) for one in (inputs.query, key, value)]
+        got = jax.jit(functools.partial(call, case, implementation(case, name)))(*wide, arrays)
+    for have, want in zip(got, wanted, strict=False):
+        assert have.dtype == np.float64
+        near(have, want, 1e-11)
 
 
 @IMPLEMENTATIONS

@@ -230,6 +230,30 @@ def test_explain_of_segment_ids():
     assert "run time" in str(traced)
 
 
+def test_explain_calls_lists_every_attention_within():
+    array = jax.ShapeDtypeStruct((64, 2, 8), "float32")
+
+    def model(query, key, value, ids, *, twice):
+        out = jattn.attention(query, key, value, mask=masks.Causal())
+        part = jattn.partial_attention(out, key, value, mask=masks.SameSegment(ids), implementation="chunked").out
+        return part if twice else out
+
+    causal, packed = jattn.explain_calls(model, array, array, array, jax.ShapeDtypeStruct((64,), "int32"), twice=True)
+    assert causal.plan.counts() == jattn.explain(array, array, array, mask=masks.Causal()).plan.counts()
+    assert causal.shapes == jattn.explain(array, array, array, mask=masks.Causal()).shapes
+    assert "run time" in str(packed) and "was asked for" in packed.reasons["reference"]
+    with pytest.raises(ValueError, match=re.escape("`key`")):
+        jattn.explain_calls(lambda query, key: jattn.attention(query, key, key), array, 3)
+    assert len(jattn.explain_calls(lambda q: jattn.attention(q, q, q), array)) == 1, "an error left a watcher behind"
+    with pytest.raises(ValueError, match=re.escape("`jattn.explain`")):
+        jattn.explain_calls(array, array, array)
+
+
+def test_no_scores():
+    want = jattn.attention(QUERY, KEY, VALUE)
+    np.testing.assert_array_equal(jattn.attention(QUERY, KEY, VALUE, scores=None), want)
+
+
 def test_explain_under_jit():
     @jax.jit
     def run(query, key, value, ids):

@@ -39,6 +39,7 @@ def check_layer(layer: Layer, *inputs: Any, seed: int = 0, **options: Any) -> An
         gradients, want = jax.grad(loss, has_aux=True)(parameters)
         return want, in_nnx, in_linen, gradients
 
+    _check_float64(layer, parameters, inputs, options)
     want, in_nnx, in_linen, gradients = everything(parameters)
     _equal(in_nnx, want)
     _equal(in_linen, want)
@@ -46,6 +47,19 @@ def check_layer(layer: Layer, *inputs: Any, seed: int = 0, **options: Any) -> An
         assert np.isfinite(gradient).all(), path
         assert np.any(gradient != 0), f"{path} has no gradient"
     return want
+
+
+def _check_float64(layer: Layer, parameters: Any, inputs: Any, options: Any) -> None:
+    """Of float64 the layer makes float64; traced alone, which finds loops whose dtypes do not fit."""
+
+    def wide(leaf: Any) -> Any:
+        return leaf.astype(jnp.float64) if hasattr(leaf, "dtype") and _is_float(leaf) else leaf
+
+    with jax.enable_x64(True):
+        given = jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, (inputs, options))
+        (inputs, options), parameters = jax.tree.map(wide, (given, parameters))
+        out = jax.eval_shape(lambda parameters: layer(parameters, *inputs, **options), parameters)
+    assert {leaf.dtype for leaf in jax.tree.leaves(out) if _is_float(leaf)} == {np.dtype("float64")}
 
 
 def _equal(got: Any, want: Any) -> None:

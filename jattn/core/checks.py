@@ -69,7 +69,7 @@ def check_pieces(mask: Any, similarity: Any, scores: Any, normalizer: Any, dropo
     mask = None if mask is None else as_mask(mask)
     similarity = ScaledDot() if similarity is None else similarity
     normalizer = Softmax() if normalizer is None else normalizer
-    scores = tuple(scores) if isinstance(scores, Sequence) else (scores,)
+    scores = () if scores is None else tuple(scores) if isinstance(scores, Sequence) else (scores,)
     for name, value, kind in (
         ("similarity", similarity, Similarity),
         ("normalizer", normalizer, Normalizer),

@@ -111,6 +111,17 @@ def check_positive(**sizes: Any) -> None:
             raise ValueError(f"`{name}` must be a positive int; got {size!r}.")
 
 
+def check_flags(**flags: Any) -> None:
+    """Flags are True or False, known while tracing.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"`{name}` must be True or False; got {value!r}.")
+
+
 def check_key(name: str, key: Any) -> None:
     """A random key of JAX, typed or as its words.
 
@@ -124,6 +135,7 @@ def check_key(name: str, key: Any) -> None:
     """
     dtype, rank = getattr(key, "dtype", None), len(getattr(key, "shape", ()))
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not (typed and rank == 0) and not (dtype == np.uint32 and rank == 1):
+    words = dtype == np.uint32 and tuple(key.shape) in ((2,), (4,))
+    if not (typed and rank == 0) and not words:
         got = repr(key) if dtype is None else f"an array of dtype {dtype} and shape {key.shape}"
         raise ValueError(f"`{name}` must be one random key, such as `jax.random.key(0)`; got {got}.")

@@ -28,10 +28,12 @@ class Function(Score):
     """A user's own function of a score and two positions (see `of`)."""
 
     function: Traced
+    wide: Traced | None  # in float64, where JAX has it
     captured: tuple[jax.Array, ...] = constants()
 
     def modify(self, scores, query, key):
-        return self.function(self.captured, scores, query, key).astype(scores.dtype)
+        function = self.function if self.wide is None or scores.dtype != jnp.float64 else self.wide
+        return function(self.captured, scores, query, key).astype(scores.dtype)
 
 
 def of(function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> Score:
@@ -50,4 +52,8 @@ def of(function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> Scor
     traced, captured, result = trace(function, jnp.float32, jnp.int32, jnp.int32)
     if not jnp.issubdtype(getattr(result, "dtype", jnp.bool_), jnp.floating) or result.shape != ():
         raise ValueError(f"`function` must return one floating-point score; got {result}.")
-    return Function(traced, captured)
+    wide = None
+    if jnp.result_type(float) == jnp.float64:  # float64 is enabled
+        wide, others, _ = trace(function, jnp.float64, jnp.int32, jnp.int32)
+        assert [jnp.shape(one) for one in others] == [jnp.shape(one) for one in captured]
+    return Function(traced, wide, captured)

@@ -65,3 +65,28 @@ def leave_out(pieces: Mapping[str, Any], why: str, *names: str) -> dict[str, Any
         if pieces.get(name) is not None:
             raise ValueError(f"`{name}` must be left out: {why}; got {pieces[name]!r}.")
     return {name: piece for name, piece in pieces.items() if name not in names}
+
+
+def check_baseline(baseline: Any, of: str, rewards: Any) -> None:
+    """What is taken off the rewards of REINFORCE is one number, or one for each of them.
+
+    Raises:
+        ValueError: something else, that would broadcast to more losses than there are.
+    """
+    shape = np.shape(baseline)
+    if shape not in ((), np.shape(rewards)):
+        raise ValueError(
+            f"`baseline` must be one number, or have the shape {np.shape(rewards)} of `{of}`; got {shape}."
+        )
+
+
+def check_record(name: str, value: Any, kind: type) -> None:
+    """A state is of its own kind, such as an earlier call returned it.
+
+    Raises:
+        ValueError: naming the kind.
+    """
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"`{name}` must be a {kind.__name__}, as an earlier call returns it; got {type(value).__name__}."
+        )

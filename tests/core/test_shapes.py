@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jattn.core.shapes import check_choice, check_key, check_positive, check_shapes
+from jattn.core.shapes import check_choice, check_flags, check_key, check_positive, check_shapes
 
 
 def test_sizes_are_returned():
@@ -53,3 +53,10 @@ def test_keys():
     for wrong in (3, None, jnp.zeros(2), jax.random.split(jax.random.key(0), 2)):
         with pytest.raises(ValueError, match="`key` must be one random key"):
             check_key("key", wrong)
+
+
+def test_flags():
+    check_flags(one=True, other=np.bool_(False))
+    for value in (1, "no", None, jnp.array(True)):
+        with pytest.raises(ValueError, match="`one` must be True or False"):
+            check_flags(one=value)

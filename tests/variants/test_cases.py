@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from measure import as_near
+from measure import as_near, near
 from variant_cases import ROWS, is_float, pullback, truth
 
 from jattn.implementations import Chunked
@@ -74,6 +74,19 @@ def test_vmap(row):
         out, gradients = run(floats, others, cotangents)
     for seed in (0, 1):
         compare(row, (out[seed], {name: one[seed] for name, one in gradients.items()}), seed)
+
+
+@EACH
+def test_float64_is_float64_throughout(row):
+    sizes, want = row.size(), truth(row, 0)
+    floats, others, cotangent = inputs(row, 0)
+    with row.within(), jax.enable_x64(True):
+        wide = {name: np.float64(one) for name, one in floats.items()}
+        out, gradients = jax.jit(pullback(row, sizes, True, TILES))(wide, others, np.float64(cotangent))
+    assert {one.dtype for one in (out, *gradients.values())} == {np.dtype("float64")}
+    near(out, want.out, 1e-11)
+    for name, gradient in gradients.items():
+        near(gradient, want.gradients[name], 1e-11)
 
 
 @EACH

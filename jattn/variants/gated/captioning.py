@@ -12,6 +12,7 @@ from ...front import attention, attention_weights
 from ...modules.layer import Layer, bias, kernel
 from ...similarities import Additive
 from ...similarities.base import accumulation_dtype
+from ..arguments import check_baseline
 
 
 class Glimpse(NamedTuple):
@@ -133,7 +134,7 @@ class CaptioningAttention(Layer):
         some = (alpha > 0).any(-1)  # a step that may look nowhere samples nothing
         logs = jnp.where(alpha > 0, jnp.log(jnp.where(alpha > 0, alpha, 1)), -jnp.inf)
         drawn = jax.random.categorical(place, jnp.where(some[..., None], jax.lax.stop_gradient(logs), 0.0), axis=-1)
-        sampled = some & ~jax.random.bernoulli(coin, soft_rate, drawn.shape)
+        sampled = some & ~jax.random.bernoulli(coin, float(soft_rate), drawn.shape)
         chosen = jax.nn.one_hot(drawn, alpha.shape[-1], dtype=alpha.dtype)
         looked = jnp.where((alpha > 0).any(-2)[..., None], annotations, 0).astype(alpha.dtype)  # NaN in padding
         seen = jnp.where(sampled[..., None], chosen, alpha) @ looked
@@ -232,12 +233,8 @@ def reinforce_loss(
         log_probability=(glimpse.log_probability, "... steps"),
         entropy=(glimpse.entropy, "... steps"),
     )
+    check_baseline(baseline, "log_likelihood", log_likelihood)
     reward = jax.lax.stop_gradient(log_likelihood - baseline)
-    if reward.shape != log_likelihood.shape:
-        raise ValueError(
-            f"`baseline` must be one number, or have the shape {log_likelihood.shape} of `log_likelihood`; got "
-            f"{jnp.shape(baseline)}."
-        )
     looked = reward_weight * reward * glimpse.log_probability.sum(-1)
     return -(log_likelihood + looked + entropy_weight * glimpse.entropy.sum(-1))
 
@@ -250,8 +247,14 @@ def moving_baseline(baseline: jax.Array, log_likelihood: jax.Array, decay: float
         log_likelihood: of the captions of a mini-batch, `[...]`.
         decay: .9 in the paper.
 
+    Raises:
+        ValueError: `log_likelihood` of no caption, or no floating-point array.
+
     >>> import jax.numpy as jnp
     >>> print(moving_baseline(jnp.array(0.0), jnp.array([-1.0, -3.0])))
     -0.2
     """
+    check_shapes(log_likelihood=(log_likelihood, "..."))
+    if not log_likelihood.size:
+        raise ValueError(f"`log_likelihood` must be of a caption at least; got shape {log_likelihood.shape}.")
     return jax.lax.stop_gradient(decay * baseline + (1 - decay) * log_likelihood.mean())

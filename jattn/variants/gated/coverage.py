@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_flags, check_positive, check_shapes
 from ...modules.layer import Layer, bias, kernel
 from ...similarities.base import accumulation_dtype
 
@@ -65,6 +65,7 @@ class CoverageAttention(Layer):
 
     def __post_init__(self):
         check_positive(**self._sizes())
+        check_flags(coverage=self.coverage)
 
     def _sizes(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("state_features", "source_features", "features")}

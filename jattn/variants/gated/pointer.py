@@ -125,7 +125,8 @@ def pointer_log_probabilities(
         )
     _check_ids("source_ids", source_ids, extended_size)
     dtype = accumulation_dtype(vocabulary_logits, generation_logit, attention_scores)
-    ids = jnp.where(source_ids < extended_size, source_ids, -1)
+    ids = source_ids.astype(jnp.int32)  # of a narrower dtype, `extended_size` and -1 might be other numbers
+    ids = jnp.where(ids < extended_size, ids, -1)
     copied = _log_weights(attention_scores.astype(dtype), ids)
     scatter = jnp.vectorize(_scatter_logsumexp, signature="(s,k),(k),(e)->(s,e)")
     copied = scatter(copied, ids, jnp.zeros(extended_size, dtype))

@@ -140,12 +140,17 @@ def convolution_projection(weights: jax.Array, longest: int) -> jax.Array:
     Returns:
         `[⌈longest / width⌉, longest]`, or `[kv_heads, ⌈longest / width⌉, longest]`.
 
+    Raises:
+        ValueError: `weights` without a number, or no floating-point array; `longest` below 1.
+
     >>> convolution_projection(np.array([1.0, 2.0]), 3)
     Array([[1., 2., 0.],
            [0., 0., 1.]], dtype=float32)
     """
     width = check_shapes(weights=(weights, "... width"))["width"]
     check_positive(longest=longest)
+    if not width:
+        raise ValueError(f"`weights` must hold a number at least; got shape {jnp.shape(weights)}.")
     at = np.arange(longest)
     inside = at // width == np.arange(-(-longest // width))[:, None]
     return jnp.where(inside, jnp.asarray(weights)[..., None, at % width], 0)
@@ -204,6 +209,13 @@ class Linformer(Layer):
         check_choice("sharing", self.sharing, SHARING)
         check_choice("pooling", self.pooling, POOLING)
         check_multiple("heads", features=self.features, heads=self.heads)
+        made = -(-self.longest // self.width)
+        if self.pooling == "convolution" and made != self.projected:
+            raise ValueError(
+                f"`projected` must be what a convolution of some width and stride makes of `longest` = {self.longest} "
+                f"positions; got {self.projected}: a width of {self.width} makes {made}, one of "
+                f"{max(self.width - 1, 1)} makes {-(-self.longest // max(self.width - 1, 1))}."
+            )
 
     @property
     def width(self) -> int:

@@ -111,12 +111,18 @@ def pseudo_inverse(matrix: jax.Array, iterations: int = 6) -> jax.Array:
 
     A matrix of zeros has the inverse 0.
 
+    Raises:
+        ValueError: no floating-point matrix, or an empty one; `iterations` below 0.
+
     >>> import jax.numpy as jnp
     >>> print(pseudo_inverse(jnp.array([[2.0, 0.0], [0.0, 4.0]]), 8).round(3))
     [[0.5  0.  ]
      [0.   0.25]]
     """
-    check_shapes(matrix=(matrix, "... rows columns"))
+    sizes = check_shapes(matrix=(matrix, "... rows columns"))
+    _check_iterations(iterations)
+    if not (sizes["rows"] and sizes["columns"]):
+        raise ValueError(f"`matrix` must have rows and columns; got shape {matrix.shape}.")
     size = abs(matrix)
     norms = size.sum(-2).max(-1) * size.sum(-1).max(-1)
     found = matrix.swapaxes(-1, -2) / jnp.where(norms == 0, 1, norms)[..., None, None]
@@ -139,10 +145,14 @@ def _convolved(value: jax.Array, weights: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, width, lambda t, total: total + one(t), jnp.zeros_like(value))
 
 
-def _check(query, key, value, landmarks, iterations, convolution) -> int:
-    check_positive(landmarks=landmarks)
+def _check_iterations(iterations: Any) -> None:
     if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
         raise ValueError(f"`iterations` must be an int of at least 0; got {iterations!r}.")
+
+
+def _check(query, key, value, landmarks, iterations, convolution) -> int:
+    check_positive(landmarks=landmarks)
+    _check_iterations(iterations)
     sizes = check_shapes(
         query=(query, "... length heads dim"),
         key=(key, "... length heads dim"),

@@ -12,6 +12,7 @@ from ...core.shapes import check_positive, check_shapes
 from ...front import attention
 from ...masks import Sinks
 from ...modules.layer import Layer, bias, kernel
+from ..arguments import check_record
 from .transformer_xl import TransformerXL
 
 
@@ -148,6 +149,8 @@ class Compressive(Layer):
             )
             compressed, states = empty
             return CompressiveMemory(compressed, states, jnp.zeros(2, jnp.int32))
+        check_record("memory", memory, CompressiveMemory)
+        check_shapes(kind=jnp.integer, filled=(memory.filled, "2"))
         known: Any = {"...": tuple(batch), "features": self.features}
         known |= {"memory_len": self.memory_len, "compressed_len": self.compressed_len}
         check_shapes(

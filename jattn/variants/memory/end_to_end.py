@@ -48,6 +48,9 @@ def memory_hops(
     """
     if between is not None:
         check_shapes(question=(question, "... features"), between=(between, "features features"))
+    for name, given in (("keys", keys), ("values", values)):
+        if not isinstance(given, Sequence):
+            raise ValueError(f"`{name}` must be a list of arrays, one for each hop; got {type(given).__name__}.")
     if not keys or len(keys) != len(values):
         raise ValueError(f"`keys` and `values` must have one array for each hop; got {len(keys)} and {len(values)}.")
     mask = None
@@ -109,8 +112,8 @@ class MemoryNetwork(Layer):
         deviation: of the first embeddings; the paper's is 0.1. A larger one starts with sharper attention.
 
     Raises:
-        ValueError: a size below 1; another tying or encoding; at the call, stories of more sentences, words that are
-            no integers or beyond the vocabulary, shapes that do not fit.
+        ValueError: a size below 1; another tying or encoding; a deviation below 0; at the call, stories of more
+            sentences, words that are no integers or beyond the vocabulary, shapes that do not fit.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = MemoryNetwork(words=20, features=8, hops=3, sentences=10)
@@ -131,6 +134,8 @@ class MemoryNetwork(Layer):
         check_positive(words=self.words, features=self.features, hops=self.hops, sentences=self.sentences)
         check_choice("tying", self.tying, ("adjacent", "layerwise"))
         check_choice("encoding", self.encoding, ("position", "bag"))
+        if isinstance(self.deviation, bool) or not isinstance(self.deviation, (int, float)) or self.deviation < 0:
+            raise ValueError(f"`deviation` must be a number of at least 0; got {self.deviation!r}.")
 
     def parameters(self) -> dict[str, Any]:
         """`embedding.N`, `age.N` of each matrix in turn (A first), and what layerwise tying needs besides.

@@ -16,7 +16,7 @@ from ...modules.layer import Layer, bias, kernel
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype, grouped_dot
 from ...similarities.dot import unit
-from ..arguments import leave_out
+from ..arguments import check_record, leave_out
 
 BLOCK = 4096
 """Places of memory that are scored at a time."""
@@ -38,11 +38,15 @@ class Ring(NamedTuple):
 def empty_ring(key: jax.Array, value: jax.Array, size: int) -> Ring:
     """A ring of `size` places for keys and values like these `[..., length, kv_heads, dim]`.
 
+    Raises:
+        ValueError: `size` below 1; keys or values that are no floating-point arrays of three axes and more.
+
     >>> import jax.numpy as jnp
     >>> empty_ring(jnp.ones((2, 5, 4, 8)), jnp.ones((2, 5, 4, 8)), 100).keys.shape
     (2, 100, 4, 8)
     """
     check_positive(size=size)
+    check_shapes(key=(key, "... length kv_heads dim"), value=(value, "... length kv_heads v_dim"))
     keys, values = (jnp.zeros((*x.shape[:-3], size, *x.shape[-2:]), x.dtype) for x in (key, value))
     return Ring(keys, values, jnp.zeros((), jnp.int32))
 
@@ -57,7 +61,13 @@ def write_ring(ring: Ring, key: jax.Array, value: jax.Array) -> Ring:
 
     Raises:
         ValueError: shapes that do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> key = jnp.arange(5.0).reshape(5, 1, 1)
+    >>> print(write_ring(empty_ring(key, key, 3), key, key).keys.ravel())
+    [3. 4. 2.]
     """
+    check_record("ring", ring, Ring)
     check_shapes(
         keys=(ring.keys, "... size kv_heads dim"),
         values=(ring.values, "... size kv_heads v_dim"),
@@ -102,6 +112,7 @@ def ring_attention(query: jax.Array, ring: Ring, *, top_k: int = 32, similarity:
     >>> ring_attention(q, ring, top_k=3).out.shape
     (5, 2, 4)
     """
+    check_record("ring", ring, Ring)
     sizes = check_shapes(
         query=(query, "... q_len q_heads dim"),
         keys=(ring.keys, "... size kv_heads dim"),
@@ -140,7 +151,7 @@ def _largest(query: jax.Array, keys: jax.Array, written: jax.Array, top_k: int) 
 
     def search(state: tuple, start: Any) -> tuple[tuple, None]:
         best, places = state
-        here = start + jnp.arange(block)
+        here = start + jnp.arange(block, dtype=jnp.int32)
         part = jnp.take(keys, jnp.minimum(here, size - 1), axis=-2)
         scores = jnp.where(here < jnp.minimum(written, size), grouped_dot(query, part), -jnp.inf)
         joined = jnp.concatenate([best, scores], -1)
@@ -148,7 +159,7 @@ def _largest(query: jax.Array, keys: jax.Array, written: jax.Array, top_k: int) 
         best, chosen = jax.lax.top_k(joined, top_k)
         return (best, jnp.take_along_axis(at, chosen, -1)), None
 
-    (best, places), _ = jax.lax.scan(search, (best, places), jnp.arange(0, size, block))
+    (best, places), _ = jax.lax.scan(search, (best, places), jnp.arange(0, size, block, dtype=jnp.int32))
     return jnp.minimum(places, size - 1), ~jnp.isneginf(best)
 
 
@@ -244,6 +255,7 @@ class Memorizing(Layer):
         )
         query, key = unit(query).astype(query.dtype), unit(key).astype(key.dtype)
         memory = empty_ring(key, value, self.memory_size) if memory is None else memory
+        check_record("memory", memory, Ring)
         if memory.keys.shape[-3] != self.memory_size:
             raise ValueError(f"`memory` must have {self.memory_size} places; got keys of shape {memory.keys.shape}.")
         pieces = leave_out(pieces, "it is the cosine times the layer's `scale`", "similarity")

@@ -17,7 +17,7 @@ from ...masks.base import as_mask
 from ...modules.layer import Layer, bias, kernel, normal
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype
-from ..arguments import leave_out
+from ..arguments import check_record, leave_out
 
 BASE = 10000.0
 
@@ -245,6 +245,7 @@ class TransformerXL(Layer):
         """Shapes of a call; the memory, empty where there is none."""
         check_shapes({"features": self.features}, inputs=(inputs, "... q_len features"))
         memory = empty_recurrence(inputs, self.memory_len) if memory is None else memory
+        check_record("memory", memory, Recurrence)
         known: Any = {"...": inputs.shape[:-2], "memory_len": self.memory_len, "features": self.features}
         check_shapes(known, memory=(memory.states, "... memory_len features"))
         return memory

@@ -13,6 +13,7 @@ from ...modules.layer import Layer, bias, kernel
 from ...scores import Scale
 from ...similarities import Cosine
 from ...similarities.base import accumulation_dtype
+from ..arguments import check_record
 
 
 class Aim(NamedTuple):
@@ -58,6 +59,8 @@ def address(memory: jax.Array, previous: jax.Array, aim: Aim) -> jax.Array:
     >>> print(address(jnp.zeros((4, 2)), jnp.array([[0.0, 1.0, 0.0, 0.0]]), aim))
     [[0. 0. 1. 0.]]
     """
+    if not isinstance(aim, Aim):
+        raise ValueError(f"`aim` must be an `Aim`; got {type(aim).__name__}.")
     sizes = check_shapes(
         memory=(memory, "... slots width"),
         previous=(previous, "... heads slots"),
@@ -102,7 +105,15 @@ def sharpen(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
 
 
 def read_slots(memory: jax.Array, weights: jax.Array) -> jax.Array:
-    """r = Σ_i w(i) M_i of each head: `[..., slots, width]`, `[..., heads, slots]` -> `[..., heads, width]`."""
+    """r = Σ_i w(i) M_i of each head: `[..., slots, width]`, `[..., heads, slots]` -> `[..., heads, width]`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> print(read_slots(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[0.5, 0.5]])))
+    [[2. 3.]]
+    """
     check_shapes(memory=(memory, "... slots width"), weights=(weights, "... heads slots"))
     return jnp.einsum("...hs,...sw->...hw", weights.astype(accumulation_dtype(memory)), memory).astype(memory.dtype)
 
@@ -118,6 +129,12 @@ def write_slots(memory: jax.Array, weights: jax.Array, erase: jax.Array, add: ja
 
     Raises:
         ValueError: shapes that do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> first = jnp.array([[1.0, 0.0]])
+    >>> print(write_slots(jnp.ones((2, 2)), first, jnp.array([[1.0, 0.5]]), jnp.array([[3.0, 3.0]])))
+    [[3.  3.5]
+     [1.  1. ]]
     """
     check_shapes(
         memory=(memory, "... slots width"),
@@ -191,6 +208,7 @@ class TuringMemory(Layer):
         self, parameters: Mapping[str, Any], controller: jax.Array, state: TuringState
     ) -> tuple[jax.Array, TuringState]:
         """`(read [..., heads, width], new state)`, from the controller's state `[..., features]`."""
+        check_record("state", state, TuringState)
         check_shapes(
             dataclasses.asdict(self),
             controller=(controller, "... features"),

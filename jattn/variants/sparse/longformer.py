@@ -82,7 +82,7 @@ def global_flags(global_tokens: Any, length: int | None = None) -> Any:
             f"{tokens.dtype} of shape {tokens.shape}."
         )
     if tokens.dtype == np.bool_:
-        if length is not None and tokens.shape[-1] not in (1, length):
+        if length is not None and tokens.shape[-1] != length:
             raise ValueError(f"`global_tokens` must have shape [..., {length}]; got {tokens.shape}.")
         return tokens
     if length is None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.checks import check_pieces
 from ...core.partial import Partial, merge
 from ...core.shapes import check_choice, check_positive, check_shapes
 from ...front import partial_attention
@@ -13,7 +14,7 @@ from ...masks import Causal, SameSegment, SlidingWindow, Strided
 from ...masks import Chunked as OwnChunk
 from ...masks.arguments import Integers, integers, settle
 from ...masks.base import Mask, as_mask
-from ...pieces import number, piece
+from ...pieces import align, number, piece
 from .pieces import split_between_heads, taken
 
 HOW = ("merged", "split", "interleaved")
@@ -241,6 +242,7 @@ def _run(local: Any, columns: Any, arrays: Arrays, mask: Any, options: Pieces, h
             "`jattn.attention` with the mask."
         )
     pieces: Pieces = {"mask": None if mask is None else as_mask(mask), **options}
+    _check_sizes(arrays, **pieces)
 
     if how == "merged":
         return merge(local(arrays, pieces), columns(arrays, pieces, outside=True)).out
@@ -280,6 +282,17 @@ def _length(query: jax.Array, key: jax.Array, value: jax.Array) -> int:
         key=(key, "... length kv_heads dim"),
         value=(value, "... length kv_heads v_dim"),
     )["length"]
+
+
+def _check_sizes(
+    arrays: Arrays, mask: Any, similarity: Any = None, scores: Any = (), implementation: Any = None
+) -> None:
+    """The pieces fit the call as it came: what is `taken` of them would fit in any case."""
+    del implementation  # checked by each part
+    query, key, _ = arrays
+    sizes = {"head": query.shape[-2], "query": query.shape[-3], "key": key.shape[-3]}
+    for each in check_pieces(mask, similarity, scores, None, None)[:3]:
+        align(each, query.shape[:-3], sizes)
 
 
 def _restricted(pieces: Pieces, mask: Mask) -> Pieces:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_choice, check_positive, check_shapes
+from ...core.shapes import check_choice, check_flags, check_positive, check_shapes
 from ...modules.layer import Layer, bias, kernel, normal
 from ..arguments import check_lengths, inside
 from .nonprojective import nonprojective_marginals
@@ -49,6 +49,7 @@ class SoftParents(Layer):
     def __post_init__(self):
         check_positive(features=self.features, hidden=self.hidden)
         check_choice("trees", self.trees, tuple(TREES))
+        check_flags(single_root=self.single_root)
 
     def parameters(self) -> dict[str, Any]:
         """`parent.kernel` W₁, `child.kernel` W₂ `[features, hidden]`, `pair.bias`, `pair.vector`, `root.state`."""

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core.shapes import check_flags
 from .log_space import log_add, log_sum
 from .trees import TreeMarginals, marginals_of, over_examples
 
@@ -33,6 +34,8 @@ def nonprojective_log_partition(
     >>> print(f"{jnp.exp(nonprojective_log_partition(jnp.zeros((3, 3)))):.2f}")  # Cayley: n^(n-1)
     9.00
     """
+
+    check_flags(single_root=single_root)
 
     def one(arcs: jax.Array, roots: jax.Array, length: jax.Array) -> jax.Array:
         return _eliminate(arcs, roots, length, single_root)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core.shapes import check_flags
 from .log_space import log_sum
 from .trees import TreeMarginals, marginals_of, over_examples
 
@@ -30,12 +31,14 @@ def projective_log_partition(
         any order.
 
     Raises:
-        ValueError: shapes that do not fit; `lengths` that are no integers, of another shape, or too long.
+        ValueError: shapes that do not fit; `lengths` that are no integers, of another shape, or too long;
+            `single_root` that is neither True nor False.
 
     >>> import jax.numpy as jnp
     >>> print(f"{jnp.exp(projective_log_partition(jnp.zeros((3, 3)))):.2f}")  # of 9 trees, 2 cross
     7.00
     """
+    check_flags(single_root=single_root)
     return over_examples(_single_root if single_root else _multi_root, arcs, roots, lengths)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_positive
 from ...modules.layer import Layer, kernel
 from ...similarities.base import accumulation_dtype
-from .images import convolve, widened
+from .images import check_images, convolve, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,7 @@ class Cbam(Layer):
             parameters: of the layer.
             images: x, `[..., height, width, channels]`.
         """
-        sizes = check_shapes({"channels": self.channels}, images=(images, "... height width channels"))
-        if 0 in (sizes["height"], sizes["width"]):
-            raise ValueError(f"`images` must have pixels, of which there is a largest; got shape {images.shape}.")
+        check_images(images, self.channels)
         dtype = accumulation_dtype(images)
         x, down, up, spatial = widened(dtype, images, *(parameters[name] for name in ("down", "up", "spatial")))
         pooled = jnp.stack([x.mean((-3, -2)), x.max((-3, -2))])

@@ -1,7 +1,22 @@
 """Images `[..., height, width, channels]`: what the variants of this folder do to all of them alike."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from ...core.shapes import check_shapes
+
+
+def check_images(images: Any, channels: int) -> None:
+    """Images of so many channels, with pixels, of which there is a mean and a largest.
+
+    Raises:
+        ValueError: others.
+    """
+    sizes = check_shapes({"channels": channels}, images=(images, "... height width channels"))
+    if 0 in (sizes["height"], sizes["width"]):
+        raise ValueError(f"`images` must have pixels; got shape {images.shape}.")
 
 
 def convolve(images: jax.Array, weight: jax.Array) -> jax.Array:

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_positive
 from ...modules.layer import Layer, bias, kernel
 from ...similarities.base import accumulation_dtype
-from .images import widened
+from .images import check_images, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SqueezeExcite(Layer):
         hidden: channels between; the paper takes `channels / 16`.
 
     Raises:
-        ValueError: sizes below 1; at the call, shapes that do not fit.
+        ValueError: sizes below 1; at the call, shapes that do not fit, an image without pixels.
 
     >>> import jax
     >>> layer = SqueezeExcite(32, 2)
@@ -49,7 +49,7 @@ class SqueezeExcite(Layer):
 
     def gates(self, parameters: Mapping[str, Any], images: jax.Array) -> jax.Array:
         """s, `[..., channels]`, float32 (float64); arguments as of the call."""
-        check_shapes({"channels": self.channels}, images=(images, "... height width channels"))
+        check_images(images, self.channels)
         dtype = accumulation_dtype(images)
         down, up = parameters["down"], parameters["up"]
         arrays = widened(dtype, down["kernel"], down["bias"], up["kernel"], up["bias"])

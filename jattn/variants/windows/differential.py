@@ -61,7 +61,9 @@ def differential(
         raise ValueError(f"`value` must have half the heads of `key`; got value {value.shape} and key {key.shape}.")
     heads = query.shape[-2] // 2
     known: Any = amount if hasattr(amount, "shape") else np.asarray(amount)
-    if known.shape not in ((), (heads,)) or not jnp.issubdtype(known.dtype, jnp.number):
+    if known.shape not in ((), (heads,)) or not (
+        jnp.issubdtype(known.dtype, jnp.floating) or jnp.issubdtype(known.dtype, jnp.integer)
+    ):
         raise ValueError(
             f"`amount` must be a number or an array of numbers [heads] with heads = {heads}; got {describe(amount)}."
         )

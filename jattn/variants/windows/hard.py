@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ...core.call import prepare
-from ...core.shapes import check_key
+from ...core.shapes import check_flags, check_key
 from ...front import attention, partial_attention
-from ..arguments import leave_out
+from ..arguments import check_baseline, leave_out
 from .best_keys import best_keys, score_chosen, take_chosen
 
 
@@ -58,7 +58,8 @@ def hard(
             positions.
 
     Raises:
-        ValueError: a normaliser, or dropout; a `sample` that is no key; all that `jattn.attention` raises.
+        ValueError: a normaliser, or dropout; a `sample` that is no key; `straight_through` that is neither
+            True nor False; all that `jattn.attention` raises.
 
     >>> import jax
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 4, 16)) for i in range(3))
@@ -67,6 +68,7 @@ def hard(
     ((2, 10, 4, 16), (2, 10, 4))
     """
     pieces = leave_out(pieces, "hard attention draws from the softmax", "normalizer", "dropout")
+    check_flags(straight_through=straight_through)
     if sample is not None:
         check_key("sample", sample)
     plain = {name: pieces.get(name) for name in ("mask", "similarity", "query_positions", "key_positions")}
@@ -78,7 +80,7 @@ def hard(
     )
     if 0 in (call.q_len, call.kv_len):
         rows = (*call.batch, call.q_len, call.q_heads)
-        return Drawn(jnp.zeros((*rows, call.v_dim), value.dtype), jnp.full(rows, -1), jnp.zeros(rows))
+        return Drawn(jnp.zeros((*rows, call.v_dim), value.dtype), jnp.full(rows, -1, jnp.int32), jnp.zeros(rows))
     chosen, found = best_keys(call, rewritten, keys, 1, sample)
     found = jnp.swapaxes(found[..., 0], -2, -1)
     taken = jnp.where(found[..., None], take_chosen(value, chosen)[..., 0, :, :], 0)
@@ -101,7 +103,7 @@ def reinforce(loss: jax.Array, log_probability: jax.Array, baseline: Any = 0.0) 
     Args:
         loss: of each example, any shape.
         log_probability: of what was drawn for that example, of the same shape: summed over its queries and heads.
-        baseline: broadcastable to `loss`.
+        baseline: a number, or an array of the shape of `loss`.
 
     Raises:
         ValueError: shapes that differ.
@@ -115,4 +117,5 @@ def reinforce(loss: jax.Array, log_probability: jax.Array, baseline: Any = 0.0) 
             f"`log_probability` must have the shape of `loss`, {jnp.shape(loss)}: sum it over the queries and heads of "
             f"each example; got {jnp.shape(log_probability)}."
         )
+    check_baseline(baseline, "loss", loss)
     return jax.lax.stop_gradient(loss - baseline) * (log_probability - jax.lax.stop_gradient(log_probability))

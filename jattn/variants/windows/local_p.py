@@ -45,7 +45,7 @@ class Near(Mask):
 
     def allows(self, query, key):
         del query
-        away = key.astype(self.centers.dtype) - self.centers
+        away = key.astype(jnp.promote_types(self.centers.dtype, jnp.float32)) - self.centers  # bfloat16 has no 257
         distance = jax.lax.stop_gradient(self.distance)
         return (jnp.abs(jax.lax.stop_gradient(away)) <= distance) & (distance > 0)
 
@@ -134,7 +134,7 @@ def local_p(
     pieces = leave_out(pieces, "local-p has the softmax and its Gaussian", "normalizer", "dropout")
     near = Near(centers, distance)
     pieces["mask"] = near if mask is None else near & as_mask(mask)
-    plain = (scores,) if isinstance(scores, Score) else tuple(scores)
+    plain = (scores,) if isinstance(scores, Score) else tuple(scores or ())
     bent = partial_attention(query, key, value, scores=(*plain, Bell(centers, distance)), **pieces)
     lse = partial_attention(query, key, jnp.zeros_like(value[..., :1]), scores=plain, **pieces).lse
     some = ~(jnp.isneginf(lse) | jnp.isneginf(bent.lse))

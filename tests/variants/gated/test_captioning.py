@@ -190,3 +190,21 @@ def test_errors():
         reinforce_loss(jnp.array(0.0), glimpse, jnp.zeros(4))
     with pytest.raises(ValueError, match=r"`features` must be a positive int"):
         CaptioningAttention(2, 3, 0)
+
+
+def test_a_soft_rate_of_one_is_the_soft_form():
+    """Also as an int."""
+    states, annotations, *parameters = given(4)
+    found = [LAYER.hard(tree(*parameters), states, annotations, jax.random.key(0), soft_rate=one) for one in (1, 1.0)]
+    for glimpse in found:
+        np.testing.assert_allclose(glimpse.context, LAYER(tree(*parameters), states, annotations), atol=1e-5)
+        assert not glimpse.sampled.any()
+
+
+def test_baselines_that_do_not_fit_are_named():
+    none = Glimpse(jnp.zeros((2, 3, 4)), jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros((2, 3), bool))
+    for baseline in (jnp.zeros(3), jnp.zeros((2, 1))):
+        with pytest.raises(ValueError, match=r"`baseline` must be one number, or have the shape \(2,\)"):
+            reinforce_loss(jnp.zeros(2), none, baseline)
+    with pytest.raises(ValueError, match="`log_likelihood` must be of a caption at least"):
+        moving_baseline(jnp.array(0.0), jnp.ones(0))

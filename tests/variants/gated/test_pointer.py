@@ -169,3 +169,12 @@ def test_targets_of_another_shape_are_named():
         pointer_log_probability(*arrays(), IDS, np.zeros(2, int))
     with pytest.raises(ValueError, match=r"`targets` must have shape"):
         pointer_log_probability(*arrays(), IDS, np.zeros((2, 3), int))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+def test_ids_of_any_dtype(dtype):
+    """Those beyond the extended vocabulary, unknown under `jit`, count as padding; -1 must not become 255."""
+    scores, ids = jnp.zeros((1, 4)), jnp.asarray([0, 5, 100, 5], dtype)
+    run = jax.jit(lambda ids: pointer_log_probabilities(jnp.zeros((1, 4)), jnp.zeros(1), scores, ids, 9))
+    np.testing.assert_allclose(jnp.exp(run(ids)).sum(), 1, rtol=1e-6)
+    assert pointer_log_probabilities(jnp.zeros((1, 4)), jnp.zeros(1), scores, ids, 70000).shape == (1, 70000)

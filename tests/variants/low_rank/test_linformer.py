@@ -118,3 +118,12 @@ def test_bad_input_is_refused():
         layer(layer.init(jax.random.key(0)), jnp.ones((8, 4)), projection=e)
     with pytest.raises(jattn.Unsupported, match="Linformer cannot keep a `mask`"):
         layer(layer.init(jax.random.key(0)), jnp.ones((8, 4)), projection=e[:2], mask=masks.Causal())
+
+
+def test_a_convolution_makes_as_many_mixtures_as_asked_for():
+    with pytest.raises(ValueError, match="got 7: a width of 2 makes 5, one of 1 makes 10"):
+        Linformer(16, heads=2, longest=10, projected=7, pooling="convolution")
+    with pytest.raises(ValueError, match="`weights` must hold a number"):
+        convolution_projection(np.zeros(0, np.float32), 3)
+    layer = Linformer(16, heads=2, longest=10, projected=5, pooling="convolution")
+    assert layer(layer.init(jax.random.key(0)), jnp.ones((2, 9, 16))).shape == (2, 9, 16)

@@ -50,6 +50,10 @@ def test_as_a_module():
 
 def test_bad_input_is_refused():
     rows = jnp.ones((8, 2, 4))
+    with pytest.raises(ValueError, match="`iterations` must be an int of at least 0; got 'many'"):
+        pseudo_inverse(jnp.ones((2, 2)), "many")
+    with pytest.raises(ValueError, match="`matrix` must have rows and columns"):
+        pseudo_inverse(jnp.ones((2, 0)))
     with pytest.raises(jattn.Unsupported, match=r"not causal: each landmark is the mean of a segment.*`lengths`"):
         nystrom_attention(rows, rows, rows, 2, mask=masks.Causal())
     with pytest.raises(ValueError, match="`landmarks` must be at most the length, 8; got 9"):

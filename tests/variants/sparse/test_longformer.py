@@ -100,6 +100,9 @@ def test_tiles_are_skipped_head_by_head():
 
 
 def test_bad_input_is_refused():
+    layer = Longformer(4, heads=2, window=1)
+    with pytest.raises(ValueError, match=r"`global_tokens` must have shape \[..., 9\]; got \(1,\)"):
+        layer(layer.init(jax.random.key(0)), jnp.ones((9, 4)), global_tokens=[True])
     with pytest.raises(ValueError, match="`window`"):
         Longformer(4, heads=2, window=-1)
     with pytest.raises(ValueError, match="`dilation`"):

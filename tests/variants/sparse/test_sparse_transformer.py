@@ -109,10 +109,8 @@ def test_columns_skip_tiles_and_a_mask_alone_would_not():
     shape = jax.ShapeDtypeStruct((4096, 2, 8), "float32")
     dtypes = {"implementation": jattn.implementations.chunked.Chunked(64, 64)}
     causal = jattn.explain(shape, shape, shape, mask=masks.Causal(), **dtypes).plan.counts()[0]
-    order = np.argsort(np.arange(4096) % 64, kind="stable")
-    together = masks.SameSegment(order % 64) & masks.Causal()
-    plan = jattn.explain(shape, shape, shape, mask=together, query_positions=order, **dtypes).plan
-    assert plan.counts()[0] == 64 < causal / 30
+    window, columns = jattn.explain_calls(lambda q, k, v: strided_attention(q, k, v, 64, **dtypes), shape, shape, shape)
+    assert window.plan.counts()[0] == 127 and columns.plan.counts()[0] == 64 < causal / 30
     heads = jattn.explain(shape, shape, shape, mask=strided_mask(64, "split", q_heads=2), **dtypes).plan
     per_head = (heads.states != 0).sum((-1, -2))
     assert per_head[0] == 127 and per_head[1] == causal
@@ -142,3 +140,22 @@ def test_bad_input_is_refused():
         strided_attention(rows, rows[:7], rows[:7], 4)
     with pytest.raises(ValueError, match=r"the options are .*; got .*dropout"):
         strided_attention(rows, rows, rows, 4, dropout=None)
+
+
+@pytest.mark.parametrize("run", [strided_attention, fixed_attention])
+@pytest.mark.parametrize("way", [{"how": "split"}, {"how": "interleaved", "layer": 1}], ids=["split", "interleaved"])
+@pytest.mark.parametrize(
+    ("pieces", "name"),
+    [
+        ({"scores": scores.Alibi(jnp.ones(3))}, "Alibi.slopes"),
+        ({"scores": [scores.SoftCap(5.0), scores.Alibi(np.ones(6, np.float32))]}, "Alibi.slopes"),
+        ({"scores": scores.Bias(jnp.zeros((1, 7, 5)))}, "Bias.values"),
+        ({"mask": masks.Dense(np.ones((1, 1, 9), bool))}, "Dense.array"),
+        ({"mask": masks.SameSegment(jnp.zeros(5, int))}, "SameSegment.query_ids"),
+    ],
+)
+def test_pieces_of_another_size_are_refused_as_by_attention(run, way, pieces, name):
+    """Where rows are taken out of an array, an index beyond it would be NaN, and what is too much cut off."""
+    rows = jnp.ones((7, 4, 8))
+    with pytest.raises(ValueError, match=f"`{name}` of shape"):
+        run(rows, rows, rows, 3, **way, **pieces)

@@ -258,6 +258,11 @@ def test_no_words_and_one(kind, length):
 
 
 def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="`single_root` must be True or False; got 'yes'"):
+        SoftParents(4, hidden=3, single_root="yes")
+    for kind in ("projective", "nonprojective"):
+        with pytest.raises(ValueError, match="`single_root` must be True or False; got 1"):
+            getattr(structured, f"{kind}_marginals")(jnp.zeros((3, 3)), single_root=1)
     for kind in KINDS:
         with pytest.raises(ValueError, match=r"`arcs` must have shape \[..., length, length\] with length = 3"):
             marginals(kind)(jnp.zeros((3, 4)))

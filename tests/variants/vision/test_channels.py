@@ -84,3 +84,9 @@ def test_errors():
         Cbam(3, 2)({}, jnp.ones((0, 5, 3)))
     with pytest.raises(ValueError, match=r"`hidden` must be a positive int; got 0"):
         Cbam(3, 0)
+
+
+@pytest.mark.parametrize("layer", [SqueezeExcite(4, 2), Cbam(4, 2)])
+def test_an_image_without_pixels_has_no_mean(layer):
+    with pytest.raises(ValueError, match="`images` must have pixels"):
+        layer(layer.init(jax.random.key(0)), jnp.ones((0, 3, 4)))

@@ -94,3 +94,16 @@ def test_what_cannot_be_drawn_from():
         hard(q, q, q, sample=0, straight_through=True)
     with pytest.raises(ValueError, match="`wrong` is no argument"):
         hard(q, q, q, sample=None, straight_through=True, wrong=1)
+
+
+def test_a_baseline_of_another_shape_is_refused():
+    """It would broadcast, and the sum be that of more losses than there are."""
+    with pytest.raises(ValueError, match=r"`baseline` must be one number, or have the shape \(3,\) of `loss`"):
+        reinforce(jnp.ones(3), jnp.ones(3), jnp.zeros((3, 1)))
+    assert reinforce(jnp.ones(3), jnp.ones(3), jnp.zeros(3)).shape == (3,)
+
+
+def test_a_choice_of_estimator_that_is_neither_is_refused():
+    rows = jnp.ones((3, 1, 4))
+    with pytest.raises(ValueError, match="`straight_through` must be True or False; got 'yes'"):
+        hard(rows, rows, rows, sample=None, straight_through="yes")

@@ -100,3 +100,16 @@ def test_what_cannot_be():
         local_p(q, q, q, CENTERS, 1.0, normalizer=jattn.normalizers.Sigmoid())
     with pytest.raises(ValueError, match=r"`sources` must have shape \[..., kv_len, features\]"):
         LuongLocal(4)({}, jnp.ones((2, 3, 4)), jnp.ones((2, 3, 5)), 1.0)
+
+
+def test_centres_in_bfloat16_are_near_the_same_keys():
+    """Beyond 256 bfloat16 has even numbers only: positions must not be compared in it."""
+    mask = Near(jnp.array([402.0], jnp.bfloat16), 2.0)
+    weights = jattn.attention_weights(jnp.ones((1, 1, 4)), jnp.ones((600, 1, 4)), mask=mask, queries=[0], heads=[0])
+    np.testing.assert_array_equal(np.flatnonzero(weights), np.arange(400, 405))
+
+
+def test_local_p_without_scores():
+    q, k, v = normal(5, (7, 1, 4), (7, 1, 4), (7, 1, 2))
+    centers = np.linspace(0, 6, 7, dtype=np.float32)
+    np.testing.assert_array_equal(local_p(q, k, v, centers, 2.0, scores=None), local_p(q, k, v, centers, 2.0))
