@@ -81,7 +81,7 @@ def inputs(kind, length, heads=2, k_dim=6, v_dim=5, seed=0, extreme=False):
     rng = np.random.default_rng(seed)
     query, key = rng.normal(size=(2, length, heads, k_dim))
     found = {"query": query, "key": key / np.sqrt(k_dim), "value": rng.normal(size=(length, heads, v_dim))}
-    gates = -np.abs(rng.normal(size=(length, heads, k_dim)))
+    gates = -np.abs(rng.normal(size=(length, heads, max(k_dim, 1))))
     if extreme:
         gates = rng.choice(EXTREME, size=gates.shape)
         gates = np.where(rng.random(gates.shape) < 0.02, -np.inf, gates)
@@ -93,7 +93,7 @@ def inputs(kind, length, heads=2, k_dim=6, v_dim=5, seed=0, extreme=False):
     elif kind in ("scalar", "gated delta"):
         found["log_decay"] = gates[..., 0]
     elif kind in ("channel", "bonus"):
-        found["log_decay"] = gates
+        found["log_decay"] = gates[..., :k_dim]
     if kind == "bonus":
         found["bonus"] = rng.normal(size=(heads, k_dim))
     return {name: array.astype(np.float32) for name, array in found.items()}

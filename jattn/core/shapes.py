@@ -47,10 +47,10 @@ def check_shapes(
         named = axes[1:] if axes[0] == "..." else axes
         if len(shape) < len(named) or (axes[0] != "..." and len(shape) != len(named)):
             raise ValueError(f"`{name}` must have shape {written}; got {shape}.")
-        found: dict[str, Any] = dict(zip(named, shape[len(shape) - len(named) :], strict=True))
+        found: list[tuple[str, Any]] = list(zip(named, shape[len(shape) - len(named) :], strict=True))
         if axes[0] == "...":
-            found = {"...": shape[: len(shape) - len(named)], **found}
-        for axis, size in found.items():
+            found = [("...", shape[: len(shape) - len(named)]), *found]
+        for axis, size in found:
             wanted = int(axis) if axis.isdecimal() else sizes.setdefault(axis, size)
             if axis not in settled_by and axis not in (known or {}):
                 settled_by[axis] = name

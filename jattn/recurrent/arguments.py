@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..core.shapes import check_shapes
 from ..scores.arguments import known_values
@@ -122,7 +121,7 @@ def check_segments(segment_ids: Any, query: jax.Array) -> jax.Array | None:
             f"`segment_ids` must be integers of shape ({length},) or {(*batch, length)}, one for each token; got {got}."
         )
     known = known_values(segment_ids)
-    if known is not None and (np.diff(known) < 0).any():
+    if known is not None and (known[..., 1:] < known[..., :-1]).any():
         raise ValueError(
             "`segment_ids` must not decrease along the length: the state restarts where the id changes, and cannot "
             f"come back to a segment; got {known}. Sort the tokens by segment, or number the segments anew."

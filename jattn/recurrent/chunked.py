@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from .chunks import below, carry, run_chunks
 from .decays import FORGET, Sums, channel_scores, decay_of, sums_of, weights
-from .triangular import unit_lower_inverse
+from .triangular import unit_lower_solve
 
 
 def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fresh):
@@ -13,7 +13,7 @@ def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fre
     Arguments as those of `scan_tokens`, `gates [..., length, heads, 1 or k_dim]`, `fresh` as of `run_chunks`.
     """
     length = query.shape[-3]
-    by_channel = gates is not None and gates.shape[-1] > 1
+    by_channel = gates is not None and gates.shape[-1] != 1
     chunk = min(chunk, length)
     if by_channel:
         chunk = 1 << (chunk - 1).bit_length()
@@ -65,8 +65,8 @@ def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh
         reading, keeping, left = _factors(query, key, sums)
         recalling = key if sums is None else key * jnp.exp(sums.reading)
         others = jnp.where(below(chunk, diagonal=False), beta * jnp.einsum("...id,...jd->...ij", key, key) * kept, 0)
-        inverse = unit_lower_inverse(others)
-        values, recalls = inverse @ (beta * value), inverse @ (beta * recalling)
+        right = beta * jnp.concatenate([value, recalling], -1)
+        values, recalls = jnp.split(unit_lower_solve(others, right, beta.max(initial=0) > 1), [value.shape[-1]], -1)
 
         def advance(state, slices):
             values, recalls, keeping, left = slices

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..varying import vary, varying_axes
+
 TOGETHER = 16
 """Chunks of all heads and batch entries that are worked on at once, at least: enough to fill a few cores."""
 
@@ -68,13 +70,41 @@ def run_chunks(
         out = out.reshape(*out.shape[:axis], group * chunk, *out.shape[axis + 2 :])
         return (state, lost), jnp.where(spoiled[..., None], jnp.nan, out)
 
-    lost = jnp.zeros(state.shape[:-2], bool) if fresh else ~jnp.isfinite(state).all((-2, -1))
+    state = vary(state, varying_axes(state, sequences, starts))
+    lost = jnp.isnan(state[..., :0, :0]).any((-2, -1)) if fresh else ~jnp.isfinite(state).all((-2, -1))
     first = jnp.where(lost[..., None, None], 0, state), lost
     slices = jax.tree.map(cut, (sequences, starts))
     (state, lost), out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), first, slices)
     out = jnp.moveaxis(out, 0, axis)
     out = out.reshape(*out.shape[:axis], length + missing, *out.shape[axis + 2 :])
     return jax.lax.slice_in_dim(out, 0, length, axis=axis), jnp.where(lost[..., None, None], jnp.nan, state)
+
+
+def clean_tokens(sequences: list[Any]) -> tuple[list[Any], jax.Array, jax.Array]:
+    """The sequences with zeros for the tokens that hold NaN or inf, and which those are, `[..., length, heads]`: in
+    what is only read (the first), and in what goes into the state."""
+
+    def bad_tokens(array) -> Any:
+        return ~jnp.isfinite(jnp.abs(array).max(-1, initial=0))
+
+    flags: list[Any] = [None if one is None else bad_tokens(one) for one in sequences]
+    clean = [
+        None if one is None else jnp.where(flag[..., None], 0, one) for one, flag in zip(sequences, flags, strict=True)
+    ]
+    unread, *written = flags
+    return clean, unread, functools.reduce(jnp.logical_or, [one for one in written if one is not None])
+
+
+def largest_so_far(x: jax.Array, starts: jax.Array | None) -> jax.Array:
+    """Of `[..., length, heads]`, within each segment; `starts [..., length]` as of `run_chunks`."""
+    axis = x.ndim - 2
+    if starts is None:
+        return jax.lax.associative_scan(jnp.maximum, x, axis=axis)
+
+    def join(before, after):
+        return before[0] | after[0], jnp.where(after[0], after[1], jnp.maximum(before[1], after[1]))
+
+    return jax.lax.associative_scan(join, (jnp.broadcast_to(starts[..., None], x.shape), x), axis=axis)[1]
 
 
 def set_nonfinite_aside(sequences: list[Any], starts: jax.Array | None, lost: jax.Array) -> tuple[Any, ...]:
@@ -89,15 +119,7 @@ def set_nonfinite_aside(sequences: list[Any], starts: jax.Array | None, lost: ja
         The sequences without; where the output must be NaN, `[..., length, heads]`; and `lost` behind the last token.
     """
 
-    def bad_tokens(array) -> Any:
-        return ~jnp.isfinite(jnp.abs(array).max(-1))
-
-    flags: list[Any] = [None if one is None else bad_tokens(one) for one in sequences]
-    clean = [
-        None if one is None else jnp.where(flag[..., None], 0, one) for one, flag in zip(sequences, flags, strict=True)
-    ]
-    unread, *written = flags
-    bad = functools.reduce(jnp.logical_or, [one for one in written if one is not None])
+    clean, unread, bad = clean_tokens(sequences)
     seen, before = below(bad.shape[-2], diagonal=True), lost[..., None, :]
     if starts is not None:
         begun = jnp.asarray(seen, jnp.float32) @ starts.astype(jnp.float32)[..., None]  # segments, so far

@@ -108,11 +108,11 @@ def channel_scores(query: jax.Array, key: jax.Array, decay: Decay) -> tuple[jax.
     size, block = query.shape[-2], 1
 
     def halves(array):
-        pairs = array.reshape(*array.shape[:-3], -1, 2, *array.shape[-2:])
+        pairs = array.reshape(*array.shape[:-3], array.shape[-3] // 2, 2, *array.shape[-2:])
         return pairs[..., 0, :, :], pairs[..., 1, :, :]
 
     def blocks(array):
-        return array.reshape(*array.shape[:-2], -1, block, array.shape[-1])
+        return array.reshape(*array.shape[:-2], array.shape[-2] // block, block, array.shape[-1])
 
     sums = Sums(blocks(decay.before), jnp.zeros_like(blocks(decay.whole)), blocks(decay.whole))
     scores = jnp.zeros((*query.shape[:-1], 1, 1), query.dtype)

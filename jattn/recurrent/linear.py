@@ -40,8 +40,8 @@ def linear_recurrence(
 
         out_t = (S_{t-1} + diag(u) k_t v_tᵀ)ᵀ q_t
 
-    The state and all sums are float32 (float64 for float64 inputs). NaN and inf do not reach earlier tokens, nor other
-    segments; in the chunked form they make all of the head's later outputs in the segment NaN.
+    The state and all sums are float32 (float64 for float64 inputs). NaN and inf reach neither earlier tokens, nor their
+    gradients, nor other segments; in a key, value or gate they make all later outputs of the head in the segment NaN.
 
     Args:
         query: `[..., length, heads, k_dim]`, any leading batch axes.

@@ -3,6 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from ..varying import vary, varying_axes
+from .chunks import clean_tokens, largest_so_far
+from .decays import FORGET
+
 
 def linear_token(query, key, value, decay, bonus, state):
     """A token of the linear recurrence, all in the state's dtype.
@@ -38,14 +42,24 @@ def scan_tokens(token, sequences, starts, state):
 
     Args:
         token: of the slices of `sequences` and the state.
-        sequences: arrays `[..., length, heads, dim]`, or None; those with fewer axes are the same for every token.
+        sequences: arrays `[..., length, heads, dim]`, or None. The first is read only, the last is a log decay.
         starts: booleans `[..., length]` where the state restarts, or None.
         state: the first.
 
     Returns:
-        The outputs `[..., length, heads, dim]` and the last state.
+        The outputs `[..., length, heads, dim]` and the last state; NaN where tokens with NaN or inf come to be read.
+        Tokens are computed without them: 0 times NaN would reach the gradients of earlier ones.
     """
     axis = state.ndim - 3  # of the length: behind the batch axes
+    *others, decay = sequences
+    decay = None if decay is None else jnp.maximum(decay, FORGET)
+    lost = ~jnp.isfinite(state).all((-2, -1))
+    state = jnp.where(lost[..., None, None], 0, state)
+    sequences, unread, bad = clean_tokens([*others, decay])
+    if bad.shape[axis]:
+        bad = largest_so_far(bad.at[..., 0, :].max(lost), starts)
+        lost = bad[..., -1, :]
+    state = vary(state, varying_axes(state, sequences, starts))
 
     def over_time(array):
         return None if array is None else jnp.moveaxis(array.astype(state.dtype), axis, 0)
@@ -57,6 +71,7 @@ def scan_tokens(token, sequences, starts, state):
         out, state = token(*slices, state)
         return state, out
 
-    starts = None if starts is None else jnp.moveaxis(starts, axis, 0)
-    state, out = jax.lax.scan(body, state, (jax.tree.map(over_time, sequences), starts))
-    return jnp.moveaxis(out, 0, axis), state
+    over = None if starts is None else jnp.moveaxis(starts, axis, 0)
+    state, out = jax.lax.scan(body, state, (jax.tree.map(over_time, sequences), over))
+    out = jnp.where((bad | unread)[..., None], jnp.nan, jnp.moveaxis(out, 0, axis))
+    return out, jnp.where(lost[..., None, None], jnp.nan, state)

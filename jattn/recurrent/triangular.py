@@ -1,4 +1,4 @@
-"""The inverse of triangular matrices with ones on the diagonal, by matrix products."""
+"""Triangular systems with ones on the diagonal, by matrix products."""
 
 import jax
 import jax.numpy as jnp
@@ -47,3 +47,38 @@ def unit_lower_inverse(strict: jax.Array) -> jax.Array:
 def _tangent(primals, tangents):
     inverse = unit_lower_inverse(*primals)
     return inverse, -(inverse @ tangents[0] @ inverse)
+
+
+def unit_lower_solve(strict: jax.Array, right: jax.Array, careful: jax.Array) -> jax.Array:
+    """X of (I + N) X = R, N strictly lower triangular, `[..., size, size]` and `[..., size, columns]`.
+
+    Where numbers of N are well above 1, so are those of its powers, of which the inverse is the sum: digits are lost.
+    Where `careful`, a scalar, is true, the solution is corrected by what its residual says; and so is its gradient.
+
+    >>> import jax.numpy as jnp
+    >>> print(unit_lower_solve(jnp.array([[0.0, 0.0], [3.0, 0.0]]), jnp.ones((2, 1)), jnp.array(True)))
+    [[ 1.]
+     [-2.]]
+    """
+    return _solve(strict, right, unit_lower_inverse(strict), careful)
+
+
+@jax.custom_jvp
+def _solve(strict: jax.Array, right: jax.Array, inverse: jax.Array, careful: jax.Array) -> jax.Array:
+    return _by_inverse(strict, right, inverse, careful)
+
+
+@_solve.defjvp
+def _solve_tangent(primals, tangents):
+    strict, _, inverse, careful = primals  # the solution does not depend on how it was found
+    found = _solve(*primals)
+    return found, _by_inverse(strict, tangents[1] - tangents[0] @ found, inverse, careful)
+
+
+def _by_inverse(strict: jax.Array, right: jax.Array, inverse: jax.Array, careful: jax.Array) -> jax.Array:
+    found = inverse @ right
+
+    def corrected(found):
+        return found + inverse @ (right - found - strict @ found)
+
+    return jax.lax.cond(careful, corrected, lambda found: found, found)

@@ -60,3 +60,10 @@ def test_flags():
     for value in (1, "no", None, jnp.array(True)):
         with pytest.raises(ValueError, match="`one` must be True or False"):
             check_flags(one=value)
+
+
+def test_an_axis_that_comes_twice_has_one_size():
+    assert check_shapes(square=(np.ones((3, 3)), "n n")) == {"n": 3}
+    for known in ({}, {"n": 5}):
+        with pytest.raises(ValueError, match=r"`square` must have shape \[n, n\]"):
+            check_shapes(known, square=(np.ones((4, 5)), "n n"))

@@ -1,5 +1,7 @@
 """Step, scan and chunked forms equal the float64 recurrence: values, gradients, at every split, for extreme gates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,8 +174,7 @@ def test_nan_stays_in_the_future_and_in_its_segment(kind, form):
         np.testing.assert_allclose(state, final, atol=1e-6)
         assert np.isnan(out[11 if name == "log_decay" else 10]).all()  # with a bonus, a gate reaches the next token
         (gradient,) = pull((jnp.zeros_like(out).at[:10].set(1), jnp.zeros_like(state)))
-        if form == "chunked":
-            assert all(np.isfinite(one[:10]).all() for one in jax.tree.leaves(gradient) if one.shape[0] == 24)
+        assert all(np.isfinite(one[:10]).all() for one in jax.tree.leaves(gradient) if one.shape[0] == 24)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,6 +205,18 @@ def test_length_zero():
     np.testing.assert_array_equal(state, state_of(given))
 
 
+@pytest.mark.parametrize("form", ["chunked", "scan"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_axes(kind, form):
+    """No features of keys or values, no batch."""
+    for sizes in ((5, 2, 0, 3), (5, 2, 3, 0)):
+        out, state = run(inputs(kind, *sizes), form=form)
+        assert out.shape == (5, 2, sizes[3]) and state.shape == (2, *sizes[2:]) and not np.any(out)
+    given = {name: np.stack([array])[:0] for name, array in inputs(kind, 5).items() if array.shape[0] == 5}
+    if len(given) == len(inputs(kind, 5)):
+        assert run(given, form=form)[0].shape == (0, 5, 2, 5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_of_the_gradient_is_linear(kind):
     def temporaries(length):
@@ -231,6 +244,8 @@ DELTA = inputs("gated delta", 5)
         (SMALL, {"initial_state": np.zeros((2, 5, 6), np.float32)}, r"`initial_state` must have shape \(2, 6, 5\)"),
         (SMALL, {"initial_state": np.zeros((2, 6, 5), np.float16)}, "`initial_state` must be float32.*astype"),
         (SMALL, {"segment_ids": np.array([0, 1, 0, 1, 1])}, "`segment_ids` must not decrease"),
+        (SMALL, {"segment_ids": np.array([3, 3, 2, 2, 1], np.uint32)}, "`segment_ids` must not decrease"),
+        (SMALL, {"segment_ids": np.array([100, 100, -100, -100, 0], np.int8)}, "`segment_ids` must not decrease"),
         (SMALL, {"segment_ids": np.array([0, 1])}, r"`segment_ids` must be integers of shape \(5,\)"),
         (SMALL, {"form": "fast"}, "`form` must be one of 'chunked', 'scan'"),
         *((SMALL, {"chunk": chunk}, "`chunk` must be a positive int") for chunk in (0, -64, True, 64.0)),
@@ -250,3 +265,38 @@ def test_bad_state_of_a_step_is_named():
     token = {name: array[0] for name, array in SMALL.items()}
     with pytest.raises(ValueError, match=r"`state` must have shape \(2, 6, 5\)"):
         linear_step(**token, state=jnp.zeros((2, 5, 6)))
+
+
+def alike(rng, how, length):
+    """Keys of length 1 that are hard for the delta rule: all one, of changing sign, nearly one, in a plane."""
+    one = np.broadcast_to(rng.normal(size=16), (length, 16))
+    if how == "of changing sign":
+        one = one * np.where(np.arange(length) % 2, 1, -1)[:, None]
+    if how == "nearly one":
+        one = one + 0.05 * rng.normal(size=one.shape)
+    if how == "in a plane":
+        one = rng.normal(size=(length, 2))
+    return (one / np.linalg.norm(one, axis=-1, keepdims=True)).astype(np.float32)[:, None]
+
+
+@pytest.mark.parametrize("how", ["one", "of changing sign", "nearly one", "in a plane"])
+def test_delta_rule_of_keys_alike(how):
+    """Up to β = 2, where (I + N)⁻¹ comes out of numbers much larger than its own."""
+    rng = np.random.default_rng(0)
+    key = alike(rng, how, 256)
+    query, value = (rng.normal(size=(256, 1, dim)).astype(np.float32) for dim in (key.shape[-1], 8))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def graded(given, form):
+        def total(given):
+            out, state = run(given, form=form)
+            return out.sum() + state.sum(), (out, state)
+
+        gradients, found = jax.grad(total, has_aux=True)(given)
+        return *found, *(gradients[name] for name in sorted(given))
+
+    for beta, tolerance in ((1.0, 5e-6), (2.0, 5e-5)):
+        given = {"query": query, "key": key, "value": value, "beta": np.full((256, 1), beta, np.float32)}
+        with jax.enable_x64(True):
+            wanted = graded({name: np.float64(array) for name, array in given.items()}, "scan")
+        assert_close(graded(given, "chunked"), wanted, tolerance)
