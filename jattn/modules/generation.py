@@ -95,7 +95,7 @@ class Generative(Layer):
             if jnp.shape(got) != want.shape or jnp.result_type(got) != want.dtype:
                 raise ValueError(
                     f"`state{jax.tree_util.keystr(path)}` must be {want.dtype} of shape {want.shape} for these inputs, "
-                    f"as `initial_state(parameters, batch={batch})` makes it; got {jnp.result_type(got)} of shape "
-                    f"{jnp.shape(got)}."
+                    f"as `initial_state(parameters, batch={batch}, dtype={dtype.name!r})` makes it; got "
+                    f"{jnp.result_type(got)} of shape {jnp.shape(got)}."
                 )
         return state

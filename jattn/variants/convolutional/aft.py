@@ -12,6 +12,7 @@ from ...front import attention, partial_attention
 from ...masks import Causal, SlidingWindow
 from ...scores import Bias
 from ...similarities import Dot
+from ..arguments import check_batch, check_record
 from .convolution import reaches
 
 
@@ -43,8 +44,7 @@ def aft_full(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array
     (2, 5, 8)
     """
     length = _check(query, key, value)
-    if jnp.shape(bias) != (length, length):
-        raise ValueError(f"`bias` must have shape [length, length] with length = {length}; got {jnp.shape(bias)}.")
+    check_shapes({"length": length}, bias=(bias, "length length"))
     pieces: dict[str, Any] = {"mask": Causal()} if causal else {}
     key, value, broken = split_broken_keys(key, value, causal)
     scores = (Bias(bias[None]), _absent(key))
@@ -98,16 +98,41 @@ def aft_step(query: jax.Array, key: jax.Array, value: jax.Array, state: Partial)
         `[..., features]`, and the state behind this token.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit; a state of another dtype.
+
+    >>> import jax.numpy as jnp
+    >>> out, state = aft_step(jnp.zeros(1), jnp.ones(1), jnp.full(1, 3.0), aft_state((1,)))
+    >>> print(out)
+    [1.5]
     """
-    _check(query[..., None, :], key[..., None, :], value[..., None, :])
+    check_shapes(query=(query, "... features"), key=(key, "... features"), value=(value, "... features"))
+    check_record("state", state, Partial)
+    wanted = jax.eval_shape(lambda: _partial(key, value))
+    for name, got, want in zip(("out", "lse"), state, wanted, strict=True):
+        if got.shape != want.shape or got.dtype != want.dtype:
+            raise ValueError(
+                f"`state.{name}` must be {want.dtype} of shape {want.shape}, as of "
+                f"`aft_state({key.shape}, {want.dtype.name!r})`; got {got.dtype} of shape {got.shape}."
+            )
     state = merge(state, _partial(key, value))
     return gate(query, state.out[..., 0].astype(value.dtype)), state
 
 
-def aft_state(shape: tuple[int, ...]) -> Partial:
-    """The state of `aft_step` before the first token, for keys of this shape: the empty `Partial`."""
-    return Partial.empty(jax.ShapeDtypeStruct((*shape, 1), jnp.float32))
+def aft_state(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Partial:
+    """The state of `aft_step` before the first token: the empty `Partial`.
+
+    Args:
+        shape: of keys, `(..., features)`.
+        dtype: of sums: float32, or float64 where keys or values are.
+
+    Raises:
+        ValueError: `shape` is no tuple of sizes.
+
+    >>> aft_state((2, 8)).out.shape
+    (2, 8, 1)
+    """
+    check_batch(shape)
+    return Partial.empty(jax.ShapeDtypeStruct((*shape, 1), dtype))
 
 
 def aft_local(
@@ -143,9 +168,10 @@ def aft_local(
     """
     check_positive(window=window)
     length = _check(query, key, value)
-    bias = bias[None] if jnp.ndim(bias) == 2 else bias
+    bias = bias[None] if getattr(bias, "ndim", 0) == 2 else bias
+    check_shapes({"length": length}, bias=(bias, "heads length length"))
     heads, features = bias.shape[0], query.shape[-1]
-    if bias.shape[1:] != (length, length) or heads == 0 or features % heads:
+    if heads == 0 or features % heads:
         raise ValueError(
             f"`bias` must have shape [heads, length, length] with length = {length} and a number of heads that divides "
             f"the {features} features; got {bias.shape}."
@@ -175,7 +201,7 @@ def relative_bias(table: jax.Array, length: int) -> jax.Array:
         `[heads, length, length]`.
 
     Raises:
-        ValueError: a table of another shape, or of an even size.
+        ValueError: a table of another shape, or of an even size; a length that is no int, or below 0.
 
     >>> import jax.numpy as jnp
     >>> print(relative_bias(jnp.array([[1.0, 2.0, 3.0]]), 3)[0])
@@ -186,6 +212,8 @@ def relative_bias(table: jax.Array, length: int) -> jax.Array:
     size = check_shapes(table=(table, "heads distances"))["distances"]
     if size % 2 == 0:
         raise ValueError(f"`table` must have 2 window - 1 distances, an odd number; got {size}.")
+    if not isinstance(length, int) or isinstance(length, bool) or length < 0:
+        raise ValueError(f"`length` must be an int of at least 0; got {length!r}.")
     at = jnp.arange(length) - jnp.arange(length)[:, None] + size // 2
     return jnp.where((at >= 0) & (at < size), table[:, jnp.clip(at, 0, size - 1)], 0)
 

@@ -15,6 +15,7 @@ from ...masks import SlidingWindow
 from ...modules.generation import Generative
 from ...modules.layer import bias, kernel, normal
 from ...scores.arguments import known_values
+from ..arguments import check_batch
 from .aft import gate, prefixes, split_broken_keys, windowed
 
 
@@ -73,6 +74,7 @@ class AFT(Generative):
     ) -> AFTState:
         """As of `Generative`: no keys."""
         del parameters
+        check_batch(batch)
         empty = jnp.zeros((*batch, max(self._window - 1, 0), self.features), dtype)
         older = Partial.empty(jax.ShapeDtypeStruct((*batch, self.features, 1), dtype))
         return AFTState(jnp.full_like(empty, -jnp.inf), empty, older, jnp.zeros((), jnp.int32))

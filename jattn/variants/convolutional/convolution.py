@@ -34,12 +34,12 @@ def long_convolution(inputs: jax.Array, filters: jax.Array, skip: jax.Array | No
     shapes = {"inputs": (inputs, "... length features"), "filters": (filters, "taps features")}
     sizes = check_shapes(**shapes, **({} if skip is None else {"skip": (skip, "features")}))
     length = sizes["length"]
+    if length == 0:
+        return inputs
     taps = min(sizes["taps"], length)
-    if taps == 0:
-        return jnp.zeros_like(inputs)
     clean, broken = split_broken(inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32)))
     filters = filters[:taps].astype(clean.dtype)
-    size = _fast_size(length + taps - 1)
+    size = _fast_size(length + max(taps, 1) - 1)
     product = jnp.fft.rfft(clean, size, axis=-2) * jnp.fft.rfft(filters, size, axis=-2)
     out = jnp.fft.irfft(product, size, axis=-2)[..., :length, :]
     if skip is not None:

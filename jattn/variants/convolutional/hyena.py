@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ...core.shapes import check_positive, check_shapes
 from ...modules.generation import Generative
 from ...modules.layer import bias, kernel, normal, ones
+from ..arguments import check_batch
 from .convolution import long_convolution, split_broken
 from .short_convolution import ShortConvolution
 
@@ -86,8 +87,9 @@ class Hyena(Generative):
     def __post_init__(self):
         sizes = ("features", "max_len", "order", "short", "width", "bands")
         check_positive(**{name: getattr(self, name) for name in sizes})
-        if not 0 < self.fast <= self.slow:
-            raise ValueError(f"`fast` must be positive and at most `slow`; got {self.fast} and {self.slow}.")
+        numbers = all(isinstance(one, int | float) for one in (self.fast, self.slow))
+        if not numbers or not 0 < self.fast <= self.slow:
+            raise ValueError(f"`fast` must be positive and at most `slow`; got {self.fast!r} and {self.slow!r}.")
 
     def parameters(self) -> dict[str, Any]:
         """Projections, short kernels, the FFN of the filters, D, and the output projection."""
@@ -110,6 +112,7 @@ class Hyena(Generative):
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
     ) -> HyenaState:
         """As of `Generative`: nothing seen."""
+        check_batch(batch)
         recent = jnp.zeros((*batch, self.short - 1, self._short.channels), dtype)
         past = jnp.zeros((*batch, self.order, self.max_len, self.features), dtype)
         return HyenaState(recent, past, self.filters(parameters, self.max_len))
@@ -148,6 +151,7 @@ class Hyena(Generative):
         """As of `Generative`, in O(max_len) time: a sum over what each long convolution has seen."""
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
         before = self.checked(parameters, inputs, inputs.shape[:-1], state)
+        lost = ~(jnp.isfinite(before.past).all((-3, -2, -1)) & jnp.isfinite(inputs).all(-1))
         value, gates, recent = self._gated(parameters, inputs[..., None, :], before.recent)
         past = []
         for n, gate in enumerate(gates):
@@ -156,7 +160,13 @@ class Hyena(Generative):
             wide = seen.astype(before.filters.dtype)
             convolved = (wide * before.filters[n]).sum(-2, keepdims=True) + parameters["skip"][n] * wide[..., :1, :]
             value = gate * convolved.astype(gate.dtype)
-        return _dense(parameters["out"], value[..., 0, :]), HyenaState(recent, jnp.stack(past, -3), before.filters)
+        out = jnp.where(lost[..., None], jnp.nan, _dense(parameters["out"], value[..., 0, :]))
+        # What goes on behind NaN is NaN, also when it has left the filters.
+        recent, seen = (
+            jnp.where(lost.reshape(*lost.shape, *[1] * axes), jnp.nan, one)
+            for one, axes in ((recent, 2), (jnp.stack(past, -3), 3))
+        )
+        return out, HyenaState(recent, seen, before.filters)
 
     def filters(self, parameters: Mapping[str, Any], length: int) -> jax.Array:
         """The first taps of all filters, `[order, min(length, max_len), features]`, at least float32."""

@@ -5,8 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_shapes
+from ...core.shapes import check_choice, check_flags, check_positive, check_shapes
 from ...recurrent import linear_recurrence, linear_step
+from ...recurrent.arguments import FORMS, check_segments
+from ...recurrent.chunks import largest_so_far
+from ...scores.arguments import describe
+from ..arguments import check_batch, check_record
 from .features import FeatureMap, check_at, check_features
 
 
@@ -88,6 +92,8 @@ def kernelized_attention(
             f"`causal` needs as many queries as keys; got {sizes['q_len']} and {sizes['kv_len']}. To go on behind "
             "earlier keys give their `initial_state`."
         )
+    check_choice("form", form, FORMS)
+    check_positive(chunk=chunk)
     if segment_ids is not None and not causal:
         raise ValueError("`segment_ids` need `causal=True`; otherwise give each sequence a row, padded by `mask`.")
     batch = query.shape[:-3]
@@ -96,8 +102,8 @@ def kernelized_attention(
     key_positions = check_at(key_positions, batch, sizes["kv_len"], "key")
     query, query_broken = _set_aside(_wide(query))
     key, value_wide, broken = _keys_set_aside(key, value, mask)
-    starts = _starts(segment_ids, key) if causal else None
-    broken = _running(broken, starts) if causal else broken.any(-2, keepdims=True)
+    starts = check_segments(segment_ids, query) if causal else None
+    broken = largest_so_far(broken, starts) if causal else broken.any(-2, keepdims=True)
 
     shift = features.log_scale(query)
     made = features.query(query, positions)
@@ -166,10 +172,20 @@ def kernelized_step(
         `[..., heads, v_dim]` in the value's dtype, and the state behind this token.
 
     Raises:
-        ValueError: as `kernelized_attention`.
+        ValueError: as `kernelized_attention`; a position that is no integer, or of another shape.
+
+    >>> import jax
+    >>> from jattn.variants.kernelized import Elu
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 4, 8)) for i in range(3))
+    >>> out, state = kernelized_step(q, k, v, Elu(), kernel_state(Elu(), (2,), 4, 8, 8))
+    >>> bool(jax.numpy.allclose(out, v, atol=1e-5))  # the first token has itself alone
+    True
     """
+    _check(query, key, value, "", "", features, normalize, epsilon)
     query, key, value = query[..., None, :, :], key[..., None, :, :], value[..., None, :, :]
-    _check(query, key, value, "1", "1", features, normalize, epsilon)
+    batch = query.shape[:-3]
+    if jnp.shape(position) not in ((), batch) or not jnp.issubdtype(jnp.result_type(position), jnp.integer):
+        raise ValueError(f"`position` must be an integer, or integers of shape {batch}; got {describe(position)}.")
     at = jnp.asarray(position)[..., None]
     wide = _with_ones(_wide(value))
     made, keys = features.query(_wide(query), at), features.key(_wide(key), at)
@@ -189,10 +205,23 @@ def kernel_state(
 ) -> KernelState:
     """The state before the first token: nothing summed.
 
+    Args:
+        features: the feature map.
+        batch: the batch axes of the tokens to come.
+        heads: of keys.
+        qk_dim: of a key.
+        v_dim: of a value.
+        dtype: of sums.
+
+    Raises:
+        ValueError: `batch` is no tuple of sizes.
+
     >>> from jattn.variants.kernelized import Elu
     >>> kernel_state(Elu(), (2,), 4, 8, 16).sums.shape
     (2, 4, 8, 17)
     """
+
+    check_batch(batch)
 
     def made() -> tuple[jax.Array, jax.Array | None]:
         key = jnp.zeros((*batch, 1, heads, qk_dim), dtype)
@@ -209,6 +238,7 @@ def _check(query: Any, key: Any, value: Any, q_len: str, kv_len: str, features: 
         key=(key, f"... {kv_len} heads qk_dim"),
         value=(value, f"... {kv_len} heads v_dim"),
     )
+    check_flags(normalize=normalize)
     check_features(features, normalize)
     if not isinstance(epsilon, (int, float)) or not epsilon >= 0:
         raise ValueError(f"`epsilon` must be a number of at least 0; got {epsilon!r}.")
@@ -220,7 +250,9 @@ def _checked(state: KernelState | None, keys: jax.Array, values: jax.Array, *, s
     batch, heads = keys.shape[:-3], keys.shape[-2]
     shapes = ((*batch, heads, keys.shape[-1], values.shape[-1]), (*batch, heads))
     dtype = values.dtype
-    if state is None:
+    if state is not None:
+        check_record("state", state, KernelState)
+    else:
         return KernelState(jnp.zeros(shapes[0], dtype), jnp.full(shapes[1], -jnp.inf if stabilised else 0, dtype))
     got = tuple(map(jnp.shape, state))
     if got != shapes:
@@ -256,33 +288,14 @@ def _keys_set_aside(key: jax.Array, value: jax.Array, mask: Any) -> tuple[jax.Ar
     value, wrong_value = _set_aside(_wide(value))
     wrong = wrong_key | wrong_value
     if mask is not None:
-        if jnp.result_type(mask) != jnp.bool_ or jnp.shape(mask) != key.shape[:-2]:
+        got = describe(mask)
+        if not hasattr(mask, "dtype") or mask.dtype != jnp.bool_ or jnp.shape(mask) != key.shape[:-2]:
             raise ValueError(
-                f"`mask` must be booleans [..., kv_len] of shape {key.shape[:-2]}, False for padding; got "
-                f"{jnp.result_type(mask)} of shape {jnp.shape(mask)}."
+                f"`mask` must be an array of booleans [..., kv_len] of shape {key.shape[:-2]}, False for padding; got "
+                f"{got}. There are no weights of pairs here to mask: `causal=True` leaves out what comes later."
             )
         wrong = wrong & mask[..., None]
     return key, _with_ones(value), wrong
-
-
-def _starts(segment_ids: Any, key: jax.Array) -> jax.Array | None:
-    """Where a segment starts, `[..., length]`; the recurrence checks the ids."""
-    if segment_ids is None or jnp.shape(segment_ids)[-1:] != (key.shape[-3],):
-        return None
-    ids = jnp.broadcast_to(jnp.asarray(segment_ids), key.shape[:-2])
-    return jnp.concatenate([jnp.zeros_like(ids[..., :1], bool), ids[..., 1:] != ids[..., :-1]], -1)
-
-
-def _running(x: jax.Array, starts: jax.Array | None) -> jax.Array:
-    """The largest so far of `[..., length, heads]`, within each segment."""
-    axis = x.ndim - 2
-    if starts is None:
-        return jax.lax.associative_scan(jnp.maximum, x, axis=axis)
-
-    def join(before, after):
-        return before[0] | after[0], jnp.where(after[0], after[1], jnp.maximum(before[1], after[1]))
-
-    return jax.lax.associative_scan(join, (jnp.broadcast_to(starts[..., None], x.shape), x), axis=axis)[1]
 
 
 def _tops(shift: jax.Array, first: jax.Array, starts: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -291,8 +304,8 @@ def _tops(shift: jax.Array, first: jax.Array, starts: jax.Array | None) -> tuple
     shift = jax.lax.stop_gradient(shift)
     joined = jnp.concatenate([jnp.broadcast_to(first, (*shift.shape[:-2], 1, shift.shape[-1])), shift], -2)
     if starts is not None:
-        starts = jnp.concatenate([jnp.zeros_like(starts[..., :1]), starts], -1)
-    tops = _running(joined, starts)
+        starts = jnp.pad(starts, [(0, 0)] * (starts.ndim - 1) + [(1, 0)])
+    tops = largest_so_far(joined, starts)
     before, tops = tops[..., :-1, :], tops[..., 1:, :]
     # Nothing has been summed where the maximum was -inf; at the start of a segment the recurrence forgets by itself.
     decay = jnp.where(jnp.isneginf(before), 0, jnp.minimum(before - jnp.where(jnp.isneginf(tops), 0, tops), 0))

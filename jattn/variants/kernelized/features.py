@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.checks import check_positions
+from ...core.shapes import check_shapes
 from ...pieces import Piece, array, piece
 from ...scores.arguments import known_values
 
@@ -123,6 +124,9 @@ class Learned(FeatureMap):
         key_kernel: of keys.
         key_bias: of keys.
 
+    Raises:
+        ValueError: at the call, arrays that do not fit its heads and dim, or one another.
+
     >>> import jax.numpy as jnp
     >>> kernel, bias = jnp.stack([jnp.eye(4)] * 2), jnp.zeros((2, 4))
     >>> Learned(kernel, bias, kernel, bias).query(jnp.ones((5, 2, 4)), None).shape
@@ -144,6 +148,9 @@ class Learned(FeatureMap):
 
 
 def _both(x: jax.Array, kernel: Any, bias: Any) -> jax.Array:
+    heads, dim = x.shape[-2:]
+    known = {"heads": heads, "dim": dim}
+    check_shapes(known, kernel=(kernel, "heads dim features"), bias=(bias, "heads features"))
     made = jnp.einsum("...hd,hdf->...hf", x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
     return jnp.concatenate([jax.nn.softmax(made, -1), jax.nn.softmax(-made, -1)], -1)
 
@@ -157,6 +164,9 @@ class Function(FeatureMap):
         nonnegative: a promise that no weight φ(q)·φ(k) is below 0, as when no feature is. It is not checked; without
             it, weights cannot be normalised.
 
+    Raises:
+        ValueError: `function` is not callable; at the call, it changes other axes than the last.
+
     >>> import jax, jax.numpy as jnp
     >>> print(Function(jax.nn.relu, nonnegative=True).query(jnp.array([-1.0, 2.0]), None))
     [0. 2.]
@@ -165,9 +175,18 @@ class Function(FeatureMap):
     function: Callable[[jax.Array], jax.Array]
     nonnegative: bool = False
 
+    def __post_init__(self):
+        if not callable(self.function):
+            raise ValueError(f"`function` must be a function of an array [..., dim]; got {self.function!r}.")
+
     def query(self, x, positions):
         del positions
-        return self.function(x)
+        made = self.function(x)
+        if jnp.shape(made)[:-1] != x.shape[:-1] or jnp.ndim(made) != x.ndim:
+            raise ValueError(
+                f"`function` must make [..., features] of [..., dim]; of {x.shape} it made {jnp.shape(made)}."
+            )
+        return made
 
 
 def check_features(features: Any, normalize: bool) -> None:
@@ -191,5 +210,6 @@ def check_at(positions: Any, batch: tuple[int, ...], length: int, of: str) -> An
     """Positions of a call, by default 0, 1, ..."""
     if positions is None:
         return np.arange(length)
+    positions = positions if isinstance(positions, jax.Array) else np.asarray(positions)
     check_positions("positions", positions, batch, length, of)
     return positions

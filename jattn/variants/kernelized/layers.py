@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_choice, check_multiple, check_positive, check_shapes
+from ...core.shapes import check_choice, check_key, check_multiple, check_positive, check_shapes
 from ...modules.generation import Generative
 from ...modules.layer import bias, kernel
 from .attention import KernelState, kernel_state, kernelized_attention, kernelized_step
@@ -56,8 +56,14 @@ class KernelizedAttention(Generative):
         check_positive(head_dim=self.head_dim, qk_dim=self.qk_dim)
 
     @abc.abstractmethod
-    def feature_map(self, parameters: Mapping[str, Any], redraw: jax.Array | None = None) -> FeatureMap:
-        """φ, with the layer's parameters; `redraw` is a key for maps that are random."""
+    def feature_map(self, parameters: Mapping[str, Any]) -> FeatureMap:
+        """φ, with the layer's parameters."""
+
+    def redrawn(self, parameters: Mapping[str, Any], redraw: jax.Array | None) -> FeatureMap:
+        """φ, drawn anew with a key where one is given; only maps that are random can be."""
+        if redraw is not None:
+            raise ValueError(f"`redraw` is for random features; the feature map of {type(self).__name__} has none.")
+        return self.feature_map(parameters)
 
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value` and `out`, named and shaped as those of `jattn.modules.multi_head`, no biases."""
@@ -119,7 +125,7 @@ class KernelizedAttention(Generative):
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
         state = self.checked(parameters, inputs, inputs.shape[:-1], state)
         query, key, value = (_project(parameters, name, inputs) for name in ("query", "key", "value"))
-        features = self.feature_map(parameters, redraw)
+        features = self.redrawn(parameters, redraw)
         position = jnp.broadcast_to(state.position, inputs.shape[:-1])
         out, last = kernelized_step(query, key, value, features, state.kernel, epsilon=self.epsilon, position=position)
         return _join(parameters, out), LayerState(last, state.position + 1)
@@ -133,7 +139,7 @@ class KernelizedAttention(Generative):
         check_shapes({"features": self.features}, key_inputs=(key_inputs, "... kv_len features"))
         query = _project(parameters, "query", inputs)
         key, value = (_project(parameters, name, key_inputs) for name in ("key", "value"))
-        features = self.feature_map(parameters, redraw)
+        features = self.redrawn(parameters, redraw)
         out, state = kernelized_attention(
             query, key, value, features, causal=self.causal, epsilon=self.epsilon, **options
         )
@@ -160,8 +166,8 @@ class LinearTransformer(KernelizedAttention):
     True
     """
 
-    def feature_map(self, parameters, redraw=None):
-        del parameters, redraw
+    def feature_map(self, parameters):
+        del parameters
         return Elu()
 
 
@@ -194,12 +200,15 @@ class Performer(KernelizedAttention):
             object.__setattr__(self, "random_features", 2 * int(self.qk_dim or 0))
         check_positive(random_features=self.random_features)
 
-    def feature_map(self, parameters, redraw=None):
-        del parameters
-        key = jax.random.key(self.seed) if redraw is None else redraw
-        return RandomFeatures(
-            orthogonal_projection(key, int(self.random_features or 0), int(self.qk_dim or 0)), self.kind
-        )
+    def feature_map(self, parameters):
+        return self.redrawn(parameters, jax.random.key(self.seed))
+
+    def redrawn(self, parameters, redraw):
+        if redraw is None:
+            return self.feature_map(parameters)
+        check_key("redraw", redraw)
+        sizes = int(self.random_features or 0), int(self.qk_dim or 0)
+        return RandomFeatures(orthogonal_projection(redraw, *sizes), self.kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +229,8 @@ class CosFormer(KernelizedAttention):
 
     max_len: int = 1024
 
-    def feature_map(self, parameters, redraw=None):
-        del parameters, redraw
+    def feature_map(self, parameters):
+        del parameters
         return Cosine(self.max_len)
 
 
@@ -250,8 +259,7 @@ class Hedgehog(KernelizedAttention):
         }
         return {**super().parameters(), **maps}
 
-    def feature_map(self, parameters, redraw=None):
-        del redraw
+    def feature_map(self, parameters):
         query, key = parameters["query_map"], parameters["key_map"]
         return Learned(query["kernel"], query["bias"], key["kernel"], key["bias"])
 
@@ -273,8 +281,8 @@ class Based(KernelizedAttention):
 
     qk_dim: int | None = 16
 
-    def feature_map(self, parameters, redraw=None):
-        del parameters, redraw
+    def feature_map(self, parameters):
+        del parameters
         return Taylor()
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.shapes import check_choice, check_positive
+from ...core.shapes import check_choice, check_key, check_positive, check_shapes
 from ...pieces import array, piece
 from .features import FeatureMap
 
@@ -31,12 +31,13 @@ def orthogonal_projection(key: jax.Array, features: int, dim: int, *, dtype: Any
         `[features, dim]`.
 
     Raises:
-        ValueError: sizes below 1.
+        ValueError: sizes below 1; a `key` that is no random key.
 
     >>> import jax
     >>> orthogonal_projection(jax.random.key(0), 100, 16).shape
     (100, 16)
     """
+    check_key("key", key)
     check_positive(features=features, dim=dim)
     blocks = -(-features // dim)
     of_direction, of_norm = jax.random.split(key)
@@ -81,8 +82,7 @@ class RandomFeatures(FeatureMap):
         check_choice("kind", self.kind, KINDS)
         if not isinstance(self.epsilon, (int, float)) or not self.epsilon >= 0:
             raise ValueError(f"`epsilon` must be a number of at least 0; got {self.epsilon!r}.")
-        if jnp.ndim(self.projection) != 2:
-            raise ValueError(f"`projection` must have shape [features, dim]; got {jnp.shape(self.projection)}.")
+        check_shapes(projection=(self.projection, "features dim"))
 
     def query(self, x, positions):
         del positions

@@ -49,7 +49,7 @@ class GLA(Grouped):
     def __post_init__(self):
         super().__post_init__()
         check_positive(gate_rank=self.gate_rank)
-        if not self.temperature > 0:
+        if not isinstance(self.temperature, int | float) or not self.temperature > 0:
             raise ValueError(f"`temperature` must be above 0, so that gates are at most 1; got {self.temperature!r}.")
         if self.taps is not None:
             check_positive(taps=self.taps)

@@ -14,6 +14,7 @@ from ...modules.layer import Parameter, bias, kernel, ones
 from ...modules.norms import rms_norm
 from ...recurrent import linear_recurrence, linear_step
 from ...recurrent.arguments import check_segments
+from ..arguments import check_batch
 
 
 class RecurrentState(NamedTuple):
@@ -98,6 +99,7 @@ class Recurrent(Generative):
     ) -> RecurrentState:
         """Before the first token: zeros, at position 0."""
         del parameters
+        check_batch(batch)
         memory = jnp.zeros((*batch, self._memories, self.k_dim, self.v_dim), dtype)
         return RecurrentState(memory, jnp.zeros((*batch, *self._past), dtype), jnp.zeros((), jnp.int32))
 

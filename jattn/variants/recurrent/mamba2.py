@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...modules.layer import kernel
 from ...recurrent import linear_recurrence, linear_step
+from ...scores.arguments import known_values
+from ..arguments import leave_out
 from ..convolutional.short_convolution import ShortConvolution
 from .decay import log_rate, step_size_bias
 from .layer import Made, Recurrent, RecurrentState, projection, scale, to_heads, wide
@@ -44,13 +46,14 @@ def ssd(
         y `[..., length, heads, dim]` in the dtype of x, and the last state `[..., heads, state_dim, dim]`.
 
     Raises:
-        ValueError: shapes that do not fit; groups that do not divide the heads; a negative Δ A.
+        ValueError: shapes that do not fit; groups that do not divide the heads; a negative Δ or A, where it is known.
 
     >>> import jax.numpy as jnp
     >>> x, sizes, shared = jnp.ones((10, 2, 4)), jnp.ones((10, 2)), jnp.ones((10, 1, 3))
     >>> ssd(x, sizes, jnp.ones(2), shared, shared)[0].shape
     (10, 2, 4)
     """
+    options = leave_out(options, "the decay is of `step_size` and `rate`, and there is no bonus", "log_decay", "bonus")
     entry, readout = _checked(x, step_size, rate, entry, readout, skip, "length ")
     value = step_size[..., None] * x
     out, state = linear_recurrence(readout, entry, value, log_decay=-step_size * rate, **options)
@@ -66,7 +69,28 @@ def ssd_step(
     skip: jax.Array | None,
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """One token of `ssd`: the same arguments without their length, and the state."""
+    """One token of `ssd`.
+
+    Args:
+        x: `[..., heads, dim]`.
+        step_size: Δ ≥ 0, `[..., heads]`.
+        rate: A ≥ 0, `[heads]`.
+        entry: B, `[..., groups, state_dim]`.
+        readout: C, likewise.
+        skip: D, `[heads]`, or None.
+        state: of the tokens before, `[..., heads, state_dim, dim]`, float32; zeros for the first.
+
+    Returns:
+        y `[..., heads, dim]` in the dtype of x, and the new state.
+
+    Raises:
+        ValueError: as `ssd`; a state of another shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> x, sizes, shared = jnp.ones((2, 4)), jnp.ones(2), jnp.ones((1, 3))
+    >>> ssd_step(x, sizes, jnp.ones(2), shared, shared, None, jnp.zeros((2, 3, 4)))[0].shape
+    (2, 4)
+    """
     entry, readout = _checked(x, step_size, rate, entry, readout, skip, "")
     out, state = linear_step(readout, entry, step_size[..., None] * x, state, log_decay=-step_size * rate)
     return (out if skip is None else out + skip[:, None] * x).astype(x.dtype), state
@@ -82,6 +106,13 @@ def _checked(x, step_size, rate, entry, readout, skip, length) -> tuple[jax.Arra
         "readout": (readout, f"... {length}groups state_dim"),
     }
     sizes = check_shapes(None, **arrays, **({} if skip is None else {"skip": (skip, "heads")}))
+    for name, one, remedy in (
+        ("step_size", step_size, "A softplus keeps it there."),
+        ("rate", rate, "The paper writes A with its minus sign: give `-A`."),
+    ):
+        known = known_values(one)
+        if known is not None and (known < 0).any():
+            raise ValueError(f"`{name}` must be at least 0; got values down to {known.min()}. {remedy}")
     heads, groups = sizes["heads"], sizes["groups"]
     check_positive(groups=groups)
     check_multiple("groups", heads=heads, groups=groups)

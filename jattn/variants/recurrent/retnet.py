@@ -51,9 +51,9 @@ class RetNet(Grouped):
         """`query`, `key`, `value`, `swish`, `norm` and `out`."""
         return {**super().parameters(), "swish": projection(self.features, self.heads, self.v_dim)}
 
-    def log_decay(self) -> jax.Array:
+    def log_decay(self, dtype: Any = jnp.float32) -> jax.Array:
         """log γ, `[kv_heads]`."""
-        return jnp.asarray(np.log1p(-(2.0 ** (-5.0 - np.arange(self._memories)))), jnp.float32)
+        return jnp.asarray(np.log1p(-(2.0 ** (-5.0 - np.arange(self._memories)))), dtype)
 
     def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
         del segment_ids
@@ -62,4 +62,9 @@ class RetNet(Grouped):
         angles = 10000.0 ** -np.linspace(0, 1, self.k_dim // 2)
         query, key = (rotary(one, at, pairs="interleaved", frequencies=angles) for one in (query, key))
         sequences = {"query": query * self.k_dim**-0.5, "key": key, "value": value}
-        return Made(sequences, {"log_decay": self.log_decay()}, to_heads(parameters, "swish", inputs), state.past)
+        return Made(
+            sequences,
+            {"log_decay": self.log_decay(state.memory.dtype)},
+            to_heads(parameters, "swish", inputs),
+            state.past,
+        )

@@ -150,3 +150,30 @@ def test_bad_input_is_named():
         aft_local(x, x, x, jnp.zeros((5, 5)), window=0)
     with pytest.raises(ValueError, match="odd number; got 4"):
         relative_bias(jnp.zeros((1, 4)), 5)
+
+
+def test_a_state_of_another_dtype_is_refused():
+    """It would be summed in, and what is small beside it lost."""
+    x = jnp.ones((2, 8))
+    narrow = jax.tree.map(lambda one: one.astype(jnp.bfloat16), aft_state((2, 8)))
+    with pytest.raises(ValueError, match=r"`state.out` must be float32 of shape \(2, 8, 1\).*got bfloat16"):
+        aft_step(x, x, x, narrow)
+    with pytest.raises(ValueError, match="`state` must be a Partial"):
+        aft_step(x, x, x, None)
+    with pytest.raises(ValueError, match="`batch` must be a tuple"):
+        aft_state(8)
+    with jax.enable_x64(True):
+        wide = jnp.ones((2, 8), jnp.float64)
+        assert aft_step(wide, wide, wide, aft_state((2, 8), jnp.float64))[1].out.dtype == "float64"
+
+
+def test_numbers_of_pairs_that_are_none_are_named():
+    x = jnp.ones((2, 5, 8))
+    for bias in (jnp.array(1.0), jnp.ones((5, 5), int)):
+        with pytest.raises(ValueError, match="`bias` must"):
+            aft_full(x, x, x, bias)
+        with pytest.raises(ValueError, match="`bias` must"):
+            aft_local(x, x, x, bias, window=2)
+    for length in (3.0, -1):
+        with pytest.raises(ValueError, match="`length` must be an int"):
+            relative_bias(jnp.ones((1, 3)), length)

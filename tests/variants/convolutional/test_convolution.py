@@ -57,3 +57,9 @@ def test_shapes_are_named():
         long_convolution(jnp.ones((5, 3)), jnp.ones((5, 2)))
     with pytest.raises(ValueError, match=r"`skip` must have shape"):
         long_convolution(jnp.ones((5, 3)), jnp.ones((5, 3)), jnp.ones(2))
+
+
+def test_without_taps_there_is_the_skip():
+    inputs, skip = normal(0, (2, 5, 3), (3,))
+    np.testing.assert_allclose(long_convolution(inputs, np.zeros((0, 3), np.float32), skip), skip * inputs, atol=1e-6)
+    assert long_convolution(inputs[:, :0], inputs[0], skip).shape == (2, 0, 3)

@@ -137,3 +137,19 @@ def test_bad_input_is_named():
         layer(parameters, jnp.ones((5, 3)))
     with pytest.raises(ValueError, match=r"`state.past` must be float32 of shape"):
         layer.step(parameters, jnp.ones(4), Hyena(4, max_len=9).initial_state(parameters))
+
+
+def test_nan_stays_when_it_has_left_the_filters():
+    """By steps as in the whole, and behind a prefill."""
+    layer = Hyena(4, max_len=4)
+    parameters, (inputs,) = layer.init(jax.random.key(0)), normal(0, (2, 20, 4))
+    inputs[0, 1] = np.nan
+    whole = layer(parameters, inputs)
+    state, steps = layer.initial_state(parameters, (2,)), []
+    for t in range(20):
+        out, state = layer.step(parameters, inputs[:, t], state)
+        steps.append(out)
+    np.testing.assert_allclose(np.stack(steps, 1), whole, atol=1e-5)
+    assert np.isnan(whole[0, 1:]).all() and np.isfinite(whole[1]).all()
+    _, state = layer.prefill(parameters, inputs[:, :15])
+    np.testing.assert_allclose(layer.prefill(parameters, inputs[:, 15:], state)[0], whole[:, 15:], atol=1e-5)

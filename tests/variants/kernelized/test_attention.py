@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from differences import check, close, normal
 
+from jattn import masks
 from jattn.variants.kernelized import (
     Cosine,
     Elu,
@@ -18,6 +19,7 @@ from jattn.variants.kernelized import (
     kernel_state,
     kernelized_attention,
     kernelized_step,
+    orthogonal_projection,
 )
 
 rng = np.random.default_rng(7)
@@ -230,7 +232,7 @@ def test_bad_input_is_named():
         "`segment_ids` need `causal=True`": lambda: kernelized_attention(
             query, key, value, Elu(), segment_ids=np.zeros(5, int)
         ),
-        "`mask` must be booleans": lambda: kernelized_attention(query, key, value, Elu(), mask=np.ones(5)),
+        "`mask` must be an array of booleans": lambda: kernelized_attention(query, key, value, Elu(), mask=np.ones(5)),
         "`epsilon` must be a number of at least 0": lambda: kernelized_attention(
             query, key, value, Elu(), epsilon=-1.0
         ),
@@ -261,3 +263,56 @@ def test_a_promise_that_was_broken_gives_zeros():
         assert not np.asarray(run(query, key, value)).any()
         gradients = jax.grad(lambda *arrays, run=run: run(*arrays).sum(), (0, 1, 2))(query, key, value)
         assert not any(np.asarray(gradient).any() for gradient in gradients)
+
+
+ROWS = jnp.ones((2, 5, 1, 4))
+TOKEN = jnp.ones((2, 1, 4))
+STATE = kernel_state(Elu(), (2,), 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), mask=masks.Causal()), "`mask` must be .*`causal=True`"),
+        (
+            lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), mask=[[True] * 5] * 2),
+            "`mask` must be an array of bool",
+        ),
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), form="x"), "`form` must be one of"),
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), chunk=0), "`chunk` must be a positive int"),
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), normalize="no"), "`normalize` must be True or False"),
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), initial_state=(1, 2)), "`state` must be a KernelState"),
+        (
+            lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), causal=True, segment_ids=jnp.zeros((3, 5), int)),
+            r"`segment_ids` must be integers of shape \(5,\) or \(2, 5\)",
+        ),
+        (lambda: kernelized_step([1.0], TOKEN, TOKEN, Elu(), STATE), "`query` must be an array"),
+        (lambda: kernelized_step(ROWS, TOKEN, TOKEN, Elu(), STATE), "`key` must have shape"),
+        (lambda: kernelized_step(TOKEN, TOKEN, TOKEN, Elu(), STATE, position=0.5), "`position` must be an integer"),
+        (
+            lambda: kernelized_step(TOKEN, TOKEN, TOKEN, Elu(), STATE, position=np.arange(3)),
+            "`position` must be an int",
+        ),
+        (lambda: kernel_state(Elu(), 2, 1, 4, 4), "`batch` must be a tuple of sizes"),
+        (lambda: Function(3), "`function` must be a function"),
+        (
+            lambda: kernelized_attention(ROWS, ROWS, ROWS, Function(lambda x: x.sum(-1), nonnegative=True)),
+            r"`function` must make \[..., features\] of \[..., dim\]",
+        ),
+        (
+            lambda: kernelized_attention(ROWS, ROWS, ROWS, Learned(*[np.float32(one) for one in MAPS])),
+            "`kernel` must have shape .* with heads = 1",
+        ),
+        (lambda: RandomFeatures([[1.0, 2.0]]), "`projection` must be an array"),
+        (lambda: orthogonal_projection(0, 4, 4), "`key` must be one random key"),
+    ],
+)
+def test_what_else_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_positions_may_be_a_list():
+    want = kernelized_attention(ROWS, ROWS, ROWS, Cosine(8), causal=True, positions=np.arange(1, 6))[0]
+    got = kernelized_attention(ROWS, ROWS, ROWS, Cosine(8), causal=True, positions=[1, 2, 3, 4, 5])[0]
+    np.testing.assert_array_equal(got, want)

@@ -96,3 +96,21 @@ def test_bad_input_is_named():
         layer(parameters, jnp.ones((3, 5)))
     with pytest.raises(ValueError, match="`key_inputs` need `causal=False`"):
         layer(parameters, jnp.ones((3, 6)), jnp.ones((3, 6)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_only_what_is_random_is_drawn_again(name):
+    layer = LAYERS[name]
+    parameters, inputs = layer.init(jax.random.key(0)), jnp.ones((2, 5, 6))
+    with pytest.raises(ValueError, match="`redraw`"):
+        layer(parameters, inputs, redraw=3)
+    if name != "performer":
+        with pytest.raises(ValueError, match="`redraw` is for random features"):
+            layer(parameters, inputs, redraw=jax.random.key(1))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_tokens_of_packed_sequences(name):
+    layer = LAYERS[name]
+    out, state = layer.prefill(layer.init(jax.random.key(0)), jnp.ones((2, 0, 6)), segment_ids=jnp.zeros(0, int))
+    assert out.shape == (2, 0, 6) and state.position == 0

@@ -244,3 +244,49 @@ def test_decays_start_as_in_the_authors_code(layer):
     for drawn, least, most in ((np.log(sizes), np.log(0.001), np.log(0.1)), (rates, 1, 16)):
         assert least - 1e-3 <= drawn.min() and drawn.max() <= most + 1e-3
         assert abs(drawn.mean() - (least + most) / 2) < 4 * (most - least) / np.sqrt(12 * 2000)
+
+
+def test_what_does_not_decay_is_named_as_it_was_given():
+    x, sizes, shared = jnp.ones((10, 2, 4)), jnp.ones((10, 2)), jnp.ones((10, 1, 3))
+    with pytest.raises(ValueError, match=r"`rate` must be at least 0.*The paper writes A with its minus sign"):
+        ssd(x, sizes, -jnp.ones(2), shared, shared)
+    with pytest.raises(ValueError, match="`step_size` must be at least 0"):
+        ssd(x, -sizes, -jnp.ones(2), shared, shared)
+    with pytest.raises(ValueError, match="`rate` must be at least 0"):
+        ssd_step(x[0], sizes[0], -jnp.ones(2), shared[0], shared[0], None, jnp.zeros((2, 3, 4)))
+    for name in ("log_decay", "bonus"):
+        with pytest.raises(ValueError, match=f"`{name}` must be left out"):
+            ssd(x, sizes, jnp.ones(2), shared, shared, **{name: jnp.ones(2)})
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_batch_axes_are_a_tuple(name):
+    with pytest.raises(ValueError, match="`batch` must be a tuple of sizes"):
+        LAYERS[name].initial_state(LAYERS[name].init(jax.random.key(0)), 2)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_float64_is_float64_throughout(name):
+    """Whole and by steps; a state that is not is refused with what makes one that is."""
+    layer = LAYERS[name]
+    with jax.enable_x64(True):
+        parameters = jax.tree.map(np.float64, random_parameters(layer))
+        inputs = np.random.default_rng(0).normal(size=(2, 6, FEATURES))
+
+        @jax.jit
+        def run(parameters, inputs):
+            def token(state, x):
+                out, state = layer.step(parameters, x, state)
+                return state, out
+
+            first = layer.initial_state(parameters, (2,), jnp.float64)
+            return layer.prefill(parameters, inputs), jax.lax.scan(token, first, jnp.moveaxis(inputs, 1, 0))
+
+        (whole, end), (state, steps) = run(parameters, inputs)
+        np.testing.assert_allclose(np.moveaxis(steps, 0, 1), whole, rtol=0, atol=1e-12 * np.abs(whole).max())
+        for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(end), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+        if not isinstance(layer, Recurrent):
+            return
+        with pytest.raises(ValueError, match="dtype='float64'"):
+            layer.step(parameters, inputs[:, 0], layer.initial_state(parameters, (2,)))
