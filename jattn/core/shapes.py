@@ -139,3 +139,13 @@ def check_key(name: str, key: Any) -> None:
     if not (typed and rank == 0) and not words:
         got = repr(key) if dtype is None else f"an array of dtype {dtype} and shape {key.shape}"
         raise ValueError(f"`{name}` must be one random key, such as `jax.random.key(0)`; got {got}.")
+
+
+def check_batch(batch: Any) -> None:
+    """Batch axes are a tuple of sizes.
+
+    Raises:
+        ValueError: something else, such as one size.
+    """
+    if not isinstance(batch, tuple) or not all(isinstance(size, int | np.integer) and size >= 0 for size in batch):
+        raise ValueError(f"`batch` must be a tuple of sizes, such as (2,), or () for none; got {batch!r}.")

@@ -1,6 +1,7 @@
 """Layers as pure functions of a tree of parameters; `jattn.nnx` and `jattn.linen` are thin skins over them."""
 
 from .attention_fn import attention_fn
+from .causal import Cache, CausalAttention
 from .generation import Generative
 from .layer import Layer, Parameter, parameter_count
 from .multi_head import multi_head, multi_head_weights
@@ -8,6 +9,8 @@ from .parameters import AXES, Sizes, parameter_shapes, parameter_specs
 
 __all__ = [
     "AXES",
+    "Cache",
+    "CausalAttention",
     "Generative",
     "Layer",
     "Parameter",

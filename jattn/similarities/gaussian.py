@@ -21,7 +21,8 @@ class Gaussian(Similarity):
     subtract a common mean from query and key if they are far from 0, which changes no distance.
 
     gamma = 0 is the mean of the values; unit-norm keys with gamma = 1/(2√qk_dim) are the scaled dot product; a large
-    gamma approaches the nearest key.
+    gamma approaches the nearest key, where the gradient is 0: to within gamma times the rounding of the output, as
+    `chunked` takes the mean of the values off in sums of its own.
 
     Args:
         gamma: a number of at least 0, or a floating-point array `[batch..., head]` of such, one for each query head.

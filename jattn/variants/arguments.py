@@ -90,13 +90,3 @@ def check_record(name: str, value: Any, kind: type) -> None:
         raise ValueError(
             f"`{name}` must be a {kind.__name__}, as an earlier call returns it; got {type(value).__name__}."
         )
-
-
-def check_batch(batch: Any) -> None:
-    """Batch axes are a tuple of sizes.
-
-    Raises:
-        ValueError: something else, such as one size.
-    """
-    if not isinstance(batch, tuple) or not all(isinstance(size, int | np.integer) and size >= 0 for size in batch):
-        raise ValueError(f"`batch` must be a tuple of sizes, such as (2,), or () for none; got {batch!r}.")

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.partial import Partial, merge
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_batch, check_positive, check_shapes
 from ...front import attention, partial_attention
 from ...masks import Causal, SlidingWindow
 from ...scores import Bias
 from ...similarities import Dot
-from ..arguments import check_batch, check_record
+from ..arguments import check_record
 from .convolution import reaches
 
 

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.partial import Partial, merge
-from ...core.shapes import check_multiple, check_positive, check_shapes
+from ...core.shapes import check_batch, check_multiple, check_positive, check_shapes
 from ...masks import SlidingWindow
 from ...modules.generation import Generative
 from ...modules.layer import bias, kernel, normal
 from ...scores.arguments import known_values
-from ..arguments import check_batch
 from .aft import gate, prefixes, split_broken_keys, windowed
 
 

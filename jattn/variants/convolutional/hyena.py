@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_batch, check_positive, check_shapes
 from ...modules.generation import Generative
 from ...modules.layer import bias, kernel, normal, ones
-from ..arguments import check_batch
 from .convolution import long_convolution, split_broken
 from .short_convolution import ShortConvolution
 

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_choice, check_flags, check_positive, check_shapes
+from ...core.shapes import check_batch, check_choice, check_flags, check_positive, check_shapes
 from ...recurrent import linear_recurrence, linear_step
 from ...recurrent.arguments import FORMS, check_segments
 from ...recurrent.chunks import largest_so_far
 from ...scores.arguments import describe
-from ..arguments import check_batch, check_record
+from ..arguments import check_record
 from .features import FeatureMap, check_at, check_features
 
 

@@ -79,11 +79,16 @@ def position_encoding(present: jax.Array, features: int) -> jax.Array:
     Returns:
         `[..., words, features]`, float32.
 
+    Raises:
+        ValueError: `present` is no boolean array; `features` below 1.
+
     >>> import jax.numpy as jnp
     >>> print(position_encoding(jnp.array([True, True]), 2))
     [[0.5 0.5]
      [0.5 1. ]]
     """
+    check_shapes(kind=jnp.bool_, present=(present, "... words"))
+    check_positive(features=features)
     count = jnp.maximum(present.sum(-1), 1)[..., None, None]
     word = jnp.arange(1, present.shape[-1] + 1)[:, None] / count
     feature = jnp.arange(1, features + 1) / features

@@ -23,6 +23,9 @@ class OnHeads(Mask):
 
     Raises:
         ValueError: `flags` is no boolean array.
+
+    >>> OnHeads([True, False]).flags
+    array([ True, False])
     """
 
     flags: np.ndarray | jax.Array = array("head")
@@ -47,6 +50,11 @@ class Flagged(Mask):
 
     Raises:
         ValueError: flags that are no boolean array; none at all.
+
+    >>> print(Flagged(query_flags=[False, False, True]).picture(3, 3).rsplit(chr(10), 2)[0])
+    ···
+    ···
+    ███
     """
 
     query_flags: np.ndarray | jax.Array | None = array("query", default=None)
@@ -76,6 +84,13 @@ class Shifted(Mask):
 
     Raises:
         ValueError: `start` is negative or not an integer.
+
+    >>> from jattn import masks
+    >>> print(Shifted(masks.Chunked(2), 1).picture(4, 4).rsplit(chr(10), 2)[0])
+    █···
+    ·██·
+    ·██·
+    ···█
     """
 
     mask: Mask = part()

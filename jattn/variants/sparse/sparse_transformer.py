@@ -101,6 +101,9 @@ class Summaries(Mask):
 
     Raises:
         ValueError: not such integers.
+
+    >>> print(Summaries(3, 1).picture(1, 6).splitlines()[0])
+    ··█··█
     """
 
     size: Integers = number("head")

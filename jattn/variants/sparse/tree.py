@@ -44,6 +44,9 @@ def tree_mask(parents: Any, prefix_length: Integers = 0) -> Mask:
 def tree_depths(parents: Any) -> Any:
     """How many ancestors each node has: `[..., nodes]`, int32.
 
+    Raises:
+        ValueError: as `tree_mask`.
+
     >>> tree_depths([-1, 0, 0, 1])
     array([0, 1, 1, 2], dtype=int32)
     """
