@@ -46,8 +46,9 @@ def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fre
     return _run(body, [query, key, value, gates], starts, state, length, chunk, fresh)
 
 
-def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh):
-    """The delta rule; `beta` and `gates [..., length, heads, 1]`, the rest as of `chunked_linear`.
+def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh, correct):
+    """The delta rule; `beta` and `gates [..., length, heads, 1]`, the rest as of `chunked_linear`, `correct` as of
+    `unit_lower_solve`.
 
     With u_i = β_i (v_i - α_i S_{i-1}ᵀ k_i) the rule is S_i = α_i S_{i-1} + k_i u_iᵀ, the linear recurrence with u for
     values. In a chunk that starts with S the u solve a triangular system, W the decay between tokens, a from the start:
@@ -66,7 +67,7 @@ def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh
         recalling = key if sums is None else key * jnp.exp(sums.reading)
         others = jnp.where(below(chunk, diagonal=False), beta * jnp.einsum("...id,...jd->...ij", key, key) * kept, 0)
         right = beta * jnp.concatenate([value, recalling], -1)
-        values, recalls = jnp.split(unit_lower_solve(others, right, beta.max(initial=0) > 1), [value.shape[-1]], -1)
+        values, recalls = jnp.split(unit_lower_solve(others, right, correct=correct), [value.shape[-1]], -1)
 
         def advance(state, slices):
             values, recalls, keeping, left = slices

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.shapes import check_choice, check_positive
+from ..core.shapes import check_choice, check_flags, check_positive
 from .arguments import FORMS, check_log_decay, check_segments, check_sequences, check_state, state_dtype
 from .chunked import chunked_delta
 from .scan import delta_token, scan_tokens
@@ -22,6 +22,7 @@ def delta_rule(
     segment_ids: Any = None,
     form: str = "chunked",
     chunk: int = 64,
+    correct: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """A state that learns key-value pairs by the delta rule, in time and memory linear in the length.
 
@@ -30,8 +31,8 @@ def delta_rule(
     Schlag et al. 2021 (arXiv:2102.11174), Yang et al. 2024 (arXiv:2406.06484), with decay Yang et al. 2024
     (arXiv:2412.06464). There is no scale inside, and keys are taken as they are: with ‖k‖ > 1 and β ‖k‖² > 2 the state
     grows without bound, so give keys unit length. With β near 2 and keys that are nearly all alike the chunked
-    form, whose triangular systems are then ill-conditioned, is off by up to 2e-5 of its root mean square in float32.
-    State, dtypes and NaN as in `linear_recurrence`.
+    form, whose triangular systems are then ill-conditioned, is off by up to 2e-5 of its root mean square in float32
+    (2e-4 without `correct`). State, dtypes and NaN as in `linear_recurrence`.
 
     Args:
         query: `[..., length, heads, k_dim]`, any leading batch axes.
@@ -45,12 +46,15 @@ def delta_rule(
         form: `"chunked"`, by the WY representation: a triangular system within each chunk, and a state from chunk to
             chunk; or `"scan"`, the definition, token by token.
         chunk: tokens in a chunk; a matter of speed.
+        correct: whether the chunked form corrects what it found for a chunk by what the residual says. Where no
+            β ‖k‖² is above 1, nothing is lost without.
 
     Returns:
         The output `[..., length, heads, v_dim]` in the value's dtype, and the final state, float32.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; gates outside their range; ids that decrease; an unknown `form`.
+        ValueError: shapes or dtypes that do not fit; gates outside their range; ids that decrease; an unknown `form`;
+            `correct` that is neither True nor False.
 
     >>> import jax, jax.numpy as jnp
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 100, 2, 16)) / 4
@@ -65,9 +69,10 @@ def delta_rule(
     starts = check_segments(segment_ids, query)
     check_choice("form", form, FORMS)
     check_positive(chunk=chunk)
+    check_flags(correct=correct)
     if form == "chunked" and query.shape[-3]:
-        fresh = initial_state is None
-        out, state = chunked_delta(query, key, value, beta[..., None], decay, starts, state, chunk, fresh=fresh)
+        options = {"fresh": initial_state is None, "correct": correct}
+        out, state = chunked_delta(query, key, value, beta[..., None], decay, starts, state, chunk, **options)
         return out.astype(value.dtype), state
 
     def token(query, key, value, beta, decay, state):

@@ -1,5 +1,7 @@
 """Triangular systems with ones on the diagonal, by matrix products."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -49,36 +51,32 @@ def _tangent(primals, tangents):
     return inverse, -(inverse @ tangents[0] @ inverse)
 
 
-def unit_lower_solve(strict: jax.Array, right: jax.Array, careful: jax.Array) -> jax.Array:
+def unit_lower_solve(strict: jax.Array, right: jax.Array, *, correct: bool) -> jax.Array:
     """X of (I + N) X = R, N strictly lower triangular, `[..., size, size]` and `[..., size, columns]`.
 
     Where numbers of N are well above 1, so are those of its powers, of which the inverse is the sum: digits are lost.
-    Where `careful`, a scalar, is true, the solution is corrected by what its residual says; and so is its gradient.
+    `correct` adds to the solution what its residual says, and to its derivative likewise; two products more for each.
 
     >>> import jax.numpy as jnp
-    >>> print(unit_lower_solve(jnp.array([[0.0, 0.0], [3.0, 0.0]]), jnp.ones((2, 1)), jnp.array(True)))
+    >>> print(unit_lower_solve(jnp.array([[0.0, 0.0], [3.0, 0.0]]), jnp.ones((2, 1)), correct=True))
     [[ 1.]
      [-2.]]
     """
-    return _solve(strict, right, unit_lower_inverse(strict), careful)
+    return _solve(strict, right, unit_lower_inverse(strict), correct)
 
 
-@jax.custom_jvp
-def _solve(strict: jax.Array, right: jax.Array, inverse: jax.Array, careful: jax.Array) -> jax.Array:
-    return _by_inverse(strict, right, inverse, careful)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _solve(strict: jax.Array, right: jax.Array, inverse: jax.Array, correct: bool) -> jax.Array:
+    return _by_inverse(strict, right, inverse, correct)
 
 
 @_solve.defjvp
-def _solve_tangent(primals, tangents):
-    strict, _, inverse, careful = primals  # the solution does not depend on how it was found
-    found = _solve(*primals)
-    return found, _by_inverse(strict, tangents[1] - tangents[0] @ found, inverse, careful)
+def _solve_tangent(correct, primals, tangents):
+    strict, _, inverse = primals  # the solution does not depend on how it was found
+    found = _solve(*primals, correct)
+    return found, _by_inverse(strict, tangents[1] - tangents[0] @ found, inverse, correct)
 
 
-def _by_inverse(strict: jax.Array, right: jax.Array, inverse: jax.Array, careful: jax.Array) -> jax.Array:
+def _by_inverse(strict: jax.Array, right: jax.Array, inverse: jax.Array, correct: bool) -> jax.Array:
     found = inverse @ right
-
-    def corrected(found):
-        return found + inverse @ (right - found - strict @ found)
-
-    return jax.lax.cond(careful, corrected, lambda found: found, found)
+    return found + inverse @ (right - found - strict @ found) if correct else found

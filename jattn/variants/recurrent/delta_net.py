@@ -70,7 +70,7 @@ class DeltaNet(Recurrent):
         return Made({"query": unit(query), "key": unit(key), "value": value, "beta": beta}, {}, None, past)
 
     def _whole(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
-        return delta_rule(**arrays)
+        return delta_rule(**arrays, correct=False)  # β ‖k‖² is below 1
 
     def _single(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
         return delta_step(**arrays)
