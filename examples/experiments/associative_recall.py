@@ -34,7 +34,7 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
     """Accuracies beside the linear transformer's."""
     models = {
         "linear": Model(LinearTransformer(WIDTH, 2), 2000),
-        "Hyena": Model(Hyena(WIDTH, max_len=LENGTH), 2000, positions=False),
+        "Hyena": Model(Hyena(WIDTH, max_len=LENGTH), 2000, rate=5e-3, positions=False),
     }
     if not fast:
         models["softmax"] = Model(Rotary(WIDTH, 2), 400, rate=3e-3, positions=False)
