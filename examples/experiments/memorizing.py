@@ -29,7 +29,7 @@ def data(key, rows, segments):
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
     """The share of far repeats predicted, in both forms."""
     first_key, test_key, train_key = jax.random.split(jax.random.key(seed), 3)
-    steps = 150 if fast else 500
+    steps = 130 if fast else 500
     optimizer = optax.adam(optax.cosine_decay_schedule(0.01, steps))
     sizes = dict(features=FEATURES, heads=2)
     models = {

@@ -13,8 +13,9 @@ def mesh():
     return jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
 
 
-@pytest.mark.parametrize("form", ["chunked", "scan"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "form"), [*((kind, "chunked") for kind in KINDS), ("bonus", "scan"), ("gated delta", "scan")]
+)
 def test_batch(kind, form):
     both = [inputs(kind, 20, seed=seed) for seed in (0, 1)]
     fixed = {name: array for name, array in both[0].items() if array.shape[0] != 20}
@@ -40,7 +41,11 @@ def test_batch(kind, form):
         np.testing.assert_allclose(have, wish, rtol=2e-5, atol=2e-5 * max(1, np.abs(wish).max()))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+# One of each kind of state.
+SOME = ("attention", "GLA, grouped, convolved", "RWKV-6", "Gated DeltaNet", "Performer", "Hyena", "AFT-local")
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_layers(name):
     """The whole, and prefill with a step behind it."""
     layer = LAYERS[name]
