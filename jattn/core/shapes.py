@@ -111,6 +111,17 @@ def check_positive(**sizes: Any) -> None:
             raise ValueError(f"`{name}` must be a positive int; got {size!r}.")
 
 
+def check_counts(**counts: Any) -> None:
+    """Counts are integers of at least 0.
+
+    Raises:
+        ValueError: naming the count.
+    """
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"`{name}` must be an int of at least 0; got {count!r}.")
+
+
 def check_flags(**flags: Any) -> None:
     """Flags are True or False, known while tracing.
 

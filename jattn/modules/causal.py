@@ -11,11 +11,11 @@ from ..core.shapes import check_batch, check_flags, check_multiple, check_positi
 from ..front import attention
 from ..masks import Causal, SameSegment, SlidingWindow
 from ..positions import rotary
-from ..recurrent.arguments import check_segments
+from ..recurrent.arguments import check_segments, starts_of
 from ..recurrent.chunks import largest_so_far
 from ..scores.arguments import known_values
 from .generation import Generative
-from .layer import kernel
+from .layer import multi_head_parameters, project, project_heads
 
 
 class Cache(NamedTuple):
@@ -92,13 +92,8 @@ class CausalAttention(Generative):
 
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value` and `out`, named and shaped as those of `multi_head`, no biases."""
-        dim, kv_heads = int(self.head_dim or 0), int(self.kv_heads or 0)
-        return {
-            "query": {"kernel": kernel(self.features, self.heads, dim)},
-            "key": {"kernel": kernel(self.features, kv_heads, dim)},
-            "value": {"kernel": kernel(self.features, kv_heads, dim)},
-            "out": {"kernel": kernel(self.heads, dim, self.features, inputs=2)},
-        }
+        sizes = {"kv_heads": self.kv_heads, "head_dim": self.head_dim}
+        return multi_head_parameters(self.features, self.heads, use_bias=False, **sizes)
 
     def initial_state(
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
@@ -130,9 +125,7 @@ class CausalAttention(Generative):
         at = before.position + jnp.arange(length)
         wrong = ~jnp.isfinite(inputs).all(-1)
         clean = jnp.where(wrong[..., None], 0, inputs)
-        query, key, value = (
-            jnp.einsum("...tf,fhd->...thd", clean, parameters[name]["kernel"]) for name in ("query", "key", "value")
-        )
+        query, key, value = project_heads(parameters, clean)
         if self.rotary:
             query, key = rotary(query, at), rotary(key, at)
         keys, values = (
@@ -154,7 +147,7 @@ class CausalAttention(Generative):
             key, value = (jnp.where(bad[..., None, None], 0, one).astype(inputs.dtype) for one in (keys, values))
         # NaN is kept apart, as for a query that sees it the gradients of all other keys would be 0 times NaN.
         out = attention(query, key, value, mask=mask, query_positions=None if state is None else at)
-        out = jnp.einsum("...thd,hdf->...tf", out, parameters["out"]["kernel"])
+        out = project(parameters["out"], out, "...thd,hdf->...tf")
         out = jnp.where((broken | (at >= self.max_len))[..., None], jnp.nan, out)
         start = before.start
         if starts is not None and length:
@@ -165,8 +158,7 @@ class CausalAttention(Generative):
     def _broken(self, wrong: jax.Array, ids: jax.Array) -> jax.Array:
         """Which tokens see one that is wrong, `[..., length]`, of tokens in order and the ids of their segments."""
         at = jnp.arange(wrong.shape[-1])
-        starts = jnp.pad(ids[..., 1:] != ids[..., :-1], [(0, 0)] * (ids.ndim - 1) + [(min(at.size, 1), 0)])
-        last = largest_so_far(jnp.where(wrong, at, -1)[..., None], starts)[..., 0]
+        last = largest_so_far(jnp.where(wrong, at, -1)[..., None], starts_of(ids))[..., 0]
         return (last >= 0) & (True if self.window is None else at - last < self.window)
 
     @staticmethod

@@ -91,11 +91,19 @@ class Generative(Layer):
                 f"`state` must be what `initial_state`, `prefill` or `step` of {type(self).__name__} gave, a "
                 f"{type(wanted).__name__}; got {type(state).__name__}."
             )
-        for (path, want), got in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(state), strict=True):
-            if jnp.shape(got) != want.shape or jnp.result_type(got) != want.dtype:
-                raise ValueError(
-                    f"`state{jax.tree_util.keystr(path)}` must be {want.dtype} of shape {want.shape} for these inputs, "
-                    f"as `initial_state(parameters, batch={batch}, dtype={dtype.name!r})` makes it; got "
-                    f"{jnp.result_type(got)} of shape {jnp.shape(got)}."
-                )
+        check_state(state, wanted, f"initial_state(parameters, batch={batch}, dtype={dtype.name!r})")
         return state
+
+
+def check_state(state: Any, wanted: Any, made_by: str) -> None:
+    """Every array of a state has the shape and dtype of its like in `wanted`.
+
+    Raises:
+        ValueError: naming the array, and the call that makes one that fits.
+    """
+    for (path, want), got in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(state), strict=True):
+        if jnp.shape(got) != want.shape or jnp.result_type(got) != want.dtype:
+            raise ValueError(
+                f"`state{jax.tree_util.keystr(path)}` must be {want.dtype} of shape {want.shape} for these inputs, as "
+                f"`{made_by}` makes it; got {jnp.result_type(got)} of shape {jnp.shape(got)}."
+            )

@@ -53,13 +53,16 @@ def bias(*shape: int, init: Initializer = zeros) -> Parameter:
     return Parameter(shape, init, 0)
 
 
-def multi_head_parameters(features: int, heads: int, *, use_bias: bool) -> dict[str, Any]:
-    """`query`, `key`, `value` and `out`, named and shaped as those of multi-head attention; biases start at 0."""
+def multi_head_parameters(features: int, heads: int, *, use_bias: bool, **sizes: int | None) -> dict[str, Any]:
+    """`query`, `key`, `value` and `out`, named and shaped as those of multi-head attention; biases start at 0.
+
+    `sizes` as of `Sizes`: `kv_heads`, `head_dim`.
+    """
 
     def one(shape: Shape) -> Parameter:
         return Parameter(shape.shape, lecun_normal if shape.inputs else zeros, shape.inputs)
 
-    shapes = parameter_shapes(Sizes(heads, features), use_bias=use_bias, qk_norm=False)
+    shapes = parameter_shapes(Sizes(heads, features, **sizes), use_bias=use_bias, qk_norm=False)
     return {group: {name: one(shape) for name, shape in members.items()} for group, members in shapes.items()}
 
 

@@ -126,6 +126,10 @@ def check_segments(segment_ids: Any, query: jax.Array) -> jax.Array | None:
             "`segment_ids` must not decrease along the length: the state restarts where the id changes, and cannot "
             f"come back to a segment; got {known}. Sort the tokens by segment, or number the segments anew."
         )
-    ids = jnp.broadcast_to(segment_ids, (*batch, length))
+    return starts_of(jnp.broadcast_to(segment_ids, (*batch, length)))
+
+
+def starts_of(ids: jax.Array) -> jax.Array:
+    """Where ids `[..., length]` change; the first token starts nothing."""
     changes = ids[..., 1:] != ids[..., :-1]
-    return jnp.concatenate([jnp.zeros((*batch, min(length, 1)), bool), changes], -1)
+    return jnp.pad(changes, [(0, 0)] * (ids.ndim - 1) + [(min(ids.shape[-1], 1), 0)])

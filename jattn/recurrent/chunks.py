@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..varying import vary, varying_axes
+from ..varying import full, vary, varying_axes
 
 TOGETHER = 16
 """Chunks of all heads and batch entries that are worked on at once, at least: enough to fill a few cores."""
@@ -70,14 +70,25 @@ def run_chunks(
         out = out.reshape(*out.shape[:axis], group * chunk, *out.shape[axis + 2 :])
         return (state, lost), jnp.where(spoiled[..., None], jnp.nan, out)
 
-    state = vary(state, varying_axes(state, sequences, starts))
-    lost = jnp.isnan(state[..., :0, :0]).any((-2, -1)) if fresh else ~jnp.isfinite(state).all((-2, -1))
-    first = jnp.where(lost[..., None, None], 0, state), lost
+    first = begin(state, (sequences, starts), fresh=fresh)
     slices = jax.tree.map(cut, (sequences, starts))
     (state, lost), out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), first, slices)
     out = jnp.moveaxis(out, 0, axis)
     out = out.reshape(*out.shape[:axis], length + missing, *out.shape[axis + 2 :])
     return jax.lax.slice_in_dim(out, 0, length, axis=axis), jnp.where(lost[..., None, None], jnp.nan, state)
+
+
+def begin(state: jax.Array, inputs: Any, *, fresh: bool) -> tuple[jax.Array, jax.Array]:
+    """The state that a loop over `inputs` begins with, and where there was NaN or inf in it, `[..., heads]`.
+
+    `fresh` as of `run_chunks`.
+    """
+    axes = varying_axes(state, inputs)
+    if fresh:
+        return vary(state, axes), full(state.shape[:-2], False, jnp.bool_, axes)
+    state = vary(state, axes)
+    lost = ~jnp.isfinite(state).all((-2, -1))
+    return jnp.where(lost[..., None, None], 0, state), lost
 
 
 def clean_tokens(sequences: list[Any]) -> tuple[list[Any], jax.Array, jax.Array]:

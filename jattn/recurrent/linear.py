@@ -84,15 +84,15 @@ def linear_recurrence(
         decay = decay.astype(dtype)
         if log_decay is not None and log_decay.ndim == 1:
             decay = jnp.broadcast_to(decay, (*query.shape[:-1], 1))
+    fresh = initial_state is None
     if form == "chunked" and query.shape[-3]:
-        fresh = initial_state is None
         out, state = chunked_linear(query, key, value, decay, bonus, starts, state, chunk, fresh=fresh)
         return out.astype(value.dtype), state
 
     def token(query, key, value, decay, state):
         return linear_token(query, key, value, None if decay is None else jnp.exp(decay), bonus, state)
 
-    out, state = scan_tokens(token, (query, key, value, decay), starts, state)
+    out, state = scan_tokens(token, (query, key, value, decay), starts, state, fresh=fresh)
     return out.astype(value.dtype), state
 
 

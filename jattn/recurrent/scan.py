@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ..varying import vary, varying_axes
-from .chunks import clean_tokens, largest_so_far
+from .chunks import begin, clean_tokens, largest_so_far
 from .decays import FORGET
 
 
@@ -37,7 +36,7 @@ def delta_token(query, key, value, beta, decay, state):
     return jnp.einsum("...hkv,...hk->...hv", new, query), new
 
 
-def scan_tokens(token, sequences, starts, state):
+def scan_tokens(token, sequences, starts, state, *, fresh):
     """Run `token(*slices, state) -> (out, state)` along the length.
 
     Args:
@@ -45,6 +44,7 @@ def scan_tokens(token, sequences, starts, state):
         sequences: arrays `[..., length, heads, dim]`, or None. The first is read only, the last is a log decay.
         starts: booleans `[..., length]` where the state restarts, or None.
         state: the first.
+        fresh: as of `run_chunks`.
 
     Returns:
         The outputs `[..., length, heads, dim]` and the last state; NaN where tokens with NaN or inf come to be read.
@@ -53,13 +53,11 @@ def scan_tokens(token, sequences, starts, state):
     axis = state.ndim - 3  # of the length: behind the batch axes
     *others, decay = sequences
     decay = None if decay is None else jnp.maximum(decay, FORGET)
-    lost = ~jnp.isfinite(state).all((-2, -1))
-    state = jnp.where(lost[..., None, None], 0, state)
+    state, lost = begin(state, (sequences, starts), fresh=fresh)
     sequences, unread, bad = clean_tokens([*others, decay])
     if bad.shape[axis]:
         bad = largest_so_far(bad.at[..., 0, :].max(lost), starts)
         lost = bad[..., -1, :]
-    state = vary(state, varying_axes(state, sequences, starts))
 
     def over_time(array):
         return None if array is None else jnp.moveaxis(array.astype(state.dtype), axis, 0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jattn.core.shapes import check_choice, check_flags, check_key, check_positive, check_shapes
+from jattn.core.shapes import check_choice, check_counts, check_flags, check_key, check_positive, check_shapes
 
 
 def test_sizes_are_returned():
@@ -67,3 +67,10 @@ def test_an_axis_that_comes_twice_has_one_size():
     for known in ({}, {"n": 5}):
         with pytest.raises(ValueError, match=r"`square` must have shape \[n, n\]"):
             check_shapes(known, square=(np.ones((4, 5)), "n n"))
+
+
+def test_counts():
+    check_counts(layer=0, seed=3)
+    for value in (-1, 1.0, True, "two", None):
+        with pytest.raises(ValueError, match="`layer` must be an int of at least 0"):
+            check_counts(layer=value)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.partial import Partial, merge
-from ...core.shapes import check_batch, check_positive, check_shapes
+from ...core.shapes import check_batch, check_counts, check_positive, check_shapes
 from ...front import attention, partial_attention
 from ...masks import Causal, SlidingWindow
+from ...modules.generation import check_state
 from ...scores import Bias
 from ...similarities import Dot
 from ..arguments import check_record
@@ -107,14 +108,9 @@ def aft_step(query: jax.Array, key: jax.Array, value: jax.Array, state: Partial)
     """
     check_shapes(query=(query, "... features"), key=(key, "... features"), value=(value, "... features"))
     check_record("state", state, Partial)
-    wanted = jax.eval_shape(lambda: _partial(key, value))
-    for name, got, want in zip(("out", "lse"), state, wanted, strict=True):
-        if got.shape != want.shape or got.dtype != want.dtype:
-            raise ValueError(
-                f"`state.{name}` must be {want.dtype} of shape {want.shape}, as of "
-                f"`aft_state({key.shape}, {want.dtype.name!r})`; got {got.dtype} of shape {got.shape}."
-            )
-    state = merge(state, _partial(key, value))
+    one = _partial(key, value)
+    check_state(state, one, f"aft_state({key.shape}, {one.out.dtype.name!r})")
+    state = merge(state, one)
     return gate(query, state.out[..., 0].astype(value.dtype)), state
 
 
@@ -212,8 +208,7 @@ def relative_bias(table: jax.Array, length: int) -> jax.Array:
     size = check_shapes(table=(table, "heads distances"))["distances"]
     if size % 2 == 0:
         raise ValueError(f"`table` must have 2 window - 1 distances, an odd number; got {size}.")
-    if not isinstance(length, int) or isinstance(length, bool) or length < 0:
-        raise ValueError(f"`length` must be an int of at least 0; got {length!r}.")
+    check_counts(length=length)
     at = jnp.arange(length) - jnp.arange(length)[:, None] + size // 2
     return jnp.where((at >= 0) & (at < size), table[:, jnp.clip(at, 0, size - 1)], 0)
 

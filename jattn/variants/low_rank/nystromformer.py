@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.contract import Unsupported
-from ...core.shapes import check_multiple, check_positive, check_shapes
+from ...core.shapes import check_counts, check_multiple, check_positive, check_shapes
 from ...front import attention, attention_weights
 from ...masks import Lengths
 from ...modules.layer import Layer, kernel, multi_head_parameters, project
@@ -120,7 +120,7 @@ def pseudo_inverse(matrix: jax.Array, iterations: int = 6) -> jax.Array:
      [0.   0.25]]
     """
     sizes = check_shapes(matrix=(matrix, "... rows columns"))
-    _check_iterations(iterations)
+    check_counts(iterations=iterations)
     if not (sizes["rows"] and sizes["columns"]):
         raise ValueError(f"`matrix` must have rows and columns; got shape {matrix.shape}.")
     size = abs(matrix)
@@ -145,14 +145,9 @@ def _convolved(value: jax.Array, weights: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, width, lambda t, total: total + one(t), jnp.zeros_like(value))
 
 
-def _check_iterations(iterations: Any) -> None:
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
-        raise ValueError(f"`iterations` must be an int of at least 0; got {iterations!r}.")
-
-
 def _check(query, key, value, landmarks, iterations, convolution) -> int:
     check_positive(landmarks=landmarks)
-    _check_iterations(iterations)
+    check_counts(iterations=iterations)
     sizes = check_shapes(
         query=(query, "... length heads dim"),
         key=(key, "... length heads dim"),

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.shapes import check_positive, check_shapes
+from ...core.shapes import check_counts, check_positive, check_shapes
 from ...masks import Blocks, Lengths, Sinks
 from ...masks.arguments import LARGEST
 from ...masks.base import Mask
@@ -92,9 +92,7 @@ def random_blocks(length: int, block: int, *, heads: int, count: int, seed: int,
     (2, 8, 2)
     """
     check_positive(length=length, block=block, heads=heads)
-    for name, value in (("count", count), ("seed", seed)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"`{name}` must be an int of at least 0; got {value!r}.")
+    check_counts(count=count, seed=seed)
     blocks = _enough(length, block, count, internal)
     taken = _seen_anyway(blocks, internal)
     order = np.random.default_rng(seed).random((heads, *taken.shape))

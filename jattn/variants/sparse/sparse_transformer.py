@@ -8,7 +8,7 @@ import numpy as np
 
 from ...core.checks import check_pieces
 from ...core.partial import Partial, merge
-from ...core.shapes import check_choice, check_positive, check_shapes
+from ...core.shapes import check_choice, check_counts, check_positive, check_shapes
 from ...front import partial_attention
 from ...masks import Causal, SameSegment, SlidingWindow, Strided
 from ...masks import Chunked as OwnChunk
@@ -221,7 +221,7 @@ def fixed_attention(
     return _run(local, columns, (query, key, value), mask, options, how, layer)
 
 
-def _given(parts: tuple[Mask, Mask], how: str, q_heads: int | None, layer: int | None) -> Mask:
+def _given(parts: tuple[Mask, Mask], how: str, q_heads: int | None, layer: Any) -> Mask:
     """The two parts, in one of the three ways."""
     check_choice("how", how, HOW)
     for name, given, owner in (("q_heads", q_heads, "split"), ("layer", layer, "interleaved")):
@@ -231,7 +231,8 @@ def _given(parts: tuple[Mask, Mask], how: str, q_heads: int | None, layer: int |
         return parts[0] | parts[1]
     if q_heads is not None:
         return split_between_heads(parts, q_heads)
-    return parts[_layer(layer) % 2]
+    check_counts(layer=layer)
+    return parts[layer % 2]
 
 
 def _run(local: Any, columns: Any, arrays: Arrays, mask: Any, options: Pieces, how: str, layer: Any) -> Any:
@@ -250,7 +251,8 @@ def _run(local: Any, columns: Any, arrays: Arrays, mask: Any, options: Pieces, h
     if how == "merged":
         return merge(local(arrays, pieces), columns(arrays, pieces, outside=True)).out
     if how == "interleaved":
-        if _layer(layer) % 2 == 0:
+        check_counts(layer=layer)
+        if layer % 2 == 0:
             return local(arrays, pieces).out
         return columns(arrays, pieces).out
     q_heads, kv_heads = arrays[0].shape[-2], arrays[1].shape[-2]
@@ -265,12 +267,6 @@ def _run(local: Any, columns: Any, arrays: Arrays, mask: Any, options: Pieces, h
         split = tuple(jnp.split(array, 2, axis=-2)[half] for array in arrays)
         found.append(part(split, own).out)
     return jnp.concatenate(found, axis=-2)
-
-
-def _layer(layer: Any) -> int:
-    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
-        raise ValueError(f"`layer` must be an int of at least 0; got {layer!r}.")
-    return layer
 
 
 def _check_fixed(stride: int, summaries: int) -> None:
