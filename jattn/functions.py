@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
-from .varying import vary, varying_axes
+from .foundation.varying import vary, varying_axes
 
 
 class Traced:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    ("pieces", "varying", "functions"),
+    ("foundation",),
+    ("pieces", "functions"),
     ("masks",),
     ("scores",),
     ("similarities",),
@@ -34,7 +35,7 @@ LAYERS = (
 
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Of two in one row, only these know each other, the first the second.
-SIBLINGS = {("functions", "varying"), ("explain", "front")}
+SIBLINGS = {("explain", "front")}
 # Inside a function only: a mask's picture is a method of the mask, and what it draws is a plan.
 LATE = {("masks/base.py", "tiles")}
 LONGEST, LONGEST_KERNEL = 400, 700

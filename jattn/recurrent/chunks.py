@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..varying import full, vary, varying_axes
+from ..foundation.varying import full, vary, varying_axes
 
 TOGETHER = 16
 """Chunks of all heads and batch entries that are worked on at once, at least: enough to fill a few cores."""

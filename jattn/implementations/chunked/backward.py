@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ...core.finite import grouped_product, without_nonfinite
+from ...foundation.varying import full, varying_axes
 from ...similarities.base import accumulation_dtype
-from ...varying import full, varying_axes
 from .tile import (
     Lists,
     Pieces,

@@ -11,8 +11,8 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from ...core.contract import Unsupported
+from ...foundation.varying import vary, varying_axes
 from ...tiles import Plan
-from ...varying import vary, varying_axes
 from . import backward, forward
 from .tile import Lists, Pieces
 from .tiling import Tiling, with_ragged_partial

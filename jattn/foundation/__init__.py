@@ -1,0 +1,1 @@
+"""What everything stands on: how arrays lie on a mesh of devices."""
