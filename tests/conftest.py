@@ -1,7 +1,21 @@
-"""Eight emulated CPU devices for every test, and a quick compiler; JAX reads the environment when it is imported."""
+"""The environment of every test, the cache of compiled programs that they share, and the two tiers of the suite.
+
+**Tiers.** `python -m pytest` runs the tables, the doctests, the README and everything else but what is marked
+`@pytest.mark.exhaustive`; `python -m pytest --everything` runs that too. Mark what costs much and repeats, more widely,
+what an unmarked test already shows: reduced experiments, long examples, the wide side of a product of parameters
+(`pytest.param(..., marks=pytest.mark.exhaustive)`). A marked test that is named by its node id, or asked for with
+`-m exhaustive`, runs without the option. tests/README.md says more.
+
+**Cache.** Most of a test's time is the compiler. Workers and runs share compiled programs in `.pytest_cache/d/xla`
+(`--cache-clear` empties it), or wherever `JAX_COMPILATION_CACHE_DIR` says.
+
+JAX reads its environment when it is imported, so this file sets it first: eight emulated CPU devices, a quick compiler.
+"""
 
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +35,57 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances are measured in full
 os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files
 
 import jax  # noqa: E402  (behind the environment that it reads)
+
+LARGEST_CACHE = 2 << 30  # bytes; JAX could evict old entries itself, but only with a package that it does not require
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--everything", action="store_true", help="also run what is marked `exhaustive`, which costs most of the time"
+    )
+
+
+def pytest_configure(config):
+    # A worker may read what another is writing. JAX then warns and compiles the program itself.
+    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache:UserWarning")
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if not folder and hasattr(config, "cache"):
+        path = config.cache.mkdir("xla")
+        if not hasattr(config, "workerinput") and size(path) > LARGEST_CACHE:
+            shutil.rmtree(path)
+            path.mkdir()
+        folder = str(path)
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # they are for GPUs
+
+
+def size(folder: Path) -> int:
+    """Of the files in a folder, bytes."""
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def pytest_report_header(config):
+    return (
+        f"jattn: {'every test' if everything(config) else 'without tests marked `exhaustive`; --everything has them'}"
+    )
+
+
+def everything(config) -> bool:
+    """Whether marked tests run: asked for in general, or in particular."""
+    named = any("::" in argument for argument in config.args)
+    return bool(config.getoption("everything") or config.option.markexpr or named)
+
+
+def pytest_collection_modifyitems(config, items):
+    if everything(config):
+        return
+    marked = [item for item in items if item.get_closest_marker("exhaustive")]
+    if marked:
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if item not in set(marked)]
 
 
 @pytest.fixture(scope="module", autouse=True)

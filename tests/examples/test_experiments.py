@@ -17,6 +17,7 @@ def experiments(monkeypatch):
     return importlib.import_module
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
 def test_reduced_form(name, experiments):
     results = experiments(name).run(fast=True, seed=0)

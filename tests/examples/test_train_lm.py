@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAGS = ["--size=tiny", "--mask=packed", "--device=cpu"]
@@ -30,29 +29,10 @@ def lm():
         sys.path.remove(str(EXAMPLES))
 
 
-@pytest.fixture
-def compiled_once(tmp_path):
-    """A cache of compiled programs, so that the second and the third run compile nothing."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path / "cache"),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # whether there is one was found out at the first compilation of the process
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 def result_of(out: Path) -> dict:
     return json.loads((out / "result.json").read_text())
 
 
-@pytest.mark.usefixtures("compiled_once")
 def test_a_resumed_run_equals_an_uninterrupted_one(lm, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(lm.model.SIZES, "tiny", dataclasses.replace(lm.model.SIZES["tiny"], layers=1))
     whole, halves = tmp_path / "whole", tmp_path / "halves"
