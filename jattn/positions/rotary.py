@@ -1,6 +1,6 @@
 """Rotary positions: pairs of features turned by angles in proportion to the position."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,8 @@ def rotary(
         pairs: `"half"` pairs feature i with i + dims/2 (GPT-NeoX, Llama checkpoints in the usual layout);
             `"interleaved"` pairs 2i with 2i + 1 (the paper, GPT-J). One is a permutation of the other's features.
         dims: how many features, from the first, are turned; an even number, by default all. The others pass.
-        scaling: `Linear`, `NTK`, `YaRN` or `Llama3`, for contexts longer than those trained on.
+        scaling: `Linear`, `NTK`, `DynamicNTK`, `YaRN`, `LongRoPE`, `Llama3` or `Proportional`, for contexts longer
+            than those trained on. The docstring of `jattn.positions` maps configurations of checkpoints to calls.
         frequencies: θ itself `[dims / 2]`, learnt or otherwise, in place of `base` and `scaling`.
 
     Raises:
@@ -47,15 +48,9 @@ def rotary(
     (1, 100, 8, 16)
     """
     check_features(x)
-    dims = x.shape[-1] if dims is None else dims
-    if not isinstance(dims, int) or isinstance(dims, bool) or dims % 2 or not 0 < dims <= x.shape[-1]:
-        raise ValueError(
-            f"`dims` must be even, positive and at most the {x.shape[-1]} features of `x`, as features are turned in "
-            f"pairs; got {dims!r}."
-        )
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    factor = 1.0
     if frequencies is not None:
+        dims, factor = _turned_dims(x, dims), 1.0
         if scaling is not None:
             raise ValueError("`scaling` and `frequencies` exclude each other: scale the frequencies that you give.")
         if jnp.shape(frequencies) != (dims // 2,):
@@ -63,14 +58,8 @@ def rotary(
                 f"`frequencies` must have shape ({dims // 2},), one for each pair of the {dims} turned features; got "
                 f"{jnp.shape(frequencies)}."
             )
-    elif scaling is not None:
-        if not isinstance(scaling, Scaling):
-            raise ValueError(f"`scaling` must be one of jattn.positions: Linear, NTK, YaRN, Llama3; got {scaling!r}.")
-        check_above("base", base, 1)
-        frequencies, factor = scaling.frequencies(base, dims), scaling.factor_on_features()
     else:
-        check_above("base", base, 1)
-        frequencies = rotary_frequencies(base, dims)
+        dims, frequencies, factor = scaled_frequencies(x, base, dims, scaling)
     positions = checked_positions(positions, x.shape)
     angles = positions.astype(dtype)[..., None] * jnp.asarray(frequencies, dtype)
     turned = turn(x[..., :dims].astype(dtype), angles[..., None, :], pairs)
@@ -79,50 +68,44 @@ def rotary(
     return jnp.concatenate([turned.astype(x.dtype), x[..., dims:]], axis=-1)
 
 
-def rotary_2d(
-    x: jax.Array, positions: jax.Array | np.ndarray, *, base: float = 10000.0, pairs: Pairs = "half"
-) -> jax.Array:
-    """Rotary positions on a grid: the first half of the features is turned by the row, the second by the column.
+def scaled_frequencies(
+    x: jax.Array, base: float, dims: int | None, scaling: Scaling | None
+) -> tuple[int, np.ndarray, float]:
+    """How many features are turned, by which angles per position `[dims / 2]`, and the factor on them."""
+    dims = _turned_dims(x, dims)
+    check_above("base", base, 1)
+    if scaling is None:
+        return dims, rotary_frequencies(base, dims), 1.0
+    if not isinstance(scaling, Scaling):
+        raise ValueError(f"`scaling` must be a `Scaling` of jattn.positions, such as `YaRN(...)`; got {scaling!r}.")
+    return dims, scaling.frequencies(base, dims), scaling.factor_on_features()
 
-    Each half is `rotary` on its own, so that dot products depend on the relative row and the relative column only.
 
-    Args:
-        x: `[..., length, heads, dim]`, `dim` a multiple of 4.
-        positions: `[..., length, 2]`, row and column of each token. Of a whole grid, flattened row by row:
-            `numpy.indices((rows, columns)).reshape(2, -1).T`.
-        base: as of `rotary`, for each half.
-        pairs: as of `rotary`, within each half.
-
-    Raises:
-        ValueError: `dim` is no multiple of 4, or shapes do not fit.
-
-    >>> import jax, numpy as np, jattn
-    >>> x = jax.random.normal(jax.random.key(0), (12, 2, 8))
-    >>> jattn.positions.rotary_2d(x, np.indices((3, 4)).reshape(2, -1).T).shape
-    (12, 2, 8)
-    """
-    check_features(x)
-    if x.shape[-1] % 4 or not x.shape[-1]:
+def _turned_dims(x: jax.Array, dims: int | None) -> int:
+    dims = x.shape[-1] if dims is None else dims
+    if not isinstance(dims, int) or isinstance(dims, bool) or dims % 2 or not 0 < dims <= x.shape[-1]:
         raise ValueError(
-            f"`x` must have a multiple of 4 features, pairs for rows and for columns; got shape {x.shape}."
+            f"`dims` must be even, positive and at most the {x.shape[-1]} features of `x`, as features are turned in "
+            f"pairs; got {dims!r}."
         )
-    if jnp.ndim(positions) < 2 or jnp.shape(positions)[-1] != 2:
-        raise ValueError(f"`positions` must be [..., length, 2], row and column; got shape {jnp.shape(positions)}.")
-    half = x.shape[-1] // 2
-    rows = rotary(x[..., :half], positions[..., 0], base=base, pairs=pairs)
-    return jnp.concatenate([rows, rotary(x[..., half:], positions[..., 1], base=base, pairs=pairs)], axis=-1)
+    return dims
 
 
 def turn(x: jax.Array, angles: jax.Array, pairs: Pairs) -> jax.Array:
     """Turn the pairs of `x [..., dims]` by `angles [..., dims / 2]`."""
-    if pairs not in ("half", "interleaved"):
-        raise ValueError(f"`pairs` must be 'half' or 'interleaved'; got {pairs!r}.")
+    check_pairs(pairs)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x, 2, axis=-1) if pairs == "half" else (x[..., 0::2], x[..., 1::2])
     parts = first * cos - second * sin, second * cos + first * sin
     if pairs == "half":
         return jnp.concatenate(parts, axis=-1)
     return jnp.stack(parts, axis=-1).reshape(x.shape)
+
+
+def check_pairs(pairs: Any) -> None:
+    """`pairs` is one of the two layouts."""
+    if pairs not in ("half", "interleaved"):
+        raise ValueError(f"`pairs` must be 'half' or 'interleaved'; got {pairs!r}.")
 
 
 def check_features(x: jax.Array) -> None:

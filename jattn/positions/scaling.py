@@ -7,6 +7,7 @@ NumPy, and `factor_on_features()` is a factor on the rotated features of both qu
 import abc
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -94,9 +95,17 @@ class YaRN(Scaling):
         fast: turns from which on a frequency is kept (the paper's β).
         slow: turns up to which a frequency is interpolated (the paper's α).
         ramp: `"turns"` is the paper's equation, linear in the number of turns. `"index"` is the authors' code, which
-            published checkpoints were trained with: linear in the index of the frequency, between rounded bounds.
+            published checkpoints were trained with: linear in the index of the frequency.
+        rounded: whether the bounds of the `"index"` ramp are rounded outward to whole indices, as in the authors'
+            code; gpt-oss (arXiv:2508.10925) does not round (`truncate=False` in its configuration).
         attention_factor: None for the paper's 0.1 ln(factor) + 1, or a number. It applies to rotated features only,
             so with partial rotary to their part of the score.
+        mscale, mscale_all_dim: DeepSeek's (arXiv:2405.04434) attention factor, (0.1 mscale ln(factor) + 1) /
+            (0.1 mscale_all_dim ln(factor) + 1), where both are given and neither is 0. (DeepSeek's models then
+            multiply all scores by the square of the divisor: `similarity=Dot(scale)`.)
+
+    Raises:
+        ValueError: a number out of its range; an attention factor given twice.
 
     >>> from jattn.positions import YaRN
     >>> print(YaRN(4.0, original_length=4096).frequencies(10000.0, 8).round(5))
@@ -109,6 +118,9 @@ class YaRN(Scaling):
     slow: float = 1.0
     ramp: Literal["turns", "index"] = "turns"
     attention_factor: float | None = None
+    rounded: bool = True
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
 
     def __post_init__(self):
         if self.factor != 1:
@@ -118,8 +130,17 @@ class YaRN(Scaling):
         check_above("fast", self.fast, self.slow)
         if self.ramp not in ("turns", "index"):
             raise ValueError(f"`ramp` must be 'turns' or 'index'; got {self.ramp!r}.")
+        if not isinstance(self.rounded, bool):
+            raise ValueError(f"`rounded` must be True or False; got {self.rounded!r}.")
         if self.attention_factor is not None:
             check_above("attention_factor", self.attention_factor, 0)
+        for name in ("mscale", "mscale_all_dim"):
+            value = getattr(self, name)
+            if value is None or value == 0:
+                continue
+            check_above(name, value, 0)
+            if self.attention_factor is not None:
+                raise ValueError(f"`{name}` and `attention_factor` exclude each other: each is the attention factor.")
 
     def frequencies(self, base, dims):
         plain = rotary_frequencies(base, dims)
@@ -131,14 +152,21 @@ class YaRN(Scaling):
             def index_of(turns):
                 return dims * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-            low = max(math.floor(index_of(self.fast)), 0)
-            high = min(math.ceil(index_of(self.slow)), dims - 1)
+            low, high = index_of(self.fast), index_of(self.slow)
+            if self.rounded:
+                low, high = math.floor(low), math.ceil(high)
+            low, high = max(low, 0), min(high, dims - 1)
             width = high - low if high != low else 0.001
             keep = 1 - np.clip((np.arange(dims // 2) - low) / width, 0, 1)
         return (1 - keep) * plain / self.factor + keep * plain
 
     def factor_on_features(self):
-        return 0.1 * math.log(self.factor) + 1 if self.attention_factor is None else float(self.attention_factor)
+        if self.attention_factor is not None:
+            return float(self.attention_factor)
+        growth = 0.1 * math.log(self.factor)
+        if self.mscale and self.mscale_all_dim:
+            return (growth * self.mscale + 1) / (growth * self.mscale_all_dim + 1)
+        return growth + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,3 +204,137 @@ class Llama3(Scaling):
         low, high = self.low_frequency_factor, self.high_frequency_factor
         keep = np.clip((turns - low) / (high - low), 0, 1)
         return (1 - keep) * plain / self.factor + keep * plain
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicNTK(Scaling):
+    """NTK whose factor follows the length of the sequence; within the original length nothing changes.
+
+    The base times (factor * length / original_length - (factor - 1))^(dims/(dims-2)), with `length` the larger of the
+    two lengths, as in the model code of Hugging Face (`rope_type="dynamic"`).
+
+    Frequencies depend on the length, so queries and keys that meet must be turned with the same one: with a cache,
+    fix `length` at what the sequence may grow to, or keep keys unrotated.
+
+    Args:
+        factor: at least 1.
+        original_length: the length trained on.
+        length: of the sequence, a Python number; by default `original_length`, which changes nothing.
+
+    Raises:
+        ValueError: a number out of its range; at the call, fewer than 4 rotated dims.
+
+    >>> from jattn.positions import DynamicNTK
+    >>> print(DynamicNTK(2.0, original_length=100, length=150).frequencies(10000.0, 4))
+    [1.    0.005]
+    """
+
+    factor: float
+    original_length: int
+    length: int | None = None
+
+    def __post_init__(self):
+        if self.factor != 1:
+            check_above("factor", self.factor, 1)
+        check_above("original_length", self.original_length, 0)
+        if self.length is not None:
+            check_above("length", self.length, 0)
+
+    def frequencies(self, base, dims):
+        stretch = max(self.length or 0, self.original_length) / self.original_length
+        return NTK(self.factor * stretch - (self.factor - 1)).frequencies(base, dims)
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRoPE(Scaling):
+    """Each frequency divided by a number of its own (Ding et al. 2024, arXiv:2402.13753).
+
+    θ'_i = θ_i / short_i for sequences within the original length, θ_i / long_i for longer ones; query and key are each
+    multiplied by √(1 + ln(factor) / ln(original_length)), as in the published code of Phi-3.
+
+    Args:
+        short: `dims / 2` numbers above 0, for sequences up to `original_length`.
+        long: likewise, for longer ones.
+        original_length: the length trained on.
+        factor: how many times longer the context is made (the model's longest length over `original_length`).
+        length: of the sequence, a Python number; it chooses `long` where it is above `original_length`. By default
+            `short`. Queries and keys that meet must be turned by the same one.
+        attention_factor: in place of the one above.
+
+    Raises:
+        ValueError: a number out of its range; at the call, lists that do not have `dims / 2` numbers.
+
+    >>> from jattn.positions import LongRoPE
+    >>> scaling = LongRoPE((1.0, 1.0), (1.0, 4.0), original_length=4096, factor=32.0, length=10000)
+    >>> print(scaling.frequencies(10000.0, 4))
+    [1.     0.0025]
+    """
+
+    short: Sequence[float]
+    long: Sequence[float]
+    original_length: int
+    factor: float
+    length: int | None = None
+    attention_factor: float | None = None
+
+    def __post_init__(self):
+        for name in ("short", "long"):
+            given = getattr(self, name)
+            numbers = given.tolist() if isinstance(given, np.ndarray) else given
+            if not isinstance(numbers, (tuple, list)) or not numbers:
+                raise ValueError(f"`{name}` must be a sequence of numbers, one for each frequency; got {given!r}.")
+            for index, one in enumerate(numbers):
+                check_above(f"{name}[{index}]", one, 0)
+            object.__setattr__(self, name, tuple(float(one) for one in numbers))  # hashable, as frozen data are
+        check_above("original_length", self.original_length, 1)
+        check_above("factor", self.factor, 0)
+        if self.length is not None:
+            check_above("length", self.length, 0)
+        if self.attention_factor is not None:
+            check_above("attention_factor", self.attention_factor, 0)
+
+    def frequencies(self, base, dims):
+        name = "long" if (self.length or 0) > self.original_length else "short"
+        divisors = getattr(self, name)
+        if len(divisors) != dims // 2:
+            raise ValueError(f"`{name}` must have {dims // 2} numbers for {dims} rotated dims; got {len(divisors)}.")
+        return rotary_frequencies(base, dims) / np.asarray(divisors)
+
+    def factor_on_features(self):
+        if self.attention_factor is not None:
+            return float(self.attention_factor)
+        return math.sqrt(1 + math.log(max(self.factor, 1.0)) / math.log(self.original_length))
+
+
+@dataclasses.dataclass(frozen=True)
+class Proportional(Scaling):
+    """Only the fastest frequencies turn: θ_i for i < proportion * dims / 2, and 0 for the rest.
+
+    Unlike `dims=` of `jattn.positions.rotary`, which turns the first features by frequencies of their own, this keeps
+    the frequencies and the pairs of all `dims` (with `pairs="half"`, feature i and i + dims/2). Hugging Face's
+    `rope_type="proportional"`, with its `partial_rotary_factor`.
+
+    Args:
+        proportion: of the pairs, above 0 and at most 1; rounded down to whole pairs.
+        factor: that all frequencies are divided by.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    >>> from jattn.positions import Proportional
+    >>> print(Proportional(0.5).frequencies(10000.0, 8))
+    [1.  0.1 0.  0. ]
+    """
+
+    proportion: float
+    factor: float = 1.0
+
+    def __post_init__(self):
+        check_above("proportion", self.proportion, 0)
+        if self.proportion > 1:
+            raise ValueError(f"`proportion` must be at most 1; got {self.proportion}.")
+        check_above("factor", self.factor, 0)
+
+    def frequencies(self, base, dims):
+        turning = np.arange(dims // 2) < int(self.proportion * dims // 2)
+        return np.where(turning, rotary_frequencies(base, dims) / self.factor, 0)

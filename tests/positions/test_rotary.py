@@ -152,7 +152,7 @@ X: Any = np.ones(SHAPE, np.float32)
         ({"dims": 0}, "`dims`"),
         ({"pairs": "both"}, "`pairs` must be 'half' or 'interleaved'"),
         ({"base": 1.0}, "`base` must be a finite number above 1"),
-        ({"scaling": 4.0}, "`scaling` must be one of"),
+        ({"scaling": 4.0}, "`scaling` must be a `Scaling`"),
         ({"frequencies": np.ones(3)}, r"`frequencies` must have shape \(4,\)"),
         ({"frequencies": np.ones(4), "scaling": Linear(2.0)}, "exclude each other"),
     ],

@@ -1,0 +1,153 @@
+"""Rotary positions of more than one axis: each pair of features is turned by one of a token's coordinates.
+
+Which pair by which coordinate is a static choice, so each axis is one call of `rotary` on its own pairs.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .rotary import Pairs, check_features, check_pairs, rotary, scaled_frequencies
+from .scaling import Scaling, check_above, rotary_frequencies
+
+
+def rotary_2d(
+    x: jax.Array,
+    positions: jax.Array | np.ndarray,
+    *,
+    base: float = 10000.0,
+    pairs: Pairs = "half",
+    layout: Literal["split", "joint"] = "split",
+    frequencies: jax.Array | np.ndarray | None = None,
+) -> jax.Array:
+    """Rotary positions on a grid: half of the pairs of features is turned by the row, the other half by the column.
+
+    Dot products depend on the relative row and the relative column only. Both axes have the frequencies
+    θ_i = base^(-4i/dim), i = 0 .. dim/4 - 1.
+
+    Args:
+        x: `[..., length, heads, dim]`, `dim` a multiple of 4.
+        positions: `[..., length, 2]`, row and column of each token. Of a whole grid, flattened row by row:
+            `numpy.indices((rows, columns)).reshape(2, -1).T`.
+        base: a number above 1.
+        pairs: as of `rotary`.
+        layout: `"split"` turns the first half of the features by rows and the second by columns, each half a `rotary`
+            of its own (Gemma 4; SAM 2 with `pairs="interleaved"`). `"joint"` pairs features over all of `dim`, so
+            that with `pairs="half"` feature i and i + dim/2 are turned by the row for i < dim/4, by the column for
+            the others (the image encoders of Qwen2-VL, Qwen3-VL and GLM-4V; DINOv3). With interleaved pairs the two
+            are the same.
+        frequencies: θ itself `[2, dim / 4]`, of rows and of columns, in place of `base`. Pixtral deals the frequencies
+            of one axis out to both: `rotary_frequencies(base, dim).reshape(-1, 2).T`, with `layout="joint"`.
+
+    Raises:
+        ValueError: `dim` is no multiple of 4, shapes do not fit, or an unknown layout.
+
+    >>> import jax, numpy as np, jattn
+    >>> x = jax.random.normal(jax.random.key(0), (12, 2, 8))
+    >>> jattn.positions.rotary_2d(x, np.indices((3, 4)).reshape(2, -1).T).shape
+    (12, 2, 8)
+    """
+    check_features(x)
+    if x.shape[-1] % 4 or not x.shape[-1]:
+        raise ValueError(
+            f"`x` must have a multiple of 4 features, pairs for rows and for columns; got shape {x.shape}."
+        )
+    if layout not in ("split", "joint"):
+        raise ValueError(f"`layout` must be 'split' or 'joint'; got {layout!r}.")
+    check_pairs(pairs)
+    quarter = x.shape[-1] // 4
+    positions = _coordinates(positions, 2, "row and column")
+    if frequencies is None:
+        check_above("base", base, 1)
+        frequencies = np.stack([rotary_frequencies(base, 2 * quarter)] * 2)
+    elif jnp.shape(frequencies) != (2, quarter):
+        raise ValueError(
+            f"`frequencies` must have shape (2, {quarter}), of rows and of columns; got {jnp.shape(frequencies)}."
+        )
+    if layout == "joint" or pairs == "interleaved":
+        axis_of_pair = np.repeat([0, 1], quarter)
+        return _turn_by_axis(x, positions, frequencies.reshape(-1), axis_of_pair, pairs)
+    halves = x[..., : 2 * quarter], x[..., 2 * quarter :]
+    turned = [rotary(half, positions[..., axis], frequencies=frequencies[axis]) for axis, half in enumerate(halves)]
+    return jnp.concatenate(turned, axis=-1)
+
+
+def rotary_sections(
+    x: jax.Array,
+    positions: jax.Array | np.ndarray,
+    sections: Sequence[int],
+    *,
+    base: float = 10000.0,
+    pairs: Pairs = "half",
+    dims: int | None = None,
+    scaling: Scaling | None = None,
+    interleaved: bool = False,
+) -> jax.Array:
+    """Rotary positions with several coordinates, which share the frequencies of one: M-RoPE (time, height, width).
+
+    Pair i is turned by p_a(i) θ_i, with θ_i = base^(-2i/dims) as of `rotary`. In sections, the first `sections[0]`
+    pairs have the first coordinate, a(i) = 0, the next `sections[1]` the second, and so on (Wang et al. 2024,
+    Qwen2-VL, arXiv:2409.12191). Interleaved, pair i has coordinate a = i mod axes as long as i < axes * sections[a],
+    and coordinate 0 where that is past (Qwen3-VL). With the same number in all coordinates, as tokens of text have
+    it, both are `rotary`.
+
+    Args:
+        x: `[..., length, heads, dim]`, a query or a key.
+        positions: `[..., length, axes]`. Hugging Face's `[3, batch, length]` is this one moved:
+            `numpy.moveaxis(position_ids, 0, -1)`.
+        sections: how many pairs each coordinate turns, `dims / 2` in all (`mrope_section`).
+        base, pairs, dims, scaling: as of `rotary`.
+        interleaved: whether coordinates take turns (`mrope_interleaved`).
+
+    Raises:
+        ValueError: sections that are no positive integers or do not add up to `dims / 2`; as `rotary`.
+
+    >>> import jax, numpy as np, jattn
+    >>> x = jax.random.normal(jax.random.key(0), (12, 2, 16))
+    >>> at = np.stack([np.zeros(12, int), *np.indices((3, 4)).reshape(2, -1)], -1)
+    >>> jattn.positions.rotary_sections(x, at, (2, 3, 3)).shape
+    (12, 2, 16)
+    """
+    check_features(x)
+    dims, frequencies, factor = scaled_frequencies(x, base, dims, scaling)
+    check_pairs(pairs)
+    if not isinstance(sections, (tuple, list)) or not all(type(size) is int and size >= 0 for size in sections):
+        raise ValueError(f"`sections` must be a tuple of integers, the pairs of each coordinate; got {sections!r}.")
+    if sum(sections) != dims // 2:
+        raise ValueError(
+            f"`sections` must add up to the {dims // 2} pairs of the {dims} turned features; got {tuple(sections)}, "
+            f"which add up to {sum(sections)}."
+        )
+    positions = _coordinates(positions, len(sections), "one number for each of `sections`")
+    axis_of_pair = np.repeat(np.arange(len(sections)), sections)
+    if interleaved:
+        turns = np.arange(dims // 2) % len(sections)
+        within = np.arange(dims // 2) < len(sections) * np.asarray(sections)[turns]
+        axis_of_pair = np.where(within, turns, 0)
+    turned = _turn_by_axis(x[..., :dims], positions, frequencies, axis_of_pair, pairs)
+    if factor != 1.0:
+        turned = (turned.astype(jnp.promote_types(x.dtype, jnp.float32)) * factor).astype(x.dtype)
+    return jnp.concatenate([turned, x[..., dims:]], axis=-1)
+
+
+def _coordinates(positions: Any, axes: int, what: str) -> Any:
+    if jnp.ndim(positions) < 2 or jnp.shape(positions)[-1] != axes:
+        raise ValueError(f"`positions` must be [..., length, {axes}], {what}; got shape {jnp.shape(positions)}.")
+    return positions
+
+
+def _turn_by_axis(x: jax.Array, positions: Any, frequencies: Any, axis_of_pair: np.ndarray, pairs: Pairs) -> jax.Array:
+    """Pair i of `x [..., dims]` turned by `positions[..., axis_of_pair[i]] * frequencies[i]`."""
+    count = len(axis_of_pair)
+    first = np.arange(count) if pairs == "half" else 2 * np.arange(count)
+    second = first + (count if pairs == "half" else 1)
+    turned, places = [], []
+    for axis in np.unique(axis_of_pair):
+        own = axis_of_pair == axis
+        features = np.concatenate([first[own], second[own]])
+        turned.append(rotary(x[..., features], positions[..., axis], frequencies=frequencies[own]))
+        places.append(features)
+    return jnp.concatenate(turned, axis=-1)[..., np.argsort(np.concatenate(places))]
