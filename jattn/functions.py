@@ -9,17 +9,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
+from .foundation.dependence import needed_inputs
+from .foundation.identity import identity
+from .foundation.tables import with_tables
 from .foundation.varying import vary, varying_axes
 
 
 class Traced:
-    """The jaxpr of a function of scalars; its captured constants are kept elsewhere and passed to `__call__`."""
+    """The jaxpr of a function of scalars; its captured constants are kept elsewhere and passed to `__call__`.
+
+    Equal to another if they do the same: the same equations, the same numbers written in them.
+
+    Attributes:
+        name: of the function.
+        jaxpr: of scalars, and of the constants.
+        reads: for each argument, whether the result depends on it.
+    """
 
     def __init__(self, function: Callable[..., Any], closed: ClosedJaxpr):
-        self.function = function
+        # The function itself is not kept: it may hold large arrays, and compiled programs are kept by this.
+        self.name = getattr(function, "__qualname__", None) or repr(function)
         self.jaxpr = closed.jaxpr
+        self.reads = tuple(needed_inputs(closed.jaxpr, [True] * len(closed.jaxpr.outvars)))
+        self._identity = identity(closed.jaxpr, function)
 
     def __call__(self, constants: tuple[jax.Array, ...], *arguments: jax.Array) -> jax.Array:
         """Apply to arrays of arguments, elementwise, by broadcasting.
@@ -44,13 +59,13 @@ class Traced:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Traced):
             return NotImplemented
-        return self is other or (self.function is other.function and str(self.jaxpr) == str(other.jaxpr))
+        return self is other or self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash(self.function)
+        return hash(self._identity)
 
     def __repr__(self) -> str:
-        return getattr(self.function, "__qualname__", repr(self.function))
+        return self.name
 
 
 def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[jax.Array, ...], jax.ShapeDtypeStruct]:
@@ -61,7 +76,10 @@ def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[jax
     """
     scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in dtypes]
     try:
-        closed, result = jax.make_jaxpr(function, return_shape=True)(*scalars)
+        try:
+            closed, result = jax.make_jaxpr(function, return_shape=True)(*scalars)
+        except (jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError):
+            closed, result = jax.make_jaxpr(with_tables(function), return_shape=True)(*scalars)
     except jax.errors.TracerBoolConversionError as error:
         raise ValueError(
             f"`function` must be one expression for all pairs; {getattr(function, '__qualname__', function)!r} asks in "
@@ -69,7 +87,8 @@ def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[jax
             "parentheses; `(a < b) & (b < c)` for `a < b < c`; and `jnp.where(condition, x, y)` for `x if condition "
             "else y`."
         ) from error
-    return Traced(function, closed), tuple(closed.consts), result
+    captured = (one if isinstance(one, jax.Array) else np.asarray(one) for one in closed.consts)
+    return Traced(function, closed), tuple(captured), result
 
 
 def _evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:

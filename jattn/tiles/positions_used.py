@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..foundation.dependence import needed_inputs
 from ..masks.base import Mask
 from ..pieces import map_fields, own_rank
 from ..scores.base import Score
@@ -45,18 +46,5 @@ def _reads(function: Callable[..., Any], piece: Any) -> tuple[bool, bool]:
     abstract = map_fields(piece, visit)
     position = jax.ShapeDtypeStruct((1,) * max(ranks), jnp.int32)
     jaxpr = jax.make_jaxpr(function)(abstract, position, position).jaxpr
-    needed = _needed_inputs(jaxpr, [True] * len(jaxpr.outvars))
+    needed = needed_inputs(jaxpr, [True] * len(jaxpr.outvars))
     return needed[-2], needed[-1]
-
-
-def _needed_inputs(jaxpr: Any, outputs: list[bool]) -> list[bool]:
-    """Which inputs the wanted outputs may depend on."""
-    needed = {atom for atom, wanted in zip(jaxpr.outvars, outputs, strict=True) if wanted and not hasattr(atom, "val")}
-    for equation in reversed(jaxpr.eqns):
-        wanted = [variable in needed for variable in equation.outvars]
-        if not any(wanted) and not equation.effects:
-            continue
-        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
-        used = [True] * len(equation.invars) if inner is None else _needed_inputs(inner.jaxpr, wanted)
-        needed.update(atom for atom, one in zip(equation.invars, used, strict=True) if one and not hasattr(atom, "val"))
-    return [variable in needed for variable in jaxpr.invars]
