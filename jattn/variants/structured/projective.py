@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_flags
-from .log_space import log_sum
+from .log_space import NOTHING, Log, combined, multiplied, separated, summed
 from .trees import TreeMarginals, marginals_of, over_examples
 
 
@@ -64,53 +64,64 @@ def _single_root(arcs: jax.Array, roots: jax.Array, length: jax.Array) -> jax.Ar
     if not arcs.shape[0]:
         return jnp.full((), -jnp.inf, arcs.dtype)
     headed_right, headed_left = _spans(arcs)
-    last = jnp.take(headed_right, jnp.maximum(length - 1, 0), axis=1)
-    return log_sum(roots + headed_left[0] + last, 0)
+    last = jax.tree.map(lambda chart: jnp.take(chart, jnp.maximum(length - 1, 0), axis=1), headed_right)
+    first = jax.tree.map(lambda chart: chart[0], headed_left)
+    return combined(summed(multiplied(separated(roots), first, last), 0))
 
 
 def _multi_root(arcs: jax.Array, roots: jax.Array, length: jax.Array) -> jax.Array:
     """The root is one more word, to the left of all, without a parent."""
     whole = jnp.pad(arcs, ((1, 0), (1, 0)), constant_values=-jnp.inf).at[0, 1:].set(roots)
-    return jnp.take(_spans(whole)[0][0], length)
+    return jnp.take(combined(_spans(whole)[0])[0], length)
 
 
-def _spans(arcs: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _spans(arcs: jax.Array) -> tuple[Log, Log]:
     """Complete spans [i, j]: all trees of its words headed by i (right), and by j (left); `[n, n]` each, -inf below.
 
     open_right[i, j] = θ_ij + log Σ_{i<=k<j} right[i, k] left[k+1, j]; open_left[i, j] the same with θ_ji;
     right[i, j] = log Σ_{i<k<=j} open_right[i, k] right[k, j]; left[i, j] = log Σ_{i<=k<j} left[i, k] open_left[k, j]
-    (products in log space). What is not computed yet is -inf, so that sums over all k are sums over these.
+    (products in log space). What is not computed yet is -inf, so that sums over all k are sums over these. The numbers
+    grow with the length of a span: they are kept as a whole number and a fraction, which loses no digits.
     """
     n = arcs.shape[0]
     # Behind the last column -inf stands for spans that end outside.
-    nothing = jnp.full((n, 2 * n), -jnp.inf, arcs.dtype)
+    nothing = separated(jnp.full((n, 2 * n), -jnp.inf, arcs.dtype))
     apart = jnp.arange(2 * n) - jnp.arange(n)[:, None]
-    single = jnp.where(apart == 0, 0, nothing)
+    single = separated(jnp.where(apart == 0, 0, jnp.full((n, 2 * n), -jnp.inf, arcs.dtype)))
     ends = jnp.arange(1, n)[:, None] + jnp.arange(n)
     starts, inside = jnp.arange(n), ends < n
     ends = jnp.minimum(ends, n - 1)
-    rightward = jnp.where(inside, arcs[starts, ends], -jnp.inf)  # [length of span, start]
-    leftward = jnp.where(inside, arcs[ends, starts], -jnp.inf)
+    rightward = separated(jnp.where(inside, arcs[starts, ends], -jnp.inf))  # [length of span, start]
+    leftward = separated(jnp.where(inside, arcs[ends, starts], -jnp.inf))
 
     def step(charts, given):
         right, left, open_right, open_left = charts
         width, score_right, score_left = given
 
+        def starting(chart):  # [i, k] -> chart[i, k]
+            return jax.tree.map(lambda one: one[:, :n], chart)
+
         def ending(chart):  # [i, k] -> chart[k, i + width]
-            return jax.lax.dynamic_slice(chart, (0, width), (n, n)).T
+            return jax.tree.map(lambda one: jax.lax.dynamic_slice(one, (0, width), (n, n)).T, chart)
 
         def write(chart, numbers):
-            return jnp.where(apart == width, numbers[:, None], chart)
+            return jax.tree.map(lambda one, new: jnp.where(apart == width, new[:, None], one), chart, numbers)
 
-        after = jnp.pad(ending(left)[:, 1:], ((0, 0), (0, 1)), constant_values=-jnp.inf)
-        joined = log_sum(right[:, :n] + after, 1)
-        open_right = write(open_right, joined + score_right)
-        open_left = write(open_left, joined + score_left)
-        longer_right = log_sum(open_right[:, :n] + ending(right), 1)
-        longer_left = log_sum(left[:, :n] + ending(open_left), 1)
+        after = ending(left)
+        after = Log(
+            *(
+                jnp.pad(one[:, 1:], ((0, 0), (0, 1)), constant_values=fill)
+                for one, fill in zip(after, NOTHING, strict=True)
+            )
+        )
+        joined = summed(multiplied(starting(right), after), 1)
+        open_right = write(open_right, multiplied(joined, score_right))
+        open_left = write(open_left, multiplied(joined, score_left))
+        longer_right = summed(multiplied(starting(open_right), ending(right)), 1)
+        longer_left = summed(multiplied(starting(left), ending(open_left)), 1)
         return (write(right, longer_right), write(left, longer_left), open_right, open_left), None
 
     (right, left, _, _), _ = jax.lax.scan(
         step, (single, single, nothing, nothing), (jnp.arange(1, n), rightward, leftward)
     )
-    return right[:, :n], left[:, :n]
+    return jax.tree.map(lambda one: one[:, :n], (right, left))

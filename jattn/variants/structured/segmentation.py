@@ -9,78 +9,8 @@ import jax.numpy as jnp
 
 from ...core.shapes import check_positive, check_shapes
 from ...modules.layer import Layer, bias, kernel, normal
-from ...similarities.base import accumulation_dtype
 from ..arguments import check_lengths, inside
-from .log_space import log_sum
-
-
-def chain_log_partition(potentials: jax.Array, transitions: jax.Array, *, lengths: Any = None) -> jax.Array:
-    """log Z of a linear-chain conditional random field.
-
-        Z = Σ_z exp(Σ_i θ_i(z_i) + Σ_i θ(z_{i-1}, z_i)),  over all z of {0, ..., states - 1}^length
-
-    By the forward algorithm in log space, O(length · states²), one step of a `lax.scan` for each position.
-
-    Args:
-        potentials: θ_i, floating-point `[..., length, states]`; -inf forbids a state.
-        transitions: θ(from, to) `[states, states]`, shared by all steps and examples, or
-            `[..., length - 1, states, states]`, one for each step of each example; -inf forbids.
-        lengths: integers `[...]`, one for each example, or one for all; by default the length of the arrays. What
-            stands behind is not read.
-
-    Returns:
-        `[...]`, float32 (float64 for float64); -inf where nothing is allowed, with zero gradients. Z = 1 at length 0.
-        Differentiable to any order.
-
-    Raises:
-        ValueError: shapes that do not fit; `lengths` that are no integers, of another shape, or too long.
-
-    >>> import jax.numpy as jnp
-    >>> print(chain_log_partition(jnp.zeros((3, 2)), jnp.zeros((2, 2))).round(4), jnp.log(8.0).round(4))
-    2.0794 2.0794
-    """
-    batch = _check_chain(potentials, transitions)
-    length, states = potentials.shape[-2:]
-    dtype = accumulation_dtype(potentials, transitions)
-    lengths = check_lengths(lengths, batch, length)
-    if length == 0:
-        return jnp.zeros(batch, dtype)
-    own = inside(lengths, length)
-    potentials = jnp.where(own[..., None], potentials.astype(dtype), 0)
-    if transitions.ndim == 2:
-        steps = jnp.broadcast_to(transitions.astype(dtype), (length - 1, *(1,) * len(batch), states, states))
-    else:
-        steps = jnp.where(own[..., 1:, None, None], transitions.astype(dtype), 0)
-        steps = jnp.moveaxis(steps, -3, 0)
-
-    def step(reached, given):
-        potential, transition, real = given
-        moved = log_sum(reached[..., :, None] + transition, -2) + potential
-        return jnp.where(real[..., None], moved, reached), None
-
-    rest = (jnp.moveaxis(potentials[..., 1:, :], -2, 0), steps, jnp.moveaxis(own[..., 1:], -1, 0))
-    reached, _ = jax.lax.scan(step, potentials[..., 0, :], rest)
-    return jnp.where(lengths > 0, log_sum(reached, -1), 0)
-
-
-def chain_marginals(potentials: jax.Array, transitions: jax.Array, *, lengths: Any = None) -> jax.Array:
-    """p(z_i = s) under the field of `chain_log_partition`, as the gradient of log Z in θ_i(s).
-
-    Arguments and errors as there.
-
-    Returns:
-        `[..., length, states]`, summing to 1 over the states; 0 behind an example's length, and everywhere in an
-        example in which nothing is allowed. Differentiable.
-
-    >>> import jax.numpy as jnp
-    >>> print(chain_marginals(jnp.zeros((3, 2)), jnp.array([[2.0, 0.0], [0.0, 2.0]])).round(3))
-    [[0.5 0.5]
-     [0.5 0.5]
-     [0.5 0.5]]
-    """
-    _check_chain(potentials, transitions)
-    wide = potentials.astype(accumulation_dtype(potentials, transitions))
-    return jax.grad(lambda given: chain_log_partition(given, transitions, lengths=lengths).sum())(wide)
+from .chain import chain_marginals
 
 
 def segmentation_attention(
@@ -115,21 +45,6 @@ def segmentation_attention(
     own = inside(check_lengths(lengths, scores.shape[:-1], scores.shape[-1]), scores.shape[-1])
     wide = jnp.where(own[..., None], values, 0).astype(weights.dtype)
     return jnp.einsum("...t,...tf->...f", weights, wide).astype(values.dtype)
-
-
-def _check_chain(potentials: Any, transitions: Any) -> tuple[int, ...]:
-    """Shapes of a chain; its batch axes."""
-    sizes = check_shapes(potentials=(potentials, "... length states"))
-    if getattr(transitions, "ndim", 0) == 2:
-        check_shapes(sizes, transitions=(transitions, "states states"))
-    else:
-        known: dict[str, Any] = {
-            "...": potentials.shape[:-2],
-            "steps": max(sizes["length"] - 1, 0),
-            "states": sizes["states"],
-        }
-        check_shapes(known, transitions=(transitions, "... steps states states"))
-    return potentials.shape[:-2]
 
 
 @dataclasses.dataclass(frozen=True)
