@@ -1,13 +1,13 @@
-"""Linear-chain conditional random fields: log Z and marginals by normalised forward and backward messages.
+"""Linear-chain conditional random fields: log Z and marginals by normalized forward and backward messages.
 
-The forward message at position t is the logarithm of the summed weight of all prefixes that end in each state, and grows
-with t: in float32 its rounding error soon exceeds the differences between states that marginals are made of. So every
-message is normalised, p_t(z_t | the prefix), and log Z is the sum of the logarithms of its normalisers:
+The forward message at position t is the logarithm of the summed weight of all prefixes that end in each state. It grows
+with t, and its rounding error with it, until that exceeds the differences between states that marginals are made of. So
+every message is normalized, and log Z is the sum of the logarithms of the normalizers:
 
-    a_t = θ_t + log Σ_from exp(a_{t-1} + θ(from, to)),  c_t = log Σ exp(a_t),  a_t <- a_t - c_t,  log Z = Σ_t c_t
+    a_t = θ_t + log Σ_from exp(a_{t-1} + θ(from, to)),    c_t = log Σ exp(a_t),    a_t <- a_t - c_t,    log Z = Σ_t c_t
 
-and b_t likewise from the other end. Marginals of positions and pairs are normalised products of the two, so no error adds
-up along the chain; they are the gradient of log Z.
+and likewise from the other end. Marginals of positions and of pairs are normalized products of the two, so no error
+adds up along the chain. They are the gradient of log Z.
 """
 
 from typing import Any, NamedTuple

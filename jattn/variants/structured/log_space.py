@@ -1,5 +1,6 @@
 """Sums of products as logarithms, in which a weight of 0 is -inf and never becomes NaN."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ def normalized(terms: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     >>> import jax.numpy as jnp
     >>> message, total = normalized(jnp.array([1000.0, 1000.0]))
-    >>> print(jnp.exp(message), f"{total - 1000:.3f}")
+    >>> print(jnp.exp(message).round(3), f"{total - 1000:.3f}")
     [0.5 0.5] 0.693
     """
     total = log_sum(terms, -1)
@@ -75,7 +76,7 @@ def combined(log: Log) -> jax.Array:
 
 def multiplied(*logs: Log) -> Log:
     """Of the product of weights."""
-    return Log(*(sum(parts[1:], parts[0]) for parts in zip(*logs, strict=True)))
+    return functools.reduce(lambda a, b: Log(a.whole + b.whole, a.fraction + b.fraction), logs)
 
 
 def summed(log: Log, axis: int) -> Log:
