@@ -5,13 +5,21 @@
     python examples/train_lm.py --mask window --out runs/window          # or packed: topics in a row keep apart
     python examples/train_lm.py --size medium --out runs/medium          # on a GPU or TPU; bfloat16 there by itself
 
+It uses every device it finds: the batch is split over all of them, or, with `--model-parallel N`, heads and
+feed-forward layers over groups of N. Several processes join into one run; on a TPU pod slice by themselves, elsewhere
+each is started with the same coordinator and its own number, and with an `--out` that all of them can write to:
+
+    python examples/train_lm.py --coordinator HOST:PORT --processes 2 --process 0    # and --process 1 on the other
+
 Prints bits per byte on a held-out part beside what byte frequencies and byte pairs reach, and a sample; writes
 `loss.png`, `heads.png` (what a few heads attend), `plan.png` (the tiles that the mask visits), `sample.txt` and
-`result.json` to `--out`. Interrupt it as you like: the same command goes on from the last checkpoint.
+`result.json` to `--out`. Interrupt it as you like: the same command goes on from the last checkpoint, also on another
+number of devices or processes.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -24,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from lm import pictures, text
+from jax.sharding import Mesh
+from lm import devices, pictures, text
 from lm.checkpoints import Checkpoints
 from lm.model import GPT, SIZES, Size, bits_per_byte
 from lm.sample import sample
@@ -45,6 +54,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="rows in a step")
     parser.add_argument("--length", type=int, help="bytes in a row")
     parser.add_argument("--device", choices=("auto", *PLATFORMS), default="auto")
+    parser.add_argument("--devices", type=int, metavar="N", help="use the first N; by default all there are")
+    parser.add_argument("--model-parallel", type=int, default=1, metavar="N", help="devices that share a model")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where several make one run")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many; with --coordinator")
+    parser.add_argument("--process", type=int, metavar="I", help="which one this is, from 0; with --coordinator")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="to compute in")
     parser.add_argument("--out", type=Path, default=Path("runs/lm"))
     parser.add_argument("--seed", type=int, default=0)
@@ -52,7 +66,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="from --out's checkpoint")
     parser.add_argument("--prompt", default="The ", help="how the sample begins")
     given = parser.parse_args(argv)
-    for name in ("steps", "batch", "length", "checkpoint_every"):
+    joined = (given.coordinator, given.processes, given.process)
+    if any(one is None for one in joined) and any(one is not None for one in joined):
+        parser.error("--coordinator, --processes and --process go together")
+    if given.coordinator is not None and not 0 <= given.process < given.processes:
+        parser.error(f"--process counts from 0 to {given.processes - 1}: {given.process}")
+    for name in ("steps", "batch", "length", "checkpoint_every", "devices", "model_parallel"):
         value = getattr(given, name)
         if value is not None and value < (16 if name == "length" else 1):
             parser.error(f"--{name.replace('_', '-')} is too small: {value}")
@@ -69,7 +88,9 @@ def optimizer(size: Size) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
-def make_steps(definition: Any, transform: optax.GradientTransformation, kind: str) -> tuple[Callable, Callable]:
+def make_steps(
+    definition: Any, transform: optax.GradientTransformation, kind: str, shardings: Any
+) -> tuple[Callable, Callable]:
     """The compiled training step, which takes over the memory of its state, and the compiled evaluation."""
 
     def loss(params, tokens, topic):
@@ -81,30 +102,33 @@ def make_steps(definition: Any, transform: optax.GradientTransformation, kind: s
         updates, moments = transform.update(gradients, moments, params)
         return (optax.apply_updates(params, updates), moments), bits
 
-    return jax.jit(train, donate_argnums=0), jax.jit(loss)
+    return jax.jit(train, donate_argnums=0, out_shardings=(shardings, None)), jax.jit(loss)
 
 
-def evaluate(loss: Callable, params: Any, held_out: text.Text, size: Size) -> float:
+def evaluate(loss: Callable, params: Any, held_out: text.Text, size: Size, mesh: Mesh) -> float:
     """Mean bits per byte over the held-out text."""
     batches = held_out.cover(size.batch, size.length)
-    return float(np.mean([loss(params, *batch) for batch in batches]))
+    return float(np.mean([float(loss(params, *devices.rows(held_out, one, size.length, mesh))) for one in batches]))
 
 
 def train(state: Any, size: Size, given: argparse.Namespace, steps: tuple, texts: tuple, keep: Checkpoints) -> Any:
     """The trained state, and the history of its loss; from the last checkpoint, if there is one."""
     train_step, loss = steps
     training, held_out = texts
+    mesh = keep.mesh
     first, history = 0, {"train": [], "held_out": []}
     restored = keep.restore(state)
     if restored is not None:
         first, state, history = restored
-        print(f"resumed from the checkpoint after step {first} of {size.steps}")
+        say(f"resumed from the checkpoint after step {first} of {size.steps}")
     at_evaluation = {round(size.steps * (i + 1) / EVALUATIONS) for i in range(EVALUATIONS)}
     losses: list[Any] = []
     started, compiled = time.perf_counter(), None
-    with tqdm(total=size.steps, initial=first, unit="step", dynamic_ncols=True, file=sys.stdout) as bar:
+    quiet = not devices.is_first()
+    with tqdm(total=size.steps, initial=first, unit="step", dynamic_ncols=True, file=sys.stdout, disable=quiet) as bar:
         for step in range(first + 1, size.steps + 1):
-            state, bits = train_step(state, *training.batch(given.seed, step, size.batch, size.length))
+            starts = training.batch(given.seed, step, size.batch, size.length)
+            state, bits = train_step(state, *devices.rows(training, starts, size.length, mesh))
             losses.append(bits)
             if compiled is None:
                 bits.block_until_ready()
@@ -112,7 +136,7 @@ def train(state: Any, size: Size, given: argparse.Namespace, steps: tuple, texts
             # Wait for the step before: the bar tells the truth, and the device has the next step at hand.
             bar.set_description(f"{float(losses[-2:][0]):.2f} bits per byte", refresh=False)
             if step in at_evaluation:
-                history["held_out"].append([step, evaluate(loss, state[0], held_out, size)])
+                history["held_out"].append([step, evaluate(loss, state[0], held_out, size, mesh)])
                 bar.set_postfix_str(f"held out {history['held_out'][-1][1]:.2f}")
             if step % given.checkpoint_every == 0 or step == size.steps:
                 history["train"] += [float(bits) for bits in losses]
@@ -124,19 +148,46 @@ def train(state: Any, size: Size, given: argparse.Namespace, steps: tuple, texts
         seconds, rest = ended - started, ended - compiled
         done = size.steps - first
         rate = (done - 1) * size.batch * size.length / rest
-        print(f"{done} steps in {seconds:.1f} s, {seconds - rest:.1f} s of it for the first; {rate:,.0f} bytes/s")
+        say(f"{done} steps in {seconds:.1f} s, {seconds - rest:.1f} s of it for the first; {rate:,.0f} bytes/s")
     return state, history
+
+
+def sizes_of(given: argparse.Namespace, mesh: Mesh) -> Size:
+    """The sizes asked for, with a batch that the mesh divides.
+
+    Raises:
+        SystemExit: the mesh divides neither the batch that was asked for nor the heads.
+    """
+    chosen = {name: getattr(given, name) for name in ("steps", "batch", "length")}
+    size = dataclasses.replace(
+        SIZES[given.size], **{name: value for name, value in chosen.items() if value is not None}
+    )
+    data, model = mesh.shape.values()
+    if size.heads % model:
+        raise SystemExit(f"--model-parallel {model} must divide the {size.heads} heads of the {given.size} model.")
+    if size.batch % data:
+        wider = -(-size.batch // data) * data
+        if given.batch is not None:
+            raise SystemExit(f"--batch {size.batch} must be a multiple of the {data} devices that share it: {wider}?")
+        say(f"{wider} rows in a step instead of {size.batch}, so that {data} devices share them evenly")
+        size = dataclasses.replace(size, batch=wider)
+    return size
+
+
+def say(*words: Any) -> None:
+    """Print, from the first process."""
+    if devices.is_first():
+        print(*words, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     given = arguments(argv)
     if given.device != "auto":
         jax.config.update("jax_platforms", PLATFORMS[given.device])
+    devices.join_processes(given.coordinator, given.processes, given.process)
     began = time.perf_counter()
-    chosen = {name: getattr(given, name) for name in ("steps", "batch", "length")}
-    size = dataclasses.replace(
-        SIZES[given.size], **{name: value for name, value in chosen.items() if value is not None}
-    )
+    mesh = devices.make_mesh(given.devices, given.model_parallel)
+    size = sizes_of(given, mesh)
     dtype = given.dtype if given.dtype != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
     texts = text.load()
     bytes_of = [part.data for part in texts]
@@ -144,39 +195,55 @@ def main(argv: list[str] | None = None) -> int:
         "byte frequencies": text.unigram_entropy(*bytes_of),
         "byte bigrams": text.bigram_entropy(*bytes_of),
     }
-    definition, params = nnx.split(nnx.jit(lambda: GPT(size, jnp.dtype(dtype), rngs=nnx.Rngs(given.seed)))())
+    build = functools.partial(GPT, size, jnp.dtype(dtype))
     transform = optimizer(size)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(
-        f"{given.size} model, {count:,} parameters, {given.mask} mask, {dtype}, on {jax.devices()[0].device_kind}; "
+
+    def begin() -> Any:
+        _, params = nnx.split(build(devices.heads_over(mesh), rngs=nnx.Rngs(given.seed)))
+        return params, transform.init(params)
+
+    shardings = devices.shardings_of(jax.eval_shape(begin), mesh)
+    state = jax.jit(begin, out_shardings=shardings)()
+    definition = nnx.graphdef(nnx.eval_shape(lambda: build(devices.heads_over(mesh), rngs=nnx.Rngs(0))))
+    count = sum(leaf.size for leaf in jax.tree.leaves(state[0]))
+    say(
+        f"{given.size} model, {count:,} parameters, {given.mask} mask, {dtype}, on {devices.describe(mesh)}; "
         f"{len(bytes_of[0]):,} bytes to train on, {len(bytes_of[1]):,} held out"
     )
     given.out.mkdir(parents=True, exist_ok=True)
     settings = {**dataclasses.asdict(size), "mask": given.mask, "dtype": dtype, "seed": given.seed}
-    steps = make_steps(definition, transform, given.mask)
+    steps = make_steps(definition, transform, given.mask, shardings)
     try:
-        with Checkpoints(given.out / "checkpoints", settings, resume=given.resume) as keep:
-            (params, _), history = train((params, transform.init(params)), size, given, steps, texts, keep)
+        with Checkpoints(given.out / "checkpoints", settings, mesh, resume=given.resume) as keep:
+            (params, _), history = train(state, size, given, steps, texts, keep)
     except KeyboardInterrupt:
-        print(
+        say(
             f"\ninterrupted; the same command goes on from the last checkpoint in {given.out / 'checkpoints'}, "
             f"written every {given.checkpoint_every} steps"
         )
         return 130
-    model = nnx.merge(definition, params)
-    bits = history["held_out"][-1][1]
+    whole = devices.fetch(params)
+    if devices.is_first():  # what is left takes one device
+        model = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))), whole)
+        results = {**baselines, "parameters": count, **settings, "history": history}
+        report(given, model, texts, size, baselines, results)
+        print(f"pictures in {given.out}; {time.perf_counter() - began:.0f} s in all")
+    devices.wait_for_all("the report is written")
+    return 0
+
+
+def report(given: argparse.Namespace, model: GPT, texts: tuple, size: Size, baselines: dict, results: dict) -> None:
+    """Print how well the model does and a sample, and write everything to `--out`."""
+    bits = results["history"]["held_out"][-1][1]
     print(f"held out: {bits:.3f} bits per byte; " + "; ".join(f"{name} {one:.3f}" for name, one in baselines.items()))
     written = sample(model, given.mask, given.prompt, SAMPLE, size.length, given.seed)
     print(f"--- sample ---\n{written}\n--------------")
     (given.out / "sample.txt").write_text(written, encoding="utf-8")
-    result = {"held_out": bits, **baselines, "parameters": count, **settings, "history": history}
-    (given.out / "result.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
-    pictures.save_loss(given.out / "loss.png", history, baselines)
+    (given.out / "result.json").write_text(json.dumps({"held_out": bits, **results}, indent=2), encoding="utf-8")
+    pictures.save_loss(given.out / "loss.png", results["history"], baselines)
     excerpt = texts[1].excerpt(min(size.length, EXCERPT))
     pictures.save_heads(given.out / "heads.png", model, given.mask, size.length, excerpt)
     pictures.save_plan(given.out / "plan.png", given.mask, texts[0], size.length)
-    print(f"pictures in {given.out}; {time.perf_counter() - began:.0f} s in all")
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,27 +5,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
+
+from .devices import is_first, shardings_of, wait_for_all
 
 
 class Checkpoints:
     """The last two checkpoints of a run, under `directory`.
 
-    A checkpoint is written in the background and becomes visible whole or not at all.
+    A checkpoint is written in the background, by all processes of the run to one folder that they share, and becomes
+    visible whole or not at all. It can be restored onto another number of devices and processes.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any], *, resume: bool):
+    def __init__(self, directory: Path, settings: dict[str, Any], mesh: jax.sharding.Mesh, *, resume: bool):
         if not resume:
-            shutil.rmtree(directory, ignore_errors=True)
+            if is_first():
+                shutil.rmtree(directory, ignore_errors=True)
+            wait_for_all("old checkpoints are gone")
         self.settings = settings
+        self.mesh = mesh
         self.manager = ocp.CheckpointManager(
             directory.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
         )
 
     def save(self, step: int, state: Any, history: dict[str, Any]) -> None:
         """Write the state, by the names of its arrays. It is copied first: the next step reuses its memory."""
-        arrays = {_name(path): np.array(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
+        arrays = {_name(path): jax.numpy.copy(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
         self.manager.save(
             step,
             args=ocp.args.Composite(
@@ -52,12 +57,17 @@ class Checkpoints:
                 "with it, another --out to keep it, or --no-resume to begin anew in its place."
             )
         names = [_name(path) for path, _ in jax.tree.leaves_with_path(state)]
-        like = dict(zip(names, (np.empty(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)), strict=True))
+        like = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            for name, leaf, sharding in zip(
+                names, jax.tree.leaves(state), jax.tree.leaves(shardings_of(state, self.mesh)), strict=True
+            )
+        }
         restored = self.manager.restore(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore()),
         )
-        leaves = [jax.numpy.array(restored["state"][name]) for name in names]
+        leaves = [restored["state"][name] for name in names]
         return step, jax.tree.unflatten(jax.tree.structure(state), leaves), restored["history"]
 
     def __enter__(self) -> "Checkpoints":

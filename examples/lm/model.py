@@ -10,6 +10,7 @@ from flax import nnx
 
 import jattn
 import jattn.nnx
+from jattn.parallel import Heads
 
 from .text import VOCABULARY
 
@@ -38,10 +39,17 @@ SIZES = {
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, size: Size, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    def __init__(self, size: Size, dtype: jnp.dtype, parallel: Heads | None, *, rngs: nnx.Rngs):
         self.attention_norm = nnx.LayerNorm(size.features, dtype=dtype, rngs=rngs)
         self.attention = jattn.nnx.MultiHeadAttention(
-            size.heads, size.features, rotary=True, qk_norm=True, use_bias=False, dtype=dtype, rngs=rngs
+            size.heads,
+            size.features,
+            rotary=True,
+            qk_norm=True,
+            use_bias=False,
+            dtype=dtype,
+            parallel=parallel,
+            rngs=rngs,
         )
         self.mlp_norm = nnx.LayerNorm(size.features, dtype=dtype, rngs=rngs)
         self.widen = nnx.Linear(size.features, 4 * size.features, dtype=dtype, rngs=rngs)
@@ -53,13 +61,16 @@ class Block(nnx.Module):
 
 
 class GPT(nnx.Module):
-    """Bytes `[batch, length]` to the logits of the next byte, `[batch, length, 256]` in float32."""
+    """Bytes `[batch, length]` to the logits of the next byte, `[batch, length, 256]` in float32.
 
-    def __init__(self, size: Size, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    `parallel` says how attention is split over devices; parameters and inputs bring their own shardings.
+    """
+
+    def __init__(self, size: Size, dtype: jnp.dtype, parallel: Heads | None = None, *, rngs: nnx.Rngs):
         self.embed = nnx.Embed(
             VOCABULARY, size.features, dtype=dtype, embedding_init=nnx.initializers.normal(0.02), rngs=rngs
         )
-        self.blocks = nnx.List([Block(size, dtype, rngs=rngs) for _ in range(size.layers)])
+        self.blocks = nnx.List([Block(size, dtype, parallel, rngs=rngs) for _ in range(size.layers)])
         self.norm = nnx.LayerNorm(size.features, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(size.features, VOCABULARY, use_bias=False, dtype=dtype, rngs=rngs)
 

@@ -25,16 +25,17 @@ class Text:
         index = starts[:, None] + np.arange(length + 1)
         return self.data[index].astype(np.int32), self.topic[index]
 
-    def batch(self, seed: int, step: int, batch: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a training step. They depend on the step's number alone, so a resumed run sees the same."""
-        random = np.random.default_rng([seed, step])
-        return self.rows(random.integers(len(self.data) - length, size=batch), length)
+    def batch(self, seed: int, step: int, batch: int, length: int) -> np.ndarray:
+        """Where the rows of a training step start: by the step's number alone, so a resumed run sees the same rows."""
+        return np.random.default_rng([seed, step]).integers(len(self.data) - length, size=batch)
 
-    def cover(self, batch: int, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The whole stream but a remainder, once, in batches of rows."""
+    def cover(self, batch: int, length: int) -> np.ndarray:
+        """Where rows start that cover the stream once, `[batches, batch]`, but for a remainder.
+
+        A stream with fewer rows than one batch is gone through again until the batch is full.
+        """
         starts = np.arange(0, len(self.data) - length, length)
-        starts = starts[: max(len(starts) // batch, 1) * batch]
-        return [self.rows(part, length) for part in np.array_split(starts, -(-len(starts) // batch))]
+        return np.resize(starts, (max(len(starts) // batch, 1), batch))
 
     def excerpt(self, length: int) -> bytes:
         """The longest stretch of plain words, cut to `length`, from where a line begins."""

@@ -3,6 +3,10 @@
 import dataclasses
 import importlib
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +17,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jattn
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAGS = ["--size=tiny", "--mask=packed", "--device=cpu"]
-FLAGS += ["--steps=20", "--batch=4", "--length=32", "--checkpoint-every=8"]
+FLAGS += ["--steps=20", "--batch=8", "--length=32", "--checkpoint-every=8"]
 
 
 @pytest.fixture(scope="module")
@@ -23,21 +29,42 @@ def lm():
     """The script and its parts, imported as `python examples/train_lm.py` does."""
     sys.path.insert(0, str(EXAMPLES))
     try:
-        parts = {name: importlib.import_module(f"lm.{name}") for name in ("text", "model", "pictures", "sample")}
+        parts = {
+            name: importlib.import_module(f"lm.{name}") for name in ("devices", "text", "model", "pictures", "sample")
+        }
+        sizes = parts["model"].SIZES
+        sizes["tiny"] = dataclasses.replace(sizes["tiny"], layers=1)
         yield SimpleNamespace(script=importlib.import_module("train_lm"), **parts)
     finally:
         sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def whole(lm, tmp_path_factory):
+    """The folder of a run on one device that nobody interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    assert lm.script.main([*FLAGS, "--devices=1", "--out", str(out)]) == 0
+    return out
 
 
 def result_of(out: Path) -> dict:
     return json.loads((out / "result.json").read_text())
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(lm, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(lm.model.SIZES, "tiny", dataclasses.replace(lm.model.SIZES["tiny"], layers=1))
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    assert lm.script.main([*FLAGS, "--out", str(whole)]) == 0
+def assert_same_run(one: dict, other: dict) -> None:
+    """Equal, but for the order in which devices add up."""
 
+    def curve(result: dict) -> np.ndarray:
+        return np.concatenate([result["history"]["train"], np.ravel(result["history"]["held_out"])])
+
+    np.testing.assert_allclose(curve(one), curve(other), atol=2e-5)
+    for name in one.keys() - {"history", "held_out"}:
+        assert one[name] == other[name]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_also_on_other_devices(lm, whole, tmp_path, monkeypatch, capsys):
+    """Begun on eight devices, and finished on four groups of two."""
+    halves = tmp_path
     batch = lm.text.Text.batch
 
     def interrupted(self, seed, step, *sizes):
@@ -49,13 +76,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(lm, tmp_path, monkeypatch, ca
         patch.setattr(lm.text.Text, "batch", interrupted)
         assert lm.script.main([*FLAGS, "--out", str(halves)]) == 130
     assert not (halves / "result.json").exists()
-    capsys.readouterr()
-    assert lm.script.main([*FLAGS, "--out", str(halves)]) == 0
-    assert "resumed from the checkpoint after step 8 of 20" in capsys.readouterr().out
+    assert "8 x cpu (8 x 1: data x model)" in capsys.readouterr().out
+    assert lm.script.main([*FLAGS, "--model-parallel=2", "--out", str(halves)]) == 0
+    printed = capsys.readouterr().out
+    assert "8 x cpu (4 x 2: data x model)" in printed
+    assert "resumed from the checkpoint after step 8 of 20" in printed
 
     one, other = result_of(whole), result_of(halves)
-    assert one == other
-    assert (whole / "sample.txt").read_text() == (halves / "sample.txt").read_text()
+    assert_same_run(one, other)
     losses = one["history"]["train"]
     assert len(losses) == 20
     assert np.mean(losses[-5:]) < losses[0] - 2
@@ -66,6 +94,92 @@ def test_a_resumed_run_equals_an_uninterrupted_one(lm, tmp_path, monkeypatch, ca
 
     with pytest.raises(SystemExit, match=r"made with \{'seed': 0\}.*--no-resume"):
         lm.script.main([*FLAGS, "--seed", "1", "--out", str(halves)])
+
+
+PROCESS = """
+import dataclasses, os, pathlib, signal, sys, time
+sys.path.insert(0, {examples!r})
+import train_lm
+from lm.model import SIZES
+from lm.text import Text
+
+SIZES["tiny"] = dataclasses.replace(SIZES["tiny"], layers=1)
+
+batch = Text.batch
+
+def killed(self, seed, step, *sizes):
+    if step == 13:
+        while not pathlib.Path({checkpoint!r}).exists():  # written in the background
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch(self, seed, step, *sizes)
+
+if {dies}:
+    Text.batch = killed
+sys.exit(train_lm.main({flags!r}))
+"""
+
+
+@pytest.mark.exhaustive
+def test_two_processes_make_one_run_and_start_again_after_one_was_killed(lm, whole, tmp_path, capsys):
+    out = tmp_path
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
+    }
+    # Processes find programs that the cache has, as the tests do.
+    for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
+        environment[name.upper()] = str(getattr(jax.config, name))
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(jattn.__file__).parents[1]), *sys.path])
+
+    def start(process: int, port: int, dies: bool = False) -> subprocess.Popen:
+        flags = [*FLAGS, "--out", str(out), "--model-parallel=2"]
+        flags += [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={process}"]
+        source = PROCESS.format(
+            examples=str(EXAMPLES), checkpoint=str(out / "checkpoints" / "8"), dies=dies, flags=flags
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", source],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    port = free_port()
+    first, second = start(0, port), start(1, port, dies=True)
+    try:
+        _, _ = second.communicate(timeout=300)
+        assert second.returncode == -signal.SIGKILL
+    finally:
+        for one in (first, second):
+            one.kill()
+            one.communicate()
+    assert not (out / "result.json").exists()
+
+    port = free_port()
+    both = [start(process, port) for process in range(2)]
+    try:
+        printed = [one.communicate(timeout=300)[0] for one in both]
+    finally:
+        for one in both:
+            one.kill()
+    assert [one.returncode for one in both] == [0, 0], printed
+    assert "8 x cpu in 2 processes (4 x 2: data x model)" in printed[0]
+    assert "resumed from the checkpoint after step 8 of 20" in printed[0]
+    assert "bits per byte" not in printed[1]
+
+    assert_same_run(result_of(out), result_of(whole))
+    # One process takes over what two have written.
+    capsys.readouterr()
+    assert lm.script.main([*FLAGS, "--devices=1", "--out", str(out)]) == 0
+    assert "resumed from the checkpoint after step 20 of 20" in capsys.readouterr().out
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def test_packed_topics_keep_apart(lm):
@@ -88,10 +202,17 @@ def test_the_text_is_split_without_repeats(lm):
         if len(p) > 80 and " ".join(p.split()) in paragraphs
     ]  # fmt: skip
     assert not repeated
-    tokens, topic = training.batch(0, 3, 4, 32)
+    starts = training.batch(0, 3, 4, 32)
+    tokens, topic = training.rows(starts, 32)
     assert tokens.shape == topic.shape == (4, 33)
-    np.testing.assert_array_equal(tokens, training.batch(0, 3, 4, 32)[0])
-    assert not np.array_equal(tokens, training.batch(0, 4, 4, 32)[0])
+    np.testing.assert_array_equal(starts, training.batch(0, 3, 4, 32))
+    assert not np.array_equal(starts, training.batch(0, 4, 4, 32))
+
+
+def test_held_out_rows_fill_every_batch(lm):
+    text = lm.text.Text(np.arange(100, dtype=np.uint8), np.ones(100, np.int32))
+    np.testing.assert_array_equal(text.cover(4, 10), [[0, 10, 20, 30], [40, 50, 60, 70]])
+    np.testing.assert_array_equal(text.cover(4, 40), [[0, 40, 0, 40]])
 
 
 def test_baselines(lm):
@@ -122,8 +243,28 @@ def test_heads_are_chosen_by_what_they_do(lm):
     assert len({(layer, head) for layer, head, _ in chosen}) == 4
 
 
-def test_bad_flags(lm, capsys):
-    with pytest.raises(SystemExit):
-        lm.script.main(["--steps", "0"])
-    assert "--steps is too small" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "0"], "--steps is too small"),
+        (["--model-parallel", "0"], "--model-parallel is too small"),
+        (["--processes", "2"], "--coordinator, --processes and --process go together"),
+        (["--coordinator=127.0.0.1:1", "--processes=2", "--process=2"], "--process counts from 0 to 1: 2"),
+        (["--devices", "9"], "--devices 9: there are 8"),
+        (["--model-parallel", "3"], "must divide the number of devices, 8"),
+        (["--model-parallel", "8"], "must divide the 4 heads of the tiny model"),
+        (["--batch", "12"], "must be a multiple of the 8 devices that share it: 16?"),
+    ],
+)
+def test_bad_flags(lm, capsys, tmp_path, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        lm.script.main(["--size=tiny", "--out", str(tmp_path), *flags])
+    assert message in capsys.readouterr().err + str(stopped.value)
     assert jax.default_backend() == "cpu"
+
+
+def test_the_batch_is_made_to_fit_the_devices(lm, capsys):
+    given = lm.script.arguments(["--size=small"])
+    assert lm.script.sizes_of(given, lm.devices.make_mesh(None, 1)).batch == 8
+    assert "8 rows in a step instead of 6" in capsys.readouterr().out
+    assert lm.script.sizes_of(given, lm.devices.make_mesh(2, 1)).batch == 6

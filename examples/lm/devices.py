@@ -1,0 +1,121 @@
+"""Where a run computes: every device of every process, as a mesh `data` x `model`.
+
+The batch is split over `data`. Heads and the feed-forward layers are split over `model`, as Megatron-LM splits them
+(Shoeybi et al. 2019, arXiv:1909.08053); everything else is on every device.
+"""
+
+import contextlib
+import importlib.util
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jattn.parallel import Heads
+
+from .text import Text
+
+DATA, MODEL = "data", "model"
+SPLIT = {
+    r"attention\.(query|key|value)\.kernel": PartitionSpec(None, MODEL),  # [features, heads, head_dim]
+    r"attention\.out\.kernel": PartitionSpec(MODEL),  # [heads, head_dim, features]
+    r"widen\.kernel": PartitionSpec(None, MODEL),
+    r"widen\.bias": PartitionSpec(MODEL),
+    r"narrow\.kernel": PartitionSpec(MODEL),
+}
+"""The parameters that are split over `model`, by their names. The optimizer's moments bear the names of theirs."""
+
+
+def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Join the processes of one run. Call it before JAX does anything else.
+
+    Args:
+        coordinator: `HOST:PORT` of process 0, the same in every process; None where JAX finds out by itself (a TPU pod
+            slice), or where this process is the only one.
+        processes: how many there are.
+        process: which one this is, from 0.
+    """
+    if coordinator is not None:
+        jax.distributed.initialize(coordinator, processes, process)
+    elif importlib.util.find_spec("libtpu") is not None:
+        with contextlib.suppress(RuntimeError, ValueError):  # no cluster that JAX knows of: this host is all there is
+            jax.distributed.initialize()
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and draws."""
+    return jax.process_index() == 0
+
+
+def make_mesh(devices: int | None, model_parallel: int) -> Mesh:
+    """The mesh `data` x `model` over the first `devices` devices, by default all.
+
+    Raises:
+        SystemExit: there are fewer devices, or `model_parallel` does not divide their number.
+    """
+    found = jax.devices()
+    count = len(found) if devices is None else devices
+    if count > len(found):
+        raise SystemExit(f"--devices {count}: there are {len(found)}.")
+    if count % model_parallel:
+        raise SystemExit(f"--model-parallel {model_parallel} must divide the number of devices, {count}.")
+    return jax.make_mesh(
+        (count // model_parallel, model_parallel), (DATA, MODEL), (AxisType.Auto,) * 2, devices=found[:count]
+    )
+
+
+def heads_over(mesh: Mesh) -> Heads | None:
+    """How attention is split over the mesh."""
+    return Heads(MODEL, batch=DATA, mesh=mesh) if mesh.size > 1 else None
+
+
+def shardings_of(state: Any, mesh: Mesh) -> Any:
+    """The sharding of each array of a state (parameters, moments), by its name."""
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        del leaf
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        specs = [spec for pattern, spec in SPLIT.items() if re.search(rf"{pattern}(\.|$)", name)]
+        return NamedSharding(mesh, specs[0] if specs else PartitionSpec())
+
+    return jax.tree.map_with_path(one, state)
+
+
+def rows(text: Text, starts: np.ndarray, length: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """`text.rows(starts, length)`, split over `data`. A process cuts only the rows of its own devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(DATA))
+
+    def part(which: int) -> jax.Array:
+        def cut(index: Any) -> np.ndarray:
+            return text.rows(starts[index[0]], length)[which]
+
+        return jax.make_array_from_callback((len(starts), length + 1), sharding, cut)
+
+    return part(0), part(1)
+
+
+def fetch(tree: Any) -> Any:
+    """The whole arrays, as NumPy arrays, in every process."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def wait_for_all(what: str) -> None:
+    """Return when every process has come here."""
+    multihost_utils.sync_global_devices(what)
+
+
+def describe(mesh: Mesh) -> str:
+    """The mesh in words."""
+    kind = jax.devices()[0].device_kind
+    if mesh.size == 1:
+        return kind
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{mesh.size} x {kind}{processes} ({_product(mesh.shape.values())}: {' x '.join(mesh.shape)})"
+
+
+def _product(sizes: Sequence[int] | Any) -> str:
+    return " x ".join(str(size) for size in sizes)
