@@ -188,7 +188,7 @@ def named(implementation: str | Implementation) -> Implementation:
     if isinstance(implementation, Implementation):
         return implementation
     known = {one.name: one for one in DEFAULTS}
-    if implementation not in known:
+    if not isinstance(implementation, str) or implementation not in known:
         raise ValueError(
             f"`implementation` must be None, an `Implementation`, or one of {', '.join(map(repr, known))}; "
             f"got {implementation!r}."

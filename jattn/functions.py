@@ -4,7 +4,8 @@ Captured arrays must be leaves of the piece that holds the function: only then a
 sharded with it.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -72,23 +73,68 @@ def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[jax
     """The traced function, the arrays it closes over, and the shape and dtype of what it returns.
 
     Raises:
-        ValueError: it decides something in Python that depends on its arguments.
+        ValueError: as `one_expression`.
     """
     scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in dtypes]
-    try:
+    with one_expression("function", function):
         try:
             closed, result = jax.make_jaxpr(function, return_shape=True)(*scalars)
         except (jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError):
             closed, result = jax.make_jaxpr(with_tables(function), return_shape=True)(*scalars)
-    except jax.errors.TracerBoolConversionError as error:
-        raise ValueError(
-            f"`function` must be one expression for all pairs; {getattr(function, '__qualname__', function)!r} asks in "
-            "Python whether something holds. Write `&`, `|` and `~` for `and`, `or` and `not`, with each comparison in "
-            "parentheses; `(a < b) & (b < c)` for `a < b < c`; and `jnp.where(condition, x, y)` for `x if condition "
-            "else y`."
-        ) from error
     captured = (one if isinstance(one, jax.Array) else np.asarray(one) for one in closed.consts)
     return Traced(function, closed), tuple(captured), result
+
+
+@contextlib.contextmanager
+def one_expression(name: str, function: Any) -> Iterator[None]:
+    """What JAX says of a function that asks for the value of a traced number, in words that name the remedy.
+
+    Args:
+        name: of the argument that the function is, or is a part of.
+        function: of which the message speaks.
+
+    Raises:
+        ValueError: the function decides something in Python, or hands a traced number to NumPy or Python.
+    """
+    try:
+        yield
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        found = [(doing, remedy) for kind, doing, remedy in _REMEDIES if isinstance(error, kind)]
+        if not found:
+            raise
+        doing, remedy = found[0]
+        what = getattr(function, "__qualname__", None) or repr(function)
+        raise ValueError(f"`{name}` must be one JAX expression for all pairs; `{what}` {doing}. {remedy}") from error
+
+
+_REMEDIES: tuple[tuple[type[Exception], str, str], ...] = (
+    (
+        jax.errors.TracerBoolConversionError,
+        "asks in Python whether something holds",
+        "Write `&`, `|` and `~` for `and`, `or` and `not`, with each comparison in parentheses; `(a < b) & (b < c)` "
+        "for `a < b < c`; and `jnp.where(condition, x, y)` for `x if condition else y`.",
+    ),
+    (
+        jax.errors.TracerIntegerConversionError,
+        "indexes a list, or counts in Python, with a traced number",
+        "Make an array of the list first: `jnp.asarray(table)[q]`.",
+    ),
+    (
+        jax.errors.TracerArrayConversionError,
+        "gives a traced number to NumPy",
+        "Write `jnp` for `np`; an array of NumPy that is indexed by a position is `jnp.asarray(table)[q]`.",
+    ),
+    (
+        jax.errors.ConcretizationTypeError,
+        "makes a Python number of a traced one",
+        "Write `x.astype(int)` for `int(x)`, `x.astype(float)` for `float(x)`, and `jnp.floor(x)` for `math.floor(x)`.",
+    ),
+    (
+        jax.errors.NonConcreteBooleanIndexError,
+        "indexes with a condition",
+        "Write `jnp.where(condition, x, y)`.",
+    ),
+)
 
 
 def _evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:

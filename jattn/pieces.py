@@ -10,13 +10,20 @@ declaration follows everything that is done to the field: `align` brings it to t
 `take`. Partition specs and vmapping read the same declaration.
 """
 
+import collections
 import dataclasses
+import difflib
+import functools
+import json
 from collections.abc import Callable
-from typing import Any, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
+
+from .foundation.arrays import FOREIGN, as_array, describe, dtype_of
 
 LAYOUT = ("head", "query", "key")
 """The axes of a score behind the batch; any other declared name is an axis of the piece's own."""
@@ -25,12 +32,22 @@ PieceType = TypeVar("PieceType", bound="type[Piece]")
 
 
 def array(*axes: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field that holds an array (always a pytree leaf) with these trailing axes."""
+    """A field that holds an array (always a pytree leaf) with these trailing axes.
+
+    Raises:
+        ValueError: an axis that is not a string, is named twice, or is nearly `head`, `query` or `key`.
+    """
+    _check_axes(axes)
     return dataclasses.field(default=default, metadata={"axes": axes})
 
 
 def number(*axes: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field that holds a Python number (static) or an array with these trailing axes (a leaf)."""
+    """A field that holds a Python number (static) or an array with these trailing axes (a leaf).
+
+    Raises:
+        ValueError: as `array`.
+    """
+    _check_axes(axes)
     return dataclasses.field(default=default, metadata={"axes": axes, "static_number": True})
 
 
@@ -44,6 +61,19 @@ def part(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"part": True})
 
 
+def _check_axes(axes: tuple[str, ...]) -> None:
+    for axis in axes:
+        if not isinstance(axis, str):
+            raise ValueError(f"an axis must be a string, such as {LAYOUT}; got {axis!r}.")
+        if axis == "batch":
+            raise ValueError("batch axes are not declared: every array may have any number of them in front.")
+        near = [] if axis in LAYOUT else difflib.get_close_matches(axis, LAYOUT, 1, cutoff=0.65)
+        if near:
+            raise ValueError(f"an axis of the call is one of {LAYOUT}; got {axis!r}. Did you mean {near[0]!r}?")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"each axis must be named once; got {axes}.")
+
+
 def _is_child(field: dataclasses.Field, value: Any) -> bool:
     if field.metadata.get("static_number") and isinstance(value, (bool, int, float)):
         return False
@@ -52,7 +82,20 @@ def _is_child(field: dataclasses.Field, value: Any) -> bool:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(array, number, constants, part, dataclasses.field))
 def piece(cls: PieceType) -> PieceType:
-    """Make `cls` a frozen dataclass registered as a pytree, by the declarations of its fields."""
+    """Make `cls` a frozen dataclass registered as a pytree, by the declarations of its fields.
+
+    Lists of numbers become arrays in it, and a field that holds something else than it declares is refused. It may be
+    an argument of a function that `jax.export` serializes.
+    """
+    own_check = getattr(cls, "__post_init__", None)
+
+    def check(self):
+        if own_check is not None:
+            own_check(self)
+        if type(self) is cls:  # a subclass checks its fields once its own `__post_init__` is done
+            _check_fields(self)
+
+    cls.__post_init__ = check  # type: ignore[attr-defined]  (dataclasses look for it)
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)  # equality below compares arrays by value
 
     def flatten_with_keys(self):
@@ -63,11 +106,28 @@ def piece(cls: PieceType) -> PieceType:
         return _unflatten(cls, aux, children)
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, _flatten)
+    jax.export.register_pytree_node_serialization(
+        cls,
+        serialized_name=unique_name(cls),
+        serialize_auxdata=functools.partial(_to_bytes, cls),
+        deserialize_auxdata=_from_bytes,
+    )
+    cls._decorated = cls
     return cls
 
 
 class Piece:
     """Base of every piece. Subclass one of `Mask`, `Score`, `Similarity`, `Normalizer`, decorated with `@piece`."""
+
+    __array_ufunc__ = None  # `array & mask` is the mask's to answer, not NumPy's for each number
+    _decorated: ClassVar[Any] = None
+
+    def __new__(cls, *arguments: Any, **fields: Any) -> Self:
+        del arguments, fields  # the dataclass's `__init__` takes them
+        self = super().__new__(cls)
+        if cls._decorated is not cls:
+            raise ValueError(f"the class `{cls.__name__}` must be decorated with `@jattn.pieces.piece` to be a piece.")
+        return self
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -82,6 +142,61 @@ class Piece:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]  (every concrete piece is a dataclass)
+
+
+def _check_fields(self: Piece) -> None:
+    """Every field holds what it declares; lists of numbers become arrays, lists of parts tuples.
+
+    Raises:
+        ValueError: naming the field, what came and what was expected.
+    """
+    for field in dataclasses.fields(self):  # type: ignore[arg-type]  (see `replace`)
+        value, name = getattr(self, field.name), f"{type(self).__name__}.{field.name}"
+        if value is None and (field.default is None or "axes" not in field.metadata):
+            continue
+        if "axes" in field.metadata:
+            settled = _array_field(name, value, field.metadata["axes"])
+        elif "part" in field.metadata:
+            settled = _part_field(name, value)
+        elif "constants" in field.metadata:
+            if not isinstance(value, (list, tuple)) or any(dtype_of(one) is None for one in value):
+                raise ValueError(f"`{name}` must be a tuple of arrays; got {describe(value)}.")
+            settled = tuple(value)
+        elif any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(value)):
+            raise ValueError(
+                f"`{name}` holds an array, but is not declared as one: JAX could neither trace nor differentiate it. "
+                f"Write `{field.name}: jax.Array = array(...)` with the axes that it rides on."
+            )
+        else:
+            continue
+        if settled is not value:
+            object.__setattr__(self, field.name, settled)
+
+
+def _array_field(name: str, value: Any, axes: tuple[str, ...]) -> Any:
+    if isinstance(value, (bool, int, float)):
+        return value
+    array = as_array(value)
+    if dtype_of(array) is None:
+        layout = f"[batch..., {', '.join(axes)}]" if axes else "of any batch axes"
+        raise ValueError(
+            f"`{name}` must be an array {layout}, of JAX or NumPy, or a list of numbers; got {describe(value)}. "
+            f"{FOREIGN}"
+        )
+    return array.astype(np.float32) if array is not value and array.dtype == np.float64 else array
+
+
+def _part_field(name: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_part_field(f"{name}[{place}]", one) for place, one in enumerate(value))
+    if not isinstance(value, Piece):
+        remedy = ""
+        if isinstance(value, type):
+            remedy = f" Make one of it: `{value.__name__}(...)`."
+        elif callable(value):
+            remedy = " Make one of a function with `jattn.masks.of(function)` or `jattn.scores.of(function)`."
+        raise ValueError(f"`{name}` must be a piece, such as `jattn.masks.Causal()`; got {describe(value)}.{remedy}")
+    return value
 
 
 def _flatten(self: Piece) -> tuple[list[Any], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
@@ -100,6 +215,39 @@ def _unflatten(cls: type, aux: Any, children: Any) -> Any:
     for name, value in (("_children", names), *static, *zip(names, children, strict=True)):
         object.__setattr__(self, name, value)
     return self
+
+
+_names: collections.Counter[str] = collections.Counter()
+
+
+def unique_name(cls: type) -> str:
+    """What a class is called in an exported function; one that is defined again, as in a notebook, gets a number."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    _names[name] += 1
+    return name if _names[name] == 1 else f"{name}#{_names[name]}"
+
+
+def _to_bytes(cls: type, aux: Any) -> bytes:
+    names, static = aux
+    for name, value in static:
+        try:
+            same = _from_json(json.loads(json.dumps(value))) == value
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise ValueError(
+                f"`{cls.__name__}.{name}` cannot be serialized: {describe(value)}. Make the piece inside the function "
+                "that is exported, not outside of it."
+            )
+    return json.dumps([names, static]).encode()
+
+
+def _from_bytes(data: bytes) -> Any:
+    return _from_json(json.loads(data))
+
+
+def _from_json(value: Any) -> Any:
+    return tuple(_from_json(one) for one in value) if isinstance(value, list) else value
 
 
 def map_fields(tree: Any, visit: Callable[[Any, tuple[str, ...], str], Any]) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.arrays import as_array
 from ..masks.base import Mask
 from ..normalizers import Normalizer
 from ..pieces import align
@@ -121,8 +122,7 @@ def _positions(name: str, positions: Any, batch: tuple[int, ...], length: int, a
     """Positions as `[batch..., 1, length, 1]` or `[batch..., 1, 1, length]`; NumPy stays NumPy, so that it is known."""
     if positions is None:
         positions = np.arange(length, dtype=np.int32)
-    elif not isinstance(positions, jax.Array):
-        positions = np.asarray(positions)
+    positions = as_array(positions)
     checks.check_positions(name, positions, batch, length, name.removesuffix("_positions"))
     backend = np if isinstance(positions, np.ndarray) else jnp
     positions = positions.astype(np.int32)

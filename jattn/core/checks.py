@@ -1,13 +1,15 @@
 """The only validation: everything is checked here, once, before any work."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import chex
 import jax.numpy as jnp
 
+from ..foundation.arrays import FOREIGN, describe, dtype_of
 from ..masks.base import Mask, as_mask
 from ..normalizers import Normalizer, Softmax
+from ..pieces import Piece
 from ..scores.base import Score
 from ..similarities import ScaledDot, Similarity
 from .dropout import Dropout
@@ -27,8 +29,10 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
     """
     arrays = {"query": query, "key": key, "value": value}
     for name, item in arrays.items():
-        if not hasattr(item, "shape") or not hasattr(item, "dtype"):
-            raise ValueError(f"`{name}` must be an array {LAYOUTS[name]}; got {type(item).__name__}.")
+        if dtype_of(item) is None:
+            raise ValueError(
+                f"`{name}` must be an array {LAYOUTS[name]}, of JAX or NumPy; got {describe(item)}. {FOREIGN}"
+            )
         if len(item.shape) < 3:
             raise ValueError(
                 f"`{name}` must have at least 3 axes, {LAYOUTS[name]}; got shape {item.shape}. "
@@ -37,6 +41,11 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
         if not jnp.issubdtype(item.dtype, jnp.floating):
             raise ValueError(
                 f"`{name}` must be floating-point; got {item.dtype}. Convert it: `{name}.astype('float32')`."
+            )
+        if jnp.finfo(item.dtype).bits < 16:
+            raise ValueError(
+                f"`{name}` must have at least 16 bits, as attention adds up its numbers; got {item.dtype}. Convert it "
+                f"(with its scale): `{name}.astype('bfloat16')`."
             )
     try:
         chex.assert_equal_rank([query, key, value])
@@ -56,6 +65,11 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
             f"`query` and `key` must have the same qk_dim (last axis); got query {query.shape}, key {key.shape}. "
             "Project one of them to the other's size first."
         )
+    if query.shape[-1] == 0:
+        raise ValueError(
+            f"`query` and `key` must have at least one feature (qk_dim, the last axis); got query {query.shape} and "
+            f"key {key.shape}."
+        )
     q_heads, kv_heads = query.shape[-2], key.shape[-2]
     if kv_heads == 0 or q_heads == 0 or q_heads % kv_heads:
         raise ValueError(
@@ -69,7 +83,8 @@ def check_pieces(mask: Any, similarity: Any, scores: Any, normalizer: Any, dropo
     mask = None if mask is None else as_mask(mask)
     similarity = ScaledDot() if similarity is None else similarity
     normalizer = Softmax() if normalizer is None else normalizer
-    scores = () if scores is None else tuple(scores) if isinstance(scores, Sequence) else (scores,)
+    several = isinstance(scores, Iterable) and not isinstance(scores, Score) and dtype_of(scores) is None
+    scores = () if scores is None else tuple(scores) if several else (scores,)  # type: ignore[arg-type]
     for name, value, kind in (
         ("similarity", similarity, Similarity),
         ("normalizer", normalizer, Normalizer),
@@ -77,19 +92,32 @@ def check_pieces(mask: Any, similarity: Any, scores: Any, normalizer: Any, dropo
         *((f"scores[{i}]", score, Score) for i, score in enumerate(scores)),
     ):
         if value is not None and not isinstance(value, kind):
-            hint = " A mask goes to `mask=`." if isinstance(value, Mask) else ""
             raise ValueError(
                 f"`{name}` must be a {kind.__name__} (an instance of a piece, such as those of jattn); "
-                f"got {value!r}.{hint}"
+                f"got {describe(value)}.{_hint(value)}"
             )
     return mask, similarity, scores, normalizer, dropout
 
 
+def _hint(value: Any) -> str:
+    """What to write for something that was given in place of a piece."""
+    if isinstance(value, type) and issubclass(value, Piece):
+        return f" Make one of it: `{value.__name__}(...)`."
+    if isinstance(value, Mask):
+        return " A mask goes to `mask=`."
+    if isinstance(value, Score):
+        return " A score goes to `scores=`."
+    if isinstance(value, float):
+        return " `jattn.Dropout(rate, key)` makes one of a rate."
+    return ""
+
+
 def check_positions(name: str, positions: Any, batch: tuple[int, ...], length: int, of: str) -> None:
     """Positions are integers `[..., length]`, one per element of `of`."""
-    shape, dtype = jnp.shape(positions), jnp.result_type(positions)
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"`{name}` must be integers, absolute token indices; got {dtype}.")
+    dtype = dtype_of(positions)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"`{name}` must be integers, absolute token indices; got {describe(positions)}.")
+    shape = tuple(positions.shape)
     lead = shape[:-1]
     fits = len(lead) <= len(batch) and all(a in (1, b) for a, b in zip(reversed(lead), reversed(batch), strict=False))
     if not shape or shape[-1] != length or not fits:

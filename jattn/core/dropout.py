@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..pieces import Piece, array, number, piece
-from .shapes import check_key
+from .shapes import check_key, check_rate
 
 
 def _mix(bits: jax.Array) -> jax.Array:
@@ -47,8 +47,7 @@ class Dropout(Piece):
     examples: jax.Array | np.ndarray | None = array(default=None)
 
     def __post_init__(self):
-        if isinstance(self.rate, (int, float)) and not 0 <= self.rate <= 1:
-            raise ValueError(f"`rate` must be a probability in [0, 1]; got {self.rate}.")
+        check_rate("rate", self.rate)
         check_key("key", self.key)
         if jnp.issubdtype(self.key.dtype, jax.dtypes.prng_key):
             object.__setattr__(self, "key", jax.random.key_data(self.key))

@@ -1,9 +1,13 @@
 """Partial attention over some of the keys is a monoid: `merge` joins partial results over disjoint keys."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
+
+from ..foundation.arrays import describe
 
 
 class Partial(NamedTuple):
@@ -29,7 +33,10 @@ class Partial(NamedTuple):
         return cls(jnp.zeros(out.shape, out.dtype), jnp.full(out.shape[:-1], -jnp.inf, dtype))
 
 
-def merge(*partials: Partial) -> Partial:
+jax.export.register_namedtuple_serialization(Partial, serialized_name="jattn.Partial")
+
+
+def merge(*partials: Partial | Iterable[Partial]) -> Partial:
     """Join attention over disjoint sets of keys, as if they had been attended together.
 
     lse = log Σ_i exp(lse_i),  out = Σ_i exp(lse_i - lse) out_i
@@ -38,10 +45,10 @@ def merge(*partials: Partial) -> Partial:
     every `out` and `lse`; a row that is empty in all partials stays empty, with zero gradients.
 
     Args:
-        partials: results of `partial_attention`, of equal shapes.
+        partials: results of `partial_attention`, of equal shapes, one by one or in a list.
 
     Raises:
-        ValueError: no partials, or shapes that differ.
+        ValueError: no partials, something else, or shapes that differ.
 
     >>> import jax, jax.numpy as jnp, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (8, 2, 4)) for i in range(3))
@@ -50,12 +57,11 @@ def merge(*partials: Partial) -> Partial:
     >>> bool(jnp.allclose(jattn.merge(*halves).out, whole, atol=1e-6))
     True
     """
-    if not partials:
-        raise ValueError("`merge` needs at least one partial; an empty one is `Partial.empty(out)`.")
-    shapes = [(partial.out.shape, partial.lse.shape) for partial in partials]
+    parts = _listed(partials)
+    shapes = [(part.out.shape, part.lse.shape) for part in parts]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"`partials` must all have the same shapes of (out, lse); got {shapes}.")
-    lse = jnp.stack([partial.lse for partial in partials])
+    lse = jnp.stack([part.lse for part in parts])
     top = jax.lax.stop_gradient(lse.max(0))
     top = jnp.where(jnp.isneginf(top), 0, top)
     mass = jnp.exp(lse - top)  # 0 where a partial is empty
@@ -63,8 +69,23 @@ def merge(*partials: Partial) -> Partial:
     occupied = total > 0
     safe_total = jnp.where(occupied, total, 1)
     share = mass / safe_total
-    out = sum(part.out.astype(lse.dtype) * weight[..., None] for part, weight in zip(partials, share, strict=True))
+    out = sum(part.out.astype(lse.dtype) * weight[..., None] for part, weight in zip(parts, share, strict=True))
     return Partial(
-        jnp.asarray(out).astype(partials[0].out.dtype),
+        jnp.asarray(out).astype(parts[0].out.dtype),
         jnp.where(occupied, jnp.log(safe_total) + top, -jnp.inf),
     )
+
+
+def _listed(partials: tuple[Any, ...]) -> list[Partial]:
+    """The partials, whether they came one by one or in a list."""
+    if len(partials) == 1 and isinstance(partials[0], Iterable) and not isinstance(partials[0], (Partial, jax.Array)):
+        partials = tuple(partials[0])
+    if not partials:
+        raise ValueError("`merge` needs at least one partial; an empty one is `Partial.empty(out)`.")
+    for place, partial in enumerate(partials):
+        if not isinstance(partial, Partial):
+            raise ValueError(
+                f"`partials[{place}]` must be a `Partial(out, lse)`, as `jattn.partial_attention` returns it; got "
+                f"{describe(partial)}. `attention` returns the output alone, which does not merge."
+            )
+    return list(partials)

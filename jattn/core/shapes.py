@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.arrays import describe, dtype_of, known_values
+
 
 def check_shapes(
     known: Mapping[str, int] | None = None, /, *, kind: Any = jnp.floating, **arrays: tuple[Any, str]
@@ -38,8 +40,8 @@ def check_shapes(
     for name, (array, layout) in arrays.items():
         axes = layout.split()
         written = f"[{', '.join(axes)}]"
-        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
-            raise ValueError(f"`{name}` must be an array {written}; got {type(array).__name__}.")
+        if dtype_of(array) is None:
+            raise ValueError(f"`{name}` must be an array {written}, of JAX or NumPy; got {describe(array)}.")
         if not jnp.issubdtype(array.dtype, kind):
             wanted = {jnp.floating: "floating-point", jnp.integer: "integers", jnp.bool_: "booleans"}.get(kind, kind)
             raise ValueError(f"`{name}` must be {wanted}; got {array.dtype}.")
@@ -131,6 +133,27 @@ def check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if not isinstance(value, (bool, np.bool_)):
             raise ValueError(f"`{name}` must be True or False; got {value!r}.")
+
+
+def check_rate(name: str, value: Any) -> None:
+    """A probability in [0, 1]: a number, or a floating-point scalar array, whose value is checked where it is known.
+
+    Raises:
+        ValueError: something else.
+
+    >>> check_rate("dropout_rate", 2.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: `dropout_rate` must be a probability in [0, 1]; got 2.0.
+    """
+    dtype = dtype_of(value)
+    number = type(value) in (int, float)
+    array = dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.ndim(value) == 0
+    known = value if number else known_values(value) if array else None
+    if not (number or array) or (known is not None and not 0 <= known <= 1):
+        raise ValueError(
+            f"`{name}` must be a probability in [0, 1]; got {describe(value) if known is None else known}."
+        )
 
 
 def check_key(name: str, key: Any) -> None:

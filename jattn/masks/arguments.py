@@ -6,9 +6,10 @@ Shapes and dtypes are checked of anything that has them; values only where they 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from ..foundation.arrays import as_array, describe, dtype_of, known_values
 from .base import Mask
 
 LARGEST = 2**31 - 1  # positions are int32
@@ -30,18 +31,18 @@ def integers(name: str, value: Any, least: int, axes: str = "") -> Any:
     wanted = f"`{name}` must be an integer of at least {least}"
     if axes:
         wanted += f", or an array of such integers with the axes [batch..., {axes}]"
-    value = _as_array(value)
+    value = as_array(value)
     if isinstance(value, (np.ndarray, np.integer)) and value.ndim == 0 and np.issubdtype(value.dtype, np.integer):
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         if not least <= value <= LARGEST:
             raise ValueError(f"{wanted} and at most {LARGEST} (positions are int32); got {value}.")
         return value
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or not np.issubdtype(dtype, np.integer):
-        raise ValueError(f"{wanted}; got {_describe(value)}.")
+    dtype = dtype_of(value)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"{wanted}; got {describe(value)}.")
     may_be_outside = np.iinfo(dtype).min < least or np.iinfo(dtype).max > LARGEST
-    known = _known(value) if may_be_outside else None  # reading the values of a jax.Array waits for them
+    known = known_values(value) if may_be_outside else None  # reading the values of a jax.Array waits for them
     if known is not None and known.size:
         low, high = int(known.min()), int(known.max())
         if low < least or high > LARGEST:
@@ -58,7 +59,7 @@ def size(name: str, value: Any) -> int:
     if isinstance(value, np.integer):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-        raise ValueError(f"`{name}` must be a Python integer of at least 1; got {_describe(value)}.")
+        raise ValueError(f"`{name}` must be a Python integer of at least 1; got {describe(value)}.")
     return value
 
 
@@ -67,7 +68,7 @@ def sizes(name: str, value: Any, axes: int | None = None) -> tuple[int, ...]:
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and axes is not None:
         value = (value,) * axes
     if not isinstance(value, (tuple, list)):
-        raise ValueError(f"`{name}` must be a tuple of integers; got {_describe(value)}.")
+        raise ValueError(f"`{name}` must be a tuple of integers; got {describe(value)}.")
     if axes is not None and len(value) != axes:
         raise ValueError(f"`{name}` must have one integer for each of the {axes} axes of the grid; got {value}.")
     return tuple(size(f"{name}[{axis}]", item) for axis, item in enumerate(value))
@@ -79,33 +80,14 @@ def booleans(name: str, value: Any, axes: tuple[str, ...], remedy: str) -> Any:
     Raises:
         ValueError: not boolean (with `remedy`), or too few axes.
     """
-    value = _as_array(value)
+    value = as_array(value)
     layout = f"[batch..., {', '.join(axes)}]"
-    dtype = getattr(value, "dtype", None)
+    dtype = dtype_of(value)
     if dtype is None or dtype != np.bool_:
-        raise ValueError(f"`{name}` must be a boolean array {layout}; got {_describe(value)}. {remedy}")
+        raise ValueError(f"`{name}` must be a boolean array {layout}; got {describe(value)}. {remedy}")
     if len(value.shape) < len(axes):
         raise ValueError(
             f"`{name}` must have the axes {layout}; got shape {value.shape}. Which axes are missing is not guessed: "
             f"give every axis, with size 1 where it is shared, as in `{name}[None]`."
         )
     return value
-
-
-def _as_array(value: Any) -> Any:
-    return np.asarray(value) if isinstance(value, (list, tuple)) else value
-
-
-def _known(value: Any) -> np.ndarray | None:
-    """The values of an array, if there are any to read here."""
-    if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_fully_addressable:
-        return np.asarray(value)
-    return None
-
-
-def _describe(value: Any) -> str:
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"an array of dtype {value.dtype} and shape {value.shape}"
-    return f"{value!r} ({type(value).__name__})"

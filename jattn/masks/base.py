@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..foundation.arrays import describe
 from ..functions import Traced, trace
 from ..pieces import Piece, constants, part, piece
 
@@ -138,9 +139,12 @@ def as_mask(value: Any) -> Mask:
     """`value` itself if it is a mask; a function becomes `of(function)`."""
     if isinstance(value, Mask):
         return value
+    if isinstance(value, type):
+        made = f"an instance, `{value.__name__}(...)`" if issubclass(value, Mask) else "a mask"
+        raise ValueError(f"`mask` must be {made}; got {describe(value)}.")
     if callable(value):
         return of(value)  # pyright: ignore[reportArgumentType]  (what it returns is checked by `of`)
     raise ValueError(
-        f"`mask` must be a mask piece or a function of two positions; got {type(value).__name__}. "
+        f"`mask` must be a mask piece or a function of two positions; got {describe(value)}. "
         "A boolean array [batch..., heads, q_len, kv_len] is `jattn.masks.Dense(array)`."
     )

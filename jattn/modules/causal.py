@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from ..core.shapes import check_batch, check_flags, check_multiple, check_positive, check_shapes
+from ..foundation.arrays import known_values
 from ..front import attention
 from ..masks import Causal, SameSegment, SlidingWindow
 from ..positions import rotary
 from ..recurrent.arguments import check_segments, starts_of
 from ..recurrent.chunks import largest_so_far
-from ..scores.arguments import known_values
 from .generation import Generative
 from .layer import multi_head_parameters, project, project_heads
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from ..core.call import prepare
 from ..core.checks import check_arrays, check_pieces
 from ..core.dropout import Dropout
+from ..foundation.arrays import as_array
 from ..front import attention
 from .shards import AnyMesh, check_mesh_axes, current_mesh, mesh_axes, run_sharded
 from .specs import MeshAxis, array_specs, partition_spec, partition_specs
@@ -171,4 +171,4 @@ class Heads:
 
 def as_arrays(*positions: Any) -> tuple[Any, ...]:
     """Lists of positions become NumPy arrays; None stays None."""
-    return tuple(item if item is None or isinstance(item, jax.Array) else np.asarray(item) for item in positions)
+    return tuple(as_array(item) for item in positions)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.shapes import check_shapes
-from ..scores.arguments import known_values
+from ..foundation.arrays import known_values
 
 FORMS = ("chunked", "scan")
 

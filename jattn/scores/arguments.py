@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from ..foundation.arrays import describe, dtype_of, known_values
 from ..pieces import Piece
 
 Numbers = float | np.ndarray | jax.Array
@@ -38,7 +38,7 @@ def floats(name: str, value: Any, axes: tuple[str, ...], *, shared: tuple[str, .
     if isinstance(value, (list, tuple, int, float)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, TypeError):  # what is no array of numbers is refused below
             value = np.asarray(value, np.float32)
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    dtype, shape = dtype_of(value), getattr(value, "shape", None)
     optional = ", ".join(f"{axis} (may be left out)" if axis in shared else axis for axis in axes)
     wanted = f"`{name}` must be a floating-point array [batch..., {optional}]"
     if dtype is None or shape is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -80,22 +80,6 @@ def parameter(name: str, value: Any, *, least: float | None = None, above: float
         got = f"{value}" if isinstance(value, float) else f"values from {known.min()} to {known.max()}"
         raise ValueError(f"{wanted}, finite; got {got}.")
     return value
-
-
-def known_values(value: Any) -> np.ndarray | None:
-    """The values of an array, if there are any to read here."""
-    if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_fully_addressable:
-        return np.asarray(value)
-    return None
-
-
-def describe(value: Any) -> str:
-    """What came, for a message."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"an array of dtype {value.dtype} and shape {tuple(value.shape)}"
-    return f"{value!r} ({type(value).__name__})"
 
 
 def _reshape(value: Any, shape: tuple[int, ...]) -> Any:

@@ -16,7 +16,7 @@ def test_sizes_are_returned():
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"a": (3.0, "n")}, r"`a` must be an array \[n\]; got float"),
+        ({"a": (3.0, "n")}, r"`a` must be an array \[n\], of JAX or NumPy; got 3.0"),
         ({"a": (np.ones(3, int), "n")}, "`a` must be floating-point; got int64"),
         ({"a": (np.ones((3, 3)), "n")}, r"`a` must have shape \[n\]; got \(3, 3\)"),
         ({"a": (np.ones(3), "... n d")}, r"`a` must have shape \[..., n, d\]; got \(3,\)"),

@@ -11,10 +11,10 @@ import numpy as np
 
 from ...core.partial import Partial, merge
 from ...core.shapes import check_batch, check_multiple, check_positive, check_shapes
+from ...foundation.arrays import known_values
 from ...masks import SlidingWindow
 from ...modules.generation import Generative
 from ...modules.layer import bias, kernel, normal
-from ...scores.arguments import known_values
 from .aft import gate, prefixes, split_broken_keys, windowed
 
 

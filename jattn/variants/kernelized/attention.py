@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_batch, check_choice, check_flags, check_positive, check_shapes
+from ...foundation.arrays import describe
 from ...recurrent import linear_recurrence, linear_step
 from ...recurrent.arguments import FORMS, check_segments
 from ...recurrent.chunks import largest_so_far
-from ...scores.arguments import describe
 from ..arguments import check_record
 from .features import FeatureMap, check_at, check_features
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from ...core.checks import check_positions
 from ...core.shapes import check_shapes
+from ...foundation.arrays import known_values
 from ...pieces import Piece, array, piece
-from ...scores.arguments import known_values
 
 
 class FeatureMap(Piece):

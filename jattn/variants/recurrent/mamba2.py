@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.arrays import known_values
 from ...modules.layer import kernel
 from ...recurrent import linear_recurrence, linear_step
-from ...scores.arguments import known_values
 from ..arguments import leave_out
 from ..convolutional.short_convolution import ShortConvolution
 from .decay import log_rate, step_size_bias

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.shapes import check_positive, check_shapes
+from ...foundation.arrays import describe
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal, ones, project_heads
 from ...modules.norms import rms_norm
-from ...scores.arguments import describe
 from ..arguments import leave_out
 
 EPSILON = 1e-5

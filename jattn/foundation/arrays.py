@@ -1,0 +1,66 @@
+"""What a value is, for the checks of arguments: its dtype, its numbers where they are known, and words for messages."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+FOREIGN = "Convert an array of another library first: `jax.numpy.asarray(array)`, or `jax.dlpack.from_dlpack(array)`."
+
+
+def dtype_of(value: Any) -> Any:
+    """The dtype of an array that JAX can take, a tracer or a `ShapeDtypeStruct`; None for anything else.
+
+    Tensors of other libraries have a `dtype` too, which NumPy and JAX do not understand.
+
+    >>> dtype_of(np.zeros(3, np.int8)), dtype_of([1, 2]), dtype_of(np.array(["a"]))
+    (dtype('int8'), None, None)
+    """
+    dtype: Any = getattr(value, "dtype", None)
+    if not hasattr(value, "shape"):
+        return None
+    if isinstance(dtype, np.dtype):
+        return dtype if jnp.issubdtype(dtype, np.number) or dtype == np.bool_ else None
+    try:
+        return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else None
+    except TypeError:
+        return None
+
+
+def as_array(value: Any) -> Any:
+    """Nested lists of numbers as a NumPy array, where they are one; anything else as it came."""
+    if not isinstance(value, (list, tuple, range)):
+        return value
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, jax.errors.JAXTypeError):  # ragged, or of tracers
+        return value
+    return value if dtype_of(array) is None else array
+
+
+def known_values(value: Any) -> np.ndarray | None:
+    """The values of an array, if there are any to read here."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_fully_addressable:
+        return np.asarray(value)
+    return None
+
+
+def describe(value: Any) -> str:
+    """What came, for a message.
+
+    >>> describe(np.zeros(3)), describe("a")
+    ('an array of dtype float64 and shape (3,)', "'a' (str)")
+    """
+    if isinstance(value, type):
+        return f"the class `{value.__name__}`"
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not hasattr(value, "shape"):
+        written = " ".join(repr(value).split())
+        return f"{written if len(written) < 100 else written[:97] + '...'} ({type(value).__name__})"
+    kind = type(value)
+    foreign = "" if dtype_of(value) is not None else f" ({kind.__module__}.{kind.__qualname__})"
+    return f"an array of dtype {dtype} and shape {tuple(value.shape)}{foreign}"

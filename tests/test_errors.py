@@ -1,0 +1,169 @@
+"""What is no use of the library is refused by a `ValueError` that names the argument, what came, and the remedy.
+
+One row a mistake: what is called, and the words that the message must hold. Most rows compile nothing.
+"""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import masks, normalizers, scores, similarities
+from jattn.pieces import array, constants, number, part, piece
+
+Q = np.ones((2, 7, 4, 8), np.float32)
+TORCH = types.SimpleNamespace(shape=(2, 7, 4, 8), dtype=types.SimpleNamespace(), ndim=4)
+"""Like a tensor of another library: it has a shape and a dtype, which JAX does not understand."""
+KEY = jax.random.key(0)
+
+
+def attend(query=Q, key=Q, value=Q, **given):
+    return lambda: jattn.attention(query, key, value, **given)
+
+
+class Undecorated(masks.Mask):
+    def allows(self, query, key):
+        return key <= query
+
+
+@piece
+class Ids(masks.Mask):
+    ids: jax.Array = array("query")
+
+    def allows(self, query, key):
+        return (self.ids > 0) & (key <= query)
+
+
+class Inherited(Ids):
+    pass
+
+
+@piece
+class Factor(scores.Score):
+    factor: float | jax.Array = number("head")
+    constants: tuple = constants()
+    inner: scores.Score | None = part(default=None)
+    note: object = None
+
+    def modify(self, scores, query, key):
+        return scores * self.factor
+
+
+ROWS = {
+    # A class for an instance
+    "class for a mask": (attend(mask=masks.Causal), "`mask`", "the class `Causal`", "`Causal(...)`"),
+    "class with fields": (attend(mask=masks.SlidingWindow), "`mask`", "`SlidingWindow(...)`"),
+    "class in &": (lambda: masks.Causal() & masks.Causal, "`mask`", "`Causal(...)`"),
+    "class before &": (lambda: masks.Causal & masks.Causal(), "`mask`", "`Causal(...)`"),
+    "class for a score": (attend(scores=scores.SoftCap), "`scores[0]`", "`SoftCap(...)`"),
+    "class among scores": (attend(scores=[scores.SoftCap]), "`scores[0]`", "`SoftCap(...)`"),
+    "class for a similarity": (attend(similarity=similarities.Dot), "`similarity`", "`Dot(...)`"),
+    "class for a normalizer": (attend(normalizer=normalizers.Softmax), "`normalizer`", "`Softmax(...)`"),
+    "class for dropout": (attend(dropout=jattn.Dropout), "`dropout`", "`Dropout(...)`"),
+    "class for a part": (lambda: Factor(1.0, inner=scores.SoftCap), "`Factor.inner`", "`SoftCap(...)`"),
+    # Pieces of a user's own
+    "no @piece": (lambda: Undecorated(), "`Undecorated`", "`@jattn.pieces.piece`"),
+    "no @piece on a subclass": (lambda: Inherited([1]), "`Inherited`", "`@jattn.pieces.piece`"),
+    "array('hed')": (lambda: array("hed"), "'hed'", "Did you mean 'head'?"),
+    "number('queries')": (lambda: number("queries"), "'queries'", "Did you mean 'query'?"),
+    "array('batch')": (lambda: array("batch", "head"), "batch axes are not declared"),
+    "array(3)": (lambda: array(3), "string", "got 3"),  # pyright: ignore[reportArgumentType]
+    "an axis twice": (lambda: array("head", "head"), "named once"),
+    "None for an array": (lambda: Ids(None), "`Ids.ids`", "[batch..., query]", "None"),
+    "a word for an array": (lambda: Ids("abc"), "`Ids.ids`", "'abc' (str)"),
+    "a ragged list for an array": (lambda: Ids([[1], [2, 3]]), "`Ids.ids`", "[[1], [2, 3]]"),
+    "a tensor for an array": (lambda: Ids(TORCH), "`Ids.ids`", "jax.numpy.asarray"),
+    "a word for a number": (lambda: Factor("2"), "`Factor.factor`", "'2' (str)"),
+    "an array for constants": (lambda: Factor(1.0, constants=Q), "`Factor.constants`", "tuple of arrays"),
+    "a function for a part": (lambda: Factor(1.0, inner=lambda s, q, k: s), "`Factor.inner`", "`jattn.scores.of("),
+    "an array that no field declares": (lambda: Factor(1.0, note=Q), "`Factor.note`", "= array(...)"),
+    "if in a mask": (attend(mask=lambda q, k: q > k if q > 3 else k > q), "`function`", "`jnp.where("),
+    "numpy in a mask": (attend(mask=lambda q, k: np.abs(q - k) < 3), "`function`", "Write `jnp` for `np`"),
+    "int() in a mask": (attend(mask=lambda q, k: int(q) < k), "`function`", "`x.astype(int)`"),
+    "a list in a mask": (attend(mask=lambda q, k: [0, 1, 1][q] < k), "`function`", "`jnp.asarray(table)[q]`"),
+    "if in a score": (lambda: scores.of(lambda s, q, k: s if q > k else -s), "`function`", "`jnp.where("),
+    # Things of other kinds
+    "a list of masks": (attend(mask=[masks.Causal()]), "`mask`", "[Causal()] (list)"),
+    "an array and a mask": (lambda: np.ones((7, 7), bool) & masks.Causal(), "`mask`", "(7, 7)", "Dense"),
+    "a function for scores": (attend(scores=lambda s, q, k: s), "`scores[0]`", "<lambda>"),
+    "nested scores": (attend(scores=[[scores.SoftCap(3.0)]]), "`scores[0]`", "(list)"),
+    "a score for a normalizer": (attend(normalizer=scores.SoftCap(3.0)), "`normalizer`", "goes to `scores=`"),
+    "a rate for dropout": (attend(dropout=0.1), "`dropout`", "`jattn.Dropout(rate, key)`"),
+    "a list for an implementation": (attend(implementation=["chunked"]), "`implementation`", "['chunked']"),
+    "words for positions": (attend(query_positions="abc"), "`query_positions`", "'abc' (str)"),
+    "ragged positions": (attend(query_positions=[[1], [2, 3]]), "`query_positions`", "[[1], [2, 3]]"),
+    # Arrays of other libraries, dtypes and sizes
+    "a tensor for a query": (attend(query=TORCH), "`query`", "SimpleNamespace", "jax.numpy.asarray"),
+    "a tensor for a value": (attend(value=TORCH), "`value`", "jax.numpy.asarray"),
+    "a tensor for a mask": (attend(mask=TORCH), "`mask`", "SimpleNamespace"),
+    "a tensor for lengths": (lambda: masks.Lengths(TORCH), "`key_lengths`", "SimpleNamespace"),
+    "a tensor for ids": (lambda: masks.SameSegment(TORCH), "`query_ids`", "SimpleNamespace"),
+    "a tensor for a dense mask": (lambda: masks.Dense(TORCH), "`array`", "SimpleNamespace"),
+    "a tensor for a bias": (lambda: scores.Bias(TORCH), "`values`", "SimpleNamespace"),
+    "a tensor for positions": (attend(query_positions=TORCH), "`query_positions`", "SimpleNamespace"),
+    "float8": (attend(query=Q.astype(jnp.float8_e4m3fn)), "`query`", "float8_e4m3fn", "astype('bfloat16')"),
+    "float8 values": (attend(value=Q.astype(jnp.float8_e5m2)), "`value`", "float8_e5m2", "astype('bfloat16')"),
+    "no features": (attend(query=Q[..., :0], key=Q[..., :0]), "`query` and `key`", "at least one feature"),
+    "no heads": (attend(Q[:, :, :0], Q[:, :, :0], Q[:, :, :0]), "0 query heads"),
+    # Dropout
+    "a negative rate": (lambda: jattn.Dropout(-0.1, KEY), "`rate`", "[0, 1]", "-0.1"),
+    "a rate beyond 1": (lambda: jattn.Dropout(jnp.float32(2.0), KEY), "`rate`", "[0, 1]", "2.0"),
+    "a word for a rate": (lambda: jattn.Dropout("a", KEY), "`rate`", "'a' (str)"),
+    "several rates": (lambda: jattn.Dropout(np.array([0.1, 0.2]), KEY), "`rate`", "(2,)"),
+    "a flag for a rate": (lambda: jattn.Dropout(True, KEY), "`rate`", "True (bool)"),
+    # Merging
+    "outputs merged": (lambda: jattn.merge(Q, Q), "`partials[0]`", "`jattn.partial_attention`"),
+    "None merged": (lambda: jattn.merge([jattn.Partial(Q, Q[..., 0]), None]), "`partials[1]`", "None"),
+    "nothing merged": (lambda: jattn.merge([]), "`Partial.empty(out)`"),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), [(call, words) for call, *words in ROWS.values()], ids=ROWS)
+def test_named(call, words):
+    with pytest.raises(ValueError) as caught:
+        call()
+    for word in words:
+        assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
+
+
+def test_what_has_one_meaning_works():
+    """Lists where arrays stand, one partial or a list of them, one score or several."""
+    listed = Ids([1, 0, 1])
+    assert isinstance(listed.ids, np.ndarray) and Factor([1.0, 2.0]).factor.dtype == np.float32
+    both = Factor(1.0, constants=[Q, Q], inner=[scores.SoftCap(3.0)])
+    assert type(both.constants) is tuple and type(both.inner) is tuple
+    some = jattn.Partial(Q[0], Q[0, ..., 0])
+    for merged in (jattn.merge([some, some]), jattn.merge(iter((some, some)))):
+        np.testing.assert_array_equal(merged.lse, jattn.merge(some, some).lse)
+    shapes = [jax.ShapeDtypeStruct(Q.shape, "float32")] * 3
+    one = jattn.explain(*shapes, scores=[scores.SoftCap(3.0)], query_positions=range(7))
+    assert str(one) == str(jattn.explain(*shapes, scores=scores.SoftCap(3.0)))
+
+
+def test_pieces_are_arguments_of_exported_functions():
+    """What is static in a piece survives as bytes; a Python function does not, and says so."""
+    mask = (masks.Causal() & masks.Lengths(jnp.array([3, 7]))) | ~masks.SlidingWindow(2, None)
+    tree = jax.tree.structure((mask, (scores.SoftCap(3.0), scores.Alibi.standard(4)), jattn.Dropout(0.5, KEY)))
+
+    def through_bytes(node):
+        kind, aux = node.node_data() or (None, None)
+        if kind is not None and issubclass(kind, jattn.pieces.Piece):
+            assert jattn.pieces._from_bytes(jattn.pieces._to_bytes(kind, aux)) == aux
+        for child in node.children():
+            through_bytes(child)
+
+    through_bytes(tree)
+    function = masks.of(lambda q, k: k <= q)
+    with pytest.raises(ValueError, match=r"`Function.function` cannot be serialized: .*inside the function"):
+        jattn.pieces._to_bytes(type(function), jax.tree.structure(function).node_data()[1])
+
+    pytest.importorskip("flatbuffers")  # JAX's own need, to write an exported function down
+    run = jax.jit(lambda query, pieces: jattn.partial_attention(query, query, query, mask=pieces[0], scores=pieces[1]))
+    pieces = (mask, (scores.SoftCap(3.0), scores.Alibi.standard(4)))
+    written = jax.export.export(run)(Q, pieces).serialize()
+    out = jax.export.deserialize(written).call(Q, pieces)
+    assert type(out) is jattn.Partial
+    np.testing.assert_allclose(out.out, run(Q, pieces).out, rtol=1e-6)
