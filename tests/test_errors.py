@@ -81,7 +81,6 @@ ROWS = {
     "a function for a part": (lambda: Factor(1.0, inner=lambda s, q, k: s), "`Factor.inner`", "`jattn.scores.of("),
     "an array that no field declares": (lambda: Factor(1.0, note=Q), "`Factor.note`", "= array(...)"),
     "if in a mask": (attend(mask=lambda q, k: q > k if q > 3 else k > q), "`function`", "`jnp.where("),
-    "numpy in a mask": (attend(mask=lambda q, k: np.abs(q - k) < 3), "`function`", "Write `jnp` for `np`"),
     "int() in a mask": (attend(mask=lambda q, k: int(q) < k), "`function`", "`x.astype(int)`"),
     "a list in a mask": (attend(mask=lambda q, k: [0, 1, 1][q] < k), "`function`", "`jnp.asarray(table)[q]`"),
     "if in a score": (lambda: scores.of(lambda s, q, k: s if q > k else -s), "`function`", "`jnp.where("),
