@@ -14,7 +14,7 @@ from .core.dropout import Dropout
 from .core.partial import Partial
 from .core.select import select
 from .implementations import DEFAULTS
-from .implementations.reference import scored
+from .implementations.reference import weights_of
 from .masks.base import Mask
 from .normalizers import Normalizer
 from .scores.base import Score
@@ -166,7 +166,7 @@ def attention_weights(
         dropout=None,
     )
     call, query, key = select(call, query, key, heads=heads, queries=queries)
-    return call.normalizer.weights(*scored(call, query, key))
+    return weights_of(call, query, key)
 
 
 def _attend(arguments: dict[str, Any]) -> Partial:

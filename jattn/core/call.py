@@ -25,7 +25,8 @@ from .finite import without_nonfinite
 class Call:
     """What is to be computed. Pieces and positions are aligned to `[batch..., head, query, key, own...]`.
 
-    `scores` holds all scores in their order: the similarity's own, the caller's, the normaliser's.
+    `scores` holds all scores in their order: the similarity's own, the caller's, the normaliser's. A call is a pytree
+    of the arrays in it; sizes are static.
     """
 
     batch: tuple[int, ...]
@@ -47,6 +48,14 @@ class Call:
     @property
     def sizes(self) -> dict[str, int]:
         return {"head": self.q_heads, "query": self.q_len, "key": self.kv_len}
+
+
+_ARRAYS = ["mask", "similarity", "scores", "normalizer", "dropout", "query_positions", "key_positions"]
+jax.tree_util.register_dataclass(
+    Call,
+    data_fields=_ARRAYS,
+    meta_fields=[field.name for field in dataclasses.fields(Call) if field.name not in _ARRAYS],
+)
 
 
 def prepare(

@@ -20,12 +20,7 @@ class Reference(Implementation):
         return None
 
     def attend(self, call, query, key, value):
-        scores, allowed = scored(call, query, key)
-        weights = call.normalizer.weights(scores, allowed)
-        if call.dropout is not None:
-            weights = weights * call.dropout.factor(call.query_positions, call.key_positions)
-        out = jnp.swapaxes(multiply_values(weights, jnp.swapaxes(value, -3, -2), allowed), -3, -2)
-        return Partial(out.astype(value.dtype), jnp.swapaxes(log_mass(call, scores, allowed), -2, -1))
+        return _attend(call, query, key, value)
 
     def run(self, call, query, key, value):
         return self.attend(call, query, key, value)
@@ -36,6 +31,22 @@ class Reference(Implementation):
             rows *= size
         held = f"{2 * 4 * rows / 2**20:,.0f} MiB"
         return None, f"all scores and weights at once: about {held}, several times in the backward pass"
+
+
+@jax.jit  # or every call outside of `jit` would compile its branches again
+def _attend(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+    scores, allowed = scored(call, query, key)
+    weights = call.normalizer.weights(scores, allowed)
+    if call.dropout is not None:
+        weights = weights * call.dropout.factor(call.query_positions, call.key_positions)
+    out = jnp.swapaxes(multiply_values(weights, jnp.swapaxes(value, -3, -2), allowed), -3, -2)
+    return Partial(out.astype(value.dtype), jnp.swapaxes(log_mass(call, scores, allowed), -2, -1))
+
+
+@jax.jit
+def weights_of(call: Call, query: jax.Array, key: jax.Array) -> jax.Array:
+    """The weights `[batch..., q_heads, q_len, kv_len]`, before dropout."""
+    return call.normalizer.weights(*scored(call, query, key))
 
 
 def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,64 @@
+"""Outside `jit` nothing is compiled twice: a second call with other values runs what the first one compiled."""
+
+import jax
+import numpy as np
+import pytest
+from jax import monitoring
+
+import jattn
+from jattn.normalizers import Entmax15, Softmax, Sparsemax
+from jattn.similarities import Additive
+
+COMPILED = []
+
+
+def count(event: str, duration_secs: float, **_: str | int) -> None:
+    if event.endswith("backend_compile_duration"):
+        COMPILED.append(event)
+
+
+monitoring.register_event_duration_secs_listener(count)
+
+
+def arrays(seed):
+    return [jax.random.normal(jax.random.key(seed + i), (2, 9, 2, 4)) for i in range(3)]
+
+
+def attend(**pieces):
+    return lambda q, k, v: jattn.attention(q, k, v, **pieces)
+
+
+def gradient(**pieces):
+    return jax.grad(lambda q, k, v: jattn.attention(q, k, v, **pieces).sum())
+
+
+CAUSAL = jattn.masks.Causal()
+CALLS = {
+    "reference": attend(mask=CAUSAL, implementation="reference"),
+    "reference, gradient": gradient(mask=CAUSAL, implementation="reference"),
+    "reference, sink and dropout": attend(
+        normalizer=Softmax.off_by_one(), dropout=jattn.Dropout(0.5, jax.random.key(0)), implementation="reference"
+    ),
+    "reference, additive": attend(
+        similarity=Additive(*(np.ones(shape, np.float32) for shape in ((4, 3), (4, 3), (3,)))),
+        implementation="reference",
+    ),
+    "chunked": attend(mask=CAUSAL, implementation="chunked"),
+    "sparsemax": attend(normalizer=Sparsemax()),
+    "sparsemax, gradient": gradient(normalizer=Sparsemax()),
+    "entmax": attend(normalizer=Entmax15()),
+    "weights": lambda q, k, v: jattn.attention_weights(q, k, mask=CAUSAL, queries=[3]),
+    "partial": lambda q, k, v: jattn.partial_attention(q, k, v, implementation="reference").lse,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_second_call_compiles_nothing(name):
+    call = CALLS[name]
+    COMPILED.clear()
+    call(*arrays(0))
+    assert COMPILED, "nothing was counted"
+    inputs = jax.block_until_ready(arrays(7))
+    COMPILED.clear()
+    call(*inputs)
+    assert not COMPILED
