@@ -20,7 +20,7 @@ from .normalizers import Normalizer
 from .scores.base import Score
 from .similarities import Similarity
 
-Scores = Score | Sequence[Score]
+Scores = Score | Callable[..., Any] | Sequence[Score | Callable[..., Any]]
 
 WATCHER: ContextVar[Callable[..., None] | None] = ContextVar("WATCHER", default=None)
 """Called with the arrays, the call and the implementation asked for, whenever an attention is about to run."""
@@ -49,12 +49,16 @@ def attention(
         key: `[..., kv_len, kv_heads, qk_dim]`; `q_heads` must be a multiple of `kv_heads` (grouped queries:
             consecutive query heads share a key head).
         value: `[..., kv_len, kv_heads, v_dim]`.
-        mask: who may attend: a piece of `jattn.masks`, or a function `(query_position, key_position) -> bool`.
+        mask: who may attend: a piece of `jattn.masks`, or a function `(query_position, key_position) -> bool` or
+            `(batch, head, query_position, key_position) -> bool` (see `jattn.masks.of`).
         similarity: from a query and a key to a number; by default `ScaledDot()`.
-        scores: one score or several, applied in the order written: biases, ALiBi, soft caps...
+        scores: one score or several, applied in the order written: biases, ALiBi, soft caps, functions
+            `(score, query_position, key_position) -> score` or `(score, batch, head, query_position, key_position) ->
+            score` (see `jattn.scores.of`).
         normalizer: from scores to weights; by default `Softmax()`.
         query_positions: absolute token positions, integers `[q_len]` or `[..., q_len]`; by default 0, 1, ... NumPy
-            arrays are known while tracing, and so is the plan of tiles that follows from them.
+            arrays are known while tracing, and so is the plan of tiles that follows from them; inside `jax.jit` so
+            are arrays of JAX that are not traced.
         key_positions: likewise `[kv_len]` or `[..., kv_len]`. Alone, and with as many keys as queries, it holds for
             both.
         dropout: `Dropout(rate, key)` on the weights.

@@ -5,6 +5,8 @@ sharded with it.
 """
 
 import contextlib
+import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -67,6 +69,95 @@ class Traced:
 
     def __repr__(self) -> str:
         return self.name
+
+
+def takes_indices(function: Callable[..., Any], without: int, written: str) -> bool:
+    """Whether a function takes a batch and a head index too, told by the number of its arguments.
+
+    Args:
+        function: of `without` arguments, or of two more. Arguments with defaults count only where they are needed.
+        without: the number of arguments without the indices.
+        written: both signatures, for the message.
+
+    Raises:
+        ValueError: another number of arguments.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):  # written in C, and silent about it
+        return False
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    least = sum(one.default is one.empty for one in positional)
+    most = math.inf if any(one.kind == one.VAR_POSITIONAL for one in parameters) else len(positional)
+    for count in (without, without + 2):
+        if least <= count <= most:
+            return count > without
+    raise ValueError(f"`function` must take {written}; {function!r} takes {least} arguments.")
+
+
+def indices_of(piece: Any) -> tuple[Any, ...]:
+    """The batch index and the head index for a piece's function, aligned; () if it takes none, 0 for one it ignores."""
+    if len(piece.function.reads) < 4:
+        return ()
+    return tuple(np.int32(0) if index is None else index for index in (piece.examples, piece.heads))
+
+
+def given_indices(traced: Traced, heads: Any, examples: Any) -> dict[str, Any]:
+    """The index fields of a piece made of a function, from what the user gave.
+
+    Raises:
+        ValueError: an index that is not an array of integers, or one that the function does not take.
+    """
+    given = {}
+    for name, value, place in (("examples", examples, -4), ("heads", heads, -3)):
+        if value is None:
+            continue
+        value = value if isinstance(value, jax.Array) else np.asarray(value)
+        if len(traced.reads) < 4:
+            raise ValueError(f"`{name}` is the index of a function of (batch, head, query, key); {traced} takes none.")
+        if not jnp.issubdtype(value.dtype, jnp.integer) or (name == "heads" and value.ndim == 0):
+            wanted = "[heads]" if name == "heads" else "[batch...]"
+            raise ValueError(
+                f"`{name}` must be integers {wanted}; got an array of dtype {value.dtype} and shape {value.shape}."
+            )
+        if traced.reads[place]:
+            given[name] = value.astype(np.int32)
+    return given
+
+
+def fill_indices(piece: Any, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...], reader: str) -> Any:
+    """`Piece.indexed` of a piece made of a function: the indices that it reads and that were not given.
+
+    Raises:
+        ValueError: an index is not known.
+    """
+    reads = piece.function.reads
+    wanted = [
+        name
+        for name, place in (("examples", -4), ("heads", -3))
+        if len(reads) >= 4 and reads[place] and getattr(piece, name) is None
+    ]
+    if not wanted:
+        return piece
+    if split:
+        raise ValueError(
+            f"`{reader}`: the function reads its {'batch' if wanted[0] == 'examples' else 'head'} index, which is not "
+            f"known inside `jax.shard_map`: each device has a part of the arrays, split over the mesh axes {split}. "
+            f"Give this device's indices, `{reader}(function, heads=..., examples=...)`; `jattn.parallel.Heads` "
+            "does so by itself."
+        )
+    filled = {}
+    if "examples" in wanted:
+        if len(batch) != 1:
+            raise ValueError(
+                f"`{reader}`: the function reads its batch index, which counts along the one batch axis of the call; "
+                f"this call has the batch axes {batch} (`jax.vmap` takes away the axis that it maps). Give the index: "
+                f"`{reader}(function, examples=...)`, integers [batch...]."
+            )
+        filled["examples"] = np.arange(batch[0], dtype=np.int32)
+    if "heads" in wanted:
+        filled["heads"] = np.arange(q_heads, dtype=np.int32)
+    return piece.replace(**filled)
 
 
 def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[jax.Array, ...], jax.ShapeDtypeStruct]:

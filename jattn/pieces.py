@@ -139,6 +139,27 @@ class Piece:
     def __hash__(self) -> int:
         return hash((type(self), jax.tree.structure(self)))
 
+    def indexed(self, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...] = ()) -> Self:
+        """With the indices of batch elements and heads written out where the piece, or a part of it, reads them.
+
+        Args:
+            batch: the batch axes of the call.
+            q_heads: its query heads.
+            split: the mesh axes over which its arrays may be split already, so that an index here is not that of the
+                whole array.
+
+        Raises:
+            ValueError: a piece reads an index that is not known.
+        """
+        parts = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  (see `replace`)
+            if "part" in field.metadata:
+                part = getattr(self, field.name)
+                filled = indexed(part, batch, q_heads, split)
+                if filled is not part:
+                    parts[field.name] = filled
+        return self.replace(**parts) if parts else self
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]  (every concrete piece is a dataclass)
@@ -276,6 +297,14 @@ def map_fields(tree: Any, visit: Callable[[Any, tuple[str, ...], str], Any]) -> 
         else:
             changed.append(visit(value, metadata["axes"], f"{type(tree).__name__}.{name}"))
     return _unflatten(type(tree), aux, changed)
+
+
+def indexed(tree: Any, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...] = ()) -> Any:
+    """`Piece.indexed` of a piece, a tuple of pieces, or None."""
+    if isinstance(tree, tuple):
+        filled = tuple(indexed(item, batch, q_heads, split) for item in tree)
+        return filled if any(new is not old for new, old in zip(filled, tree, strict=True)) else tree
+    return tree if tree is None else tree.indexed(batch, q_heads, split)
 
 
 def own_rank(axes: tuple[str, ...]) -> int:

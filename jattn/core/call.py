@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import as_array
+from ..foundation.known import known_while_tracing
+from ..foundation.varying import split_axes
 from ..masks.base import Mask
 from ..normalizers import Normalizer
-from ..pieces import align
+from ..pieces import align, indexed
 from ..scores import Bias
 from ..scores.base import Score
 from ..similarities import Similarity
@@ -83,8 +85,9 @@ def prepare(
         return align(piece, batch, sizes)
 
     prepared = _prepare_similarity(similarity, query, key)
-    mask = aligned(mask)
-    caller_scores = aligned(scores)
+    split = split_axes(query)
+    mask = aligned(known_while_tracing(indexed(mask, batch, q_heads, split)))
+    caller_scores = aligned(indexed(scores, batch, q_heads, split))
     if q_len != kv_len and query_positions is None:
         if mask is not None and mask_reads_positions(mask)[0]:
             checks.reject_ambiguous_positions(q_len, kv_len, "mask")
@@ -133,6 +136,7 @@ def _positions(name: str, positions: Any, batch: tuple[int, ...], length: int, a
         positions = np.arange(length, dtype=np.int32)
     positions = as_array(positions)
     checks.check_positions(name, positions, batch, length, name.removesuffix("_positions"))
+    positions = known_while_tracing(positions)
     backend = np if isinstance(positions, np.ndarray) else jnp
     positions = positions.astype(np.int32)
     lead = positions.shape[:-1]

@@ -10,7 +10,7 @@ from ..foundation.arrays import FOREIGN, describe, dtype_of
 from ..masks.base import Mask, as_mask
 from ..normalizers import Normalizer, Softmax
 from ..pieces import Piece
-from ..scores.base import Score
+from ..scores.base import Score, as_score
 from ..similarities import ScaledDot, Similarity
 from .dropout import Dropout
 
@@ -79,12 +79,13 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
 
 
 def check_pieces(mask: Any, similarity: Any, scores: Any, normalizer: Any, dropout: Any) -> tuple:
-    """The pieces, with defaults filled in; a function given as `mask` becomes a mask."""
+    """The pieces, with defaults filled in; a function given as `mask` or among `scores` becomes a piece."""
     mask = None if mask is None else as_mask(mask)
     similarity = ScaledDot() if similarity is None else similarity
     normalizer = Softmax() if normalizer is None else normalizer
     several = isinstance(scores, Iterable) and not isinstance(scores, Score) and dtype_of(scores) is None
     scores = () if scores is None else tuple(scores) if several else (scores,)  # type: ignore[arg-type]
+    scores = tuple(as_score(score) for score in scores)
     for name, value, kind in (
         ("similarity", similarity, Similarity),
         ("normalizer", normalizer, Normalizer),

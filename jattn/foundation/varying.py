@@ -29,3 +29,15 @@ def vary(tree: Any, axes: tuple[str, ...]) -> Any:
 def full(shape: tuple[int, ...], value: float, dtype: Any, axes: tuple[str, ...]) -> jax.Array:
     """A constant to begin a loop with, varying over `axes` as the loop's result will."""
     return vary(jnp.full(shape, value, dtype), axes)
+
+
+def split_axes(*trees: Any) -> tuple[str, ...]:
+    """The mesh axes over which the arrays may be split inside a `shard_map`, so that each device holds a part.
+
+    With `check_vma=False` JAX does not say which arrays are: then all of the manual axes.
+    """
+    axes = varying_axes(*trees)
+    manual = tuple(sorted(jax.sharding.get_abstract_mesh().manual_axes))
+    if axes or not manual or varying_axes(jax.lax.axis_index(manual[0])):
+        return axes
+    return manual

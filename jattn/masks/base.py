@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..foundation.arrays import describe
-from ..functions import Traced, trace
-from ..pieces import Piece, constants, part, piece
+from ..functions import Traced, fill_indices, given_indices, indices_of, takes_indices, trace
+from ..pieces import Piece, array, constants, part, piece
 
 
 class Mask(Piece, abc.ABC):
@@ -101,38 +102,63 @@ class Not(Mask):
 
 @piece
 class Function(Mask):
-    """A user's own function of two positions (see `of`)."""
+    """A user's own function of two positions, or of a batch index, a head index and two positions (see `of`).
+
+    The indices are None where the function does not read them, and until a call fills them in.
+    """
 
     function: Traced
     captured: tuple[jax.Array, ...] = constants()
+    heads: jax.Array | np.ndarray | None = array("head", default=None)
+    examples: jax.Array | np.ndarray | None = array(default=None)
+
+    def indexed(self, batch, q_heads, split=()):
+        return fill_indices(self, batch, q_heads, split, reader="masks.of")
 
     def allows(self, query, key):
-        return self.function(self.captured, query, key)
+        return self.function(self.captured, *indices_of(self), query, key)
 
 
-def of(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Mask:
+def of(function: Callable[..., jax.Array], *, heads: Any = None, examples: Any = None) -> Mask:
     """The mask `function(query_position, key_position) -> bool`, from any JAX function of two integer scalars.
 
-    Tiles that the function rules out are skipped: its jaxpr is read with intervals of positions.
+    With four arguments it is `function(batch, head, query_position, key_position)`, the `mask_mod` of FlexAttention
+    (Dong et al. 2024, arXiv:2412.05496), whose lines can be copied with `jnp` for `torch`. Arrays are indexed as there,
+    `table[head, q - k]` or `document[batch, q]`, also NumPy arrays and lists. An index beyond an array is moved to its
+    end; a negative one counts from there. Tiles that the function rules out are skipped: its jaxpr is read with
+    intervals of positions.
+
+    The indices are those of the whole arrays: `batch` along the batch axis of the call, which must be one, and `head`
+    of the query heads, also with `jattn.parallel.Heads`. Under `jax.vmap` the mapped axis is not seen, and inside a
+    `jax.shard_map` of your own each device sees a part: a function that reads an index which is not known is refused,
+    unless the index is given.
+
+    Two functions that do the same are equal, and compiled once, wherever they are written.
 
     Args:
-        function: takes two int32 scalars and returns one boolean. It may close over arrays.
+        function: takes int32 scalars and returns one boolean. It may close over arrays.
+        heads: integers `[heads]`, the index of each query head of the call, if these are not all heads.
+        examples: integers `[batch...]`, the index of each batch element of the call, if these are not all.
 
     Raises:
-        ValueError: `function` is not callable; it returns something that is not a boolean scalar.
+        ValueError: `function` is not callable, takes another number of arguments, or returns something that is not a
+            boolean scalar; at the call, an index that is not known.
 
-    >>> import jattn
+    >>> import jax.numpy as jnp, jattn
     >>> window = jattn.masks.of(lambda q, k: (k <= q) & (q - k < 300))
+    >>> document = jnp.array([[0, 0, 1], [0, 1, 1]])
+    >>> packed = jattn.masks.of(lambda b, h, q, k: document[b, q] == document[b, k])
     """
     if not callable(function):
         raise ValueError(f"`function` must be a function of two positions; got {function!r}.")
-    traced, captured, result = trace(function, jnp.int32, jnp.int32)
+    indexed = takes_indices(function, 2, "(query, key) or (batch, head, query, key)")
+    traced, captured, result = trace(function, *[jnp.int32] * (4 if indexed else 2))
     if getattr(result, "dtype", None) != jnp.bool_ or result.shape != ():
         raise ValueError(
             "`function` must return one boolean for a pair of positions (an elementwise comparison); got "
             f"{result}. Scores that are numbers are `jattn.scores`."
         )
-    return Function(traced, captured)
+    return Function(traced, captured, **given_indices(traced, heads, examples))
 
 
 def as_mask(value: Any) -> Mask:

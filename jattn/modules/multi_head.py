@@ -12,6 +12,7 @@ from ..core.dropout import Dropout
 from ..front import attention, attention_weights
 from ..parallel import Heads
 from ..parallel.heads import as_arrays
+from ..pieces import indexed
 from ..positions import rotary as default_rotary
 from .norms import rms_norm
 from .parameters import parameter_specs
@@ -91,9 +92,9 @@ def multi_head(
     batch = inputs.shape[:-2]
     q_heads, kv_heads = (parameters[name]["kernel"].shape[1] for name in ("query", "key"))
     pieces = dict(
-        mask=mask,
+        mask=indexed(mask, batch, q_heads),
         similarity=similarity,
-        scores=scores,
+        scores=indexed(scores, batch, q_heads),
         normalizer=normalizer,
         dropout=None if dropout is None else dropout.indexed(batch, q_heads),
     )

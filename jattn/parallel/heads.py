@@ -13,6 +13,7 @@ from ..core.checks import check_arrays, check_pieces
 from ..core.dropout import Dropout
 from ..foundation.arrays import as_array
 from ..front import attention
+from ..pieces import indexed
 from .shards import AnyMesh, check_mesh_axes, current_mesh, mesh_axes, run_sharded
 from .specs import MeshAxis, array_specs, partition_spec, partition_specs
 
@@ -76,9 +77,9 @@ class Heads:
         mask, similarity, scores, normalizer, dropout = check_pieces(mask, similarity, scores, normalizer, dropout)
         query_positions, key_positions = as_arrays(query_positions, key_positions)
         pieces = dict(
-            mask=mask,
+            mask=indexed(mask, batch, q_heads),
             similarity=similarity,
-            scores=scores,
+            scores=indexed(scores, batch, q_heads),
             normalizer=normalizer,
             dropout=None if dropout is None else dropout.indexed(batch, q_heads),
         )

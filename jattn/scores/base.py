@@ -2,12 +2,14 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ..functions import Traced, trace
-from ..pieces import Piece, constants, piece
+from ..functions import Traced, fill_indices, given_indices, indices_of, takes_indices, trace
+from ..pieces import Piece, array, constants, piece
 
 
 class Score(Piece, abc.ABC):
@@ -25,35 +27,60 @@ class Score(Piece, abc.ABC):
 
 @piece
 class Function(Score):
-    """A user's own function of a score and two positions (see `of`)."""
+    """A user's own function of a score and two positions, or of a score, the indices and two positions (see `of`).
+
+    The indices are None where the function does not read them, and until a call fills them in.
+    """
 
     function: Traced
     wide: Traced | None  # in float64, where JAX has it
     captured: tuple[jax.Array, ...] = constants()
+    heads: jax.Array | np.ndarray | None = array("head", default=None)
+    examples: jax.Array | np.ndarray | None = array(default=None)
+
+    def indexed(self, batch, q_heads, split=()):
+        return fill_indices(self, batch, q_heads, split, reader="scores.of")
 
     def modify(self, scores, query, key):
         function = self.function if self.wide is None or scores.dtype != jnp.float64 else self.wide
-        return function(self.captured, scores, query, key).astype(scores.dtype)
+        return function(self.captured, scores, *indices_of(self), query, key).astype(scores.dtype)
 
 
-def of(function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> Score:
+def of(function: Callable[..., jax.Array], *, heads: Any = None, examples: Any = None) -> Score:
     """The score `function(score, query_position, key_position) -> score`, from any JAX function of three scalars.
 
-    Arrays that the function closes over are differentiated like the fields of any other piece.
+    With five arguments it is `function(score, batch, head, query_position, key_position)`, the `score_mod` of
+    FlexAttention (Dong et al. 2024, arXiv:2412.05496). The indices and their limits are those of `jattn.masks.of`.
+    Arrays that the function closes over are differentiated like the fields of any other piece, if they are
+    floating-point.
+
+    Args:
+        function: takes a floating-point and int32 scalars and returns one floating-point number.
+        heads, examples: as of `jattn.masks.of`.
 
     Raises:
-        ValueError: `function` is not callable or does not return one floating-point number.
+        ValueError: `function` is not callable, takes another number of arguments, or does not return one
+            floating-point number; at the call, an index that is not known.
 
-    >>> import jattn
+    >>> import jax.numpy as jnp, jattn
     >>> closer = jattn.scores.of(lambda s, q, k: s - 0.1 * abs(q - k))
+    >>> slopes = jnp.array([0.5, 0.25])
+    >>> alibi = jattn.scores.of(lambda s, b, h, q, k: s - slopes[h] * abs(q - k))
     """
     if not callable(function):
         raise ValueError(f"`function` must be a function of a score and two positions; got {function!r}.")
-    traced, captured, result = trace(function, jnp.float32, jnp.int32, jnp.int32)
+    indexed = takes_indices(function, 3, "(score, query, key) or (score, batch, head, query, key)")
+    integers = [jnp.int32] * (4 if indexed else 2)
+    traced, captured, result = trace(function, jnp.float32, *integers)
     if not jnp.issubdtype(getattr(result, "dtype", jnp.bool_), jnp.floating) or result.shape != ():
         raise ValueError(f"`function` must return one floating-point score; got {result}.")
     wide = None
     if jnp.result_type(float) == jnp.float64:  # float64 is enabled
-        wide, others, _ = trace(function, jnp.float64, jnp.int32, jnp.int32)
+        wide, others, _ = trace(function, jnp.float64, *integers)
         assert [jnp.shape(one) for one in others] == [jnp.shape(one) for one in captured]
-    return Function(traced, wide, captured)
+    return Function(traced, wide, captured, **given_indices(traced, heads, examples))
+
+
+def as_score(value: Any) -> Any:
+    """A function becomes `of(function)`; anything else is as it was."""
+    return value if isinstance(value, (Score, type)) or not callable(value) else of(value)

@@ -7,7 +7,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..masks.base import Mask
-from ..pieces import align, map_fields
+from ..pieces import align, indexed, map_fields
 from .intervals import is_known
 from .plan import EMPTY, FULL, PARTIAL, Plan, make_plan
 from .positions_used import mask_reads_positions
@@ -45,6 +45,7 @@ def picture(plan: Plan) -> str:
 
 def picture_of_mask(mask: Mask, q_len: int, kv_len: int, query_positions: Any = None) -> str:
     """See `Mask.picture`."""
+    mask = indexed(mask, (1,), 1)
     batches, heads = [()], [1]
 
     def look(value, axes, name):

@@ -14,7 +14,7 @@ from ...masks import Causal, SameSegment, SlidingWindow, Strided
 from ...masks import Chunked as OwnChunk
 from ...masks.arguments import Integers, integers, settle
 from ...masks.base import Mask, as_mask
-from ...pieces import align, number, piece
+from ...pieces import align, indexed, number, piece
 from .pieces import split_between_heads, taken
 
 HOW = ("merged", "split", "interleaved")
@@ -247,6 +247,9 @@ def _run(local: Any, columns: Any, arrays: Arrays, mask: Any, options: Pieces, h
         )
     pieces: Pieces = {"mask": None if mask is None else as_mask(mask), **options}
     _check_sizes(arrays, **pieces)
+    whole = check_pieces(pieces["mask"], None, options.get("scores"), None, None)
+    for name, each in (("mask", whole[0]), ("scores", whole[2])):
+        pieces[name] = indexed(each, arrays[0].shape[:-3], arrays[0].shape[-2])  # a half of the heads keeps its indices
 
     if how == "merged":
         return merge(local(arrays, pieces), columns(arrays, pieces, outside=True)).out

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.checks import check_pieces
 from ...core.shapes import check_positive, check_shapes
 from ...front import partial_attention
 from ...masks import Lengths, Mask, as_mask
@@ -134,7 +135,7 @@ def local_p(
     pieces = leave_out(pieces, "local-p has the softmax and its Gaussian", "normalizer", "dropout")
     near = Near(centers, distance)
     pieces["mask"] = near if mask is None else near & as_mask(mask)
-    plain = (scores,) if isinstance(scores, Score) else tuple(scores or ())
+    plain = check_pieces(None, None, scores, None, None)[2]
     bent = partial_attention(query, key, value, scores=(*plain, Bell(centers, distance)), **pieces)
     lse = partial_attention(query, key, jnp.zeros_like(value[..., :1]), scores=plain, **pieces).lse
     some = ~(jnp.isneginf(lse) | jnp.isneginf(bent.lse))

@@ -1,0 +1,25 @@
+"""What is known while tracing."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+def known_while_tracing(tree: Any) -> Any:
+    """Inside `jax.jit`, concrete arrays as NumPy: they are constants of the program, so what follows from them may be.
+
+    Outside, an array stays one of JAX: a program that depended on its numbers would be compiled anew for others. So
+    does one that spans processes, which cannot be read.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    concrete = [isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) for leaf in leaves]
+    # What is computed inside `jit` is traced, even of constants.
+    if not any(concrete) or not isinstance(jnp.zeros((), bool), Tracer):
+        return tree
+    return structure.unflatten(
+        np.asarray(jax.device_get(leaf)) if here and leaf.is_fully_addressable else leaf
+        for leaf, here in zip(leaves, concrete, strict=True)
+    )
