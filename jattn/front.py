@@ -104,7 +104,8 @@ def partial_attention(
 
     Returns:
         `Partial(out [..., q_len, q_heads, v_dim], lse [..., q_len, q_heads])`; lse is float32 (float64 for float64
-        inputs), -inf where a query attends to nothing. Both are differentiable.
+        inputs), -inf where a query attends to nothing. Both are differentiable. Beside them `remainder`, with which
+        huge scores merge exactly.
 
     Raises:
         ValueError: as `attention`; also a normaliser whose partial results do not merge by their lse.
@@ -119,7 +120,7 @@ def partial_attention(
         raise ValueError(
             f"`normalizer` must be a plain `Softmax()` for partial attention; partial results of {normalizer!r} do "
             "not merge by their lse. With a sink: merge plain partials first, then "
-            "`Softmax(sink).finish(merged.out, merged.lse)`."
+            "`Softmax(sink).finish(merged.out, merged.lse, merged.remainder)`."
         )
     return _attend(arguments)
 

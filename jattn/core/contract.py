@@ -1,6 +1,7 @@
 """What an implementation promises: to say what it refuses before it runs, and never to change the meaning."""
 
 import abc
+import dataclasses
 from typing import Any
 
 import jax
@@ -27,9 +28,10 @@ class Implementation(abc.ABC):
         """The streamed sum and its log mass, before the normaliser's `finish`."""
 
     def attend(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
-        """The output and its lse."""
-        out, lse = self.run(call, query, key, value)
-        return Partial(call.normalizer.finish(out, lse).astype(value.dtype), lse)
+        """The output, its lse and the remainder."""
+        partial = self.run(call, query, key, value)
+        out = call.normalizer.finish(partial.out, partial.lse, partial.remainder)
+        return dataclasses.replace(partial, out=out.astype(value.dtype))
 
     @abc.abstractmethod
     def describe(self, call: Call) -> tuple[Any, str]:

@@ -1,7 +1,8 @@
 """Partial attention over some of the keys is a monoid: `merge` joins partial results over disjoint keys."""
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.export
@@ -10,16 +11,42 @@ import jax.numpy as jnp
 from ..foundation.arrays import describe
 
 
-class Partial(NamedTuple):
-    """Attention over some keys.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Partial:
+    """Attention over some keys. Unpacks as `out, lse = partial`.
 
-    out: `[..., q_len, q_heads, v_dim]`, the softmax-weighted mean of the values of these keys.
-    lse: `[..., q_len, q_heads]`, the log of the sum of the exponentials of the scores, float32 (float64 for float64
-        inputs); -inf where a query may attend to none of these keys (`out` is 0 there).
+    A float32 `lse` of -1e9 has no room for the log of the number of keys: its neighbors are 64 apart. So what
+    rounding removed from it is kept beside it, and lse + remainder is the log of the sum to about twice the digits.
+    Whatever is done to all three arrays alike (slicing, reshaping) is best done by `jax.tree.map`.
+
+    Args:
+        out: `[..., q_len, q_heads, v_dim]`, the softmax-weighted mean of the values of these keys.
+        lse: `[..., q_len, q_heads]`, the log of the sum of the exponentials of the scores, float32 (float64 for
+            float64 inputs); -inf where a query may attend to none of these keys (`out` is 0 there).
+        remainder: what rounding removed from `lse`, of the same shape, without a gradient: that of `lse` is the
+            gradient of both. Left out, it is 0: `lse` is exact. (Where `lse` is no array, as in a tree of axes or
+            partition specs, it is the same as `lse`.)
+
+    >>> import jax.numpy as jnp, jattn
+    >>> q, v = jnp.ones((1, 1, 2)), jnp.ones((5, 1, 2))
+    >>> far = jattn.scores.Bias(jnp.full((1, 1, 5), -1e9))
+    >>> partial = jattn.partial_attention(q, v, v, scores=far)
+    >>> print(partial.lse, partial.remainder)  # log 5 = 1.609
+    [[-1.e+09]] [[1.609438]]
     """
 
     out: jax.Array
     lse: jax.Array
+    remainder: Any = None
+
+    def __post_init__(self):
+        if self.remainder is None:
+            shaped = hasattr(self.lse, "dtype") and hasattr(self.lse, "shape")
+            zero = jnp.zeros_like(self.lse) if shaped and not isinstance(self.lse, jax.ShapeDtypeStruct) else self.lse
+            object.__setattr__(self, "remainder", zero)
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        return iter((self.out, self.lse))
 
     @classmethod
     def empty(cls, out: jax.Array | jax.ShapeDtypeStruct) -> "Partial":
@@ -32,8 +59,44 @@ class Partial(NamedTuple):
         dtype = jnp.promote_types(out.dtype, jnp.float32)
         return cls(jnp.zeros(out.shape, out.dtype), jnp.full(out.shape[:-1], -jnp.inf, dtype))
 
+    def log_share(self, score: jax.Array) -> jax.Array:
+        """score - lse: the log of the weight of a key with this score, exact also where both are huge.
 
-jax.export.register_namedtuple_serialization(Partial, serialized_name="jattn.Partial")
+        Args:
+            score: broadcastable to `lse`. Where `lse` is -inf there is no share, and the result is of an lse of 0.
+
+        >>> import jax.numpy as jnp, jattn
+        >>> print(jattn.Partial(jnp.zeros((1, 1, 2)), jnp.full((1, 1), 3.0)).log_share(2.0))
+        [[-1.]]
+        """
+        empty = jnp.isneginf(self.lse)
+        return (score - jnp.where(empty, 0, self.lse)) - jax.lax.stop_gradient(self.remainder)
+
+
+jax.tree_util.register_dataclass(Partial, data_fields=["out", "lse", "remainder"], meta_fields=[])
+jax.export.register_pytree_node_serialization(
+    Partial, serialized_name="jattn.Partial", serialize_auxdata=lambda _: b"", deserialize_auxdata=lambda _: ()
+)
+
+
+def log_of_sum(top: jax.Array, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """top + log(mass), rounded, and what rounding removed (without a gradient); -inf and 0 where the mass is 0.
+
+    Args:
+        top: the largest score of a row, without a gradient; -inf where there is none.
+        mass: the sum of exp(score - top).
+
+    >>> import jax.numpy as jnp
+    >>> lse, remainder = log_of_sum(jnp.float32(1e9), jnp.float32(5.0))
+    >>> print(lse, remainder)
+    1e+09 1.609438
+    """
+    empty = mass == 0
+    top = jnp.where(jnp.isneginf(top), 0, top)
+    log_mass = jnp.log(jnp.where(empty, 1, mass))
+    lse = log_mass + top
+    remainder = jnp.where(empty | ~jnp.isfinite(lse), 0, log_mass - (lse - top))
+    return jnp.where(empty, -jnp.inf, lse), jax.lax.stop_gradient(remainder)
 
 
 def merge(*partials: Partial | Iterable[Partial]) -> Partial:
@@ -62,18 +125,13 @@ def merge(*partials: Partial | Iterable[Partial]) -> Partial:
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"`partials` must all have the same shapes of (out, lse); got {shapes}.")
     lse = jnp.stack([part.lse for part in parts])
+    remainder = jax.lax.stop_gradient(jnp.stack([part.remainder for part in parts]))
     top = jax.lax.stop_gradient(lse.max(0))
-    top = jnp.where(jnp.isneginf(top), 0, top)
-    mass = jnp.exp(lse - top)  # 0 where a partial is empty
+    mass = jnp.exp(lse - jnp.where(jnp.isneginf(top), 0, top) + remainder)  # 0 where a partial is empty
     total = mass.sum(0)
-    occupied = total > 0
-    safe_total = jnp.where(occupied, total, 1)
-    share = mass / safe_total
+    share = mass / jnp.where(total == 0, 1, total)
     out = sum(part.out.astype(lse.dtype) * weight[..., None] for part, weight in zip(parts, share, strict=True))
-    return Partial(
-        jnp.asarray(out).astype(parts[0].out.dtype),
-        jnp.where(occupied, jnp.log(safe_total) + top, -jnp.inf),
-    )
+    return Partial(jnp.asarray(out).astype(parts[0].out.dtype), *log_of_sum(top, total))
 
 
 def _listed(partials: tuple[Any, ...]) -> list[Partial]:

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from ..core.call import Call
 from ..core.contract import Implementation
 from ..core.finite import multiply_values, without_nonfinite
-from ..core.partial import Partial
-from ..similarities.base import accumulation_dtype
+from ..core.partial import Partial, log_of_sum
+from ..similarities.base import accumulation_dtype, folded_scale
 
 
 class Reference(Implementation):
@@ -39,8 +39,11 @@ def _attend(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> P
     weights = call.normalizer.weights(scores, allowed)
     if call.dropout is not None:
         weights = weights * call.dropout.factor(call.query_positions, call.key_positions)
-    out = jnp.swapaxes(multiply_values(weights, jnp.swapaxes(value, -3, -2), allowed), -3, -2)
-    return Partial(out.astype(value.dtype), jnp.swapaxes(log_mass(call, scores, allowed), -2, -1))
+    # In the dtype of the sums, or the cotangent of the weights would be rounded to that of the values.
+    values = jnp.swapaxes(value, -3, -2).astype(accumulation_dtype(weights, value))
+    out = jnp.swapaxes(multiply_values(weights, values, allowed), -3, -2)
+    lse, remainder = (jnp.swapaxes(one, -2, -1) for one in log_mass(call, scores, allowed))
+    return Partial(out.astype(value.dtype), lse, remainder)
 
 
 @jax.jit
@@ -54,8 +57,8 @@ def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
     query, key = jnp.swapaxes(query, -3, -2), jnp.swapaxes(key, -3, -2)
 
     def score(query, key):
-        scores = call.similarity.pair(query, key)
-        scores = scores.astype(accumulation_dtype(query, key)) * call.scale
+        query, scale = folded_scale(call.similarity, query, call.scale)
+        scores = call.similarity.pair(query, key).astype(accumulation_dtype(query, key)) * scale
         for one in call.scores:
             scores = one.modify(scores, call.query_positions, call.key_positions)
         return scores
@@ -75,13 +78,15 @@ def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
     return scores, jnp.broadcast_to(allowed, scores.shape)
 
 
-def log_mass(call: Call, scores: jax.Array, allowed: jax.Array) -> jax.Array:
-    """The lse of each row; for an elementwise normaliser the log of the number of keys it may attend."""
+def log_mass(call: Call, scores: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The lse of each row and its remainder (see `Partial`).
+
+    For an elementwise normaliser, the log of the number of keys it may attend.
+    """
     if call.normalizer.streams == "elementwise":
-        return jnp.log(allowed.sum(-1).astype(scores.dtype))
+        counts = jnp.log(allowed.sum(-1).astype(scores.dtype))
+        return counts, jnp.zeros_like(counts)
     masked = jnp.where(allowed, scores, -jnp.inf)
     top = jax.lax.stop_gradient(masked.max(-1, initial=-jnp.inf))
-    top = jnp.where(jnp.isneginf(top), 0, top)
-    total = jnp.exp(masked - top[..., None]).sum(-1)
-    empty = total == 0
-    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1, total)) + top)
+    total = jnp.exp(masked - jnp.where(jnp.isneginf(top), 0, top)[..., None]).sum(-1)
+    return log_of_sum(top, total)

@@ -39,12 +39,13 @@ class Normalizer(Piece, abc.ABC):
         """Of an `"elementwise"` normaliser: the unnormalised weight, elementwise and differentiable."""
         raise TypeError(f"{type(self).__name__} is no elementwise normaliser")
 
-    def finish(self, out: jax.Array, lse: jax.Array) -> jax.Array:
+    def finish(self, out: jax.Array, lse: jax.Array, remainder: jax.Array | float = 0.0) -> jax.Array:
         """From the streamed sum to the output.
 
         Args:
             out: `[batch..., q_len, q_heads, v_dim]`, the values weighted by `exp(score - lse)`, or by `activation`.
             lse: `[batch..., q_len, q_heads]`, -inf for a query that attends to nothing.
+            remainder: what rounding removed from `lse` (see `Partial`); it matters for an lse of 1e6 and more.
         """
-        del lse
+        del lse, remainder
         return out

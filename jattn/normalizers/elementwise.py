@@ -78,6 +78,7 @@ class Relu(Normalizer):
     def activation(self, scores):
         return jax.nn.relu(scores)
 
-    def finish(self, out, lse):
+    def finish(self, out, lse, remainder=0.0):
+        del remainder  # of the log of a count it is less than rounding
         empty = jnp.isneginf(lse)
         return out * jnp.where(empty, 0, jnp.exp(-self.power * jnp.where(empty, 0, lse)))[..., None]

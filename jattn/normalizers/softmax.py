@@ -61,12 +61,13 @@ class Softmax(Normalizer):
             total = total + jnp.exp(sink - top)
         return mass / jnp.where(total == 0, 1, total)
 
-    def finish(self, out, lse):
+    def finish(self, out, lse, remainder=0.0):
         if self.sink is None:
             return out
         sink = self.sink.astype(lse.dtype)
         if sink.ndim == lse.ndim + 1:  # aligned: [batch..., head, 1, 1]
             sink = sink[..., 0, 0]
         empty = jnp.isneginf(lse)
-        share = jnp.where(empty, 0, jax.nn.sigmoid(jnp.where(empty, 0, lse) - sink[..., None, :]))
+        above = (jnp.where(empty, 0, lse) - sink[..., None, :]) + jax.lax.stop_gradient(remainder)
+        share = jnp.where(empty, 0, jax.nn.sigmoid(above))
         return out * share[..., None]

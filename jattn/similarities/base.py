@@ -55,6 +55,16 @@ def accumulation_dtype(*arrays: jax.Array) -> jnp.dtype:
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
+def folded_scale(similarity: Similarity, query: jax.Array, scale: float) -> tuple[jax.Array, float]:
+    """The query times the scale where that is the same and its precision allows, and the factor left for the scores.
+
+    Before the product rather than after it, the scale keeps large products from overflowing.
+    """
+    if similarity.is_dot and query.dtype == accumulation_dtype(query):
+        return query * scale, 1.0
+    return query, scale
+
+
 def grouped_dot(query: jax.Array, key: jax.Array) -> jax.Array:
     """`[..., q_heads, q, d]` with `[..., kv_heads, k, d]` -> `[..., q_heads, q, k]`, without repeating the keys."""
     *batch, q_heads, q_len, dim = query.shape

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 
 from ...core.finite import grouped_product, without_nonfinite
 from ...foundation.varying import full, varying_axes
-from ...similarities.base import accumulation_dtype
+from ...similarities.base import accumulation_dtype, folded_scale
 from .tile import (
     Lists,
     Pieces,
     allowed_pairs,
-    folded_scale,
     fresh_rows,
     modify_scores,
     put_rows,
@@ -49,6 +48,7 @@ def gradients(
     scale: float,
     out: jax.Array,
     lse: jax.Array,
+    remainder: jax.Array,
     out_cotangent: jax.Array,
     lse_cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
@@ -89,9 +89,9 @@ def gradients(
         return d_query, put_lane(d_key, d_key_lane), put_lane(d_value, d_value_lane), d_floats
 
     def _query_tile(lane, q_index, starts, sums):
-        query_tile, left = folded_scale(rows_of(query, tiling, starts, keys=False), scale)
+        query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
         out_tile = rows_of(out, tiling, starts, keys=False)
-        cotangent = rows_of(out_cotangent, tiling, starts, keys=False).astype(value.dtype)
+        cotangent = _operand(rows_of(out_cotangent, tiling, starts, keys=False), value.dtype)
         lse_tile = rows_of(lse, tiling, starts, keys=False)
         live = ~jnp.isneginf(lse_tile)
         cotangent = jnp.where(live[..., None], cotangent, 0)
@@ -100,6 +100,7 @@ def gradients(
             along = (cotangent.astype(dtype) * out_tile.astype(dtype)).sum(-1)
             shift = jnp.where(live, rows_of(lse_cotangent, tiling, starts, keys=False) - along, 0)
         safe_lse = jnp.where(live, lse_tile, 0)
+        remainder_tile = rows_of(remainder, tiling, starts, keys=False)
         # Written out once per query tile, or the compiler transposes them again at every key tile.
         query_columns, cotangent_columns = jax.lax.optimization_barrier(
             (jnp.swapaxes(_by_kv_head(query_tile, group), -1, -2), jnp.swapaxes(_by_kv_head(cotangent, group), -1, -2))
@@ -141,7 +142,7 @@ def gradients(
             if factor is not None:
                 d_weights = d_weights * factor
             if softmax:
-                exponent = scores - safe_lse[..., None]
+                exponent = (scores - safe_lse[..., None]) - remainder_tile[..., None]
                 if allowed is not None:
                     exponent = jnp.where(allowed, exponent, -jnp.inf)
                 weights = jnp.exp(exponent)

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from ...core.finite import grouped_product, multiply_values
+from ...core.partial import log_of_sum
 from ...foundation.varying import full, varying_axes
-from ...similarities.base import accumulation_dtype
+from ...similarities.base import accumulation_dtype, folded_scale
 from .tile import (
     Lists,
     Pieces,
     allowed_pairs,
-    folded_scale,
     fresh_rows,
     modify_scores,
     put_rows,
@@ -24,20 +24,20 @@ from .tiling import Tiling
 
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces, lists: Lists, tiling: Tiling, scale: float
-) -> tuple[jax.Array, jax.Array]:
-    """The streamed sum `[batch..., q_len, q_heads, v_dim]` and its log mass `[batch..., q_len, q_heads]`."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The sum `[batch..., q_len, q_heads, v_dim]`, its log mass `[batch..., q_len, q_heads]`, the remainder."""
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value, pieces, lists)
     # Not in the dtype of the value yet: what `finish` does to it would round a second time, and the backward pass
     # subtracts its product with the cotangent from every score's gradient.
     out = full((*query.shape[:-1], value.shape[-1]), 0, dtype, axes)
     lse = full(query.shape[:-1], -jnp.inf, dtype, axes)
+    remainder = full(query.shape[:-1], 0, dtype, axes)
 
     def one_query_tile(step, carry):
-        out, lse = carry
         lane, q_index = step // tiling.q_tiles, step % tiling.q_tiles
         starts = tiling.starts(lane, q_index, 0)
-        query_tile, left = folded_scale(rows_of(query, tiling, starts, keys=False), scale)
+        query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
         rows = query_tile.shape[:-1]
         state = (
             full(rows, -jnp.inf, dtype, axes),  # the largest score so far
@@ -69,14 +69,13 @@ def attend(
         top, mass, summed = jax.lax.fori_loop(full_stop, stop, lambda i, state: visit(i, state, True), state)
         if pieces.normalizer.streams == "softmax":
             summed = summed / jnp.where(mass == 0, 1, mass)[..., None]
-            safe_top = jnp.where(jnp.isneginf(top), 0, top)
-            row_lse = jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass)) + safe_top)
+            rows = summed, *log_of_sum(top, mass)
         else:
-            row_lse = jnp.log(mass)
+            rows = summed, jnp.log(mass), jnp.zeros_like(mass)
         fresh = fresh_rows(tiling, q_index)
-        return put_rows(out, summed, tiling, starts, fresh), put_rows(lse, row_lse, tiling, starts, fresh)
+        return tuple(put_rows(whole, tile, tiling, starts, fresh) for whole, tile in zip(carry, rows, strict=True))
 
-    return jax.lax.fori_loop(0, tiling.lanes * tiling.q_tiles, one_query_tile, (out, lse))
+    return jax.lax.fori_loop(0, tiling.lanes * tiling.q_tiles, one_query_tile, (out, lse, remainder))
 
 
 def _product(weights: jax.Array, allowed: jax.Array | None, value_tile: jax.Array) -> jax.Array:
@@ -113,9 +112,13 @@ def _elementwise(state, scores, allowed, factor, value_tile, normalizer):
     return top, count, summed + _product(weights, allowed, value_tile)
 
 
-def empty(call: Any, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+def empty(call: Any, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The result over no keys (or for no queries): there is no tile to visit."""
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value)
     shape = (*call.batch, call.q_len, call.q_heads)
-    return full((*shape, call.v_dim), 0, dtype, axes), full(shape, -jnp.inf, dtype, axes)
+    return (
+        full((*shape, call.v_dim), 0, dtype, axes),
+        full(shape, -jnp.inf, dtype, axes),
+        full(shape, 0, dtype, axes),
+    )

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from ...core.call import Call
 from ...pieces import take
-from ...similarities.base import accumulation_dtype
 from .tiling import Tiling
 
 
@@ -100,13 +99,6 @@ def allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> j
         new = tiling.k_start(k_index) + jnp.arange(tiling.k_tile) >= k_index * tiling.k_tile
         allowed = new if allowed is None else allowed & new
     return allowed
-
-
-def folded_scale(query: jax.Array, scale: float) -> tuple[jax.Array, float]:
-    """The query tile times the scale where its precision allows, and the factor that is left for the scores."""
-    if query.dtype == accumulation_dtype(query):
-        return query * scale, 1.0
-    return query, scale
 
 
 def modify_scores(raw: jax.Array, scale: float, tile: Pieces) -> jax.Array:

@@ -79,7 +79,7 @@ def _with_batch_axis(tree: Any, batched: Any, size: int, *, repeat: Callable[[An
     return jax.tree.map(one, tree, batched)
 
 
-def _forward(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array]:
+def _forward(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
     @custom_vmap
     def run(operands):
         wide = program.wider(operands.states)
@@ -93,7 +93,7 @@ def _forward(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array
             return _with_batch_axis(getattr(operands, name), getattr(batched[0], name), size, repeat=lambda _: repeat)
 
         operands = Operands(**{name: one(name) for name in Operands._fields})
-        return _forward(program.batched(size), operands), (True, True)
+        return _forward(program.batched(size), operands), (True, True, True)
 
     return run(operands)
 
@@ -132,8 +132,8 @@ def _first_order_only(function: Callable) -> Callable:
 
 
 @functools.partial(jax.jit, static_argnums=0)  # or every call outside of `jit` would compile its loops again
-def differentiable(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array]:
-    """The streamed sum and its log mass, with the recomputing backward pass."""
+def differentiable(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The streamed sum, its log mass and the remainder of that, with the recomputing backward pass."""
     leaves, tree = jax.tree.flatten(operands.pieces)
     floating = [backward.is_float(leaf) for leaf in leaves]
 
@@ -152,7 +152,7 @@ def differentiable(program: Program, operands: Operands) -> tuple[jax.Array, jax
     def run_backward(saved, cotangents):
         (query, key, value, floats, others, states), results = saved
         operands = Operands(query, key, value, pieces_of(floats, others), states)
-        return *_backward(program, operands, (*results, *cotangents)), None, None
+        return *_backward(program, operands, (*results, *cotangents[:2])), None, None
 
     run.defvjp(run_forward, run_backward)
     floats = [leaf for leaf, one in zip(leaves, floating, strict=True) if one]

@@ -82,7 +82,7 @@ def aft_simple(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bo
     key, value, broken = split_broken_keys(key, value, causal)
     before = prefixes(key, value)
     if not causal:
-        before = Partial(before.out[..., -1:, :, :], before.lse[..., -1:, :])
+        before = at_positions(before, slice(-1, None))
     return jnp.where(broken, jnp.nan, gate(query, before.out[..., 0].astype(value.dtype)))
 
 
@@ -181,8 +181,8 @@ def aft_local(
     parts.append(_shift(prefixes(key, value), window))
     if not causal:
         behind = _shift(prefixes(key[..., ::-1, :], value[..., ::-1, :]), window)
-        parts.append(Partial(behind.out[..., ::-1, :, :], behind.lse[..., ::-1, :]))
-    parts = [Partial(part.out.astype(part.lse.dtype), part.lse) for part in parts]
+        parts.append(at_positions(behind, slice(None, None, -1)))
+    parts = [jax.tree.map(lambda array, dtype=part.lse.dtype: array.astype(dtype), part) for part in parts]
     return jnp.where(broken, jnp.nan, gate(query, merge(*parts).out[..., 0].astype(value.dtype)))
 
 
@@ -297,7 +297,11 @@ def _shift(partial: Partial, by: int) -> Partial:
     length = partial.lse.shape[-2]
     by = min(by, length)
     front = Partial.empty(partial.out[..., :by, :, :])
-    return Partial(
-        jnp.concatenate([front.out, partial.out[..., : length - by, :, :]], -3),
-        jnp.concatenate([front.lse, partial.lse[..., : length - by, :]], -2),
-    )
+    rest = at_positions(partial, slice(length - by))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, partial.lse.ndim - 2), front, rest)
+
+
+def at_positions(partial: Partial, positions: Any) -> Partial:
+    """A partial `[..., length, features, 1]` at one position, a slice or an array of them."""
+    lead = (slice(None),) * (partial.lse.ndim - 2)
+    return jax.tree.map(lambda array: array[(*lead, positions)], partial)

@@ -15,7 +15,7 @@ from ...foundation.arrays import known_values
 from ...masks import SlidingWindow
 from ...modules.generation import Generative
 from ...modules.layer import bias, kernel, normal
-from .aft import gate, prefixes, split_broken_keys, windowed
+from .aft import at_positions, gate, prefixes, split_broken_keys, windowed
 
 
 class AFTState(NamedTuple):
@@ -104,7 +104,7 @@ class AFT(Generative):
         left = max(recent + length - max(self._window - 1, 0), 0)
         sums = prefixes(keys[..., :left, :], values[..., :left, :], before.older)
         counts = np.maximum(np.arange(length) + recent - self._window + 1, 0)
-        mean = Partial(sums.out[..., counts, :, :], sums.lse[..., counts, :])
+        mean = at_positions(sums, counts)
         if self._window and length:
             at = before.position - recent + jnp.arange(recent + length)
             bias = self._bias(parameters, at[recent:], at)
@@ -113,9 +113,10 @@ class AFT(Generative):
         heads = gate(query, mean.out[..., 0].astype(value.dtype))
         out = jnp.where(broken[..., recent:, :], jnp.nan, heads) @ parameters["out"]["kernel"]
 
-        older = Partial(sums.out[..., -1, :, :], sums.lse[..., -1, :])
+        older = at_positions(sums, -1)
         if left:
-            older = Partial(jnp.where(broken[..., left - 1, :, None], jnp.nan, older.out), older.lse)
+            wrong = broken[..., left - 1, :, None]
+            older = dataclasses.replace(older, out=jnp.where(wrong, jnp.nan, older.out))
         keys, values = (one[..., length:, :] if self._window else one[..., :0, :] for one in joined)
         return out, AFTState(keys, values, older, before.position + length)
 

@@ -135,10 +135,8 @@ def ring_attention(query: jax.Array, ring: Ring, *, top_k: int = 32, similarity:
         return jnp.moveaxis(taken.reshape(*places.shape, stored.shape[-1]), -4, -2)
 
     mask = Dense(jnp.swapaxes(found, -3, -2)[..., :, :, None, :])  # [..., q_len, q_heads, 1 query, top_k]
-    out, lse = partial_attention(
-        query[..., :, None, :, :], gather(keys), gather(values), mask=mask, similarity=similarity
-    )
-    return Partial(out[..., 0, :, :], lse[..., 0, :])
+    found = partial_attention(query[..., :, None, :, :], gather(keys), gather(values), mask=mask, similarity=similarity)
+    return jax.tree.map(lambda array: jnp.squeeze(array, query.ndim - 2), found)
 
 
 def _largest(query: jax.Array, keys: jax.Array, written: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:

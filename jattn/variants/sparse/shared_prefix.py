@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.partial import Partial, merge
+from ...core.partial import merge
 from ...core.shapes import check_shapes
 from ...front import partial_attention
 from ...masks import Causal, SameSegment
@@ -96,7 +96,7 @@ def shared_prefix_attention(
     rows = query.reshape(*query.shape[:-4], count * q_len, *query.shape[-2:])
     both = {name: options[name] for name in ("similarity", "implementation") if name in options}
     prefix = partial_attention(rows, prefix_key, prefix_value, **both)
-    return merge(own, Partial(*(one.reshape(want.shape) for one, want in zip(prefix, own, strict=True)))).out
+    return merge(own, jax.tree.map(lambda one, want: one.reshape(want.shape), prefix, own)).out
 
 
 def positions_in_documents(ids: Any) -> Any:

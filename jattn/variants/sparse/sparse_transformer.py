@@ -172,7 +172,8 @@ def strided_attention(
         pieces = {name: taken(piece, queries=order, keys=order) for name, piece in pieces.items()}
         arrays = tuple(jnp.take(array, order, axis=-3) for array in arrays)
         found = partial_attention(*arrays, **_restricted(pieces, own), query_positions=order, key_positions=order)
-        return Partial(jnp.take(found.out, back, axis=-3), jnp.take(found.lse, back, axis=-2))
+        axis = found.lse.ndim - 2
+        return jax.tree.map(lambda array: jnp.take(array, back, axis=axis), found)
 
     return _run(local, columns, (query, key, value), mask, options, how, layer)
 

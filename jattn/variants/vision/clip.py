@@ -123,12 +123,14 @@ def contrastive_loss(images: jax.Array, texts: jax.Array, log_scale: jax.Array) 
     scale = jnp.minimum(jnp.exp(jnp.asarray(log_scale, dtype)), LARGEST_SCALE)
     one, other = unit(images.astype(dtype)), unit(texts.astype(dtype))
 
-    def found(query: jax.Array, key: jax.Array) -> jax.Array:
-        query, key = (scale * query)[..., None, :], key[..., None, :]
-        return partial_attention(query, key, jnp.zeros_like(key[..., :1]), similarity=Dot()).lse[..., 0]
-
     right = scale * (one * other).sum(-1)
-    return ((found(one, other) + found(other, one)) / 2 - right).mean(-1)
+
+    def log_share(query: jax.Array, key: jax.Array) -> jax.Array:
+        query, key = (scale * query)[..., None, :], key[..., None, :]
+        partial = partial_attention(query, key, jnp.zeros_like(key[..., :1]), similarity=Dot())
+        return partial.log_share(right[..., None])[..., 0]
+
+    return -((log_share(one, other) + log_share(other, one)) / 2).mean(-1)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:

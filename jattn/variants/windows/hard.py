@@ -88,8 +88,8 @@ def hard(
         soft = attention(query, key, value, **pieces)
         taken = jax.lax.stop_gradient(taken) + (soft - jax.lax.stop_gradient(soft))
     _, scores, _ = score_chosen(call, rewritten, keys, chosen)
-    lse = partial_attention(query, key, jnp.zeros_like(value[..., :1]), **pieces).lse
-    apart = jnp.where(found, scores[..., 0, 0], 0) - jnp.where(found, lse, 0)
+    whole = partial_attention(query, key, jnp.zeros_like(value[..., :1]), **pieces)
+    apart = jnp.where(found, whole.log_share(jnp.where(found, scores[..., 0, 0], 0)), 0)
     return Drawn(taken, jnp.where(found, jnp.swapaxes(chosen[..., 0], -2, -1), -1), apart)
 
 

@@ -137,9 +137,10 @@ def local_p(
     pieces["mask"] = near if mask is None else near & as_mask(mask)
     plain = check_pieces(None, None, scores, None, None)[2]
     bent = partial_attention(query, key, value, scores=(*plain, Bell(centers, distance)), **pieces)
-    lse = partial_attention(query, key, jnp.zeros_like(value[..., :1]), scores=plain, **pieces).lse
-    some = ~(jnp.isneginf(lse) | jnp.isneginf(bent.lse))
-    share = jnp.where(some, jnp.exp(jnp.where(some, bent.lse, 0) - jnp.where(some, lse, 0)), 0)
+    whole = partial_attention(query, key, jnp.zeros_like(value[..., :1]), scores=plain, **pieces)
+    some = ~(jnp.isneginf(whole.lse) | jnp.isneginf(bent.lse))
+    log_share = whole.log_share(jnp.where(some, bent.lse, 0)) + bent.remainder
+    share = jnp.where(some, jnp.exp(jnp.where(some, log_share, 0)), 0)
     return (bent.out.astype(share.dtype) * share[..., None]).astype(value.dtype)
 
 
