@@ -36,8 +36,8 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Of two in one row, only these know each other, the first the second.
 SIBLINGS = {("explain", "front")}
-# Inside a function only: a mask's picture is a method of the mask, and what it draws is a plan.
-LATE = {("masks/base.py", "tiles")}
+# Inside a function only: pictures and dense arrays of masks are masks' own, and what they take is a plan's.
+LATE = {("masks/base.py", "tiles"), ("masks/dense.py", "tiles")}
 LONGEST, LONGEST_KERNEL = 400, 700
 
 found = importlib.util.find_spec("jattn")

@@ -2,9 +2,10 @@
 
 from .base import Mask, as_mask, of
 from .blocks import BlockCausal, Blocks, Chunked
-from .dense import Dense
+from .dense import Dense, create
 from .grids import Axial, Neighborhood
 from .order import Causal, Dilated, Prefix, Sinks, SlidingWindow, Strided
+from .packing import from_attention_mask, from_cu_seqlens, from_position_ids
 from .segments import Lengths, SameSegment
 
 __all__ = [
@@ -24,5 +25,9 @@ __all__ = [
     "SlidingWindow",
     "Strided",
     "as_mask",
+    "create",
+    "from_attention_mask",
+    "from_cu_seqlens",
+    "from_position_ids",
     "of",
 ]

@@ -74,6 +74,25 @@ def sizes(name: str, value: Any, axes: int | None = None) -> tuple[int, ...]:
     return tuple(size(f"{name}[{axis}]", item) for axis, item in enumerate(value))
 
 
+def zeros_and_ones(name: str, value: Any, layout: str, remedy: str) -> Any:
+    """The boolean array of an array of ones and zeros (integers or booleans) with at least one axis.
+
+    Raises:
+        ValueError: another dtype, no axis, or other numbers as far as they are known (with `remedy`).
+    """
+    value = as_array(value)
+    dtype = dtype_of(value)
+    wanted = f"`{name}` must be an array of ones and zeros {layout}, integers or booleans"
+    if dtype is None or not value.shape or not (dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer)):
+        raise ValueError(f"{wanted}; got {describe(value)}. {remedy}")
+    if dtype == np.bool_:
+        return value
+    known = known_values(value)
+    if known is not None and ((known != 0) & (known != 1)).any():
+        raise ValueError(f"{wanted}; got values from {known.min()} to {known.max()}. {remedy}")
+    return value != 0
+
+
 def booleans(name: str, value: Any, axes: tuple[str, ...], remedy: str) -> Any:
     """The boolean array `value` with at least the given axes.
 

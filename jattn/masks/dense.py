@@ -1,11 +1,13 @@
 """A mask given pair by pair."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
 from ..pieces import array, piece
 from .arguments import booleans, settle
-from .base import Mask
+from .base import Mask, as_mask
 
 _AXES = ("head", "query", "key")
 
@@ -46,3 +48,40 @@ class Dense(Mask):
     def allows(self, query, key):
         del query, key
         return self.array
+
+
+def create(
+    mask: Any,
+    q_len: int,
+    kv_len: int,
+    *,
+    query_positions: Any = None,
+    key_positions: Any = None,
+    batch: int = 1,
+    heads: int = 1,
+) -> jax.Array:
+    """Any mask as a boolean array, True where a query may attend to a key: `[batch..., heads, q_len, kv_len]`.
+
+    For looking at a mask, and for code that takes an array; `attention` needs none. Batch axes and heads are those of
+    the mask's arrays and of the positions, with size 1 where they are alike.
+
+    Args:
+        mask: a mask, or a function of two positions.
+        q_len: number of queries.
+        kv_len: number of keys.
+        query_positions, key_positions: as of `jattn.attention`.
+        batch, heads: how many to ask about, where the mask is a function that reads their indices (`masks.of`).
+
+    Raises:
+        ValueError: the lengths differ, the mask looks at query positions, and `query_positions` is not given; an array
+            of the mask does not fit the lengths.
+
+    >>> from jattn import masks
+    >>> print(masks.create(masks.Causal() & masks.SlidingWindow(1), 3, 3).astype(int))
+    [[[1 0 0]
+      [1 1 0]
+      [0 1 1]]]
+    """
+    from ..tiles.placed import dense  # here, not above: tiles are a later layer, which reads masks
+
+    return dense(as_mask(mask), q_len, kv_len, query_positions, key_positions, batch=batch, heads=heads)

@@ -29,17 +29,32 @@ class Causal(Mask):
 
 @piece
 class SlidingWindow(Mask):
-    """Keys near the query: `q - left <= k <= q + right`.
+    """Keys near the query: `q - left <= k <= q + right`, which are `left + 1 + right` keys.
 
-    The query's own key is always inside; a window of `left` and `right` has `left + 1 + right` keys. It is all that
-    is said of the future: `SlidingWindow(left, 0)` is causal by itself, `SlidingWindow(left)` is open to the right.
+    `right` alone controls access to future keys: `SlidingWindow(left, 0)` is causal by itself, `SlidingWindow(left)`
+    is open to the right. A side of -1 leaves the query's own key out too, so `SlidingWindow(-1, 0)`, a window of 0
+    keys, allows nothing.
+
+    How a window of `w` is counted elsewhere:
+
+    | where | here |
+    |---|---|
+    | Hugging Face, `sliding_window=w` of a causal model | `SlidingWindow(w - 1, 0)`: `w` keys, the own one included |
+    | Hugging Face, `sliding_window=w` of a bidirectional model | `SlidingWindow(w, w)` |
+    | flash-attn, `window_size=(left, right)` | `SlidingWindow(left, right)`, with None for its -1 |
+    | xformers, `LocalAttentionFromBottomRightMask(left, right)` | `SlidingWindow(left, right)` |
+    | xformers, `make_local_attention(w)` of a causal bias | `SlidingWindow(w - 1, 0)` |
+    | `jax.nn`, `local_window_size=(left, right)` | `SlidingWindow(left, right)` |
+
+    flash-attn and xformers align the last query with the last key (`query_positions=numpy.arange(kv_len - q_len,
+    kv_len)`), `jax.nn` the first with the first.
 
     Args:
-        left: how many keys before the query, `number("head")`; None for all of them.
-        right: how many keys after the query, `number("head")`; None for all of them.
+        left: how many keys before the query, `number("head")`, at least -1; None for all of them.
+        right: how many keys after the query, `number("head")`, at least -1; None for all of them.
 
     Raises:
-        ValueError: `left` or `right` is negative or not an integer.
+        ValueError: `left` or `right` is less than -1 or not an integer; both are -1.
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
@@ -56,7 +71,12 @@ class SlidingWindow(Mask):
     def __post_init__(self):
         for name in ("left", "right"):
             if getattr(self, name) is not None:
-                settle(self, name, integers(name, getattr(self, name), least=0, axes="head"))
+                settle(self, name, integers(name, getattr(self, name), least=-1, axes="head"))
+        if isinstance(self.left, int) and isinstance(self.right, int) and self.left + 1 + self.right < 0:
+            raise ValueError(
+                f"`left` and `right` must leave a window of at least 0 keys, left + 1 + right; got {self.left} and "
+                f"{self.right}. All keys on a side (flash-attn's -1) are None here."
+            )
 
     def allows(self, query, key):
         # Distances, not `query + right`, which overflows where an enormous `right` stands for no limit.
@@ -65,6 +85,11 @@ class SlidingWindow(Mask):
             near = near & (query - key <= self.left)
         if self.right is not None:
             near = near & (key - query <= self.right)
+        if self.left is not None and self.right is not None:
+            left, right = self.left, self.right
+            if not isinstance(left, int) or not isinstance(right, int) or left < 0 or right < 0:
+                # Whether there is any key, for whole tiles: on the diagonal each side alone allows some pairs.
+                near = near & ((left > 0) | (right > 0) | ((left >= 0) & (right >= 0)))
         return near
 
 

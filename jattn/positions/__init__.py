@@ -26,6 +26,7 @@ Models that turn neighboring features (GPT-J, Cohere, GLM, Llama 4) add `pairs="
 """
 
 from .axes import rotary_2d, rotary_sections
+from .packing import from_attention_mask, from_cu_seqlens
 from .rotary import rotary
 from .scaling import NTK, DynamicNTK, Linear, Llama3, LongRoPE, Proportional, Scaling, YaRN, rotary_frequencies
 from .sinusoidal import sinusoidal
@@ -40,6 +41,8 @@ __all__ = [
     "Proportional",
     "Scaling",
     "YaRN",
+    "from_attention_mask",
+    "from_cu_seqlens",
     "rotary",
     "rotary_2d",
     "rotary_frequencies",

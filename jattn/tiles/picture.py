@@ -7,10 +7,10 @@ import numpy as np
 from jax.core import Tracer
 
 from ..masks.base import Mask
-from ..pieces import align, indexed, map_fields
+from ..pieces import map_fields
 from .intervals import is_known
+from .placed import placed
 from .plan import EMPTY, FULL, PARTIAL, Plan, make_plan
-from .positions_used import mask_reads_positions
 
 COLUMNS = 48
 _CELLS = {EMPTY: "·", PARTIAL: "▒", FULL: "█"}
@@ -45,33 +45,18 @@ def picture(plan: Plan) -> str:
 
 def picture_of_mask(mask: Mask, q_len: int, kv_len: int, query_positions: Any = None) -> str:
     """See `Mask.picture`."""
-    mask = indexed(mask, (1,), 1)
-    batches, heads = [()], [1]
 
     def look(value, axes, name):
-        shape = np.shape(value)
-        if not any(axis.startswith("own") for axis in axes):
-            batches.append(shape[: len(shape) - len(axes)])
-            if "head" in axes:
-                heads.append(shape[len(shape) - len(axes) + axes.index("head")])
+        del axes
         if isinstance(value, jax.Array) and not isinstance(value, Tracer):
             return np.asarray(value)
         if not is_known(value):
             raise ValueError(f"`{name}` is not known while tracing: a picture needs the mask's values, outside `jit`.")
         return value
 
-    mask = map_fields(mask, look)
-    batch = np.broadcast_shapes(*batches)
-    aligned = align(mask, batch, {"head": max(heads), "query": q_len, "key": kv_len})
-    if query_positions is None:
-        if q_len != kv_len and mask_reads_positions(aligned)[0]:
-            raise ValueError(
-                f"`query_positions` is needed: {q_len} queries and {kv_len} keys do not say where the queries are. "
-                f"Give np.arange({q_len}) if they are the first, np.arange({kv_len} - {q_len}, {kv_len}) if the last."
-            )
-        query_positions = np.arange(q_len)
-    query_positions = np.asarray(query_positions, np.int32).reshape((1,) * (len(batch) + 1) + (q_len, 1))
-    key_positions = np.arange(kv_len, dtype=np.int32).reshape((1,) * (len(batch) + 2) + (kv_len,))
+    if query_positions is not None:
+        query_positions = np.asarray(query_positions)
+    aligned, query_positions, key_positions = placed(map_fields(mask, look), q_len, kv_len, query_positions)
     tile = 1
     while tile * COLUMNS < max(q_len, kv_len):
         tile *= 2

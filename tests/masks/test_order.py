@@ -94,7 +94,7 @@ def test_the_sparse_transformer_is_a_composition():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: masks.SlidingWindow(-1, 0), ("`left`", "-1", "at least 0")),
+        (lambda: masks.SlidingWindow(-2, 0), ("`left`", "-2", "at least -1")),
         (lambda: masks.SlidingWindow(1, -2), ("`right`", "-2")),
         (lambda: masks.SlidingWindow(np.array([2, -3])), ("`left`", "-3", "(2,)")),
         (lambda: masks.SlidingWindow(jnp.array([2, -3])), ("`left`", "-3")),
