@@ -12,7 +12,14 @@ from .positions_used import mask_reads_positions
 
 
 def placed(
-    mask: Mask, q_len: int, kv_len: int, query_positions: Any, key_positions: Any = None, *, batch: int = 1, heads: int = 1
+    mask: Mask,
+    q_len: int,
+    kv_len: int,
+    query_positions: Any,
+    key_positions: Any = None,
+    *,
+    batch: int = 1,
+    heads: int = 1,
 ) -> tuple[Mask, Any, Any]:
     """The aligned mask, and the positions as `[batch..., 1, q_len, 1]` and `[batch..., 1, 1, kv_len]`.
 
