@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .angles import check_numbers, turned_angles
 from .scaling import check_above
 
 
@@ -21,19 +22,20 @@ def sinusoidal(
     """sin and cos of position * θ_i, θ_i = base^(-2i/dim), i = 0 .. dim/2 - 1 (Vaswani et al. 2017, arXiv:1706.03762).
 
     Args:
-        positions: numbers `[...]`.
+        positions: integers, or floats of at least 32 bits, `[...]`.
         dim: an even number of features.
         layout: `"interleaved"` is sin, cos, sin, cos... as in the paper; `"half"` all sines, then all cosines.
         base: a number above 1.
         inclusive: θ_i = base^(-i/(dim/2 - 1)) instead, so that the last one is 1/base itself. With `layout="half"`
             these are Whisper's (arXiv:2212.04356) and Tensor2Tensor's.
-        dtype: of the result; computed in float32 (float64 for float64).
+        dtype: of the result; computed in float32 (float64 for float64), right to 1e-6 for integers up to 2^24.
 
     Returns:
         `[..., dim]`.
 
     Raises:
-        ValueError: an odd `dim`; an `inclusive` one below 4; an unknown layout.
+        ValueError: an odd `dim`; an `inclusive` one below 4; an unknown layout; positions in 16-bit floats, which
+            do not tell tokens apart, or known to be outside int32.
 
     >>> import jax.numpy as jnp
     >>> from jattn.positions import sinusoidal
@@ -51,7 +53,7 @@ def sinusoidal(
     half = dim // 2
     inside = jnp.promote_types(dtype, jnp.float32)
     frequencies = np.power(float(base), -np.arange(half) / (half - 1 if inclusive else half))
-    angles = jnp.asarray(positions).astype(inside)[..., None] * jnp.asarray(frequencies, inside)
+    angles = turned_angles(check_numbers(positions), frequencies, inside)
     parts = jnp.sin(angles), jnp.cos(angles)
     if layout == "half":
         return jnp.concatenate(parts, axis=-1).astype(dtype)
