@@ -1,5 +1,6 @@
 """The front door: attention, its partial form, its weights, and an explanation of what would run."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -8,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .core.call import Call, prepare
+from .core.call import Call
 from .core.contract import Implementation, Unsupported
 from .core.dropout import Dropout
 from .core.partial import Partial
 from .core.select import select
+from .core.split import run_call
 from .implementations import DEFAULTS
 from .implementations.reference import weights_of
 from .masks.base import Mask
@@ -158,10 +160,7 @@ def attention_weights(
     >>> jattn.attention_weights(q, k, mask=jattn.masks.Causal(), heads=[0, 3], queries=[99]).shape
     (1, 2, 1, 100)
     """
-    call, query, key = prepare(
-        query,
-        key,
-        key,
+    pieces = dict(
         mask=mask,
         similarity=similarity,
         scores=scores,
@@ -170,18 +169,41 @@ def attention_weights(
         key_positions=key_positions,
         dropout=None,
     )
-    call, query, key = select(call, query, key, heads=heads, queries=queries)
-    return weights_of(call, query, key)
+    chosen = (None if indices is None else tuple(indices) for indices in (heads, queries))
+    whole = heads is not None
+    return run_call(_Weights(*chosen), (query, key, key), pieces, "weights", whole_heads=whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """The weights of some heads and queries."""
+
+    heads: tuple[int, ...] | None
+    queries: tuple[int, ...] | None
+
+    def __call__(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        del value
+        call, query, key = select(call, query, key, heads=self.heads, queries=self.queries)
+        return weights_of(call, query, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attend:
+    """The output and its mass, by an implementation."""
+
+    implementation: str | Implementation | None
+
+    def __call__(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        return choose(call, self.implementation).attend(call, query, key, value)
 
 
 def _attend(arguments: dict[str, Any]) -> Partial:
-    value, implementation = arguments.pop("value"), arguments.pop("implementation")
-    given = arguments.pop("query"), arguments.pop("key")
-    call, query, key = prepare(*given, value, **arguments)
+    implementation = arguments.pop("implementation")
+    arrays = arguments.pop("query"), arguments.pop("key"), arguments.pop("value")
     watcher = WATCHER.get()
-    if watcher is not None:
-        watcher((*given, value), call, implementation)
-    return choose(call, implementation).attend(call, query, key, value)
+    watch = None if watcher is None else lambda call: watcher(arrays, call, implementation)
+    names: Any = ("out", "lse", "lse")
+    return run_call(_Attend(implementation), arrays, arguments, Partial(*names), watch=watch)
 
 
 def named(implementation: str | Implementation) -> Implementation:

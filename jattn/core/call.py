@@ -109,7 +109,7 @@ def prepare(
         scale=prepared.scale,
         scores=aligned(prepared.scores) + caller_scores + aligned(normalizer.before()),
         normalizer=aligned(normalizer),
-        dropout=None if dropout is None else aligned(dropout.indexed(batch, q_heads)),
+        dropout=None if dropout is None else aligned(dropout.indexed(batch, q_heads, split)),
         query_positions=_positions("query_positions", query_positions, batch, q_len, -2),
         key_positions=columns,
     )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.varying import varying_axes
 from ..pieces import Piece, array, number, piece
 from .shapes import check_key, check_rate
 
@@ -30,8 +31,8 @@ class Dropout(Piece):
     Args:
         rate: the probability of dropping a weight, in [0, 1].
         key: a JAX random key (typed, or raw uint32 words). A new key does not retrace.
-        heads: the global indices of this call's query heads `[q_heads]`; by default 0, 1, ... Only a device that
-            holds some of the heads needs to say.
+        heads: the global indices of this call's query heads `[q_heads]`; by default 0, 1, ... Only inside a
+            `jax.shard_map` of your own, where a device holds some of the heads, they must be given.
         examples: the global indices of this call's batch elements `[batch...]`; by default 0, 1, ...
 
     Raises:
@@ -52,9 +53,23 @@ class Dropout(Piece):
         if jnp.issubdtype(self.key.dtype, jax.dtypes.prng_key):
             object.__setattr__(self, "key", jax.random.key_data(self.key))
 
-    def indexed(self, batch: tuple[int, ...], q_heads: int) -> "Dropout":
-        """With the indices written out that were left to their defaults."""
+    def indexed(self, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...] = ()) -> "Dropout":
+        """With the indices written out that were left to their defaults.
+
+        Raises:
+            ValueError: the arrays are parts of larger ones, split over the mesh axes `split`, and an index is missing.
+                A key that differs from device to device needs none.
+        """
         heads, examples = self.heads, self.examples
+        sizes = jax.sharding.get_abstract_mesh().shape
+        shared = [axis for axis in split if sizes.get(axis, 2) > 1 and axis not in varying_axes(self.key)]
+        if shared and (heads is None or examples is None):
+            raise ValueError(
+                "`dropout` needs to know inside `jax.shard_map` which part of the call a device has, or devices along "
+                f"the mesh axes {tuple(shared)} would drop the same weights: give the global indices of its query "
+                "heads [q_heads] and batch elements [batch...], `Dropout(rate, key, heads=..., examples=...)`. "
+                "Arrays that are split over Explicit axes, and `jattn.parallel.Heads`, need nothing."
+            )
         if heads is None:
             heads = np.arange(q_heads, dtype=np.uint32)
         if examples is None:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ..foundation.varying import vary, varying_axes
 from ..similarities.base import accumulation_dtype
 
 
@@ -29,6 +30,8 @@ def multiply_values(weights: jax.Array, values: jax.Array, allowed: jax.Array) -
         allowed: boolean, broadcastable to the weights.
     """
     weights = weights.astype(values.dtype)
+    # Under `vmap` inside `shard_map`, JAX cannot make what a branch of `cond` closes over vary by itself.
+    allowed = vary(allowed, varying_axes(weights, values))
     clean = grouped_product(weights, without_nonfinite(values))
 
     def add_nonfinite():

@@ -12,9 +12,10 @@ from ..core.call import prepare
 from ..core.checks import check_arrays, check_pieces
 from ..core.dropout import Dropout
 from ..foundation.arrays import as_array
+from ..foundation.sharding import AnyMesh, mesh_axes, run_on_shards
 from ..front import attention
 from ..pieces import indexed
-from .shards import AnyMesh, check_mesh_axes, current_mesh, mesh_axes, run_sharded
+from .meshes import check_mesh_axes, current_mesh
 from .specs import MeshAxis, array_specs, partition_spec, partition_specs
 
 
@@ -92,7 +93,7 @@ class Heads:
 
         whole = array_specs(batch=self.batch_axes(len(batch)), head=self.axis)
         specs = ((whole.query, whole.key, whole.value), self.specs(pieces), self.specs_of_positions(positions))
-        return run_sharded(local, ((query, key, value), pieces, positions), specs, whole.out, mesh=mesh)
+        return run_on_shards(local, ((query, key, value), pieces, positions), specs, whole.out, mesh=mesh)
 
     def sum_over_heads(
         self, function: Callable[..., jax.Array], operands: tuple, specs: tuple, batch_axes: int
@@ -110,7 +111,7 @@ class Heads:
             return jax.lax.psum(function(*shards), self.axis)
 
         out = PartitionSpec(*self.batch_axes(batch_axes), None, None)
-        return run_sharded(summed, operands, specs, out, mesh=current_mesh(self.mesh))
+        return run_on_shards(summed, operands, specs, out, mesh=current_mesh(self.mesh))
 
     def specs(self, pieces: dict[str, Any]) -> dict[str, Any]:
         """The partition specs of the arrays in these pieces."""

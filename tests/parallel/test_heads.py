@@ -13,11 +13,11 @@ from jax.sharding import PartitionSpec as P
 
 import jattn
 from jattn import masks, normalizers, scores, similarities
+from jattn.foundation.sharding import run_on_shards
 from jattn.implementations import Chunked
 from jattn.modules import Sizes, multi_head, parameter_shapes, parameter_specs
 from jattn.modules.parameters import initialize
 from jattn.parallel import Heads, array_specs, partition_specs
-from jattn.parallel.shards import run_sharded
 
 BATCH, LENGTH, Q_HEADS, KV_HEADS, DIM = 2, 12, 16, 8, 4
 SMALL_TILES = Chunked(q_tile=4, k_tile=4)
@@ -268,7 +268,7 @@ def test_what_is_known_stays_known():
         seen.append((type(known), type(split)))
         return array
 
-    run_sharded(
+    run_on_shards(
         look,
         (jnp.ones(8), np.arange(3), np.arange(8)),
         (P("model"), P(None), P("model")),

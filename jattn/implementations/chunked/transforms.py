@@ -11,6 +11,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from ...core.contract import Unsupported
+from ...foundation.sharding import layout, run_split, split_of
 from ...foundation.varying import vary, varying_axes
 from ...tiles import Plan
 from . import backward, forward
@@ -59,6 +60,11 @@ class Program:
         """The program of the forward pass."""
         return dataclasses.replace(self, tiling=self.tiling.wider(self.plan.states if states is None else states))
 
+    def on(self, query: jax.Array) -> "Program":
+        """The program for a part of the batch."""
+        batch = query.shape[: self.tiling.rank]
+        return dataclasses.replace(self, tiling=dataclasses.replace(self.tiling, batch=batch))
+
     def batched(self, size: int) -> "Program":
         """The program with one more batch axis in front."""
         states = self.plan.states
@@ -79,12 +85,53 @@ def _with_batch_axis(tree: Any, batched: Any, size: int, *, repeat: Callable[[An
     return jax.tree.map(one, tree, batched)
 
 
+@dataclasses.dataclass(frozen=True)
+class _ForwardPass:
+    """The loops of the forward pass over local arrays."""
+
+    program: Program
+
+    def __call__(self, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
+        query, key, value, pieces, states = operands
+        program = self.program.on(query).wider(states)
+        return forward.attend(query, key, value, pieces, program.lists(states), program.tiling, program.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class _BackwardPass:
+    """The loops of the backward pass over local arrays."""
+
+    program: Program
+
+    def __call__(self, operands: Operands, results: tuple) -> tuple:
+        query, key, value, pieces, states = operands
+        program = self.program.on(query)
+        lists = program.lists(states)
+        return backward.gradients(query, key, value, pieces, lists, program.tiling, program.scale, *results)
+
+
+def _on_devices(function: Callable, arrays: tuple, outs: tuple) -> Any:
+    """`function(*arrays)`; on each device's part of the batch axes that `vmap` added over Explicit mesh axes.
+
+    Every other axis that is split was so before the call: there, shards are all that is seen of it.
+    """
+    rank = arrays[0].query.ndim - 3
+    layouts = _batch_first(arrays, rank)
+    split = split_of(arrays, layouts)
+    return function(*arrays) if split is None or not split.kept else run_split(function, arrays, layouts, outs, split)
+
+
+def _batch_first(tree: Any, rank: int) -> Any:
+    """The layouts of arrays that all have the batch axes in front."""
+    return jax.tree.map(lambda leaf: layout(rank, *[None] * (jnp.ndim(leaf) - rank)), tree)
+
+
 def _forward(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
     @custom_vmap
     def run(operands):
-        wide = program.wider(operands.states)
-        query, key, value, pieces, states = operands
-        return forward.attend(query, key, value, pieces, wide.lists(states), wide.tiling, program.scale)
+        rank = program.tiling.rank
+        outs = layout(rank, None, None, None), layout(rank, None, None), layout(rank, None, None)
+        return _on_devices(_ForwardPass(program), (operands,), outs)
 
     @run.def_vmap
     def rule(size, batched, operands):
@@ -101,9 +148,9 @@ def _forward(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array
 def _backward(program: Program, operands: Operands, results: tuple) -> tuple:
     @custom_vmap
     def run(operands, results):
-        lists = program.lists(operands.states)
-        query, key, value, pieces, _ = operands
-        return backward.gradients(query, key, value, pieces, lists, program.tiling, program.scale, *results)
+        floats, _ = backward.split(operands.pieces)
+        outs = _batch_first((operands.query, operands.key, operands.value, floats), program.tiling.rank)
+        return _on_devices(_BackwardPass(program), (operands, results), outs)
 
     @run.def_vmap
     def rule(size, batched, operands, results):

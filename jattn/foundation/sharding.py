@@ -1,0 +1,279 @@
+"""Arrays on a mesh of devices: which axes are split, and functions that run on each device's shards.
+
+An axis of a mesh has one of three types, and each asks for something else of a function with a loop in it:
+
+- *Explicit* (the default of `jax.make_mesh`): the split is part of an array's type, `jax.typeof(x).sharding`, and a
+  slice along a split axis is an error. `run_split` therefore runs the function inside `jax.shard_map`, over exactly
+  the mesh axes that the arrays' batch and head axes are split over.
+- *Auto*: only the mesh can be seen, not the split. XLA keeps an axis split as long as nothing slices it; a loop
+  slices the minor part of the axis alone, once it is written as (major, minor) with `major_size` as the major part.
+- *Manual* (inside `jax.shard_map`): an array is one device's shard. Nothing is to be done.
+
+An array's *layout* names its axes in order. An axis that may stay split has a name that all arrays of the call share
+(here the number of a batch axis, or "head"). One that must be whole has None, or `Whole(name)` where a result that has
+it too is split again as the array was.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+AnyMesh = Mesh | AbstractMesh
+
+
+class Layout(tuple):
+    """The names of an array's axes, None for one that must be whole. A leaf of a tree, as an array is."""
+
+
+def layout(batch_axes: int, *axes: Hashable | None) -> Layout:
+    """Of an array `[batch..., *axes]`; batch axes are numbered from the last, -1, so that arrays may have fewer.
+
+    >>> layout(2, None, "head", None)
+    (-2, -1, None, 'head', None)
+    """
+    return Layout((*range(-batch_axes, 0), *axes))
+
+
+def mesh_axes(*names: Any) -> tuple[str, ...]:
+    """The mesh axes that are named, from names, tuples of names and None."""
+    axes: list[str] = []
+    for name in names:
+        axes.extend(mesh_axes(*name) if isinstance(name, tuple) else [] if name is None else [name])
+    return tuple(axes)
+
+
+def mesh_of(*trees: Any) -> AbstractMesh:
+    """The mesh in the type of the arrays, else that of the context (`jax.set_mesh`); it may be empty."""
+    meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array))
+    return next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())
+
+
+def spec_of(array: Any) -> tuple[Any, ...]:
+    """What each axis of an array is split over, as far as its type says (Explicit axes)."""
+    spec = tuple(jax.typeof(array).sharding.spec) if isinstance(array, jax.Array) else ()
+    return spec + (None,) * (np.ndim(array) - len(spec))
+
+
+def major_size(size: int, *trees: Any) -> int:
+    """How much of an axis of this size a loop must not slice, so that XLA can keep the axis split: 1 if it is not.
+
+    Which mesh axes of type Auto it is split over is unknown, so the major part is a multiple of the devices on any of
+    them that divide the size. On one device, and without a mesh, it is 1.
+    """
+    mesh = mesh_of(*trees)
+    sizes = (
+        mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto
+    )
+    return math.gcd(size, math.prod(sizes))
+
+
+class Whole(str):
+    """The name of an axis that is gathered for a function, and split again in its result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The Explicit mesh axes that each named axis of a call is split over."""
+
+    mesh: AbstractMesh
+    axes: tuple[tuple[Hashable, tuple[str, ...]], ...]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The mesh axes over which the function runs."""
+        return tuple(dict.fromkeys(mesh_axes(*(over for name, over in self.axes if not isinstance(name, Whole)))))
+
+    def over(self, name: Hashable) -> tuple[str, ...]:
+        """The mesh axes of a named axis."""
+        return dict(self.axes).get(name, ())
+
+    def parts(self, name: Hashable) -> int:
+        """In how many parts a named axis is."""
+        return math.prod(self.mesh.shape[axis] for axis in self.over(name))
+
+    def spec(self, names: Layout, shape: tuple[int, ...], *, gathered: bool = True) -> PartitionSpec:
+        """The spec of an array, for the function or (not `gathered`) as a result.
+
+        An axis that the devices do not divide, such as one of size 1, is whole.
+        """
+
+        def one(name: Hashable, size: int) -> Any:
+            axes = self.over(name)
+            if not axes or size % self.parts(name) or (gathered and isinstance(name, Whole)):
+                return None
+            return axes if len(axes) > 1 else "".join(axes)
+
+        return PartitionSpec(*map(one, names, shape))
+
+
+def split_of(arrays: Any, layouts: Any) -> Split | None:
+    """How the arrays of a call are split, by the first one that has each named axis split; None without Explicit axes.
+
+    Args:
+        arrays: a tree of arrays, those that decide first in front.
+        layouts: a tree with a `Layout` for each of them.
+    """
+    leaves = jax.tree.leaves(arrays)
+    mesh = mesh_of(leaves)
+    if AxisType.Explicit not in mesh.axis_types:
+        return None
+    given = [
+        item
+        for leaf, names in zip(leaves, _layouts(layouts), strict=True)
+        for item in zip(names, spec_of(leaf), strict=True)
+    ]
+    found: dict[Hashable, tuple[str, ...]] = {}
+    for name, over in sorted(given, key=lambda item: isinstance(item[0], Whole)):  # what is gathered comes last
+        axes = mesh_axes(over)
+        if name is not None and axes and name not in found and not set(axes) & set(mesh_axes(*found.values())):
+            found[name] = axes
+    return Split(mesh, tuple(found.items()))
+
+
+def _layouts(layouts: Any) -> list[Layout]:
+    return [names for names in jax.tree.leaves(layouts, is_leaf=lambda node: isinstance(node, Layout))]
+
+
+def run_split(function: Callable[..., Any], arrays: tuple, layouts: tuple, out_layouts: Any, split: Split) -> Any:
+    """`function(*arrays)` on each device's shards of them, as `split` says; other axes are gathered in front.
+
+    Differentiable, and under `vmap` over an axis that is split too. The gradient of each array has the array's own
+    sharding; what several devices share is summed over them.
+
+    Args:
+        function: of local arrays. Outside of `jit`, one that compares equal to that of an earlier call (a function of
+            a module, a frozen dataclass with `__call__`) is not compiled again.
+        arrays: trees of arrays. NumPy arrays that are not split stay NumPy inside, and so known while tracing.
+        layouts: trees with the `Layout` of each array.
+        out_layouts: of the result.
+        split: from `split_of`.
+    """
+    specs = [
+        split.spec(names, np.shape(leaf))
+        for leaf, names in zip(jax.tree.leaves(arrays), _layouts(layouts), strict=True)
+    ]
+    # Inside, the sizes of the result are not known yet: what is split is so whatever its size.
+    out_specs = jax.tree.map(lambda names: split.spec(names, (0,) * len(names)), out_layouts)
+    out = run_on_shards(function, arrays, specs, out_specs, mesh=split.mesh, axes=split.kept)
+    return jax.tree.map(
+        lambda array, names: reshard(array, split.mesh, split.spec(names, array.shape, gathered=False)),
+        out,
+        out_layouts,
+    )
+
+
+def reshard(array: Any, mesh: AnyMesh, spec: PartitionSpec) -> Any:
+    """The array laid out as `spec` on a mesh with Explicit axes."""
+    here = jax.typeof(array).sharding if isinstance(array, jax.Array) else None
+    if here is not None and here.mesh == mesh and tuple(here.spec) == tuple(spec):
+        return array
+    return jax.sharding.reshard(array, NamedSharding(mesh, spec))
+
+
+def run_on_shards(
+    function: Callable[..., Any],
+    arrays: tuple,
+    specs: Any,
+    out_specs: Any,
+    *,
+    mesh: AnyMesh,
+    axes: tuple[str, ...] | None = None,
+) -> Any:
+    """`function(*arrays)`, on each device with its shards: `jax.shard_map` that keeps what is known known.
+
+    Inside, every array varies over all the mesh axes that any spec names, so that the gradients of what is shared are
+    summed over the devices once, where the array enters.
+
+    Args:
+        function: of local arrays.
+        arrays: trees of arrays. NumPy arrays that are not split stay NumPy: what is known while tracing (positions, a
+            table of blocks) stays known, and with it the plan of tiles.
+        specs: likewise trees, with a `PartitionSpec` for each array.
+        out_specs: of the result.
+        mesh: whose axes are named.
+        axes: the mesh axes that `function` no longer sees; by default all. The others keep their types.
+    """
+    leaves, tree = jax.tree.flatten(arrays)
+    specs = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    if len(leaves) != len(specs):
+        raise ValueError(f"`specs` must have a PartitionSpec for each array: {len(specs)} for {len(leaves)}.")
+    known = [isinstance(leaf, np.ndarray) and not mesh_axes(*spec) for leaf, spec in zip(leaves, specs, strict=True)]
+    moved = [leaf for leaf, stays in zip(leaves, known, strict=True) if not stays]
+    kept = tuple(_Known(leaf) if stays else None for leaf, stays in zip(leaves, known, strict=True))
+    moved_specs = tuple(spec for spec, stays in zip(specs, known, strict=True) if not stays)
+    out_leaves, out_tree = jax.tree.flatten(out_specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    shards = _Shards(function, tree, kept, moved_specs, tuple(out_leaves), out_tree, mesh, axes)
+    if axes is None:
+        return shards(*moved)
+    # In a `jit`: outside of one, JAX 0.10 has no `shard_map` over a part of the mesh.
+    return _compiled(shards)(*moved)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """A NumPy array that is compared by its values."""
+
+    array: np.ndarray = dataclasses.field(compare=False)
+    identity: tuple = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "identity", (self.array.shape, self.array.dtype, self.array.tobytes()))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shards:
+    """The static part of `run_on_shards`; called with the arrays that are not known."""
+
+    function: Callable[..., Any]
+    tree: Any
+    known: tuple[_Known | None, ...]
+    specs: tuple[PartitionSpec, ...]
+    out_specs: tuple[PartitionSpec, ...]
+    out_tree: Any
+    mesh: AnyMesh
+    axes: tuple[str, ...] | None
+
+    def __call__(self, *arrays: Any) -> Any:
+        placed = [self.placed(array, spec) for array, spec in zip(arrays, self.specs, strict=True)]
+        context = jax.sharding.get_abstract_mesh()
+        if self.axes == ():
+            abstract = self.mesh.abstract_mesh if isinstance(self.mesh, Mesh) else self.mesh
+            # Nothing is split: the arrays are whole, but typed with the mesh, as the function's own ones must be.
+            with jax.sharding.use_abstract_mesh(abstract) if context.empty else contextlib.nullcontext():
+                return self.local(*placed)
+        out_specs = self.out_tree.unflatten(self.out_specs)
+        mesh = self.mesh if self.axes is None or context.empty else None
+        names = set() if self.axes is None else set(self.axes)  # the empty set stands for all
+        run = jax.shard_map(self.entering, mesh=mesh, in_specs=self.specs, out_specs=out_specs, axis_names=names)
+        return run(*placed)
+
+    def placed(self, array: Any, spec: PartitionSpec) -> Any:
+        """The array laid out as `spec`: a mesh with Explicit axes wants that said, others do it on their own."""
+        if AxisType.Explicit in self.mesh.axis_types:
+            return reshard(array, self.mesh, spec)
+        return array
+
+    def entering(self, *arrays: Any) -> Any:
+        used = dict.fromkeys(axis for spec in self.specs for axis in mesh_axes(*spec))
+        return self.local(
+            *(
+                jax.lax.pcast(array, tuple(axis for axis in used if axis not in mesh_axes(*spec)), to="varying")
+                for array, spec in zip(arrays, self.specs, strict=True)
+            )
+        )
+
+    def local(self, *arrays: Any) -> Any:
+        rest = iter(arrays)
+        return self.function(*self.tree.unflatten([next(rest) if one is None else one.array for one in self.known]))
+
+
+@functools.lru_cache(maxsize=128)
+def _compiled(shards: _Shards) -> Callable[..., Any]:
+    return jax.jit(shards)
