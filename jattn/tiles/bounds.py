@@ -27,13 +27,17 @@ class Interval(NamedTuple):
 class Context:
     """Where intervals are computed: `xp` is NumPy (known while tracing) or jax.numpy (on the device).
 
-    `rank` axes `[batch..., head, query tile, key tile]` come first in every array, the value's own axes behind them
-    (with size 1 where the value repeats itself). No array of more than `limit` elements is built.
+    `rank` axes `[batch..., head, query, key]` come first in every array, the value's own axes behind them (with size 1
+    where the value repeats itself). The query and the key axis have one entry for each position, or for each tile, or
+    size 1 where all are alike (see `resolution`). No array of more than `limit` elements is built.
+
+    `cuts` is `(length, tile)` of the query axis and of the key axis.
     """
 
     xp: ModuleType
     rank: int
     limit: int
+    cuts: tuple[tuple[int, int], tuple[int, int]]
 
     def float_of(self, dtype: Any) -> Any:
         """The dtype that holds the bounds of a float; NumPy's bounds may be finer than the value."""
@@ -52,6 +56,22 @@ def limits(dtype: Any) -> tuple[Any, Any]:
     """The smallest and the largest integer of a dtype, in that dtype."""
     info = jnp.iinfo(dtype)
     return np.asarray(info.min, dtype)[()], np.asarray(info.max, dtype)[()]
+
+
+def is_point(context: Context, interval: Interval) -> bool:
+    """Whether every bound is known to be the number itself: of traced bounds, that they are one array."""
+    if interval.lo is interval.hi:
+        return True
+    if context.xp is not np or interval.lo.shape != interval.hi.shape:
+        return False
+    start = (slice(0, 1),) * interval.lo.ndim  # a look at one element spares most comparisons
+    return bool((interval.lo[start] == interval.hi[start]).all()) and bool((interval.lo == interval.hi).all())
+
+
+def same_for_both(interval: Interval, function: Callable[[Any], Any]) -> Interval:
+    """`function` of both bounds; a number that is known stays one array."""
+    lo = function(interval.lo)
+    return Interval(lo, lo if interval.hi is interval.lo else function(interval.hi))
 
 
 def everything(context: Context, aval: Any) -> Interval:
@@ -97,7 +117,7 @@ def held(context: Context, interval: Interval) -> Interval:
     if not is_float(interval.lo.dtype):
         return interval
     dtype = context.float_of(interval.lo.dtype)
-    return Interval(interval.lo.astype(dtype), interval.hi.astype(dtype))
+    return same_for_both(interval, lambda bound: bound.astype(dtype))
 
 
 def widened(context: Context, dtype: Any, lo: Any, hi: Any, steps: int = 1) -> Interval:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..masks.base import Mask
-from .intervals import allowed_in_tiles, is_known
+from .intervals import ask, is_known
+from .refine import refine
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
@@ -142,8 +143,13 @@ def make_plan(mask: Mask | None, query_positions: Any, key_positions: Any, q_til
     if mask is None or 0 in tiles:
         states = np.full((*lead, *tiles), FULL, np.uint8)
         return Plan(states, q_tile, k_tile, q_len, kv_len)
-    every, any_ = allowed_in_tiles(mask, query_positions, key_positions, q_tile, k_tile)
+    question = ask(mask, query_positions, key_positions)
+    every, any_ = question.allowed(q_tile, k_tile)
     xp = np if is_known(every) and is_known(any_) else jnp
     shape = np.broadcast_shapes(every.shape, any_.shape, (*lead, *tiles))
-    states = any_.astype(np.uint8) + (every & any_).astype(np.uint8)
-    return Plan(xp.broadcast_to(states, shape), q_tile, k_tile, q_len, kv_len)
+    if xp is np:
+        states = any_.view(np.uint8) + (every & any_).view(np.uint8)
+        states = refine(question, np.broadcast_to(states, shape), q_tile, k_tile)
+    else:
+        states = jnp.broadcast_to(any_.astype(np.uint8) + (every & any_).astype(np.uint8), shape)
+    return Plan(states, q_tile, k_tile, q_len, kv_len)

@@ -1,10 +1,8 @@
 """The rule of each JAX primitive on intervals. What has no rule here is "some": never a wrong skip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import bounds
@@ -40,14 +38,14 @@ def is_number(equation: Any) -> bool:
 
 
 @_rule("eq")
-def _eq(context, equation, a, b):
+def compare_equal(context, equation, a, b):
     del context, equation
     return Interval((a.lo == a.hi) & (b.lo == b.hi) & (a.lo == b.lo), ~((a.lo > b.hi) | (b.lo > a.hi)))
 
 
 @_rule("ne")
 def _ne(context, equation, a, b):
-    same = _eq(context, equation, a, b)
+    same = compare_equal(context, equation, a, b)
     return Interval(~same.hi, ~same.lo)
 
 
@@ -73,72 +71,51 @@ def _ge(context, equation, a, b):
     return _le(context, equation, b, a)
 
 
-# --- logic, on booleans and on the bits of integers ---
+@_rule("le_to", "lt_to")
+def _total_order(context, equation, a, b):
+    """The order in which -0 comes before 0."""
+    rule = _le if equation.primitive.name == "le_to" else _lt
+    if not bounds.is_float(equation.invars[0].aval.dtype):
+        return rule(context, equation, a, b)
+    zeros = (a.lo <= 0) & (a.hi >= 0) & (b.lo <= 0) & (b.hi >= 0)
+    found = rule(context, equation, a, b)
+    return Interval(found.lo & ~zeros, found.hi | zeros)
 
 
-def _bits(context: Context, equation: Any, function: Callable, a: Interval, b: Interval, *, never_above: bool) -> Any:
-    """Exact for single numbers; else the bits of numbers that are not negative stay below the next power of two."""
-    dtype, xp = _dtype(equation), context.xp
-    largest = xp.minimum(a.hi, b.hi) if never_above else _filled(xp.maximum(a.hi, b.hi))
-    natural = (a.lo >= 0) & (b.lo >= 0)
-    zero = np.zeros((), dtype)[()]
-    known = bounds.replaced(context, dtype, ~natural, Interval(xp.zeros_like(largest), largest))
-    if never_above:  # one operand that is not negative bounds the result alone
-        for one, other in ((a, b), (b, a)):
-            alone = (one.lo >= 0) & (other.lo < 0)
-            known = Interval(xp.where(alone, zero, known.lo), xp.where(alone, one.hi, known.hi))
-    point = (a.lo == a.hi) & (b.lo == b.hi)
-    value = function(a.lo, b.lo)
-    return Interval(xp.where(point, value, known.lo), xp.where(point, value, known.hi))
+# --- choices ---
 
 
-def _filled(value: Any) -> Any:
-    """All bits set from the highest set one down (of numbers that are not negative)."""
-    shift = 1
-    while shift < np.dtype(value.dtype).itemsize * 8:
-        value = value | (value >> np.asarray(shift, value.dtype)[()])
-        shift *= 2
-    return value
-
-
-@_rule("and")
-def _and(context, equation, a, b):
-    if _dtype(equation) == np.bool_:
-        return Interval(a.lo & b.lo, a.hi & b.hi)
-    return _bits(context, equation, lambda x, y: x & y, a, b, never_above=True)
-
-
-@_rule("or")
-def _or(context, equation, a, b):
-    if _dtype(equation) == np.bool_:
-        return Interval(a.lo | b.lo, a.hi | b.hi)
-    return _bits(context, equation, lambda x, y: x | y, a, b, never_above=False)
-
-
-@_rule("xor")
-def _xor(context, equation, a, b):
-    if _dtype(equation) == np.bool_:
-        return _ne(context, equation, a, b)
-    return _bits(context, equation, lambda x, y: x ^ y, a, b, never_above=False)
-
-
-@_rule("not")
-def _not(context, equation, a):
-    del context, equation
-    return Interval(~a.hi, ~a.lo)
+def choose(context: Context, which: Interval, cases: Sequence[Interval]) -> Interval:
+    """One of the cases, by its number, which is clamped to those there are."""
+    xp = context.xp
+    lo, hi = cases[0]
+    points = bounds.is_point(context, which) and all(one.lo is one.hi for one in cases)
+    logical = lo.dtype == np.bool_
+    last = len(cases) - 1
+    first, final = (xp.clip(bound, 0, last) for bound in which)
+    for number, case in enumerate(cases[1:], start=1):
+        # The cases before this one count while `first` is below it, this one if `final` reaches it.
+        if points:
+            lo = xp.where(first >= number, case.lo, lo)
+            continue
+        before, here = first < number, final >= number
+        lower, higher = (lo & case.lo, hi | case.hi) if logical else (xp.minimum(lo, case.lo), xp.maximum(hi, case.hi))
+        lo = xp.where(before & here, lower, xp.where(here, case.lo, lo))
+        hi = xp.where(before & here, higher, xp.where(here, case.hi, hi))
+    return Interval(lo, lo if points else hi)
 
 
 @_rule("select_n")
 def _select(context, equation, which, *cases):
-    xp = context.xp
-    lo, hi = cases[0]
-    if which.lo.dtype != np.bool_:  # by an integer: any of the cases
-        for case in cases[1:]:
-            lo, hi = xp.minimum(lo, case.lo), xp.maximum(hi, case.hi)
-        return Interval(lo, hi)
     if len(cases) == 1:
         return cases[0]
+    if which.lo.dtype != np.bool_:
+        return choose(context, which, cases)
+    xp = context.xp
     no, yes = cases
+    if bounds.is_point(context, which) and all(one.lo is one.hi for one in cases):
+        value = xp.where(which.lo, yes.lo, no.lo)
+        return Interval(value, value)
     if _dtype(equation) == np.bool_:
         return Interval(
             (which.lo | no.lo) & (~which.hi | yes.lo) & (no.lo | yes.lo), (which.hi & yes.hi) | (~which.lo & no.hi)
@@ -248,47 +225,6 @@ def _rem(context, equation, a, b):
     return bounds.remainder(context, _dtype(equation), a, b, floor=False)
 
 
-@_rule("shift_left")
-def _shift_left(context, equation, a, b):
-    dtype = _dtype(equation)
-    bits = np.dtype(dtype).itemsize * 8
-    outside = (b.lo < 0) | (b.hi > bits - 2)
-    one = np.ones((), dtype)[()]
-    factor = Interval(*(one << context.xp.clip(bound, 0, bits - 2) for bound in b))
-    product = bounds.monotone(context, dtype, lambda x, y: x * y, bounds.every_corner, a, factor)
-    return bounds.replaced(context, dtype, outside, product)
-
-
-@_rule("shift_right_arithmetic", "shift_right_logical")
-def _shift_right(context, equation, a, b):
-    dtype, xp = _dtype(equation), context.xp
-    bits = np.dtype(dtype).itemsize * 8
-    outside = (b.lo < 0) | (b.hi > bits - 1)
-    if equation.primitive.name == "shift_right_logical":
-        outside = outside | (a.lo < 0)
-    by = Interval(*(xp.clip(bound, 0, bits - 1) for bound in b))
-    corners = [a.lo >> by.lo, a.lo >> by.hi, a.hi >> by.lo, a.hi >> by.hi]
-    lo = xp.minimum(xp.minimum(corners[0], corners[1]), xp.minimum(corners[2], corners[3]))
-    hi = xp.maximum(xp.maximum(corners[0], corners[1]), xp.maximum(corners[2], corners[3]))
-    return bounds.replaced(context, dtype, outside, Interval(lo, hi))
-
-
-@_rule("floor", "ceil")
-def _round_to_integer(context, equation, a):
-    function = getattr(context.xp, equation.primitive.name)
-    return Interval(function(a.lo), function(a.hi))
-
-
-@_rule("sqrt")
-def _sqrt(context, equation, a):
-    if not is_number(equation):
-        return None
-    xp = context.xp
-    inside = a.lo >= 0
-    lo, hi = (xp.sqrt(xp.where(inside, bound, 0)) for bound in a)
-    return bounds.replaced(context, _dtype(equation), ~inside, bounds.widened(context, _dtype(equation), lo, hi, 4))
-
-
 @_rule("convert_element_type")
 def _convert(context, equation, a):
     source, target = equation.invars[0].aval.dtype, _dtype(equation)
@@ -303,34 +239,3 @@ def _convert(context, equation, a):
 def _same(context, equation, a):
     del context
     return a if len(equation.invars) == 1 else None
-
-
-# --- what jnp makes of `//` and `%` ---
-
-
-def known_call(equation: Any, inner: Any) -> Rule | None:
-    """The rule of a nested call that is `jnp.floor_divide` or `jnp.remainder` of integers, by its body, not its name.
-
-    Taken apart, their correction of the sign would widen the interval, though the whole is plain.
-    """
-    functions = {"floor_divide": (jnp.floor_divide, bounds.quotient), "remainder": (jnp.remainder, bounds.remainder)}
-    name = equation.params.get("name")
-    if name not in functions or len(equation.invars) != 2 or not bounds.is_integer(_dtype(equation)):
-        return None
-    function, interval_of = functions[name]
-    shapes = [
-        jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype, weak_type=one.aval.weak_type) for one in inner.jaxpr.invars
-    ]
-    expected = jax.make_jaxpr(function)(*shapes).jaxpr.eqns
-    if len(expected) != 1 or "jaxpr" not in expected[0].params or str(expected[0].params["jaxpr"]) != str(inner):
-        return None
-    dtype = _dtype(equation)
-
-    def rule(context, equation, a, b):
-        operands = [
-            bounds.convert(context, variable.aval.dtype, dtype, one)
-            for variable, one in zip(equation.invars, (a, b), strict=True)
-        ]
-        return interval_of(context, dtype, *operands, floor=True)
-
-    return rule

@@ -1,43 +1,60 @@
 """Looking up a table at an interval of indices: the smallest and the largest entry in the range."""
 
-import math
 from typing import Any
 
 import numpy as np
 
+from . import bounds
 from .bounds import Context, Interval
 
+BOXES = 2**22
+"""Entries of all the tables of minima that are built for two indices that are ranges."""
 
-def whole(context: Context, table: Interval) -> Interval:
-    """The bounds of all entries; the table's own axes are kept with size 1."""
-    axes = tuple(range(context.rank, table.lo.ndim))
+
+def whole(context: Context, table: Interval, axes: int | None = None) -> Interval:
+    """The bounds of all entries along the first so many own axes (all of them), which are kept with size 1."""
+    over = tuple(range(context.rank, table.lo.ndim if axes is None else context.rank + axes))
     if table.lo.dtype == np.bool_:
-        return Interval(table.lo.all(axes, keepdims=True), table.hi.any(axes, keepdims=True))
-    return Interval(table.lo.min(axes, keepdims=True), table.hi.max(axes, keepdims=True))
+        return Interval(table.lo.all(over, keepdims=True), table.hi.any(over, keepdims=True))
+    return Interval(table.lo.min(over, keepdims=True), table.hi.max(over, keepdims=True))
 
 
 def look_up(context: Context, table: Interval, indices: list[Interval]) -> Interval:
-    """The bounds of `table[index, ...]`, each index inside its axis; the own axes are kept with size 1.
+    """The bounds of `table[index, ...]`, each index inside its axis; these own axes are kept with size 1.
 
-    Exact for a table with one axis (by minima over windows of doubling width) and for boolean tables (by counting).
+    Further own axes of the table are kept. Exact where at most one index is a range (by minima over windows of
+    doubling width), for two in small tables, and for booleans (by counting).
+
+    Args:
+        context: where.
+        table: `[rank..., one axis per index, further own axes]`, at full size.
+        indices: of scalars, `[rank...]`.
     """
-    own = len(indices)
-    if table.lo.dtype == np.bool_:
+    points = [bounds.is_point(context, index) for index in indices]
+    if all(points):
+        place = [index.lo for index in indices]
+        found = bounds.same_for_both(table, lambda entries: _place(context, entries, place))
+    elif table.lo.dtype == np.bool_:
         found = Interval(
-            _count(context, ~table.lo, indices) == 0,
-            _count(context, table.hi, indices) > 0,
-        )
-    elif own == 1:
-        xp = context.xp
-        found = Interval(
-            _window(context, table.lo, indices[0], xp.minimum), _window(context, table.hi, indices[0], xp.maximum)
+            _count(context, ~table.lo, indices, points) == 0,
+            _count(context, table.hi, indices, points) > 0,
         )
     else:
-        return whole(context, table)
-    return Interval(*(bound.reshape(bound.shape + (1,) * own) for bound in found))
+        levels = [
+            size.bit_length() for size, point in zip(table.lo.shape[context.rank :], points, strict=False) if not point
+        ]
+        if len(levels) > 2 or (len(levels) == 2 and table.lo.size * np.prod(levels) > BOXES):
+            return whole(context, table, len(indices))
+        xp = context.xp
+        found = Interval(
+            _box(context, table.lo, indices, points, xp.minimum), _box(context, table.hi, indices, points, xp.maximum)
+        )
+    ones = (1,) * len(indices)
+    rank = context.rank
+    return bounds.same_for_both(found, lambda bound: bound.reshape((*bound.shape[:rank], *ones, *bound.shape[rank:])))
 
 
-def _place(context: Context, table: Any, indices: tuple) -> Any:
+def _place(context: Context, table: Any, indices: list[Any]) -> Any:
     """`table[..., *indices]` where the leading axes of the table broadcast with the indices."""
     lead = []
     for axis in range(context.rank):
@@ -48,34 +65,60 @@ def _place(context: Context, table: Any, indices: tuple) -> Any:
     return table[(*lead, *indices)]
 
 
-def _count(context: Context, flags: Any, indices: list[Interval]) -> Any:
+def _count(context: Context, flags: Any, indices: list[Interval], points: list[bool]) -> Any:
     """How many flags are set in the box of the indices (inclusion and exclusion on prefix sums)."""
     xp = context.xp
     prefix = flags.astype(np.int32)
-    for axis in range(context.rank, flags.ndim):
+    ranges = [number for number, point in enumerate(points) if not point]
+    for number in ranges:
+        axis = context.rank + number
         padding = [(0, 0)] * flags.ndim
         padding[axis] = (1, 0)
         prefix = xp.pad(xp.cumsum(prefix, axis=axis, dtype=np.int32), padding)
     total = 0
-    for corner in range(2 ** len(indices)):
-        uppers = [corner >> bit & 1 for bit in range(len(indices))]
-        place = tuple(index.hi + 1 if upper else index.lo for index, upper in zip(indices, uppers, strict=True))
-        sign = -1 if (len(indices) - sum(uppers)) % 2 else 1
+    for corner in range(2 ** len(ranges)):
+        place = [index.lo for index in indices]
+        sign = 1
+        for bit, number in enumerate(ranges):
+            if corner >> bit & 1:
+                place[number] = indices[number].hi + 1
+            else:
+                sign = -sign
         total = total + sign * _place(context, prefix, place)
     return total
 
 
-def _window(context: Context, entries: Any, index: Interval, best: Any) -> Any:
-    """`best` over `entries[..., lo : hi + 1]`: two windows of the largest power of two that fits cover the range."""
+def _box(
+    context: Context, entries: Any, indices: list[Interval], points: list[bool], best: Any, first: tuple[Any, ...] = ()
+) -> Any:
+    """`best` over the box of the indices, those after the `first` still to be done.
+
+    Two windows of the largest power of two that fits cover each range.
+    """
+    if len(first) == len(indices):
+        return _place(context, entries, list(first))
+    index, axis = indices[len(first)], context.rank + len(first)
+
+    def rest(place):
+        return _box(context, entries, indices, points, best, (*first, place))
+
+    result = rest(index.lo)
+    if points[len(first)]:
+        return result
     xp = context.xp
-    length = entries.shape[-1]
     span = index.hi - index.lo + 1
-    result = _place(context, entries, (index.lo,))
-    for level in range(1, int(math.log2(length)) + 1):
-        width = 2**level
-        entries = best(entries[..., : -width // 2], entries[..., width // 2 :])
-        last = entries.shape[-1] - 1
-        first = _place(context, entries, (xp.minimum(index.lo, last),))
-        second = _place(context, entries, (xp.clip(index.hi - width + 1, 0, last),))
-        result = xp.where(span >= width, best(first, second), result)
+    span = span.reshape(span.shape + (1,) * (result.ndim - span.ndim))
+    width = 2
+    while width <= entries.shape[axis] + width // 2 - 1:
+        if xp is np and not (span >= width).any():
+            break
+        half, size = width // 2, entries.shape[axis]
+        near = entries[(slice(None),) * axis + (slice(0, size - half),)]
+        far = entries[(slice(None),) * axis + (slice(half, size),)]
+        entries = best(near, far)
+        last = entries.shape[axis] - 1
+        one = rest(xp.minimum(index.lo, last))
+        other = rest(xp.clip(index.hi - width + 1, 0, last))
+        result = xp.where(span >= width, best(one, other), result)
+        width *= 2
     return result

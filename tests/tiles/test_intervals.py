@@ -55,12 +55,22 @@ def assert_sound(plan, truth):
     assert set(np.unique(states)) <= {EMPTY, PARTIAL, FULL}
 
 
+def assert_agrees(traced, known):
+    """A traced plan is that of the known one, but for tiles that only a second look finds empty or full."""
+    traced, known = np.asarray(traced), np.broadcast_to(known, np.shape(traced))
+    np.testing.assert_array_equal(np.where(traced == PARTIAL, PARTIAL, known), traced)
+
+
 def truncated_quotient(x, y):
     return jax.lax.div(*jnp.broadcast_arrays(x, jnp.asarray(y, x.dtype)))
 
 
 def truncated_remainder(x, y):
     return jax.lax.rem(*jnp.broadcast_arrays(x, jnp.asarray(y, x.dtype)))
+
+
+EDGES = np.array([-9, -9, 0, 4, 17, 40], np.int32)
+WIDE = jnp.asarray(np.random.default_rng(0).integers(-30, 30, (3, 4)), jnp.int32)
 
 
 def numbers(constants, floats):
@@ -87,7 +97,18 @@ def numbers(constants, floats):
         binary += [truncated_quotient, truncated_remainder, jnp.bitwise_and, jnp.bitwise_or, jnp.bitwise_xor]
         unary = [jnp.abs, jnp.negative, jnp.sign, jnp.square, lambda x: x**3, lambda x: jnp.clip(x, -5, 20)]
         unary += [jnp.bitwise_not, lambda x: x >> 2, lambda x: x << 3, lambda x: x * x, lambda x: jax.jit(jnp.abs)(x)]
+        unary += [jax.lax.clz, jax.lax.population_count, lambda x: x >> 1 << 2, lambda x: -7 >> x, lambda x: 3 << x]
+        unary += [lambda x: (x.astype(jnp.uint32) - 5 >> 3).astype(jnp.int32), lambda x: jnp.searchsorted(EDGES, x)]
+        unary += [
+            lambda x: jax.lax.shift_right_logical(x, 28),
+            lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x // 3, x),
+        ]
+        unary += [lambda x: jnp.stack([x, 5 - x, x * 0], -1).sum(-1), lambda x: jnp.stack([x, 5 - x], -1).argmax(-1)]
+        unary += [lambda x: jnp.sort(jnp.stack([x, 5 - x, x * 3], -1), -1)[..., 1], lambda x: WIDE[x % 3, x % 4]]
         choices = [two(f) for f in binary] + [one(f) for f in unary]
+        choices += [two(jnp.left_shift), two(jnp.right_shift), two(jax.lax.shift_right_logical)]
+        choices += [two(jnp.vectorize(lambda x, y: jax.lax.cond(x > 3, lambda: x - y, lambda: y)))]
+        choices += [two(lambda x, y: WIDE[x, y]), two(lambda x, y: WIDE[x % 3].min(-1) + y)]
         choices += [by_constant(f) for f in (jnp.floor_divide, jnp.remainder, truncated_quotient, truncated_remainder)]
         choices += [
             st.tuples(inner, inner, inner).map(
@@ -171,10 +192,10 @@ def test_a_traced_plan_is_sound(function, q, k):
 
 @settings(quick, max_examples=15)
 @given(algebra(SMALL, floats=False), positions(Q_LEN), positions(KV_LEN))
-def test_a_traced_plan_equals_the_known_one(function, q, k):
+def test_a_traced_plan_equals_the_known_one_where_it_decides(function, q, k):
     known, _ = plan_and_pairs(function, q, k, 5, 7)
     later, _ = plan_and_pairs(function, q, k, 5, 7, traced=True)
-    np.testing.assert_array_equal(known.states, later.states)
+    assert_agrees(later.states, known.states)
 
 
 @settings(quick, max_examples=5)
@@ -213,10 +234,30 @@ HUGE = np.array([2**31 - 1, 2**31 - 9, 2**30, 5, 0, -7, -(2**30), -(2**31) + 3, 
         lambda q, k: q.astype(jnp.int8) > 0,
         lambda q, k: (q.astype(jnp.float32) * 4).astype(jnp.int32) > k,
         lambda q, k: q.astype(jnp.float32) > k.astype(jnp.float32),
+        lambda q, k: (q << k) > 0,
+        lambda q, k: (q >> k) < k,
+        lambda q, k: jax.lax.shift_right_logical(q, 3) > jax.lax.shift_right_logical(q - k, jnp.int32(7)),
+        lambda q, k: (q ^ k) < 5,
+        lambda q, k: (q | k) > (q & k),
+        lambda q, k: (q.astype(jnp.uint32) ^ k.astype(jnp.uint32)) > jnp.uint32(2**31),
+        lambda q, k: (~q.astype(jnp.uint8) >> 2) > k.astype(jnp.uint8),
+        lambda q, k: jax.lax.clz(q - k) < 3,
+        lambda q, k: jax.lax.population_count(q) > jax.lax.population_count(q ^ k),
+        lambda q, k: jnp.stack([q, k, q]).sum(0) > 0,
+        lambda q, k: jnp.cumsum(jnp.stack([q, k, q]))[1] > 0 if jnp.ndim(q) == 0 else q + k > 0,
+        lambda q, k: jnp.stack([q, k], -1).max(-1) > 0,
+        lambda q, k: jnp.searchsorted(jnp.array([-(2**31), 0, 5, 2**31 - 1]), q + k) > 1,
+        lambda q, k: (q > 0) + (k > 0) > 1,
+        lambda q, k: jnp.round(q / 7) == jnp.round(k / 7),
+        lambda q, k: jnp.log2(q.astype(jnp.float32)) > 30,
     ],
 )
 def test_integers_that_wrap_around_are_never_trusted(function, tile, traced):
     assert_sound(*plan_and_truth(of(function), HUGE, HUGE[::-1], tile, tile, traced=traced))
+
+
+FLOATS = np.array([2.5, np.nan, -0.0, np.inf, 1e-40, -7], np.float32)
+SORTED = np.array([-np.inf, -3, -0.0, 0.5, 2.5, np.inf], np.float32)
 
 
 @piece
@@ -234,12 +275,16 @@ class Threshold(Mask):
             lambda: jnp.maximum(a, b) == a, lambda: a.astype(bool), lambda: jnp.sqrt(a) >= b, lambda: a == b,
             lambda: jnp.where(a < b, a, b) <= b, lambda: a.astype(jnp.int32) >= 0, lambda: jnp.sign(a) >= 0,
             lambda: abs(a) >= 0, lambda: a**2 >= 0, lambda: jnp.exp(a) >= 0, lambda: a * b + a >= a,
+            lambda: jnp.log(a) < b, lambda: jnp.tanh(a) <= 1, lambda: jnp.round(a) != a, lambda: jnp.sin(a) <= 1,
+            lambda: jnp.log1p(a) > -9, lambda: a**b >= 0, lambda: jnp.isfinite(a), lambda: jax.lax.rsqrt(a) > 0,
+            lambda: jnp.asarray(FLOATS)[jnp.abs(a).astype(jnp.int32) % 6] > b, lambda: jnp.searchsorted(SORTED, a) > 2,
+            lambda: jnp.argmax(FLOATS) > a, lambda: jnp.sort(FLOATS)[2] > a, lambda: FLOATS.max() > a,
         ]  # fmt: skip
         return rules[self.rule]()
 
 
 @pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize("rule", range(16))
+@pytest.mark.parametrize("rule", range(29))
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_nan_and_infinity_are_never_trusted(rule, traced, dtype):
     values = np.array(
@@ -268,7 +313,7 @@ def test_arrays_that_ride_on_batch_heads_and_pairs():
         assert_sound(known, truth)
         later, _ = plan_and_truth(jax.tree.map(jnp.asarray, mask), np.arange(20), np.arange(30), 4, 7, (3,), 2)
         assert not later.known
-        np.testing.assert_array_equal(known.states, later.states)
+        assert_agrees(later.states, known.states)
 
 
 def test_segments_and_lengths_traced_under_jit_and_vmap():
@@ -283,14 +328,16 @@ def test_segments_and_lengths_traced_under_jit_and_vmap():
     lengths = np.array([[40, 31, 3]] * 4)
     found = jax.jit(jax.vmap(states))(ids, lengths)
     for one, length, result in zip(ids, lengths, found, strict=True):
-        np.testing.assert_array_equal(states(one, length), result)
+        assert_agrees(result, states(one, length))
 
 
 def test_an_unknown_primitive_means_some():
-    plan, _ = plan_and_truth(of(lambda q, k: jnp.sin(q.astype(jnp.float32)) > 2.0), np.arange(8), np.arange(8), 4, 4)
+    plan, _ = plan_and_truth(
+        of(lambda q, k: jax.lax.lgamma(q.astype(jnp.float32)) > 99.0), np.arange(8), np.arange(8), 4, 4
+    )
     assert (plan.states == PARTIAL).all()
     plan, _ = plan_and_truth(
-        of(lambda q, k: (k <= q) & (jnp.sin(q.astype(jnp.float32)) > 0)), np.arange(8), np.arange(8), 4, 4
+        of(lambda q, k: (k <= q) & (jax.lax.lgamma(q.astype(jnp.float32)) > 99.0)), np.arange(8), np.arange(8), 4, 4
     )
     np.testing.assert_array_equal(plan.states, [[[PARTIAL, EMPTY], [PARTIAL, PARTIAL]]])
 

@@ -1,0 +1,191 @@
+"""Rules of the primitives on bits: of the numbers of an interval, the leading bits that both ends share are known.
+
+So `q ^ k` over tiles of 128 positions that begin at multiples of 128 is known down to its last 7 bits.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from . import bounds
+from .bounds import Context, Interval
+from .primitives import Rule, compare_equal
+
+RULES: dict[str, Rule] = {}
+"""As in `primitives`."""
+
+
+def _rule(*names: str) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def _width(dtype: Any) -> int:
+    return np.dtype(dtype).itemsize * 8
+
+
+def _number(value: int, dtype: Any) -> Any:
+    return np.asarray(value, dtype)[()]
+
+
+def _logical_shift(value: Any, by: int) -> Any:
+    """To the right, zeros coming in."""
+    unsigned = np.dtype(f"uint{_width(value.dtype)}")
+    return (value.astype(unsigned) >> _number(by, unsigned)).astype(value.dtype)
+
+
+def _filled(value: Any) -> Any:
+    """All bits set from the highest set one down."""
+    shift = 1
+    while shift < _width(value.dtype):
+        value = value | _logical_shift(value, shift)
+        shift *= 2
+    return value
+
+
+def _known_bits(a: Interval) -> tuple[Any, Any]:
+    """The bits that are set in every number of an interval, and those that are set in any."""
+    open_ = _filled(a.lo ^ a.hi)
+    return a.lo & ~open_, a.lo | open_
+
+
+def _from_bits(certain: Any, possible: Any) -> Interval:
+    """The smallest and largest number with all the certain and none but the possible bits."""
+    dtype = np.dtype(certain.dtype)
+    sign = _number(np.iinfo(dtype).min, dtype)  # 0 for unsigned numbers
+    sign = possible & ~certain & sign
+    return Interval(certain | sign, possible & ~sign)
+
+
+def _narrowed(context: Context, interval: Interval, lo: Any, hi: Any, where: Any) -> Interval:
+    """With other bounds beside, where they hold."""
+    xp = context.xp
+    return Interval(
+        xp.where(where, xp.maximum(interval.lo, lo), interval.lo),
+        xp.where(where, xp.minimum(interval.hi, hi), interval.hi),
+    )
+
+
+@_rule("and")
+def _and(context, equation, a, b):
+    if equation.outvars[0].aval.dtype == np.bool_:
+        return Interval(a.lo & b.lo, a.hi & b.hi)
+    (a_certain, a_possible), (b_certain, b_possible) = _known_bits(a), _known_bits(b)
+    found = _from_bits(a_certain & b_certain, a_possible & b_possible)
+    for one in (a, b):  # an operand that is not negative bounds the result alone
+        found = _narrowed(context, found, _number(0, one.lo.dtype), one.hi, one.lo >= 0)
+    return found
+
+
+@_rule("or")
+def _or(context, equation, a, b):
+    if equation.outvars[0].aval.dtype == np.bool_:
+        return Interval(a.lo | b.lo, a.hi | b.hi)
+    (a_certain, a_possible), (b_certain, b_possible) = _known_bits(a), _known_bits(b)
+    found = _from_bits(a_certain | b_certain, a_possible | b_possible)
+    natural = (a.lo >= 0) & (b.lo >= 0)
+    return _narrowed(context, found, context.xp.maximum(a.lo, b.lo), found.hi, natural)
+
+
+@_rule("xor")
+def _xor(context, equation, a, b):
+    if equation.outvars[0].aval.dtype == np.bool_:
+        same = compare_equal(context, equation, a, b)
+        return Interval(~same.hi, ~same.lo)
+    (a_certain, a_possible), (b_certain, b_possible) = _known_bits(a), _known_bits(b)
+    certain = (a_certain & ~b_possible) | (b_certain & ~a_possible)
+    possible = (a_possible | b_possible) & ~(a_certain & b_certain)
+    return _from_bits(certain, possible)
+
+
+@_rule("not")
+def _not(context, equation, a):
+    del context, equation
+    return Interval(~a.hi, ~a.lo)
+
+
+def _at_points(a: Interval, b: Interval) -> Any:
+    return True if a.lo is a.hi and b.lo is b.hi else (a.lo == a.hi) & (b.lo == b.hi)
+
+
+def _shifted(context: Context, dtype: Any, a: Interval, b: Interval, result: Interval, value: Any) -> Interval:
+    """`value` where both operands are single numbers, and nothing where the shift leaves the width, as devices differ.
+
+    A shift by a negative number of bits, or by more than there are, is the device's choice.
+    """
+    xp, bits = context.xp, _width(dtype)
+    outside = (b.lo < 0) | (b.hi > bits - 1)
+    points = _at_points(a, b)
+    if points is True and xp is np and not outside.any():
+        return Interval(value, value)
+    found = Interval(xp.where(points, value, result.lo), xp.where(points, value, result.hi))
+    return bounds.replaced(context, dtype, outside, found)
+
+
+@_rule("shift_left")
+def _shift_left(context, equation, a, b):
+    dtype, xp = equation.outvars[0].aval.dtype, context.xp
+    bits = _width(dtype)
+    value = a.lo << xp.clip(b.lo, 0, bits - 1)
+    one = _number(1, dtype)
+    factor = Interval(*(one << xp.clip(bound, 0, bits - 2) for bound in b))
+    product = bounds.monotone(context, dtype, lambda x, y: x * y, bounds.every_corner, a, factor)
+    product = bounds.replaced(context, dtype, b.hi > bits - 2, product)
+    # By one number, the bits that are known move along.
+    certain, possible = (bound << xp.clip(b.lo, 0, bits - 1) for bound in _known_bits(a))
+    moved = _from_bits(certain, possible)
+    product = _narrowed(context, product, moved.lo, moved.hi, b.lo == b.hi)
+    return _shifted(context, dtype, a, b, product, value)
+
+
+@_rule("shift_right_arithmetic")
+def _shift_right(context, equation, a, b):
+    dtype, xp = equation.outvars[0].aval.dtype, context.xp
+    by = Interval(*(xp.clip(bound, 0, _width(dtype) - 1) for bound in b))
+    corners = [a.lo >> by.lo, a.lo >> by.hi, a.hi >> by.lo, a.hi >> by.hi]
+    lo = xp.minimum(xp.minimum(corners[0], corners[1]), xp.minimum(corners[2], corners[3]))
+    hi = xp.maximum(xp.maximum(corners[0], corners[1]), xp.maximum(corners[2], corners[3]))
+    return _shifted(context, dtype, a, b, Interval(lo, hi), corners[0])
+
+
+@_rule("shift_right_logical")
+def _shift_right_logical(context, equation, a, b):
+    dtype, xp = equation.outvars[0].aval.dtype, context.xp
+    unsigned = np.dtype(f"uint{_width(dtype)}")
+    by = Interval(*(xp.clip(bound, 0, _width(dtype) - 1).astype(unsigned) for bound in b))
+    one_sign = (a.lo >= 0) | (a.hi < 0)
+    low, high = (bound.astype(unsigned) for bound in a)
+    # As unsigned numbers the negative ones come last; across zero every number may be meant.
+    low = xp.where(one_sign, low, _number(0, unsigned))
+    high = xp.where(one_sign, high, _number(np.iinfo(unsigned).max, unsigned))
+    lo, hi = (low >> by.hi).astype(dtype), (high >> by.lo).astype(dtype)
+    value = (a.lo.astype(unsigned) >> by.lo).astype(dtype)
+    return _shifted(context, dtype, a, b, bounds.replaced(context, dtype, lo > hi, Interval(lo, hi)), value)
+
+
+@_rule("clz")
+def _leading_zeros(context, equation, a):
+    """Of a number that is not negative, the fewer the larger it is; a negative number has none."""
+    dtype, xp = equation.outvars[0].aval.dtype, context.xp
+    bits = _number(_width(dtype), dtype)
+    most, least = bits - _set_bits(context, _filled(a.lo)), bits - _set_bits(context, _filled(a.hi))
+    crosses = (a.lo < 0) & (a.hi >= 0)
+    return Interval(xp.where(crosses, _number(0, dtype), least), xp.where(crosses, bits, most))
+
+
+@_rule("population_count")
+def _population_count(context, equation, a):
+    del equation
+    return Interval(*(_set_bits(context, bound) for bound in _known_bits(a)))
+
+
+def _set_bits(context: Context, value: Any) -> Any:
+    """How many bits are set."""
+    if context.xp is not np:
+        return jax.lax.population_count(value)
+    return np.bitwise_count(value.view(f"uint{_width(value.dtype)}")).astype(value.dtype)

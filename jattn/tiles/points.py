@@ -1,0 +1,135 @@
+"""Numbers that are known exactly: a primitive of integers or booleans is simply computed.
+
+The common ones by NumPy's operations of the same meaning (integers wrap around in both), any other (sorting, `argmax`,
+sums, gathers along axes of a table) by the primitive itself. Floats are computed only by primitives that pick and do
+not round: what arithmetic makes of them differs between devices, so it stays an interval (see `bounds.widened`).
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from . import bounds
+from .bounds import Context, Interval
+from .resolution import OWN, POSITIONS
+
+_ARRAY: dict[str, Callable[..., Any]] = {
+    "add": lambda xp, x, y: x + y,
+    "add_any": lambda xp, x, y: x + y,
+    "sub": lambda xp, x, y: x - y,
+    "mul": lambda xp, x, y: x * y,
+    "neg": lambda xp, x: -x,
+    "and": lambda xp, x, y: x & y,
+    "or": lambda xp, x, y: x | y,
+    "xor": lambda xp, x, y: x ^ y,
+    "not": lambda xp, x: ~x,
+    "eq": lambda xp, x, y: x == y,
+    "ne": lambda xp, x, y: x != y,
+    "lt": lambda xp, x, y: x < y,
+    "le": lambda xp, x, y: x <= y,
+    "gt": lambda xp, x, y: x > y,
+    "ge": lambda xp, x, y: x >= y,
+    "max": lambda xp, x, y: xp.maximum(x, y),
+    "min": lambda xp, x, y: xp.minimum(x, y),
+    "abs": lambda xp, x: abs(x),
+    "sign": lambda xp, x: xp.sign(x),
+    "square": lambda xp, x: x * x,
+}
+"""Whose meaning NumPy and XLA share for every integer and boolean. Division, shifts and conversions are not among them:
+division by zero, shifts by more than the width and numbers that do not fit are the device's choice."""
+
+_SIGNED = {_ARRAY["sign"], _ARRAY["abs"]}
+
+_COMPUTED = {
+    "argmax", "argmin", "clz", "cummax", "cummin", "cumprod", "cumsum", "dot_general", "gather", "pad",
+    "population_count", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum",
+    "reduce_xor", "rev", "sort", "top_k", "transpose",
+}  # fmt: skip
+_PICK = _COMPUTED - {"clz", "cumprod", "cumsum", "dot_general", "population_count", "reduce_prod", "reduce_sum"}
+"""Of floats these give one of the operands, or where it is."""
+
+
+def by_array(context: Context, equation: Any, operands: list[Interval]) -> list[Interval] | None:
+    """What one of NumPy's operations makes of integers and booleans that are known; None if there is none."""
+    function = _ARRAY.get(equation.primitive.name)
+    if function is None or not all(_is_plain(atom.aval) for atom in (*equation.invars, *equation.outvars)):
+        return None
+    if function in _SIGNED and operands[0].lo.dtype.kind == "u":
+        return None
+    if not all(bounds.is_point(context, one) for one in operands):
+        return None
+    value = function(context.xp, *(one.lo for one in operands))
+    return [Interval(value, value)]
+
+
+def by_primitive(context: Context, equation: Any, operands: list[Interval]) -> list[Interval] | None:
+    """What the primitive itself makes of numbers that are known; None if it is not one that is the same everywhere."""
+    name = equation.primitive.name
+    if not operands or name not in _COMPUTED or not all(bounds.is_point(context, one) for one in operands):
+        return None
+    avals = [atom.aval for atom in (*equation.invars, *equation.outvars)]
+    if all(_is_plain(aval) for aval in avals) or (name in _PICK and _are_finite(context, avals, operands)):
+        return _bound(context, equation, operands)
+    return None
+
+
+def _is_plain(aval: Any) -> bool:
+    return aval.dtype == np.bool_ or bounds.is_integer(aval.dtype)
+
+
+def _are_finite(context: Context, avals: list[Any], operands: list[Interval]) -> bool:
+    """Floats that are numbers: NaN may stand for "unknown"."""
+    if context.xp is not np or not all(_is_plain(aval) or bounds.is_float(aval.dtype) for aval in avals):
+        return False
+    return all(one.lo.dtype.kind in "bui" or bool(np.isfinite(one.lo).all()) for one in operands)
+
+
+def _on_host() -> Any:
+    """Where small arrays are computed while tracing."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX was told to look for no CPU
+        return contextlib.nullcontext()
+
+
+def _bound(context: Context, equation: Any, operands: list[Interval]) -> list[Interval] | None:
+    """The primitive, over all positions at once."""
+    rank = context.rank
+    lead = np.broadcast_shapes(*(one.lo.shape[:rank] for one in operands))
+    results = max(int(np.prod(atom.aval.shape)) for atom in (*equation.invars, *equation.outvars))
+    count = int(np.prod(lead))
+    if count * results > max(OWN * context.limit, POSITIONS, results):
+        return None
+    room = 1 << (count - 1).bit_length() if context.xp is np else count  # few sizes, as each is compiled
+    parameters = equation.primitive.get_bind_params(equation.params)
+
+    def one(*values):
+        found = equation.primitive.bind(*values, **parameters)
+        return found if equation.primitive.multiple_results else [found]
+
+    values, axes = [], []
+    for operand, atom in zip(operands, equation.invars, strict=True):
+        own, value = atom.aval.shape, operand.lo.astype(atom.aval.dtype)
+        if all(size == 1 for size in value.shape[:rank]):
+            values.append(context.xp.broadcast_to(value.reshape(value.shape[rank:]), own))
+            axes.append(None)
+        else:
+            value = context.xp.broadcast_to(value, (*lead, *own)).reshape(-1, *own)
+            values.append(context.xp.pad(value, [(0, room - count), *[(0, 0)] * len(own)]))
+            axes.append(0)
+    mapped = any(axis is not None for axis in axes)
+    function = jax.vmap(one, tuple(axes)) if mapped else one
+    if context.xp is np:
+        with jax.ensure_compile_time_eval(), _on_host():
+            found = [np.asarray(value) for value in function(*values)]
+    else:
+        found = function(*values)
+    answers = []
+    for value, atom in zip(found, equation.outvars, strict=True):
+        value = value[:count] if mapped else value
+        value = value.reshape((*(lead if mapped else (1,) * rank), *atom.aval.shape))
+        answers.append(bounds.held(context, Interval(value, value)))
+    return answers

@@ -1,0 +1,151 @@
+"""Tiles of which intervals say "some", looked at again in smaller boxes, down to single pairs.
+
+Intervals forget how two values go together: in `(start[k] <= q) & (q < stop[k])` both bounds of a key are taken for
+independent. In a smaller box there is less to forget, and in a single pair nothing. A tile is settled as soon as one
+of its boxes is allowed and another is not, so the diagonal of a causal mask takes one look. Only plans that are known
+while tracing are refined, and only within a budget: what it saves is run time, what it costs is tracing time.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from .intervals import Question
+
+BUDGET = 2**20
+"""Values that are looked at in one plan, at most about 0.1 s on one core. Where one look at every doubtful tile takes
+more, none is refined."""
+CUT = 8
+"""Boxes to a side that a box is cut into."""
+SMALL = 16
+"""A side that is cut into single positions at once."""
+
+EMPTY, PARTIAL, FULL = 0, 1, 2
+
+
+@dataclasses.dataclass
+class _Boxes:
+    """Boxes of one size, each inside one tile of the plan.
+
+    Attributes:
+        tile: which of the doubtful tiles each box belongs to.
+        starts: the first query and the first key of each, `[2, boxes]`.
+        sizes: queries and keys of a box.
+    """
+
+    tile: np.ndarray
+    starts: np.ndarray
+    sizes: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.tile)
+
+    def chosen(self, which: np.ndarray) -> "_Boxes":
+        return _Boxes(self.tile[which], self.starts[:, which], self.sizes)
+
+
+def refine(question: Question, states: np.ndarray, q_tile: int, k_tile: int) -> np.ndarray:
+    """The states of a known plan, with PARTIAL only where that is so, or where the budget ends.
+
+    Args:
+        question: what the plan answers.
+        states: `[batch..., head, query tiles, key tiles]`.
+        q_tile: queries of a tile.
+        k_tile: keys of a tile.
+    """
+    alike = states.shape[:-2]
+    everywhere = np.broadcast_to(states, (*question.lead, *states.shape[-2:]))
+    sizes = min(q_tile, question.lengths[0]), min(k_tile, question.lengths[1])
+    count = np.count_nonzero(everywhere == PARTIAL)
+    if count == 0 or count * _cost(question, sizes) > BUDGET:
+        return states
+    states = everywhere.copy()
+    doubtful = np.argwhere(states == PARTIAL)
+    starts = doubtful[:, -2:].T * np.array([[q_tile], [k_tile]])
+    ends = np.minimum(starts + np.array([[q_tile], [k_tile]]), np.array(question.lengths)[:, None])
+    search = _Search(question, doubtful[:, :-2], ends)
+    boxes = _Boxes(np.arange(len(doubtful)), starts, sizes)
+    while len(boxes) and boxes.sizes != (1, 1):
+        boxes = search.cut(boxes)
+    states[tuple(doubtful.T)] = search.verdicts()
+    for axis, size in enumerate(alike):  # an array may ride on heads and make no difference
+        if size == 1 and (states == states.take([0], axis)).all():
+            states = states.take([0], axis)
+    return states
+
+
+def _cost(question: Question, sizes: tuple[int, int]) -> int:
+    """How many values a look at a box takes."""
+    q, k = sizes
+    rank = question.rank
+    cost = q * k if q <= SMALL and k <= SMALL else CUT * CUT + q + k
+    for one in question.inputs:
+        layout, own = one.shape[:rank], one.shape[rank:]
+        if set(layout) > {1}:
+            cost += math.prod(own) * (q if layout[-2] > 1 else 1) * (k if layout[-1] > 1 else 1)
+    return cost
+
+
+class _Search:
+    """What is known of the doubtful tiles so far."""
+
+    def __init__(self, question: Question, lead: np.ndarray, ends: np.ndarray):
+        self.question, self.lead, self.ends = question, lead, ends
+        self.budget = BUDGET
+        self.some_allowed = np.zeros(len(lead), bool)
+        self.some_refused = np.zeros(len(lead), bool)
+        self.unsettled = np.zeros(len(lead), bool)  # what was left out, or is unknown even of a pair
+
+    def verdicts(self) -> np.ndarray:
+        found = np.where(self.some_allowed, FULL, EMPTY)
+        partial = self.unsettled | (self.some_allowed == self.some_refused)
+        return np.where(partial, PARTIAL, found).astype(np.uint8)
+
+    def cut(self, boxes: _Boxes) -> _Boxes:
+        """Look at the parts of boxes; the parts that leave a tile in doubt."""
+        cost = _cost(self.question, boxes.sizes)
+        fit = self.budget // cost
+        self.unsettled[boxes.tile[fit:]] = True
+        boxes = boxes.chosen(np.arange(min(fit, len(boxes))))
+        self.budget -= cost * len(boxes)
+        if not len(boxes):
+            return boxes
+        q_size, k_size = sizes = tuple(1 if size <= SMALL else -(-size // CUT) for size in boxes.sizes)
+        every, any_ = self._asked(boxes).allowed(q_size, k_size)
+        shape = (len(boxes), *(-(-size // part) for size, part in zip(boxes.sizes, sizes, strict=True)))
+        every, any_ = np.broadcast_to(every & any_, shape), np.broadcast_to(any_, shape)
+        self.some_allowed[boxes.tile[every.any((1, 2))]] = True
+        self.some_refused[boxes.tile[~any_.all((1, 2))]] = True
+        doubt = any_ & ~every
+        doubt[self.some_allowed[boxes.tile] & self.some_refused[boxes.tile]] = False
+        box, *parts = np.nonzero(doubt)
+        tile = boxes.tile[box]
+        starts = np.stack([boxes.starts[side, box] + parts[side] * sizes[side] for side in (0, 1)])
+        starts = np.minimum(starts, self.ends[:, tile] - 1)
+        if sizes == (1, 1):
+            self.unsettled[tile] = True
+        return _Boxes(tile, starts, (q_size, k_size))
+
+    def _asked(self, boxes: _Boxes) -> Question:
+        """The question about these boxes alone: `[box, query, key, own...]`."""
+        rank = self.question.rank
+        q, k = (
+            np.minimum(
+                boxes.starts[side][:, None] + np.arange(boxes.sizes[side]), self.ends[side][boxes.tile][:, None] - 1
+            )
+            for side in (0, 1)
+        )
+        lead = self.lead[boxes.tile]
+        inputs = []
+        for one in self.question.inputs:
+            one = np.asarray(one)
+            shape = one.shape
+            if set(shape[:rank]) <= {1}:
+                inputs.append(one.reshape((1, 1, 1, *shape[rank:])))
+                continue
+            place = [lead[:, axis, None, None] if shape[axis] > 1 else 0 for axis in range(rank - 2)]
+            place.append(q[:, :, None] if shape[rank - 2] > 1 else np.zeros((1, 1, 1), int))
+            place.append(k[:, None, :] if shape[rank - 1] > 1 else np.zeros((1, 1, 1), int))
+            inputs.append(one[tuple(place)])
+        return Question(self.question.closed, inputs, 3)
