@@ -93,7 +93,7 @@ def ask(mask: Mask, query_positions: Any, key_positions: Any) -> Question:
     avals = [jax.ShapeDtypeStruct(jnp.shape(one)[rank:], jax.dtypes.canonicalize_dtype(one.dtype)) for one in leaves]
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     closed = jax.make_jaxpr(lambda leaves, q, k: jax.tree.unflatten(tree, leaves).allows(q, k))(avals, scalar, scalar)
-    result = closed.out_avals[0] if len(closed.out_avals) == 1 else None
+    result: Any = closed.out_avals[0] if len(closed.out_avals) == 1 else None
     if result is None or result.dtype != np.bool_ or result.shape != ():
         raise ValueError(
             f"`mask.allows` of {type(mask).__name__} must return one boolean for a pair of scalar positions; got "
