@@ -1,7 +1,6 @@
 """What would run, why the others would not, which tiles it visits and what memory it takes."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .core.call import Call, prepare
+from .foundation.stateful import is_stateful, on_copies
 from .front import WATCHER, choose
 from .implementations import DEFAULTS, Implementation
 from .tiles import picture
@@ -98,14 +98,15 @@ def explain(
 def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> list[Explanation]:
     """What every attention within a function would do, in the order of the calls. Nothing is computed.
 
-    For a variant that is made of several, a layer, a whole model. A call in a loop or in a part that is
-    differentiated is listed as often as JAX traces it; one within a function that is jitted already, and was called
-    before, is not: JAX does not trace it again.
+    For a variant that is made of several, a layer, a whole model. Models of Flax nnx are traced as copies, so that the
+    counters of their random keys stay as they are; they are found among the arguments, in the function's closure and
+    among the globals that it names. A call in a loop or in a part that is differentiated is listed as often as JAX
+    traces it; one within a function that is jitted already, and was called before, is not: JAX does not trace it again.
 
     Args:
         function: of the arguments.
-        *arguments: arrays, `jax.ShapeDtypeStruct`s, or pytrees of them. Arrays among them are not known while tracing,
-            as under `jax.jit`: tiles that depend on them are decided at run time.
+        *arguments: arrays, `jax.ShapeDtypeStruct`s, models, or pytrees of them. Arrays among them are not known while
+            tracing, as under `jax.jit`: tiles that depend on them are decided at run time.
         **keywords: go to the function as they are: flags, pieces, arrays that are known.
 
     Raises:
@@ -124,8 +125,15 @@ def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any
         )
     found: list[Explanation] = []
     token = WATCHER.set(lambda *watched: found.append(_explained(*watched)))
+    leaves, tree = jax.tree.flatten(arguments, is_leaf=is_stateful)
+    traced = [place for place, leaf in enumerate(leaves) if not is_stateful(leaf)]
+
+    def run(*given: Any) -> None:
+        every = {**dict(enumerate(leaves)), **dict(zip(traced, given, strict=True))}
+        on_copies(function)(*jax.tree.unflatten(tree, every.values()), **keywords)
+
     try:
-        jax.eval_shape(functools.partial(function, **keywords), *arguments)
+        jax.eval_shape(run, *(leaves[place] for place in traced))
     finally:
         WATCHER.reset(token)
     return found

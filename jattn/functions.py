@@ -70,6 +70,9 @@ class Traced:
     def __repr__(self) -> str:
         return self.name
 
+    def __deepcopy__(self, memo: Any) -> "Traced":
+        return self  # it never changes, and a jaxpr cannot be copied
+
 
 def takes_indices(function: Callable[..., Any], without: int, written: str) -> bool:
     """Whether a function takes a batch and a head index too, told by the number of its arguments.

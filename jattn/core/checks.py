@@ -1,6 +1,8 @@
 """The only validation: everything is checked here, once, before any work."""
 
-from collections.abc import Iterable
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import chex
@@ -126,6 +128,26 @@ def check_positions(name: str, positions: Any, batch: tuple[int, ...], length: i
             f"`{name}` must have shape [{length}], or [batch..., {length}] with the batch {batch}, one position for "
             f"each element of `{of}`; got {shape}."
         )
+
+
+@contextlib.contextmanager
+def renamed(**names: str) -> Iterator[None]:
+    """Errors raised within speak of a caller's own arguments: `renamed(query_positions="positions")`.
+
+    >>> with renamed(query_positions="positions"):
+    ...     raise ValueError("`query_positions` must be integers.")
+    Traceback (most recent call last):
+    ...
+    ValueError: `positions` must be integers.
+    """
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for old, new in names.items():
+            message = re.sub(rf"`{old}(?=[`=.\[])", f"`{new}", message)
+        error.args = (message,)
+        raise
 
 
 def reject_ambiguous_positions(q_len: int, kv_len: int, what: str) -> None:

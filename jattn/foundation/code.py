@@ -73,3 +73,43 @@ def names_in(code: types.CodeType) -> frozenset[str]:
     """Every global and attribute that code names, with the code nested in it."""
     nested = (names_in(one) for one in code.co_consts if isinstance(one, types.CodeType))
     return frozenset(code.co_names).union(*nested)
+
+
+def copied(function: types.FunctionType, replace: Callable[[Any, Callable[[Any], Any]], Any]) -> Any:
+    """A copy of the function with the objects that it reaches replaced: in its closure, its defaults, and globals.
+
+    Args:
+        function: to copy. It is returned itself if nothing that it reaches changes.
+        replace: of an object and of a function that copies functions likewise, to what stands in its place.
+    """
+    copies: dict[int, Any] = {}
+
+    def of_function(one: types.FunctionType) -> Any:
+        if id(one) in copies:
+            return copies[id(one)]
+        copies[id(one)] = one  # where it reaches itself
+        cells, changed = [], False
+        for cell in one.__closure__ or ():
+            try:
+                held = cell.cell_contents
+            except ValueError:  # not assigned yet
+                cells.append(cell)
+                continue
+            replaced = replace(held, of_function)
+            changed |= replaced is not held
+            cells.append(types.CellType(replaced))
+        named = {name: one.__globals__[name] for name in names_in(one.__code__) if name in one.__globals__}
+        replacements = {name: replace(value, of_function) for name, value in named.items()}
+        replacements = {name: value for name, value in replacements.items() if value is not named[name]}
+        defaults = tuple(replace(value, of_function) for value in one.__defaults__ or ())
+        changed |= any(new is not old for new, old in zip(defaults, one.__defaults__ or (), strict=True))
+        if not changed and not replacements:
+            return one
+        made = types.FunctionType(
+            one.__code__, {**one.__globals__, **replacements}, one.__name__, defaults or None, tuple(cells)
+        )
+        made.__kwdefaults__, made.__qualname__ = one.__kwdefaults__, one.__qualname__
+        copies[id(one)] = made
+        return made
+
+    return of_function(function)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .code import names_in
+from .code import copied
 
 
 class Table(np.ndarray):
@@ -36,9 +36,8 @@ def with_tables(function: Callable[..., Any]) -> Callable[..., Any]:
     >>> jax.jit(with_tables(lambda i: np.abs(table[i] - 1)))(3)
     Array(8, dtype=int32)
     """
-    copies: dict[int, Any] = {}
 
-    def of_object(value: Any) -> Any:
+    def of_object(value: Any, copy: Callable[[Any], Any]) -> Any:
         if value is np:
             return jnp
         if type(value) is np.ndarray and value.dtype != object:
@@ -47,44 +46,16 @@ def with_tables(function: Callable[..., Any]) -> Callable[..., Any]:
             numbers = _numbers(value)
             if numbers is not None:
                 return numbers.view(Table)
-            parts = [of_object(one) for one in value]
+            parts = [of_object(one, copy) for one in value]
             return type(value)(parts) if any(a is not b for a, b in zip(parts, value, strict=True)) else value
         if isinstance(value, types.FunctionType) and (value.__globals__ is space or _is_a_users(value)):
-            return of_function(value)
+            return copy(value)
         return value
-
-    def of_function(one: types.FunctionType) -> Any:
-        if id(one) in copies:
-            return copies[id(one)]
-        copies[id(one)] = one  # where it reaches itself
-        cells, changed = [], False
-        for cell in one.__closure__ or ():
-            try:
-                held = cell.cell_contents
-            except ValueError:  # not assigned yet
-                cells.append(cell)
-                continue
-            replaced = of_object(held)
-            changed |= replaced is not held
-            cells.append(types.CellType(replaced))
-        named = {name: one.__globals__[name] for name in names_in(one.__code__) if name in one.__globals__}
-        replacements = {name: of_object(value) for name, value in named.items()}
-        replacements = {name: value for name, value in replacements.items() if value is not named[name]}
-        defaults = tuple(of_object(value) for value in one.__defaults__ or ())
-        changed |= any(new is not old for new, old in zip(defaults, one.__defaults__ or (), strict=True))
-        if not changed and not replacements:
-            return one
-        made = types.FunctionType(
-            one.__code__, {**one.__globals__, **replacements}, one.__name__, defaults or None, tuple(cells)
-        )
-        made.__kwdefaults__, made.__qualname__ = one.__kwdefaults__, one.__qualname__
-        copies[id(one)] = made
-        return made
 
     if not isinstance(function, types.FunctionType):
         return function
     space = function.__globals__
-    return of_function(function)
+    return copied(function, of_object)
 
 
 def _is_a_users(function: types.FunctionType) -> bool:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ..modules import layer as data
+from ..modules.options import check_dtype, check_layer
 
 
 class Layer(nn.Module):
@@ -29,6 +30,11 @@ class Layer(nn.Module):
 
     layer: data.Layer
     param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_layer(self.layer)
+        check_dtype("param_dtype", self.param_dtype)
+        super().__post_init__()
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """What the layer makes of the inputs."""

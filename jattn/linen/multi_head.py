@@ -10,8 +10,12 @@ from flax import linen as nn
 
 from ..core.checks import check_pieces
 from ..core.dropout import Dropout
+from ..core.shapes import check_key
+from ..foundation.arrays import known_values
+from ..masks.base import restricted
 from ..modules import learned as pieces_of
 from ..modules.multi_head import multi_head, multi_head_weights
+from ..modules.options import check_options
 from ..modules.parameters import Shape, Sizes, initialize, parameter_shapes
 from ..parallel import Heads
 
@@ -29,6 +33,11 @@ class _Group(nn.Module):
             name: self.param(name, functools.partial(initialize, self.inits[name]), shape, self.param_dtype)
             for name, shape in self.shapes.items()
         }
+
+
+def _constant(leaf: Any) -> Any:
+    values = known_values(leaf)
+    return leaf if values is None else values
 
 
 class MultiHeadAttention(nn.Module):
@@ -89,6 +98,27 @@ class MultiHeadAttention(nn.Module):
     bias_init: Callable[..., Any] = nn.initializers.zeros_init()
     parallel: Heads | None = None
 
+    def __post_init__(self) -> None:
+        check_options(
+            rotary=self.rotary,
+            dropout_rate=self.dropout_rate,
+            implementation=self.implementation,
+            parallel=self.parallel,
+            dtypes={"dtype": self.dtype, "param_dtype": self.param_dtype},
+            initializers={
+                "kernel_init": self.kernel_init,
+                "out_kernel_init": self.out_kernel_init,
+                "bias_init": self.bias_init,
+            },
+            use_bias=self.use_bias,
+            qk_norm=self.qk_norm,
+        )
+        check_pieces(self.mask, self.similarity, self.scores, self.normalizer, None)
+        for name in pieces_of.LEARNABLE:
+            # Attributes are constants; `nn.jit` tells modules apart by them, which it cannot with arrays of JAX.
+            object.__setattr__(self, name, jax.tree.map(_constant, getattr(self, name)))
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -111,7 +141,7 @@ class MultiHeadAttention(nn.Module):
             inputs: `[..., q_len, features]`.
             key_inputs: `[..., kv_len, features]`; by default `inputs`.
             value_inputs: likewise; by default `key_inputs`.
-            mask: instead of the module's own, if given.
+            mask: restricts the module's own, as `&` does. To attend with another in its place: `layer.clone(mask=...)`.
             positions, key_positions: as of `jattn.modules.multi_head`.
             deterministic: whether to leave dropout out, over the attribute.
             dropout_rng: a random key, instead of one made from the rng `"dropout"`.
@@ -163,11 +193,13 @@ class MultiHeadAttention(nn.Module):
         for name in pieces_of.check_learned(self.learned, pieces):
             first = pieces_of.split(pieces[name])
             pieces[name] = pieces_of.join(pieces[name], self.param(name, lambda _, first=first: first))
-        return pieces if mask is None else {**pieces, "mask": mask}
+        return {**pieces, "mask": restricted(pieces["mask"], mask)}
 
     def _dropout(self, deterministic: bool | None, key: jax.Array | None) -> Dropout | None:
         if self.dropout_rate == 0:
             return None
         if nn.merge_param("deterministic", self.deterministic, deterministic):
             return None
+        if key is not None:
+            check_key("dropout_rng", key)
         return Dropout(self.dropout_rate, self.make_rng("dropout") if key is None else key)

@@ -1,6 +1,7 @@
 """A mask says which (query, key) pairs may attend; masks combine by `&`, `|` and `~`."""
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -159,6 +160,17 @@ def of(function: Callable[..., jax.Array], *, heads: Any = None, examples: Any =
             f"{result}. Scores that are numbers are `jattn.scores`."
         )
     return Function(traced, captured, **given_indices(traced, heads, examples))
+
+
+def restricted(*masks: Any) -> Mask | None:
+    """What all of the masks allow; None among them restricts nothing, and so does no mask at all.
+
+    >>> from jattn import masks
+    >>> restricted(None, masks.Causal()), restricted(None, None)
+    (Causal(), None)
+    """
+    given = [as_mask(mask) for mask in masks if mask is not None]
+    return functools.reduce(And, given) if given else None
 
 
 def as_mask(value: Any) -> Mask:

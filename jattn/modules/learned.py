@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..foundation.arrays import describe
+
 LEARNABLE = ("mask", "similarity", "scores", "normalizer")
 
 
@@ -15,6 +17,8 @@ def check_learned(learned: Collection[str], pieces: dict[str, Any]) -> tuple[str
     Raises:
         ValueError: an unknown name; a piece without such an array.
     """
+    if not isinstance(learned, Collection):
+        raise ValueError(f"`learned` must name pieces, among {', '.join(LEARNABLE)}; got {describe(learned)}.")
     learned = (learned,) if isinstance(learned, str) else tuple(learned)
     for name in learned:
         if name not in LEARNABLE:

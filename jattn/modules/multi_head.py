@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.checks import check_pieces, reject_ambiguous_positions
+from ..core.checks import check_pieces, check_positions, reject_ambiguous_positions, renamed
 from ..core.dropout import Dropout
 from ..front import attention, attention_weights
 from ..parallel import Heads
@@ -15,6 +15,7 @@ from ..parallel.heads import as_arrays
 from ..pieces import indexed
 from ..positions import rotary as default_rotary
 from .norms import rms_norm
+from .options import check_dtype, check_rotary
 from .parameters import parameter_specs
 
 Array = jax.Array | np.ndarray
@@ -86,6 +87,7 @@ def multi_head(
     (2, 10, 64)
     """
     _check(parameters, inputs, key_inputs, value_inputs)
+    check_rotary(rotary)
     dtype = _computation_dtype(dtype, parameters, inputs, key_inputs, value_inputs)
     mask, similarity, scores, normalizer, dropout = check_pieces(mask, similarity, scores, normalizer, dropout)
     at = _positions(inputs, key_inputs, positions, key_positions, rotary)
@@ -109,17 +111,18 @@ def multi_head(
         kernel = parameters["out"]["kernel"].astype(dtype)
         return jnp.einsum("...qhd,hdf->...qf", attended, kernel, preferred_element_type=_wide(dtype))
 
-    if parallel is None:
-        summed = local(split, sources, pieces, at)
-    else:
-        parallel.check(batch, kv_heads)
-        specs = (
-            parameter_specs(split, head=parallel.axis),
-            parallel.specs_of_inputs(sources),
-            parallel.specs(pieces),
-            parallel.specs_of_positions(at),
-        )
-        summed = parallel.sum_over_heads(local, (split, sources, pieces, at), specs, len(batch))
+    with renamed(query_positions="positions"):
+        if parallel is None:
+            summed = local(split, sources, pieces, at)
+        else:
+            parallel.check(batch, kv_heads)
+            specs = (
+                parameter_specs(split, head=parallel.axis),
+                parallel.specs_of_inputs(sources),
+                parallel.specs(pieces),
+                parallel.specs_of_positions(at),
+            )
+            summed = parallel.sum_over_heads(local, (split, sources, pieces, at), specs, len(batch))
     return _biased(summed.astype(dtype), out_bias, dtype)
 
 
@@ -145,11 +148,13 @@ def multi_head_weights(
     Arguments as of `multi_head`, and `heads` and `queries` as of `jattn.attention_weights`.
     """
     _check(parameters, inputs, key_inputs, None)
+    check_rotary(rotary)
     dtype = _computation_dtype(dtype, parameters, inputs, key_inputs)
     at = _positions(inputs, key_inputs, positions, key_positions, rotary)
     query, key, _ = _project(parameters, inputs, key_inputs, None, rotary=rotary, at=at, dtype=dtype, epsilon=epsilon)
     pieces = dict(mask=mask, similarity=similarity, scores=scores, normalizer=normalizer)
-    return attention_weights(query, key, **pieces, **at, heads=heads, queries=queries)
+    with renamed(query_positions="positions"):
+        return attention_weights(query, key, **pieces, **at, heads=heads, queries=queries)
 
 
 def _project(
@@ -195,8 +200,7 @@ def _wide(dtype: Any) -> Any:
 def _computation_dtype(dtype: Any, parameters: Parameters, *sources: Array | None) -> Any:
     if dtype is None:
         dtype = jnp.result_type(*(item for item in sources if item is not None), *jax.tree.leaves(parameters))
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"`dtype` must be floating-point; got {jnp.dtype(dtype)}.")
+    check_dtype("dtype", dtype)
     return dtype
 
 
@@ -237,5 +241,14 @@ def _positions(inputs: Any, key_inputs: Any, positions: Any, key_positions: Any,
             raise ValueError("`key_positions` without `key_inputs`: in self-attention give `positions`, for both.")
         key_positions = positions if key_positions is None else key_positions
     elif rotary and positions is None and inputs.shape[-2] != key_inputs.shape[-2]:
-        reject_ambiguous_positions(inputs.shape[-2], key_inputs.shape[-2], "rotary")
+        with renamed(query_positions="positions"):
+            reject_ambiguous_positions(inputs.shape[-2], key_inputs.shape[-2], "rotary")
+    key_source, key_name = (inputs, "inputs") if key_inputs is None else (key_inputs, "key_inputs")
+    key_argument = "positions" if key_inputs is None and key_positions is positions else "key_positions"
+    for name, where, of, source in (
+        ("positions", positions, "inputs", inputs),
+        (key_argument, key_positions, key_name, key_source),
+    ):
+        if where is not None:
+            check_positions(name, where, source.shape[:-2], source.shape[-2], of)
     return {"query_positions": positions, "key_positions": key_positions}

@@ -2,6 +2,6 @@
 
 from ..modules.attention_fn import attention_fn
 from .layer import Layer
-from .multi_head import MultiHeadAttention
+from .multi_head import MultiHeadAttention, PieceArray
 
-__all__ = ["Layer", "MultiHeadAttention", "attention_fn"]
+__all__ = ["Layer", "MultiHeadAttention", "PieceArray", "attention_fn"]

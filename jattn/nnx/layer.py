@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..modules import layer as data
+from ..modules.options import check_dtype, check_layer
+from .multi_head import check_rngs
 
 
 class Layer(nnx.Module):
@@ -30,6 +32,9 @@ class Layer(nnx.Module):
     weights: Any
 
     def __init__(self, layer: data.Layer, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        check_layer(layer)
+        check_dtype("param_dtype", param_dtype)
+        check_rngs(rngs)
         self.layer = layer
         declared = dict(layer.parameters())
         self.weights = nnx.data(

@@ -10,10 +10,18 @@ from flax import nnx
 
 from ..core.checks import check_pieces
 from ..core.dropout import Dropout
+from ..core.shapes import check_flags, check_key
+from ..foundation.arrays import describe, dtype_of
+from ..masks.base import restricted
 from ..modules import learned as pieces_of
 from ..modules.multi_head import multi_head, multi_head_weights
+from ..modules.options import check_options
 from ..modules.parameters import Shape, Sizes, initialize, parameter_shapes
 from ..parallel import Heads
+
+
+class PieceArray(nnx.Variable):
+    """An array of a piece that is not trained: state of the module, beside its parameters."""
 
 
 @jax.tree_util.register_static
@@ -58,9 +66,10 @@ class MultiHeadAttention(nnx.Module):
         rotary: True, or a function of `x [..., length, heads, dim]` and positions, such as
             `functools.partial(jattn.positions.rotary, base=500000.0)`.
         learned: the names of pieces whose floating-point arrays are `nnx.Param`s: `"normalizer"` trains a sink,
-            `"scores"` a bias table. Other arrays in pieces are state that is not trained.
+            `"scores"` a bias table. Other arrays of JAX in pieces are `PieceArray`s, state that is not trained; those
+            of NumPy are static, and known while tracing.
         dropout_rate: of the weights.
-        deterministic: whether to leave dropout out; `train()` and `eval()` of a module set it.
+        deterministic: whether to leave dropout out; `train()` and `eval()` of a module set it, and `nnx.view`.
         dtype: to compute in; by default the one that inputs and parameters promote to.
         param_dtype: of the parameters.
         kernel_init, out_kernel_init, bias_init: as in Flax; they see a kernel as a matrix. The output projection's
@@ -117,6 +126,18 @@ class MultiHeadAttention(nnx.Module):
         parallel: Heads | None = None,
         rngs: nnx.Rngs,
     ):
+        check_options(
+            rotary=rotary,
+            dropout_rate=dropout_rate,
+            implementation=implementation,
+            parallel=parallel,
+            dtypes={"dtype": dtype, "param_dtype": param_dtype},
+            initializers={"kernel_init": kernel_init, "out_kernel_init": out_kernel_init, "bias_init": bias_init},
+            use_bias=use_bias,
+            qk_norm=qk_norm,
+            deterministic=deterministic,
+        )
+        check_rngs(rngs)
         self.sizes = Sizes(q_heads, in_features, kv_heads, head_dim, in_kv_features, out_features)
         inits = {"kernel": kernel_init, "bias": bias_init, "scale": nnx.initializers.ones_init()}
         shapes = parameter_shapes(self.sizes, use_bias=use_bias, qk_norm=qk_norm)
@@ -155,13 +176,14 @@ class MultiHeadAttention(nnx.Module):
             inputs: `[..., q_len, features]`.
             key_inputs: `[..., kv_len, features]`; by default `inputs`.
             value_inputs: likewise; by default `key_inputs`.
-            mask: instead of the module's own, if given.
+            mask: restricts the module's own, as `&` does. To attend with another in its place:
+                `layer.with_pieces(mask=...)`.
             positions, key_positions: as of `jattn.modules.multi_head`.
             deterministic: whether to leave dropout out, over the module's own.
-            rngs: of dropout, instead of the module's own.
+            rngs: of dropout, instead of the module's own: `nnx.Rngs`, one of its streams, or a random key.
         """
         return multi_head(
-            self.parameters(),
+            _parameters(self),
             inputs,
             key_inputs,
             value_inputs,
@@ -184,26 +206,91 @@ class MultiHeadAttention(nnx.Module):
     ) -> jax.Array:
         """The weights `[..., heads, queries, kv_len]`, before dropout; `heads` and `queries` ask for a few."""
         arguments = self._arguments(mask, positions, key_positions)
-        return multi_head_weights(self.parameters(), inputs, key_inputs, **arguments, heads=heads, queries=queries)
+        return multi_head_weights(_parameters(self), inputs, key_inputs, **arguments, heads=heads, queries=queries)
+
+    def with_pieces(self, **pieces: Any) -> "MultiHeadAttention":
+        """The same layer, on the same parameters, with other pieces; `mask=None` takes the mask away.
+
+        Args:
+            **pieces: `mask`, `similarity`, `scores`, `normalizer`, in place of the module's own. Their arrays are not
+                trained.
+
+        Raises:
+            ValueError: another name; no such piece.
+
+        >>> import jax, jattn.nnx
+        >>> from flax import nnx
+        >>> layer = jattn.nnx.MultiHeadAttention(8, 64, mask=jattn.masks.Causal(), rngs=nnx.Rngs(0))
+        >>> both_ways = layer.with_pieces(mask=None)
+        >>> both_ways.query.kernel is layer.query.kernel
+        True
+        """
+        unknown = pieces.keys() - set(pieces_of.LEARNABLE)
+        if unknown:
+            raise ValueError(f"pieces are {', '.join(pieces_of.LEARNABLE)}; got {sorted(unknown)}.")
+        checked = check_pieces(*(pieces.get(name) for name in pieces_of.LEARNABLE), None)
+        other = nnx.view(self, raise_if_not_found=False)
+        for name, piece in zip(pieces_of.LEARNABLE, checked, strict=False):
+            if name in pieces:
+                setattr(other, name, nnx.data(_held(piece, False)))
+        return other
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Called by `nnx.view`.
+
+        Args:
+            deterministic: whether to leave dropout out.
+        """
+        if deterministic is not None:
+            check_flags(deterministic=deterministic)
+            self.deterministic = deterministic
 
     def parameters(self) -> dict[str, dict[str, jax.Array]]:
         """The arrays, as the tree that `jattn.modules.multi_head` takes."""
-        return {
-            group: {name: value[...] for name, value in vars(getattr(self, group)).items() if _is_param(value)}
-            for group in self.groups
-        }
+        return _parameters(self)
 
     def _arguments(self, mask: Any, positions: Any, key_positions: Any) -> dict[str, Any]:
         pieces = {name: _released(getattr(self, name)) for name in pieces_of.LEARNABLE}
-        if mask is not None:
-            pieces["mask"] = mask
+        pieces["mask"] = restricted(pieces["mask"], mask)
         return dict(**pieces, rotary=self.rotary, positions=positions, key_positions=key_positions, dtype=self.dtype)
 
     def _dropout(self, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | None) -> Dropout | None:
+        if deterministic is not None:
+            check_flags(deterministic=deterministic)
         if self.dropout_rate == 0 or (self.deterministic if deterministic is None else deterministic):
             return None
-        stream: Any = self.rngs if rngs is None else rngs.dropout if isinstance(rngs, nnx.Rngs) else rngs
-        return Dropout(self.dropout_rate, stream())
+        return Dropout(self.dropout_rate, _dropout_key(self.rngs if rngs is None else rngs))
+
+
+def check_rngs(rngs: Any) -> None:
+    """Streams of random keys, to draw parameters with.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not isinstance(rngs, nnx.Rngs):
+        raise ValueError(f"`rngs` must be streams of random keys, such as `nnx.Rngs(0)`; got {describe(rngs)}.")
+
+
+def _dropout_key(rngs: Any) -> Any:
+    """The next key of a stream; a key itself."""
+    if isinstance(rngs, nnx.Rngs):
+        if "dropout" not in rngs and "default" not in rngs:
+            raise ValueError(f"`rngs` must have a stream for dropout, such as `nnx.Rngs(dropout=0)`; got {[*rngs]}.")
+        rngs = rngs.dropout
+    if isinstance(rngs, nnx.RngStream):
+        return rngs()
+    if dtype_of(rngs) is None:
+        raise ValueError(f"`rngs` must be `nnx.Rngs(dropout=...)`, a stream or a random key; got {describe(rngs)}.")
+    check_key("rngs", rngs)
+    return rngs
+
+
+def _parameters(layer: MultiHeadAttention) -> dict[str, dict[str, jax.Array]]:
+    return {
+        group: {name: value[...] for name, value in vars(getattr(layer, group)).items() if _is_param(value)}
+        for group in layer.groups
+    }
 
 
 def _is_param(value: Any) -> bool:
@@ -216,7 +303,9 @@ def _held(piece: Any, trained: bool) -> Any:
     def one(leaf: Any) -> Any:
         if trained and pieces_of.is_trainable(leaf):
             return nnx.Param(jnp.asarray(leaf))
-        return _Known(leaf) if isinstance(leaf, np.ndarray) else leaf
+        if isinstance(leaf, np.ndarray):
+            return _Known(leaf)
+        return PieceArray(leaf) if isinstance(leaf, jax.Array) else leaf
 
     return jax.tree.map(one, piece)
 
@@ -225,6 +314,6 @@ def _released(piece: Any) -> Any:
     """The piece as it was given, with the current values of its parameters."""
 
     def one(leaf: Any) -> Any:
-        return leaf[...] if _is_param(leaf) else leaf.array if isinstance(leaf, _Known) else leaf
+        return leaf[...] if isinstance(leaf, nnx.Variable) else leaf.array if isinstance(leaf, _Known) else leaf
 
-    return jax.tree.map(one, piece, is_leaf=lambda node: _is_param(node) or isinstance(node, _Known))
+    return jax.tree.map(one, piece, is_leaf=lambda node: isinstance(node, (nnx.Variable, _Known)))

@@ -229,14 +229,28 @@ def test_bad_input():
         (lambda: multi_head(p, x, None, y), "`value_inputs` needs `key_inputs`"),
         (lambda: multi_head(p, x, y[:1]), "`key_inputs` must have the batch axes of `inputs`"),
         (lambda: multi_head(p, x, y, y[:, :3]), "must have the same length"),
-        (lambda: multi_head(p, x, y, rotary=True), "`rotary` looks at query positions, and q_len 5 differs"),
-        (lambda: multi_head(p, x, y, mask=masks.Causal()), "`mask` looks at query positions"),
-        (lambda: multi_head(p, x, y, dtype=jnp.int32), "`dtype` must be floating-point; got int32"),
+        (lambda: multi_head(p, x, y, rotary=True), r"`rotary` looks at query positions, and q_len 5.*`positions=numpy"),
+        (lambda: multi_head(p, x, y, rotary="yes"), "`rotary` must be True, False or a function.*'yes'"),
+        (lambda: multi_head(p, x, y, mask=masks.Causal()), "`mask` looks at query positions.*with `positions`"),
+        (
+            lambda: multi_head(p, x, y, positions=np.arange(3)),
+            r"`positions` must .* each element of `inputs`; got \(3,\)",
+        ),
+        (
+            lambda: multi_head(p, x, y, key_positions=np.arange(3)),
+            r"`key_positions` must .* of `key_inputs`; got \(3,\)",
+        ),
+        (
+            lambda: multi_head(p, x, y, dtype=jnp.int32),
+            "`dtype` must be floating-point, of at least 16 bits; got int32",
+        ),
         (lambda: multi_head(p, x, y, scores=masks.Causal()), "A mask goes to `mask=`"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
     square = parameters(Sizes(4, 16))
+    with pytest.raises(ValueError, match=r"`positions` must be integers.*'abc'"):
+        multi_head(square, x, positions="abc")
     with pytest.raises(ValueError, match="in self-attention give `positions`"):
         multi_head(square, x, key_positions=np.arange(Q_LEN))
 

@@ -90,9 +90,12 @@ def test_sizes_biases_norms_and_rotations():
     assert float(jnp.abs(call(layer(rotary=True), X) - call(layer(), X)).max()) > 1e-4
 
 
-def test_a_mask_at_the_call_overrides():
-    one = layer(mask=masks.Causal())
-    close(one(X, mask=lambda q, k: q - k == 0), layer(mask=lambda q, k: q == k)(X))
+def test_a_mask_at_the_call_restricts():
+    one, near = layer(mask=masks.Causal()), masks.SlidingWindow(1, 1)
+    close(one(X, mask=near), layer(mask=masks.SlidingWindow(1, 0))(X))
+    close(one.weights(X, mask=near), layer(mask=masks.SlidingWindow(1, 0)).weights(X))
+    close(one.with_pieces(mask=near)(X), layer(mask=near)(X))
+    close(layer()(X, mask=near), layer(mask=near)(X))
     close(one(X, positions=jnp.arange(LENGTH)[::-1]), layer(mask=lambda q, k: k >= q)(X))
 
 

@@ -1,0 +1,95 @@
+"""The choices of multi-head attention that are no arrays, checked where a layer is made, not where it is called."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from ..core.shapes import check_flags, check_rate
+from ..foundation.arrays import describe
+from ..front import named
+from ..parallel import Heads
+from .layer import Layer
+
+
+def check_options(
+    *,
+    rotary: Any,
+    dropout_rate: Any,
+    implementation: Any,
+    parallel: Any,
+    dtypes: dict[str, Any],
+    initializers: dict[str, Any],
+    **flags: Any,
+) -> None:
+    """What a layer of multi-head attention is made with.
+
+    Args:
+        rotary: None, a flag or a function.
+        dropout_rate: a probability.
+        implementation: as of `jattn.attention`.
+        parallel: None or `Heads`.
+        dtypes: by the names of their arguments; None is left out.
+        initializers: likewise.
+        **flags: True or False.
+
+    Raises:
+        ValueError: naming the argument, what came and what was expected.
+
+    >>> options = dict(rotary="yes", dropout_rate=0.1, implementation=None, parallel=None, dtypes={}, initializers={})
+    >>> check_options(**options)
+    Traceback (most recent call last):
+    ...
+    ValueError: `rotary` must be True, False or a function such as `jattn.positions.rotary`; got 'yes' (str).
+    """
+    check_flags(**flags)
+    check_rotary(rotary)
+    check_rate("dropout_rate", dropout_rate)
+    if implementation is not None:
+        named(implementation)
+    if parallel is not None and not isinstance(parallel, Heads):
+        raise ValueError(f"`parallel` must be `jattn.parallel.Heads(...)`, or None; got {describe(parallel)}.")
+    for name, dtype in dtypes.items():
+        if dtype is not None:
+            check_dtype(name, dtype)
+    for name, initializer in initializers.items():
+        if initializer is not None and not callable(initializer):
+            raise ValueError(
+                f"`{name}` must be a function of a key, a shape and a dtype, such as "
+                f"`jax.nn.initializers.lecun_normal()`; got {describe(initializer)}."
+            )
+
+
+def check_layer(layer: Any) -> None:
+    """A layer that is data.
+
+    Raises:
+        ValueError: something else, such as its class.
+    """
+    if not isinstance(layer, Layer):
+        raise ValueError(f"`layer` must be a layer of `jattn`, such as `RetNet(64, 4)`; got {describe(layer)}.")
+
+
+def check_rotary(rotary: Any) -> None:
+    """None, True, False, or what turns queries and keys.
+
+    Raises:
+        ValueError: something else.
+    """
+    if rotary is not None and not isinstance(rotary, bool) and not callable(rotary):
+        raise ValueError(
+            f"`rotary` must be True, False or a function such as `jattn.positions.rotary`; got {describe(rotary)}."
+        )
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """A floating-point dtype of at least 16 bits, which attention can add up in.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"`{name}` must be a dtype, such as `jax.numpy.bfloat16`; got {describe(dtype)}.") from None
+    if not jnp.issubdtype(kind, jnp.floating) or jnp.finfo(kind).bits < 16:
+        raise ValueError(f"`{name}` must be floating-point, of at least 16 bits; got {kind}.")
