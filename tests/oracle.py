@@ -132,6 +132,53 @@ def relative_buckets(table: Num, bidirectional: bool = True, max_distance: int =
     return modify
 
 
+def relative_logits(logits: Num, first: int, of: Any = None):
+    """Shaw et al. (arXiv:1803.02155): logits [b, h, q, distance] at clip(key - query); `of` has coordinates [b, q]."""
+
+    def modify(scores, query, key):
+        rows, columns = (query, key) if of is None else (of[:, None, :, None], of[:, None, None, :])
+        whole = Num(
+            np.broadcast_to(logits.value, (*scores.shape[:3], logits.shape[-1])).copy(),
+            (logits, lambda g: _summed(g, logits.shape)),
+        )
+        index = np.broadcast_to(np.clip(columns - rows - first, 0, logits.shape[-1] - 1), scores.shape)
+
+        def back(g):
+            total = np.zeros(whole.shape, g.dtype)
+            for place in np.ndindex(*g.shape):
+                total[(*place[:3], index[place])] += g[place]
+            return total
+
+        return scores + Num(np.take_along_axis(whole.value, index, -1), (whole, back))
+
+    return modify
+
+
+def _summed(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    g = g.sum(tuple(range(g.ndim - len(shape))))
+    return g.sum(tuple(axis for axis, size in enumerate(shape) if size == 1), keepdims=True)
+
+
+def relative_grid(table: Num, rows: int, columns: int):
+    """Swin (arXiv:2103.14030): table [offset, h] at the offset of the query's place from the key's; 0 beyond."""
+
+    def offset(query, key):
+        if max(query, key) >= rows * columns:
+            return len(table.value)
+        (y, x), (v, w) = divmod(query, columns), divmod(key, columns)
+        return (y - v + rows - 1) * (2 * columns - 1) + x - w + columns - 1
+
+    def modify(scores, query, key):
+        places = np.vectorize(offset, otypes=[np.int64])(*np.broadcast_arrays(query, key))
+        padded = Num(
+            np.concatenate([table.value, np.zeros_like(table.value[:1])]), (table, lambda g: g[: len(table.value)])
+        )
+        chosen = take(padded, places.reshape(places.shape[-2:]), 0)  # [q, k, h]
+        return scores + Num(np.moveaxis(chosen.value, -1, 0), (chosen, lambda g: np.moveaxis(g, 0, -1)))
+
+    return modify
+
+
 # Normalisers: (scores, allowed, both [b, h, q, k]) -> weights.
 
 

@@ -4,6 +4,7 @@ column `p % columns`. Positions beyond the grid attend nothing and are attended 
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ class Neighborhood(Mask):
     dilation: int | tuple[int, ...] = 1
 
     def __post_init__(self):
-        shape = _grid(self.shape)
+        shape = grid_shape(self.shape)
         window, dilation = sizes("window", self.window, len(shape)), sizes("dilation", self.dilation, len(shape))
         for side, width, step in zip(shape, window, dilation, strict=True):
             if width % 2 == 0:
@@ -63,13 +64,13 @@ class Neighborhood(Mask):
             settle(self, name, value)
 
     def allows(self, query, key):
-        allowed = _inside(query, self.shape) & _inside(key, self.shape)
+        allowed = inside(query, self.shape) & inside(key, self.shape)
         axes = zip(
             self.shape,
             sizes("window", self.window, len(self.shape)),
             sizes("dilation", self.dilation, len(self.shape)),
-            _coordinates(query, self.shape),
-            _coordinates(key, self.shape),
+            coordinates_of(query, self.shape),
+            coordinates_of(key, self.shape),
             strict=True,
         )
         for side, width, step, at, other in axes:
@@ -110,33 +111,39 @@ class Axial(Mask):
     axis: int
 
     def __post_init__(self):
-        shape = _grid(self.shape)
+        shape = grid_shape(self.shape)
         if not isinstance(self.axis, int) or isinstance(self.axis, bool) or not -len(shape) <= self.axis < len(shape):
             raise ValueError(f"`axis` must be an axis of the grid {shape}, an integer; got {self.axis!r}.")
         settle(self, "shape", shape)
         settle(self, "axis", self.axis % len(shape))
 
     def allows(self, query, key):
-        allowed = _inside(query, self.shape) & _inside(key, self.shape)
-        coordinates = zip(_coordinates(query, self.shape), _coordinates(key, self.shape), strict=True)
+        allowed = inside(query, self.shape) & inside(key, self.shape)
+        coordinates = zip(coordinates_of(query, self.shape), coordinates_of(key, self.shape), strict=True)
         for axis, (at, other) in enumerate(coordinates):
             if axis != self.axis:
                 allowed = allowed & (at == other)
         return allowed
 
 
-def _grid(shape) -> tuple[int, ...]:
+def grid_shape(shape: Any) -> tuple[int, ...]:
+    """The sides of a grid.
+
+    Raises:
+        ValueError: not 1 to 3 positive integers.
+    """
     shape = sizes("shape", shape)
     if not 1 <= len(shape) <= 3 or math.prod(shape) > LARGEST:
         raise ValueError(f"`shape` must have 1 to 3 axes and at most {LARGEST} positions; got {shape}.")
     return shape
 
 
-def _inside(position: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def inside(position: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Whether a position is a place of the grid."""
     return (position >= 0) & (position < math.prod(shape))
 
 
-def _coordinates(position: jax.Array, shape: tuple[int, ...]) -> Iterator[jax.Array]:
+def coordinates_of(position: jax.Array, shape: tuple[int, ...]) -> Iterator[jax.Array]:
     """The coordinates of a position inside the grid, axis by axis."""
     for axis, side in enumerate(shape):
         below = math.prod(shape[axis + 1 :])

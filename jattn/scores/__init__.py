@@ -3,8 +3,21 @@
 from .alibi import Alibi
 from .base import Score, of
 from .bias import Bias, Shift
+from .distances import RelativeLogits
+from .grids import RelativeGrid
 from .relative import RelativeBuckets
 from .scale import Scale
 from .soft_cap import SoftCap
 
-__all__ = ["Alibi", "Bias", "RelativeBuckets", "Scale", "Score", "Shift", "SoftCap", "of"]
+__all__ = [
+    "Alibi",
+    "Bias",
+    "RelativeBuckets",
+    "RelativeGrid",
+    "RelativeLogits",
+    "Scale",
+    "Score",
+    "Shift",
+    "SoftCap",
+    "of",
+]

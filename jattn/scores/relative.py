@@ -7,6 +7,7 @@ import numpy as np
 from ..pieces import array, piece
 from .arguments import floats, settle
 from .base import Score
+from .look_up import check_coordinates, distances_of, look_up
 
 
 @piece
@@ -22,9 +23,15 @@ class RelativeBuckets(Score):
         table: floating-point `[batch..., bucket, head]`; its rows are the buckets.
         bidirectional: whether keys after the query have buckets of their own.
         max_distance: from there on all is one bucket.
+        query_coordinates: numbers `[batch..., q_len]` whose distances are taken in place of those of positions: where
+            tokens are on a page. Layouts of two axes are two scores, one for x and one for y (LayoutLMv2,
+            arXiv:2012.14740; UDOP, arXiv:2212.02623). Gradients do not flow to coordinates, as buckets are steps.
+        key_coordinates: numbers `[batch..., kv_len]`; by default those of the queries, for self-attention.
+        scale: a Python number that distances of coordinates are multiplied by before they are rounded towards 0.
 
     Raises:
-        ValueError: too few or an odd number of buckets, or a `max_distance` that they cover one by one.
+        ValueError: too few or an odd number of buckets, or a `max_distance` that they cover one by one; coordinates
+            that are no numbers, or a `scale` without them.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -36,6 +43,9 @@ class RelativeBuckets(Score):
     table: jax.Array | np.ndarray = array("bucket", "head")
     bidirectional: bool = True
     max_distance: int = 128
+    query_coordinates: jax.Array | np.ndarray | None = array("query", default=None)
+    key_coordinates: jax.Array | np.ndarray | None = array("key", default=None)
+    scale: float = 1.0
 
     def __post_init__(self):
         settle(self, "table", floats("table", self.table, ("bucket", "head")))
@@ -54,13 +64,18 @@ class RelativeBuckets(Score):
                 f"`max_distance` must be an integer above {exact}, the distances that {rows} buckets hold one by one; "
                 f"got {self.max_distance!r}."
             )
+        check_coordinates(self, floating=True)
+        if not isinstance(self.scale, (int, float)) or isinstance(self.scale, bool) or not 0 < self.scale < np.inf:
+            raise ValueError(f"`scale` must be a finite number above 0; got {self.scale!r}.")
+        if self.scale != 1 and self.query_coordinates is None:
+            raise ValueError(f"`scale` is that of coordinates; got {self.scale!r} without `query_coordinates`.")
 
     def modify(self, scores, query, key):
-        buckets = relative_bucket(key - query, self.table.shape[-1], self.bidirectional, self.max_distance)
-        table = self.table.astype(scores.dtype)  # [batch..., head, 1, 1, bucket]
-        index = jax.lax.broadcast_to_rank(buckets[..., None], max(table.ndim, buckets.ndim + 1))
-        table = jax.lax.broadcast_to_rank(table, index.ndim)
-        return scores + jnp.take_along_axis(table, index, axis=-1, mode="clip")[..., 0]
+        distance = distances_of(self, query, key)
+        if self.scale != 1 or not jnp.issubdtype(distance.dtype, jnp.integer):
+            distance = jnp.trunc(distance * self.scale).astype(jnp.int32)
+        buckets = relative_bucket(distance, self.table.shape[-1], self.bidirectional, self.max_distance)
+        return scores + look_up(self.table.astype(scores.dtype), buckets)  # of [batch..., head, 1, 1, bucket]
 
 
 def relative_bucket(relative: jax.Array, buckets: int, bidirectional: bool, max_distance: int) -> jax.Array:

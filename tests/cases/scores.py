@@ -83,6 +83,26 @@ SCORES = [
         draw(table=normal(10, 2)),
         **SLIM,
     ),
+    score_row(
+        "relative logits of queries",
+        lambda a: scores.RelativeLogits(a["logits"], first=-4),
+        lambda a: [oracle.relative_logits(a["logits"], -4)],
+        draw(logits=normal(2, 2, 37, 9)),
+    ),
+    score_row(
+        "relative logits from a table, of coordinates",
+        lambda a: scores.RelativeLogits(a["table"], -2, a["at"]),
+        lambda a: [oracle.relative_logits(a["table"], -2, a["at"])],
+        draw(table=normal(2, 1, 6), at=lambda rng: rng.integers(0, 9, (2, 37)).astype(np.int32)),
+        **SLIM,
+    ),
+    score_row(
+        "a table of the offsets in a grid",
+        lambda a: scores.RelativeGrid(a["table"], (5, 7)),
+        lambda a: [oracle.relative_grid(a["table"], 5, 7)],
+        draw(table=normal(9 * 13, 2)),
+        **SLIM,
+    ),
     score_row("soft cap", lambda a: scores.SoftCap(1.5), lambda a: [oracle.soft_cap(1.5)], spread=1.5, vmap=False),
     Case(
         "bias, then soft cap, then alibi, causal",

@@ -84,6 +84,20 @@ _SCORES: tuple[Variant, ...] = (
         "tests/scores/test_relative.py",
     ),
     Variant(
+        "relative logits",
+        "a number for each query and clipped distance: q·(k + a), from the query or a table",
+        "Shaw et al. 2018, arXiv:1803.02155",
+        f"{SCORES}.RelativeLogits",
+        "tests/scores/test_distances.py",
+    ),
+    Variant(
+        "relative grid",
+        "a learnt number for each offset between two places of a window",
+        "Liu et al. 2021, arXiv:2103.14030",
+        f"{SCORES}.RelativeGrid",
+        "tests/scores/test_distances.py",
+    ),
+    Variant(
         "soft cap",
         "cap tanh(score / cap)",
         "Gemma 2, arXiv:2408.00118",

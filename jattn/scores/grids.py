@@ -1,0 +1,63 @@
+"""A number for each offset between two places of a grid: the bias of Swin's windows."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..masks.grids import coordinates_of, grid_shape, inside
+from ..pieces import array, piece
+from .arguments import floats, settle
+from .base import Score
+from .look_up import look_up
+
+
+@piece
+class RelativeGrid(Score):
+    """score + table[offset, head], of the query's place from the key's in a grid (Liu et al. 2021, arXiv:2103.14030).
+
+    Position p is the place (p // columns, p % columns) of a grid of `shape` (rows, columns), and likewise with one or
+    three axes. Of a query at (y, x) and a key at (y', x') the offset is
+    (y - y' + rows - 1) * (2 columns - 1) + (x - x' + columns - 1), so that a table learnt by Swin fits as it is.
+    A pair with a token outside the grid, such as a class token, gets nothing added.
+
+    Args:
+        table: floating-point `[batch..., offset, head]`, with (2 rows - 1)(2 columns - 1) offsets.
+        shape: the sides of the grid, 1 to 3 Python integers.
+        start: the position of the first place of the grid, behind as many tokens of another kind.
+
+    Raises:
+        ValueError: no floating-point array, another number of offsets, a shape that is none.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (5, 12, 2, 4)) for i in range(3))  # five windows of 3 x 4
+    >>> bias = jattn.scores.RelativeGrid(jax.random.normal(jax.random.key(3), (35, 2)), shape=(3, 4))
+    >>> jattn.attention(q, k, v, scores=bias).shape
+    (5, 12, 2, 4)
+    """
+
+    table: jax.Array | np.ndarray = array("offset", "head")
+    shape: tuple[int, ...]
+    start: int = 0
+
+    def __post_init__(self):
+        settle(self, "table", floats("table", self.table, ("offset", "head")))
+        settle(self, "shape", grid_shape(self.shape))
+        offsets = math.prod(2 * side - 1 for side in self.shape)
+        if self.table.shape[-2] != offsets:
+            raise ValueError(
+                f"`table` must have {offsets} rows, the offsets in a grid of shape {self.shape}; got shape "
+                f"{tuple(self.table.shape)} [batch..., offset, head]."
+            )
+        if not isinstance(self.start, int) or isinstance(self.start, bool) or self.start < 0:
+            raise ValueError(f"`start` must be an integer of at least 0; got {self.start!r}.")
+
+    def modify(self, scores, query, key):
+        query, key = query - self.start, key - self.start
+        offset = 0
+        places = (coordinates_of(query, self.shape), coordinates_of(key, self.shape))
+        for side, at, other in zip(self.shape, *places, strict=True):
+            offset = offset * (2 * side - 1) + (at - other + side - 1)
+        added = look_up(self.table.astype(scores.dtype), jnp.asarray(offset))
+        return scores + jnp.where(inside(query, self.shape) & inside(key, self.shape), added, 0)
