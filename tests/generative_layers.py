@@ -8,7 +8,7 @@ import numpy as np
 from jattn.modules import CausalAttention, Generative
 from jattn.variants.convolutional import AFTConv, AFTFull, AFTLocal, AFTSimple, Hyena
 from jattn.variants.kernelized import Based, CosFormer, Hedgehog, LinearTransformer, Performer
-from jattn.variants.recurrent import GLA, RWKV, DeltaNet, GatedDeltaNet, Mamba2, RetNet
+from jattn.variants.recurrent import GLA, RWKV, DeltaNet, GatedDeltaNet, KimiDelta, Mamba2, RetNet
 
 FEATURES, LENGTH = 10, 6
 
@@ -22,7 +22,8 @@ LAYERS: dict[str, Generative] = {
     "Mamba-2": Mamba2(FEATURES, 4, 4, 3, groups=2),
     "RWKV-6": RWKV(FEATURES, 2, 4, 3, gate_rank=5, shift_rank=4),
     "DeltaNet": DeltaNet(FEATURES, 2, 4, 3),
-    "Gated DeltaNet": GatedDeltaNet(FEATURES, 2, 4, 3, taps=2),
+    "Gated DeltaNet": GatedDeltaNet(FEATURES, 2, 4, 3, taps=2, num_v_heads=4, scale=0.5),
+    "Kimi Delta": KimiDelta(FEATURES, 2, 4, 3, taps=2, gate_rank=5, allow_neg_eigval=True),
     "Linear Transformer": LinearTransformer(FEATURES, 2),
     "Performer": Performer(FEATURES, 2, random_features=6),
     "cosFormer": CosFormer(FEATURES, 2, max_len=8),

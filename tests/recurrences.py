@@ -4,7 +4,8 @@ import numpy as np
 
 from jattn.recurrent import delta_rule, linear_recurrence
 
-KINDS = ("plain", "constant", "scalar", "channel", "bonus", "delta", "gated delta")
+KINDS = ("plain", "constant", "scalar", "channel", "bonus", "delta", "gated delta", "channel delta")
+DELTA = ("delta", "gated delta", "channel delta")
 EXTREME = np.log(np.array([1e-4, 1 - 1e-6, 1e-4, 0.5, 1.0, 1 - 1e-6, 0.99]))
 
 
@@ -25,7 +26,7 @@ def linear(query, key, value, log_decay=None, bonus=None, state=None, segments=N
 
 
 def delta(query, key, value, beta, log_decay=None, state=None, segments=None):
-    """Of `[length, heads, dim]`; `beta` and `log_decay [length, heads]`."""
+    """Of `[length, heads, dim]`; `beta [length, heads]`, `log_decay` likewise or `[length, heads, k_dim]`."""
     length, heads, k_dim = query.shape
     state = np.zeros((heads, k_dim, value.shape[-1])) if state is None else np.array(state)
     out = np.zeros(value.shape)
@@ -35,8 +36,9 @@ def delta(query, key, value, beta, log_decay=None, state=None, segments=None):
         for h in range(heads):
             k = key[t, h]
             decay = 1.0 if log_decay is None else np.exp(log_decay[t, h])
+            kept = np.diag(np.broadcast_to(decay, k_dim)) @ state[h]
             forget = np.eye(k_dim) - beta[t, h] * np.outer(k, k)
-            state[h] = decay * forget @ state[h] + beta[t, h] * np.outer(k, value[t, h])
+            state[h] = forget @ kept + beta[t, h] * np.outer(k, value[t, h])
             out[t, h] = state[h].T @ query[t, h]
     return out, state
 
@@ -85,14 +87,14 @@ def inputs(kind, length, heads=2, k_dim=6, v_dim=5, seed=0, extreme=False):
     if extreme:
         gates = rng.choice(EXTREME, size=gates.shape)
         gates = np.where(rng.random(gates.shape) < 0.02, -np.inf, gates)
-    if kind in ("delta", "gated delta"):
+    if kind in DELTA:
         found["key"] /= np.linalg.norm(found["key"], axis=-1, keepdims=True)
         found["beta"] = rng.uniform(0, 2, size=(length, heads))
     if kind == "constant":
         found["log_decay"] = np.log(1 - 2.0 ** (-5 - np.arange(heads)))
     elif kind in ("scalar", "gated delta"):
         found["log_decay"] = gates[..., 0]
-    elif kind in ("channel", "bonus"):
+    elif kind in ("channel", "bonus", "channel delta"):
         found["log_decay"] = gates[..., :k_dim]
     if kind == "bonus":
         found["bonus"] = rng.normal(size=(heads, k_dim))

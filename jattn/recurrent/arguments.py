@@ -16,24 +16,40 @@ def state_dtype(*arrays: Any) -> Any:
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
+def widened(dtype: Any, **arrays: Any) -> dict[str, Any]:
+    """Arrays, or None, in the dtype of the state."""
+    return {name: None if one is None else one.astype(dtype) for name, one in arrays.items()}
+
+
 def check_sequences(query: Any, key: Any, value: Any, beta: Any = None, *, axis: str = "length ") -> dict[str, int]:
-    """Queries, keys, values and β fit one another; the named sizes.
+    """Queries, keys, values and β fit one another; the named sizes, `heads` those of values and states.
 
     Args:
-        query: `[..., length, heads, k_dim]`.
-        key: as `query`.
+        query: `[..., length, q_heads, k_dim]`.
+        key: `[..., length, k_heads, k_dim]`.
         value: `[..., length, heads, v_dim]`.
         beta: `[..., length, heads]`, or None.
         axis: empty for a single token, which has no length.
     """
     arrays = {
-        "query": (query, f"... {axis}heads k_dim"),
-        "key": (key, f"... {axis}heads k_dim"),
+        "query": (query, f"... {axis}q_heads k_dim"),
+        "key": (key, f"... {axis}k_heads k_dim"),
         "value": (value, f"... {axis}heads v_dim"),
     }
     if beta is not None:
         arrays["beta"] = (beta, f"... {axis}heads")
     sizes = check_shapes(None, **arrays)
+    heads, k_heads, q_heads = sizes["heads"], sizes["k_heads"], sizes["q_heads"]
+    if heads != k_heads and (not k_heads or heads % k_heads):
+        raise ValueError(
+            f"`value` must have as many heads as `key`, or a multiple of them, which share its keys; got {heads} and "
+            f"{k_heads}."
+        )
+    if q_heads != k_heads and (not heads or q_heads % heads):
+        raise ValueError(
+            f"`query` must have as many heads as `key` ({k_heads}), or as `value` ({heads}), or a multiple of the "
+            f"latter, which read the same state; got {q_heads}."
+        )
     if beta is not None:
         known = known_values(beta)
         if known is not None and ((known < 0) | (known > 2)).any():
@@ -45,37 +61,39 @@ def check_sequences(query: Any, key: Any, value: Any, beta: Any = None, *, axis:
 
 
 def check_log_decay(
-    log_decay: Any, query: jax.Array, *, per_token: bool, channels: bool, constant: bool
+    log_decay: Any, query: jax.Array, sizes: dict[str, int], *, per_token: bool, constant: bool
 ) -> jax.Array | None:
     """The logarithm of the decay, with an axis for `k_dim` (perhaps of size 1): `[..., length, heads, k_dim or 1]`.
 
     Args:
         log_decay: what came.
-        query: whose shape it must fit, `[..., length, heads, k_dim]`, or without length for a single token.
+        query: whose batch axes and length it must fit.
+        sizes: as of `check_sequences`.
         per_token: whether the query has a length.
-        channels: whether one per channel is possible.
-        constant: whether `[heads]` is.
+        constant: whether `[heads]` is possible.
 
     A constant stays `[heads, 1]`.
     """
     if log_decay is None:
         return None
     length = "length " if per_token else ""
-    heads = query.shape[-2]
-    layouts = {query.ndim - 1: f"... {length}heads"}
-    if channels:
-        layouts[query.ndim] = f"... {length}heads k_dim"
+    batch = query.shape[: -3 if per_token else -2]
+    tokens, heads, k_dim = query.shape[:-2], sizes["heads"], sizes["k_dim"]
+    layouts = {
+        query.ndim - 1: (f"... {length}heads", (*tokens, heads)),
+        query.ndim: (f"... {length}heads k_dim", (*tokens, heads, k_dim)),
+    }
     if constant:
-        layouts[1] = "heads"  # also what a single token without batch axes has
+        layouts[1] = ("heads", (heads,))  # also what a single token without batch axes has
     if not hasattr(log_decay, "ndim") or log_decay.ndim not in layouts:
-        written = ", ".join(f"[{', '.join(layout.split())}]" for layout in sorted(set(layouts.values()), key=len))
+        written = " or ".join(
+            f"[{', '.join(layout.split())}] = {shape}" for _, (layout, shape) in sorted(layouts.items())
+        )
         got = getattr(log_decay, "shape", type(log_decay).__name__)
-        raise ValueError(f"`log_decay` must have shape {written}, with the axes of `query` {query.shape}; got {got}.")
-    layout = layouts[log_decay.ndim]
-    if layout == "heads":
-        check_shapes({"heads": heads}, log_decay=(log_decay, layout))
-    else:
-        check_shapes(query=(query, f"... {length}heads k_dim"), log_decay=(log_decay, layout))
+        raise ValueError(f"`log_decay` must have shape {written}; got {got}.")
+    layout, _ = layouts[log_decay.ndim]
+    fits: dict[str, Any] = {"...": batch, **sizes}
+    check_shapes(fits, log_decay=(log_decay, layout))
     known = known_values(log_decay)
     if known is not None and (known > 0).any():
         raise ValueError(

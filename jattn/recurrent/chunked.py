@@ -13,17 +13,15 @@ def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fre
     Arguments as those of `scan_tokens`, `gates [..., length, heads, 1 or k_dim]`, `fresh` as of `run_chunks`.
     """
     length = query.shape[-3]
-    by_channel = gates is not None and gates.shape[-1] != 1
-    chunk = min(chunk, length)
-    if by_channel:
-        chunk = 1 << (chunk - 1).bit_length()
+    by_channel = _by_channel(gates)
+    chunk = _chunk_of(chunk, length, by_channel)
 
     def body(state, slices, starts):
         query, key, value, gates = slices
         decay = decay_of(gates, starts, late=bonus is not None, like=key)
         if by_channel:
             assert decay is not None
-            scores, sums = channel_scores(query, key, decay)
+            (scores,), sums = channel_scores((query,), key, decay)
             own = jnp.einsum("...id,...id->...i", query, key if bonus is None else key * bonus[:, None])
             out = scores @ value + own[..., None] * value
         else:
@@ -47,27 +45,37 @@ def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fre
 
 
 def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh, correct):
-    """The delta rule; `beta` and `gates [..., length, heads, 1]`, the rest as of `chunked_linear`, `correct` as of
+    """The delta rule; `beta [..., length, heads, 1]`, the rest as of `chunked_linear`, `correct` as of
     `unit_lower_solve`.
 
-    With u_i = β_i (v_i - α_i S_{i-1}ᵀ k_i) the rule is S_i = α_i S_{i-1} + k_i u_iᵀ, the linear recurrence with u for
-    values. In a chunk that starts with S the u solve a triangular system, W the decay between tokens, a from the start:
+    With u_i = β_i (v_i - S_{i-1}ᵀ D_i k_i), D_i = diag(α_i), the rule is S_i = D_i S_{i-1} + k_i u_iᵀ, the linear
+    recurrence with u for values. In a chunk that starts with S the u solve a triangular system. With W_ijd the decay of
+    channel d between the writing of token j and the reading of token i, and a_id that from the start,
 
-        (I + tril(diag(β) (K Kᵀ ⊙ W), -1)) U = diag(β) (V - diag(a) K S)
+        (I + N) U = diag(β) (V - (a ⊙ K) S),    N_ij = β_i Σ_d k_id k_jd W_ijd  for j < i, else 0
     """
     length = query.shape[-3]
-    chunk = min(chunk, length)
+    by_channel = _by_channel(gates)
+    chunk = _chunk_of(chunk, length, by_channel)
 
     def body(state, slices, starts):
         query, key, value, beta, gates = slices
         decay = decay_of(gates, starts, late=False, like=key)
-        kept = weights(decay, chunk, state.dtype, diagonal=True)
-        sums = None if decay is None else sums_of(decay)
+        if by_channel:
+            assert decay is not None
+            (scores, others), sums = channel_scores((query, key), key, decay)
+            own = jnp.einsum("...id,...id->...i", query, key)
+            scores += own[..., None] * jnp.eye(chunk, dtype=own.dtype)
+        else:
+            kept = weights(decay, chunk, state.dtype, diagonal=True)
+            scores = jnp.einsum("...id,...jd->...ij", query, key) * kept
+            others = jnp.einsum("...id,...jd->...ij", key, key) * kept
+            others = jnp.where(below(chunk, diagonal=False), others, 0)
+            sums = None if decay is None else sums_of(decay)
         reading, keeping, left = _factors(query, key, sums)
         recalling = key if sums is None else key * jnp.exp(sums.reading)
-        others = jnp.where(below(chunk, diagonal=False), beta * jnp.einsum("...id,...jd->...ij", key, key) * kept, 0)
         right = beta * jnp.concatenate([value, recalling], -1)
-        values, recalls = jnp.split(unit_lower_solve(others, right, correct=correct), [value.shape[-1]], -1)
+        values, recalls = jnp.split(unit_lower_solve(beta * others, right, correct=correct), [value.shape[-1]], -1)
 
         def advance(state, slices):
             values, recalls, keeping, left = slices
@@ -76,10 +84,19 @@ def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh
             return (state if left is None else left * state) + written, (state, values)
 
         state, (before, values) = carry(state, advance, (values, recalls, keeping, left))
-        scores = jnp.einsum("...id,...jd->...ij", query, key) * kept
         return state, reading @ before + scores @ values
 
     return _run(body, [query, key, value, beta, gates], starts, state, length, chunk, fresh)
+
+
+def _by_channel(gates) -> bool:
+    return gates is not None and gates.shape[-1] != 1
+
+
+def _chunk_of(chunk: int, length: int, by_channel: bool) -> int:
+    """Tokens in a chunk; a power of two where `channel_scores` halves it."""
+    chunk = min(chunk, length)
+    return 1 << (chunk - 1).bit_length() if by_channel else chunk
 
 
 def _factors(query, key, sums: Sums | None):

@@ -94,18 +94,19 @@ def weights(decay: Decay | None, size: int, dtype, *, diagonal: bool) -> jax.Arr
     return kept + jnp.eye(size, dtype=dtype) if diagonal else kept
 
 
-def channel_scores(query: jax.Array, key: jax.Array, decay: Decay) -> tuple[jax.Array, Sums]:
-    """Σ_d q_id k_jd α-decay_ijd for j < i, else 0: `[..., i, j]`, and the sums over the chunk.
+def channel_scores(queries: tuple[jax.Array, ...], key: jax.Array, decay: Decay) -> tuple[list[jax.Array], Sums]:
+    """Σ_d q_id k_jd α-decay_ijd for j < i, else 0: `[..., i, j]` for each of several queries, and the sums over the
+    chunk.
 
-    Of two neighbouring blocks, queries of the second are weighted from its start and keys of the first to its end,
+    Of two neighboring blocks, queries of the second are weighted from its start and keys of the first to its end,
     which makes their scores a product. Blocks double, from one token until one is the chunk.
 
     Args:
-        query: `[..., chunk, k_dim]`, the chunk a power of two.
-        key: as `query`.
+        queries: `[..., chunk, k_dim]` each, the chunk a power of two.
+        key: likewise.
         decay: with `k_dim` channels.
     """
-    size, block = query.shape[-2], 1
+    size, block = key.shape[-2], 1
 
     def halves(array):
         pairs = array.reshape(*array.shape[:-3], array.shape[-3] // 2, 2, *array.shape[-2:])
@@ -114,18 +115,22 @@ def channel_scores(query: jax.Array, key: jax.Array, decay: Decay) -> tuple[jax.
     def blocks(array):
         return array.reshape(*array.shape[:-2], array.shape[-2] // block, block, array.shape[-1])
 
-    sums = Sums(blocks(decay.before), jnp.zeros_like(blocks(decay.whole)), blocks(decay.whole))
-    scores = jnp.zeros((*query.shape[:-1], 1, 1), query.dtype)
-    while block < size:
-        (_, queries), (keys, _), (upper, lower) = halves(blocks(query)), halves(blocks(key)), halves(scores)
-        first, second = (Sums(*one) for one in zip(*map(halves, sums), strict=True))
-        across = jnp.einsum("...id,...jd->...ij", queries * jnp.exp(second.reading), keys * jnp.exp(first.keeping))
+    def joined(scores, query, kept, reading):
+        (_, second), (upper, lower) = halves(blocks(query)), halves(scores)
+        across = jnp.einsum("...id,...jd->...ij", second * reading, kept)
         above = jnp.concatenate([upper, jnp.zeros_like(across)], -1)
-        scores = jnp.concatenate([above, jnp.concatenate([across, lower], -1)], -2)
+        return jnp.concatenate([above, jnp.concatenate([across, lower], -1)], -2)
+
+    sums = Sums(blocks(decay.before), jnp.zeros_like(blocks(decay.whole)), blocks(decay.whole))
+    scores = [jnp.zeros((*query.shape[:-1], 1, 1), query.dtype) for query in queries]
+    while block < size:
+        first, second = (Sums(*one) for one in zip(*map(halves, sums), strict=True))
+        reading, kept = jnp.exp(second.reading), halves(blocks(key))[0] * jnp.exp(first.keeping)
+        scores = [joined(one, query, kept, reading) for one, query in zip(scores, queries, strict=True)]
         sums = Sums(
             jnp.concatenate([first.reading, first.total + second.reading], -2),
             jnp.concatenate([first.keeping + second.total, second.keeping], -2),
             first.total + second.total,
         )
         block *= 2
-    return scores[..., 0, :, :], jax.tree.map(lambda array: array[..., 0, :, :], sums)
+    return [one[..., 0, :, :] for one in scores], jax.tree.map(lambda array: array[..., 0, :, :], sums)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core.shapes import check_choice, check_flags, check_positive
-from .arguments import FORMS, check_log_decay, check_segments, check_sequences, check_state, state_dtype
+from .arguments import FORMS, check_log_decay, check_segments, check_sequences, check_state, state_dtype, widened
 from .chunked import chunked_delta
+from .groups import over_groups
 from .scan import delta_token, scan_tokens
 
 
@@ -26,20 +27,22 @@ def delta_rule(
 ) -> tuple[jax.Array, jax.Array]:
     """A state that learns key-value pairs by the delta rule, in time and memory linear in the length.
 
-        S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ,    out_t = S_tᵀ q_t
+        S_t = (I - β_t k_t k_tᵀ) diag(α_t) S_{t-1} + β_t k_t v_tᵀ,    out_t = S_tᵀ q_t
 
-    Schlag et al. 2021 (arXiv:2102.11174), Yang et al. 2024 (arXiv:2406.06484), with decay Yang et al. 2024
-    (arXiv:2412.06464). There is no scale inside, and keys are taken as they are: with ‖k‖ > 1 and β ‖k‖² > 2 the state
-    grows without bound, so give keys unit length. With β near 2 and keys that are nearly all alike the chunked
-    form, whose triangular systems are then ill-conditioned, is off by up to 5e-5 of its root mean square in float32
-    (5e-4 without `correct`). State, dtypes and NaN as in `linear_recurrence`.
+    Schlag et al. 2021 (arXiv:2102.11174), Yang et al. 2024 (arXiv:2406.06484); with a decay of each head Yang et al.
+    2024 (arXiv:2412.06464), of each channel Kimi Team 2025 (arXiv:2510.26692). There is no scale inside, and keys are
+    taken as they are: with ‖k‖ > 1 and β ‖k‖² > 2 the state grows without bound, so give keys unit length. With β near
+    2 and keys that are nearly all alike the chunked form, whose triangular systems are then ill-conditioned, is off by
+    up to 5e-5 of its root mean square in float32 (5e-4 without `correct`). State, dtypes and NaN as in
+    `linear_recurrence`.
 
     Args:
-        query: `[..., length, heads, k_dim]`, any leading batch axes.
-        key: as `query`.
+        query: `[..., length, q_heads, k_dim]`, any leading batch axes; heads as of `linear_recurrence`.
+        key: `[..., length, k_heads, k_dim]`.
         value: `[..., length, heads, v_dim]`.
         beta: β in [0, 2], `[..., length, heads]`. Traced values are not checked.
-        log_decay: log α, at most 0, `[..., length, heads]`, or None (α = 1). Traced values are not checked.
+        log_decay: log α, at most 0; -inf forgets everything. None (α = 1), `[..., length, heads]` (Gated DeltaNet), or
+            `[..., length, heads, k_dim]` (Kimi Delta Attention). Traced values are not checked.
         initial_state: S_0, `[..., heads, k_dim, v_dim]`, float32; by default zeros. It belongs to the first segment.
         segment_ids: integers `[..., length]` or `[length]` that never decrease; the state restarts at zero where they
             change. Traced ids are not checked.
@@ -50,7 +53,8 @@ def delta_rule(
             β ‖k‖² is above 1, nothing is lost without.
 
     Returns:
-        The output `[..., length, heads, v_dim]` in the value's dtype, and the final state, float32.
+        The output `[..., length, heads, v_dim]` in the value's dtype, and the final state, float32. With more heads of
+        queries than of values the output has those of the queries.
 
     Raises:
         ValueError: shapes or dtypes that do not fit; gates outside their range; ids that decrease; an unknown `form`;
@@ -64,22 +68,24 @@ def delta_rule(
     """
     sizes = check_sequences(query, key, value, beta)
     dtype = state_dtype(query, key, value)
-    decay = check_log_decay(log_decay, query, per_token=True, channels=False, constant=False)
+    decay = check_log_decay(log_decay, query, sizes, per_token=True, constant=False)
     state = check_state("initial_state", initial_state, query, sizes, dtype, per_token=True)
     starts = check_segments(segment_ids, query)
     check_choice("form", form, FORMS)
     check_positive(chunk=chunk)
     check_flags(correct=correct)
     fresh = initial_state is None
-    if form == "chunked" and query.shape[-3]:
-        options = {"fresh": fresh, "correct": correct}
-        out, state = chunked_delta(query, key, value, beta[..., None], decay, starts, state, chunk, **options)
-        return out.astype(value.dtype), state
 
     def token(query, key, value, beta, decay, state):
         return delta_token(query, key, value, beta[..., 0], None if decay is None else jnp.exp(decay), state)
 
-    out, state = scan_tokens(token, (query, key, value, beta[..., None], decay), starts, state, fresh=fresh)
+    def run(query, key, value, beta, decay, state):
+        if form == "chunked" and query.shape[-3]:
+            options = {"fresh": fresh, "correct": correct}
+            return chunked_delta(query, key, value, beta, decay, starts, state, chunk, **options)
+        return scan_tokens(token, (query, key, value, beta, decay), starts, state, fresh=fresh)
+
+    out, state = over_groups(run, query, key, {"value": value, "beta": beta[..., None], "decay": decay}, state)
     return out.astype(value.dtype), state
 
 
@@ -95,12 +101,12 @@ def delta_step(
     """One token of `delta_rule`, for decoding.
 
     Args:
-        query: `[..., heads, k_dim]`.
-        key: as `query`.
+        query: `[..., q_heads, k_dim]`, heads as there.
+        key: `[..., k_heads, k_dim]`.
         value: `[..., heads, v_dim]`.
         beta: `[..., heads]`.
         state: `[..., heads, k_dim, v_dim]`, float32; zeros for the first token.
-        log_decay: None or `[..., heads]`.
+        log_decay: None, `[..., heads]` or `[..., heads, k_dim]`.
 
     Returns:
         The output `[..., heads, v_dim]` in the value's dtype, and the new state.
@@ -117,10 +123,14 @@ def delta_step(
     """
     sizes = check_sequences(query, key, value, beta, axis="")
     dtype = state_dtype(query, key, value)
-    decay = check_log_decay(log_decay, query, per_token=False, channels=False, constant=False)
+    decay = check_log_decay(log_decay, query, sizes, per_token=False, constant=False)
     state = check_state("state", state, query, sizes, dtype, per_token=False)
-    wide = [None if one is None else one.astype(dtype) for one in (query, key, value, beta, decay)]
-    if wide[4] is not None:
-        wide[4] = jnp.exp(wide[4])
-    out, state = delta_token(*wide, state=state)
+    arrays = widened(dtype, query=query, key=key, value=value, beta=beta[..., None], decay=decay)
+    if decay is not None:
+        arrays["decay"] = jnp.exp(arrays["decay"])
+
+    def token(query, key, value, beta, decay, state):
+        return delta_token(query, key, value, beta[..., 0], decay, state)
+
+    out, state = over_groups(token, arrays.pop("query"), arrays.pop("key"), arrays, state)
     return out.astype(value.dtype), state

@@ -1,5 +1,6 @@
 """The linear recurrence: a state that decays, and to which each token adds its key times its value."""
 
+import functools
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ from .arguments import (
     check_sequences,
     check_state,
     state_dtype,
+    widened,
 )
 from .chunked import chunked_linear
+from .groups import over_groups
 from .scan import linear_token, scan_tokens
 
 
@@ -44,9 +47,11 @@ def linear_recurrence(
     gradients, nor other segments; in a key, value or gate they make all later outputs of the head in the segment NaN.
 
     Args:
-        query: `[..., length, heads, k_dim]`, any leading batch axes.
-        key: as `query`. There are no grouped heads: repeat keys for that.
-        value: `[..., length, heads, v_dim]`.
+        query: `[..., length, q_heads, k_dim]`, any leading batch axes; `q_heads` is `k_heads`, or a multiple of
+            `heads`: queries that are neighbors read the same state.
+        key: `[..., length, k_heads, k_dim]`.
+        value: `[..., length, heads, v_dim]`; `heads` is a multiple of `k_heads`: values that are neighbors share a key,
+            each with a state and a decay of its own. Nothing is repeated in memory.
         log_decay: log α, at most 0; -inf forgets everything. None (α = 1), `[heads]` (RetNet), `[..., length, heads]`
             (Mamba-2), `[..., length, heads, k_dim]` (GLA). Traced values are not checked.
         bonus: u, `[heads, k_dim]`, or None.
@@ -59,7 +64,8 @@ def linear_recurrence(
         chunk: tokens in a chunk; a matter of speed.
 
     Returns:
-        The output `[..., length, heads, v_dim]` in the value's dtype, and the final state, float32.
+        The output `[..., length, heads, v_dim]` in the value's dtype, and the final state, float32. With more heads of
+        queries than of values the output has those of the queries.
 
     Raises:
         ValueError: shapes or dtypes that do not fit; gates above 0; ids that decrease; an unknown `form`.
@@ -72,7 +78,7 @@ def linear_recurrence(
     """
     sizes = check_sequences(query, key, value)
     dtype = state_dtype(query, key, value)
-    decay = check_log_decay(log_decay, query, per_token=True, channels=True, constant=True)
+    decay = check_log_decay(log_decay, query, sizes, per_token=True, constant=True)
     check_bonus(bonus, sizes)
     state = check_state("initial_state", initial_state, query, sizes, dtype, per_token=True)
     starts = check_segments(segment_ids, query)
@@ -83,16 +89,19 @@ def linear_recurrence(
     if decay is not None:
         decay = decay.astype(dtype)
         if log_decay is not None and log_decay.ndim == 1:
-            decay = jnp.broadcast_to(decay, (*query.shape[:-1], 1))
+            decay = jnp.broadcast_to(decay, (*value.shape[:-1], 1))
     fresh = initial_state is None
-    if form == "chunked" and query.shape[-3]:
-        out, state = chunked_linear(query, key, value, decay, bonus, starts, state, chunk, fresh=fresh)
-        return out.astype(value.dtype), state
 
-    def token(query, key, value, decay, state):
+    def token(bonus, query, key, value, decay, state):
         return linear_token(query, key, value, None if decay is None else jnp.exp(decay), bonus, state)
 
-    out, state = scan_tokens(token, (query, key, value, decay), starts, state, fresh=fresh)
+    def run(query, key, value, decay, bonus, state):
+        if form == "chunked" and query.shape[-3]:
+            return chunked_linear(query, key, value, decay, bonus, starts, state, chunk, fresh=fresh)
+        one = functools.partial(token, bonus)
+        return scan_tokens(one, (query, key, value, decay), starts, state, fresh=fresh)
+
+    out, state = over_groups(run, query, key, {"value": value, "decay": decay, "bonus": bonus}, state)
     return out.astype(value.dtype), state
 
 
@@ -108,8 +117,8 @@ def linear_step(
     """One token of `linear_recurrence`, for decoding: time and memory do not depend on how many came before.
 
     Args:
-        query: `[..., heads, k_dim]`.
-        key: as `query`.
+        query: `[..., q_heads, k_dim]`, heads as there.
+        key: `[..., k_heads, k_dim]`.
         value: `[..., heads, v_dim]`.
         state: `[..., heads, k_dim, v_dim]`, float32; zeros for the first token.
         log_decay: None, `[heads]`, `[..., heads]` or `[..., heads, k_dim]`.
@@ -128,11 +137,11 @@ def linear_step(
     """
     sizes = check_sequences(query, key, value, axis="")
     dtype = state_dtype(query, key, value)
-    decay = check_log_decay(log_decay, query, per_token=False, channels=True, constant=True)
+    decay = check_log_decay(log_decay, query, sizes, per_token=False, constant=True)
     check_bonus(bonus, sizes)
     state = check_state("state", state, query, sizes, dtype, per_token=False)
-    wide = [None if one is None else one.astype(dtype) for one in (query, key, value, decay, bonus)]
-    if wide[3] is not None:
-        wide[3] = jnp.exp(wide[3])
-    out, state = linear_token(*wide, state=state)
+    arrays = widened(dtype, query=query, key=key, value=value, decay=decay, bonus=bonus)
+    if decay is not None:
+        arrays["decay"] = jnp.broadcast_to(jnp.exp(arrays["decay"]), (*value.shape[:-1], decay.shape[-1]))
+    out, state = over_groups(linear_token, arrays.pop("query"), arrays.pop("key"), arrays, state)
     return out.astype(value.dtype), state

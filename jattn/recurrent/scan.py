@@ -29,7 +29,7 @@ def linear_token(query, key, value, decay, bonus, state):
 
 
 def delta_token(query, key, value, beta, decay, state):
-    """A token of the delta rule; `beta [..., heads]`, the rest as in `linear_token`."""
+    """A token of the delta rule, which decays before it recalls; `beta [..., heads]`, the rest as in `linear_token`."""
     kept = state if decay is None else decay[..., None] * state
     recalled = jnp.einsum("...hkv,...hk->...hv", kept, key)
     new = kept + key[..., :, None] * (beta[..., None] * (value - recalled))[..., None, :]

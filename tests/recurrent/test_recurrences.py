@@ -11,8 +11,8 @@ from recurrences import KINDS, inputs, run, state_of
 
 from jattn.recurrent import delta_step, linear_step
 
-GATED = ("scalar", "channel", "bonus", "gated delta")
-EACH = [*((kind, "chunked") for kind in KINDS), ("bonus", "scan"), ("gated delta", "scan")]
+GATED = ("scalar", "channel", "bonus", "gated delta", "channel delta")
+EACH = [*((kind, "chunked") for kind in KINDS), ("bonus", "scan"), ("gated delta", "scan"), ("channel delta", "scan")]
 
 
 def expected(given, state=None, segments=None):
@@ -83,7 +83,7 @@ def test_is_the_parallel_form(kind):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 100])
-@pytest.mark.parametrize("kind", ["bonus", "gated delta"])
+@pytest.mark.parametrize("kind", ["bonus", "gated delta", "channel delta"])
 def test_chunk_changes_nothing(kind, chunk):
     given = inputs(kind, 37, extreme=True)
     assert_close(run(given, chunk=chunk), expected(given))
@@ -119,7 +119,7 @@ def test_gradients_are_those_of_the_definition(kind, form):
         np.testing.assert_allclose(gradient, numeric, rtol=0, atol=2e-5 * max(1, np.abs(numeric).max()))
 
 
-@pytest.mark.parametrize("kind", ["channel", "scalar", "bonus", "gated delta"])
+@pytest.mark.parametrize("kind", ["channel", "scalar", "bonus", "gated delta", "channel delta"])
 def test_gradients_of_extreme_gates_are_finite_and_those_of_the_scan(kind):
     given = inputs(kind, 40, extreme=True)
 
@@ -240,7 +240,8 @@ DELTA = inputs("gated delta", 5)
         (SMALL, {"log_decay": np.zeros((5, 6), np.float32)}, "`log_decay` must have shape"),
         (SMALL, {"log_decay": np.zeros((1, 5, 2, 6, 1), np.float32)}, "`log_decay` must have shape"),
         (SMALL, {"bonus": np.zeros((6,), np.float32)}, r"`bonus` must have shape \[heads, k_dim\]"),
-        (SMALL, {"key": np.zeros((5, 3, 6), np.float32)}, "`key` must have shape.*heads = 2"),
+        (SMALL, {"key": np.zeros((5, 3, 6), np.float32)}, "`value` must have as many heads as `key`.*got 2 and 3"),
+        (SMALL, {"query": np.zeros((5, 3, 6), np.float32)}, r"`query` must have as many heads as `key` \(2\).*got 3"),
         (SMALL, {"initial_state": np.zeros((2, 5, 6), np.float32)}, r"`initial_state` must have shape \(2, 6, 5\)"),
         (SMALL, {"initial_state": np.zeros((2, 6, 5), np.float16)}, "`initial_state` must be float32.*astype"),
         (SMALL, {"segment_ids": np.array([0, 1, 0, 1, 1])}, "`segment_ids` must not decrease"),
@@ -254,12 +255,70 @@ DELTA = inputs("gated delta", 5)
         (DELTA, {"beta": np.full((5, 2), 2.5, np.float32)}, r"`beta` must lie in \[0, 2\]"),
         (DELTA, {"beta": np.zeros((5, 3), np.float32)}, "`beta` must have shape"),
         (DELTA, {"correct": 1}, "`correct` must be True or False; got 1"),
-        (DELTA, {"log_decay": np.zeros((5, 2, 6), np.float32)}, "`log_decay` must have shape"),
+        (
+            DELTA,
+            {"log_decay": np.zeros((5, 2, 5), np.float32)},
+            r"`log_decay` must have shape \[..., length, heads, k_dim\] with k_dim = 6; got \(5, 2, 5\)",
+        ),
+        (
+            DELTA,
+            {"log_decay": np.zeros((2,), np.float32)},
+            r"heads\] = \(5, 2\) or .*k_dim\] = \(5, 2, 6\); got \(2,\)",
+        ),
     ],
 )
 def test_bad_input_is_named(given, options, message):
     with pytest.raises(ValueError, match=message):
         run({**given, **options})
+
+
+GROUPS = {"queries": (4, 2, 2), "values": (2, 2, 4), "a query of each value": (4, 2, 4), "both": (8, 2, 4)}
+"""Heads of queries, keys and values."""
+
+
+@pytest.mark.parametrize("heads", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("kind", ["scalar", "bonus", "channel delta"])
+def test_grouped_heads_are_repeated_heads(kind, heads):
+    """Values, states and gradients, in both forms and by steps; and nothing is repeated in memory."""
+    q_heads, k_heads, states = heads
+    most = max(heads)
+    whole = inputs(kind, 11, states)
+    given = {**whole, "key": whole["key"][:, :k_heads], "query": inputs(kind, 11, q_heads, seed=1)["query"]}
+    state = state_of({**given, "key": whole["key"]})
+
+    def repeated(given, state, form):
+        def to(array, axis, of):
+            return jnp.repeat(array, most // of, axis)
+
+        apart = {
+            name: to(array, -2 if array.ndim == 3 or name == "bonus" else -1, states) for name, array in given.items()
+        }
+        apart.update(query=to(given["query"], -2, q_heads), key=to(given["key"], -2, k_heads))
+        out, last = run(apart, initial_state=to(state, 0, states), form=form, chunk=4)
+        return out, last[:: most // states]
+
+    def steps(given, state, form):
+        outs, tokens = [], {name: array for name, array in given.items() if name != "bonus"}
+        for t in range(11):
+            one = {name: array[t] for name, array in tokens.items()} | {n: given[n] for n in given if n == "bonus"}
+            out, state = (delta_step if "beta" in given else linear_step)(**one, state=state)
+            outs.append(out)
+        return jnp.stack(outs), state
+
+    def loss(given, state, function, form):
+        out, last = function(given, state, form)
+        return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.sin(last)), (out, last)
+
+    @functools.partial(jax.jit, static_argnums=(2, 3))
+    def graded(given, state, function, form):
+        gradients, found = jax.grad(loss, (0, 1), has_aux=True)(given, state, function, form)
+        return *found, *jax.tree.leaves(gradients)
+
+    grouped = lambda given, state, form: run(given, initial_state=state, form=form, chunk=4)  # noqa: E731
+    wanted = graded(given, state, repeated, "scan")
+    assert_close(graded(given, state, grouped, "chunked"), wanted)
+    assert_close(grouped(given, state, "scan"), wanted[:2])
+    assert_close(steps(given, state, None), wanted[:2])
 
 
 def test_bad_state_of_a_step_is_named():

@@ -45,6 +45,13 @@ class Hyena(Generative):
     part of a sequence is the same part of the output. As in the paper, order N has N long convolutions; the authors'
     code at order 2 has one, and two gates.
 
+    The filters do not start as in the authors' `HyenaFilter`, so a first training may go another way. Kernels are LeCun
+    normal and biases 0; theirs are PyTorch's uniform numbers, kernels 1/√3 as wide. There are two hidden layers of sin;
+    theirs has three. f starts at 10; theirs (`w`) at 1. The FFN sees multiples 1 to `bands` of 2πt / max_len; theirs
+    0 to `bands` - 1, so that their default of one band leaves time alone. Time is t / max_len; theirs
+    t / (max_len - 1). The lengths of the windows are spread evenly over the features; of theirs it is the rates α. D
+    starts as theirs, normal.
+
     `step` decodes one token with the inputs of each long convolution kept: O(max_len) time and memory a token, not
     O(1). A NaN or inf makes the outputs NaN from its position on, and none before it. Packed segments are refused: an
     FFT mixes the whole row.

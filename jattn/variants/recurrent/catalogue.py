@@ -51,4 +51,11 @@ VARIANTS: tuple[Variant, ...] = (
         TESTED,
         "associative_recall_delta",
     ),
+    Variant(
+        "Kimi Delta Attention",
+        "the delta rule with a gate for each channel",
+        "Kimi Team 2025, arXiv:2510.26692",
+        "jattn.variants.recurrent.KimiDelta",
+        TESTED,
+    ),
 )

@@ -26,7 +26,7 @@ def log_rate(heads: int) -> Parameter:
     return bias(heads, init=_rates)
 
 
-def step_size_bias(heads: int) -> Parameter:
+def step_size_bias(*shape: int) -> Parameter:
     """b: softplus(b) is drawn between .001 and .1, evenly in its logarithm.
 
     So an average token keeps, by softplus(b) exp(a), from .2 to .999 of the state, in half of the heads more than .9:
@@ -39,4 +39,4 @@ def step_size_bias(heads: int) -> Parameter:
     >>> print(jnp.median(kept).round(2), kept.min() > 0.2)
     0.93 True
     """
-    return bias(heads, init=_step_sizes)
+    return bias(*shape, init=_step_sizes)

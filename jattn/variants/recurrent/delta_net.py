@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
-from ...core.shapes import check_positive
+from ...core.shapes import check_flags, check_multiple, check_positive
 from ...modules.layer import kernel
 from ...recurrent import delta_rule, delta_step
 from ..convolutional.short_convolution import ShortConvolution
-from .layer import Made, Recurrent, RecurrentState, to_heads, unit, wide
+from .layer import Made, Recurrent, RecurrentState, check_above_zero, to_heads, unit, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +22,23 @@ class DeltaNet(Recurrent):
         S_t = (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ,    out_t = norm(S_tᵀ q_t) W_o
 
     Yang et al. 2024 (arXiv:2406.06484), after Schlag et al. 2021 (arXiv:2102.11174). short is a causal convolution of
-    each channel with `taps` taps. The norm is the root mean square of a head, times a learnt scale.
+    each channel with `taps` taps. The norm is the root mean square of a head, times a learned scale. Options have the
+    names of flash-linear-attention, whose defaults are `scale=k_dim**-0.5` and `norm_eps=1e-5`.
 
     Args:
         features: of inputs and outputs.
-        heads: how many.
+        heads: of queries and keys.
         k_dim: of a head's keys.
         v_dim: of a head's values.
         taps: of the short convolution.
+        num_v_heads: heads of values, β and states, by default `heads`, a multiple of it; values that are neighbors
+            share a query and a key.
+        scale: of the unit queries. Only the ε of the norm tells it from 1.
+        allow_neg_eigval: whether β is twice the sigmoid (Grazzi et al. 2024, arXiv:2411.12537).
+        norm_eps: ε of the norm.
 
     Raises:
-        ValueError: sizes below 1; at the call, shapes that do not fit.
+        ValueError: sizes below 1; heads that do not divide; at the call, shapes that do not fit.
 
     >>> import jax
     >>> layer = DeltaNet(16, 2, 4, 8)
@@ -41,14 +47,34 @@ class DeltaNet(Recurrent):
     """
 
     taps: int = 4
+    num_v_heads: int | None = dataclasses.field(default=None, kw_only=True)
+    scale: float = dataclasses.field(default=1.0, kw_only=True)
+    allow_neg_eigval: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(taps=self.taps)
+        if self.num_v_heads is None:
+            object.__setattr__(self, "num_v_heads", self.heads)
+        check_positive(taps=self.taps, num_v_heads=self.num_v_heads)
+        check_multiple("heads", num_v_heads=self._memories, heads=self.heads)
+        check_above_zero(scale=self.scale)
+        check_flags(allow_neg_eigval=self.allow_neg_eigval)
+
+    @property
+    def _memories(self) -> int:
+        return int(self.num_v_heads or 0)
+
+    @property
+    def _key_heads(self) -> int:
+        return self.heads
+
+    @property
+    def _out_heads(self) -> int:
+        return self._memories
 
     @property
     def _convolution(self) -> ShortConvolution:
-        return ShortConvolution(self.heads * (2 * self.k_dim + self.v_dim), self.taps)
+        return ShortConvolution(2 * self.heads * self.k_dim + self._memories * self.v_dim, self.taps)
 
     @property
     def _past(self) -> tuple[int, int]:
@@ -58,7 +84,7 @@ class DeltaNet(Recurrent):
         """`query`, `key`, `value`, `beta`, `convolution` (channels of q, k and v in this order), `norm` and `out`."""
         return {
             **super().parameters(),
-            "beta": {"kernel": kernel(self.features, self.heads)},
+            "beta": {"kernel": kernel(self.features, self._memories)},
             "convolution": self._convolution.parameters(),
         }
 
@@ -66,11 +92,12 @@ class DeltaNet(Recurrent):
         arrays = [to_heads(parameters, name, inputs) for name in ("query", "key", "value")]
         arrays, past = self._convolution.of_heads(parameters["convolution"], arrays, state.past, segment_ids)
         query, key, value = arrays
-        beta = jax.nn.sigmoid(wide(inputs @ parameters["beta"]["kernel"]))
-        return Made({"query": unit(query), "key": unit(key), "value": value, "beta": beta}, {}, None, past)
+        beta = jax.nn.sigmoid(wide(inputs @ parameters["beta"]["kernel"])) * (2 if self.allow_neg_eigval else 1)
+        query = unit(query) * self.scale
+        return Made({"query": query, "key": unit(key), "value": value, "beta": beta}, {}, None, past)
 
     def _whole(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
-        return delta_rule(**arrays, correct=False)  # β ‖k‖² is below 1
+        return delta_rule(**arrays, correct=self.allow_neg_eigval)  # else β ‖k‖² is below 1
 
     def _single(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
         return delta_step(**arrays)

@@ -21,10 +21,12 @@ class GatedDeltaNet(DeltaNet):
         out_t = (swish(x_t W_g) ⊙ norm(S_tᵀ q_t)) W_o
 
     Yang, Kautz & Hatamizadeh 2024 (arXiv:2412.06464); q, k, v and β with their short convolutions, sizes and errors as
-    in `DeltaNet`. The decay is Mamba-2's, with a and b learnt for each head and first drawn as there.
+    in `DeltaNet`. The decay is Mamba-2's, with a and b learned for each head of values and first drawn as there.
+    Qwen3-Next's layers have fewer heads of keys than of values, `scale=k_dim**-0.5`, and one scale of the norm for all
+    heads.
 
     >>> import jax
-    >>> layer = GatedDeltaNet(16, 2, 4, 8)
+    >>> layer = GatedDeltaNet(16, 2, 4, 8, num_v_heads=4, scale=0.5)
     >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
@@ -34,11 +36,11 @@ class GatedDeltaNet(DeltaNet):
         return {
             **super().parameters(),
             "decay": {
-                "kernel": kernel(self.features, self.heads),
-                "bias": step_size_bias(self.heads),
-                "log": log_rate(self.heads),
+                "kernel": kernel(self.features, self._memories),
+                "bias": step_size_bias(self._memories),
+                "log": log_rate(self._memories),
             },
-            "swish": projection(self.features, self.heads, self.v_dim),
+            "swish": projection(self.features, self._memories, self.v_dim),
         }
 
     def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:

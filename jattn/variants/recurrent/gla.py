@@ -32,6 +32,7 @@ class GLA(Grouped):
         gate_rank: of the gate's logits.
         temperature: τ.
         taps: of a short convolution with swish on q, k and v, such as 4; None, as in the paper, for none.
+        norm_eps: ε of the norm.
 
     Raises:
         ValueError: sizes below 1; heads that do not divide; at the call, shapes that do not fit.

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -71,26 +72,42 @@ def unit(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     return (long * jax.lax.rsqrt(jnp.sum(long**2, -1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
+def check_above_zero(**numbers: Any) -> None:
+    """Finite numbers above 0.
+
+    Raises:
+        ValueError: naming the number.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be a finite number above 0; got {value!r}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Recurrent(Generative):
-    """A layer whose state is a matrix for each head. Subclasses give `_make`; sizes of their own come after these."""
+    """A layer whose state is a matrix for each head. Subclasses give `_make`; sizes of their own come after these.
+
+    All of them have `norm_eps`, the ε of the norm before the output, as a keyword.
+    """
 
     features: int
     heads: int
     k_dim: int
     v_dim: int
+    norm_eps: float = dataclasses.field(default=1e-6, kw_only=True)
 
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads, k_dim=self.k_dim, v_dim=self.v_dim)
+        check_above_zero(norm_eps=self.norm_eps)
 
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value`, `norm` and `out`."""
         return {
             "query": projection(self.features, self.heads, self.k_dim),
-            "key": projection(self.features, self._memories, self.k_dim),
+            "key": projection(self.features, self._key_heads, self.k_dim),
             "value": projection(self.features, self._memories, self.v_dim),
-            "norm": scale(self.heads, self.v_dim),
-            "out": {"kernel": kernel(self.heads, self.v_dim, self.features, inputs=2)},
+            "norm": scale(self._out_heads, self.v_dim),
+            "out": {"kernel": kernel(self._out_heads, self.v_dim, self.features, inputs=2)},
         }
 
     def initial_state(
@@ -138,6 +155,16 @@ class Recurrent(Generative):
         return self.heads
 
     @property
+    def _key_heads(self) -> int:
+        """How many heads keys have."""
+        return self._memories
+
+    @property
+    def _out_heads(self) -> int:
+        """How many heads the output has."""
+        return self.heads
+
+    @property
     def _past(self) -> tuple[int, int]:
         """The shape of `RecurrentState.past`."""
         return (0, 0)
@@ -153,10 +180,17 @@ class Recurrent(Generative):
         return linear_step(**arrays)
 
     def _output(self, parameters: Mapping[str, Any], out: jax.Array, gate: jax.Array | None) -> jax.Array:
-        heads = rms_norm(out, parameters["norm"]["scale"])
+        heads = self._normalized(parameters["norm"], out)
         if gate is not None:
-            heads = jax.nn.silu(gate) * heads
+            heads = self._activation(gate) * heads
         return jnp.einsum("...hd,hdf->...f", heads, parameters["out"]["kernel"])
+
+    def _normalized(self, parameters: Mapping[str, Any], out: jax.Array) -> jax.Array:
+        """Of `[..., heads, v_dim]`."""
+        return rms_norm(out, parameters["scale"], self.norm_eps)
+
+    def _activation(self, gate: jax.Array) -> jax.Array:
+        return jax.nn.silu(gate)
 
     def _state(self, before: RecurrentState, memory: jax.Array, made: Made, length: int) -> RecurrentState:
         return RecurrentState(memory, made.past.astype(before.past.dtype), before.position + length)
@@ -178,20 +212,3 @@ class Grouped(Recurrent):
     @property
     def _memories(self) -> int:
         return int(self.kv_heads or 0)
-
-    def _whole(self, *, query: jax.Array, **arrays: Any) -> tuple[jax.Array, jax.Array]:
-        return self._read(linear_recurrence, query, arrays)
-
-    def _single(self, *, query: jax.Array, **arrays: Any) -> tuple[jax.Array, jax.Array]:
-        return self._read(linear_step, query, arrays)
-
-    def _read(self, recurrence: Any, query: jax.Array, arrays: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-        if self._memories == self.heads:
-            return recurrence(query=query, **arrays)
-        # Query heads of a group are neighbours, as in grouped-query attention. The state, which does not depend on
-        # queries, is computed once for a group.
-        shape = (self._memories, self.heads // self._memories)
-        groups = query.reshape(*query.shape[:-2], *shape, query.shape[-1])
-        run = jax.vmap(lambda one: recurrence(query=one, **arrays), in_axes=-2, out_axes=(-2, None))
-        out, memory = run(groups)
-        return out.reshape(*query.shape[:-1], self.v_dim), memory

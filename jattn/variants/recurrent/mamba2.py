@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...foundation.arrays import known_values
 from ...modules.layer import kernel
+from ...modules.norms import rms_norm
 from ...recurrent import linear_recurrence, linear_step
 from ..arguments import leave_out
 from ..convolutional.short_convolution import ShortConvolution
@@ -54,7 +55,7 @@ def ssd(
     (10, 2, 4)
     """
     options = leave_out(options, "the decay is of `step_size` and `rate`, and there is no bonus", "log_decay", "bonus")
-    entry, readout = _checked(x, step_size, rate, entry, readout, skip, "length ")
+    _check(x, step_size, rate, entry, readout, skip, "length ")
     value = step_size[..., None] * x
     out, state = linear_recurrence(readout, entry, value, log_decay=-step_size * rate, **options)
     return (out if skip is None else out + skip[:, None] * x).astype(x.dtype), state
@@ -91,13 +92,12 @@ def ssd_step(
     >>> ssd_step(x, sizes, jnp.ones(2), shared, shared, None, jnp.zeros((2, 3, 4)))[0].shape
     (2, 4)
     """
-    entry, readout = _checked(x, step_size, rate, entry, readout, skip, "")
+    _check(x, step_size, rate, entry, readout, skip, "")
     out, state = linear_step(readout, entry, step_size[..., None] * x, state, log_decay=-step_size * rate)
     return (out if skip is None else out + skip[:, None] * x).astype(x.dtype), state
 
 
-def _checked(x, step_size, rate, entry, readout, skip, length) -> tuple[jax.Array, jax.Array]:
-    """B and C of each head."""
+def _check(x, step_size, rate, entry, readout, skip, length) -> None:
     arrays = {
         "x": (x, f"... {length}heads dim"),
         "step_size": (step_size, f"... {length}heads"),
@@ -116,8 +116,6 @@ def _checked(x, step_size, rate, entry, readout, skip, length) -> tuple[jax.Arra
     heads, groups = sizes["heads"], sizes["groups"]
     check_positive(groups=groups)
     check_multiple("groups", heads=heads, groups=groups)
-    repeated = (one if groups == heads else jnp.repeat(one, heads // groups, -2) for one in (entry, readout))
-    return next(repeated), next(repeated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +126,11 @@ class Mamba2(Recurrent):
         out_t = norm(ssd(x', Δ, exp(a), B, C, D)_t ⊙ swish(x_t W_z)) W_o
 
     Dao & Gu 2024 (arXiv:2405.21060). short is a causal convolution of each channel with `taps` taps. B and C are
-    shared by the heads of a group. The norm is the root mean square of a head, times a learnt scale; the paper's is
-    over all heads, or the heads of a device. exp(a) is first drawn between 1 and 16 and softplus(b) between .001 and
-    .1, as in the authors' code, so that most heads start by keeping nine tenths or more of their state at each token.
+    shared by the heads of a group. The norm is the root mean square of `group_size` channels, times a learned scale: a
+    head, unless given. In the authors' code it is that of a group of heads, `heads * v_dim // groups`, with `norm_eps`
+    1e-5; in Hugging Face's that of all, `heads * v_dim`. exp(a) is first drawn between 1 and 16 and softplus(b) between
+    .001 and .1, as in the authors' code, so that most heads start by keeping nine tenths or more of their state at each
+    token.
 
     Args:
         features: of inputs and outputs.
@@ -139,9 +139,12 @@ class Mamba2(Recurrent):
         v_dim: of a head, P in the paper.
         groups: of heads; `heads` is a multiple of it.
         taps: of the short convolution.
+        group_size: how many neighboring channels of all heads are normalized together; by default `v_dim`.
+        norm_eps: ε of the norm.
 
     Raises:
-        ValueError: sizes below 1; groups that do not divide the heads; at the call, shapes that do not fit.
+        ValueError: sizes below 1; groups that do not divide the heads, or channels; at the call, shapes that do not
+            fit.
 
     >>> import jax
     >>> layer = Mamba2(16, 4, 4, 8, groups=2)
@@ -151,11 +154,19 @@ class Mamba2(Recurrent):
 
     groups: int = 1
     taps: int = 4
+    group_size: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(groups=self.groups, taps=self.taps)
+        if self.group_size is None:
+            object.__setattr__(self, "group_size", self.v_dim)
+        check_positive(groups=self.groups, taps=self.taps, group_size=self.group_size)
         check_multiple("groups", heads=self.heads, groups=self.groups)
+        if self.heads * self.v_dim % int(self.group_size or 0):
+            raise ValueError(
+                f"`group_size` must divide the {self.heads} heads x {self.v_dim} = {self.heads * self.v_dim} channels; "
+                f"got {self.group_size}."
+            )
 
     @property
     def _convolution(self) -> ShortConvolution:
@@ -203,3 +214,8 @@ class Mamba2(Recurrent):
 
     def _output(self, parameters: Mapping[str, Any], out: jax.Array, gate: jax.Array | None) -> jax.Array:
         return super()._output(parameters, out if gate is None else out * jax.nn.silu(gate), None)
+
+    def _normalized(self, parameters: Mapping[str, Any], out: jax.Array) -> jax.Array:
+        groups = (-1, int(self.group_size or 0))
+        found = rms_norm(out.reshape(*out.shape[:-2], *groups), parameters["scale"].reshape(groups), self.norm_eps)
+        return found.reshape(out.shape)

@@ -23,7 +23,7 @@ class RetNet(Grouped):
     θ from 1 to 1/10000 in a geometric row, as in the authors' code; with the decay it makes xPos. Only relative
     positions matter, so packed segments need no positions of their own. The norm (the paper's group norm, a group a
     head) is the root mean square, as in the authors' code, times a scale that is learnt, which their code does not
-    have; the paper's three normalisations before it change nothing but the ε of the norm, and are left out.
+    have; the paper's three normalizations before it change nothing but the ε of the norm, and are left out.
 
     Args:
         features: of inputs and outputs.
@@ -32,6 +32,7 @@ class RetNet(Grouped):
         v_dim: of a head's values.
         kv_heads: heads of keys, values and states, by default `heads`, a multiple of it; queries that are neighbours
             share one. h counts these, from 0. The paper does not group.
+        norm_eps: ε of the norm. The authors' code has 1e-6 (`layernorm_eps`), flash-linear-attention 1e-5.
 
     Raises:
         ValueError: sizes below 1; heads that do not divide; an odd `k_dim`; at the call, shapes that do not fit.

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive
+from ...core.shapes import check_flags, check_positive
+from ...modules.layer import bias
+from ...modules.norms import layer_norm
 from .layer import Made, Recurrent, RecurrentState, projection, scale, to_heads, wide
 from .low_rank import LowRank
 from .token_shift import TokenShift
@@ -22,7 +24,8 @@ class RWKV(Recurrent):
         o_t = (S_{t-1} + diag(u) k_t v_tᵀ)ᵀ r_t,    out_t = (swish(x_t^g W_g) ⊙ norm(o_t)) W_o
 
     Peng et al. 2024 (arXiv:2404.05892), the time mixing of the "finch" version; r, k and v are projections of their
-    mixtures. The norm is the root mean square of a head, times a learnt scale; the paper's is a layer norm.
+    mixtures. The norm is the root mean square of a head, times a learned scale; with `group_norm` it is the paper's, a
+    layer norm of each head with scale and bias (`ln_x` in the authors' code, whose ε is `norm_eps=64e-5`).
 
     Args:
         features: of inputs and outputs.
@@ -31,9 +34,11 @@ class RWKV(Recurrent):
         v_dim: of a head's values.
         gate_rank: of what the decay learns of the token.
         shift_rank: of what each mixture learns of the token.
+        group_norm: whether the norm is a layer norm with a bias.
+        norm_eps: ε of the norm.
 
     Raises:
-        ValueError: sizes below 1; at the call, shapes that do not fit.
+        ValueError: sizes below 1; a flag that is neither True nor False; at the call, shapes that do not fit.
 
     >>> import jax
     >>> layer = RWKV(16, 2, 4, 8)
@@ -43,9 +48,11 @@ class RWKV(Recurrent):
 
     gate_rank: int = 64
     shift_rank: int = 32
+    group_norm: bool = False
 
     def __post_init__(self):
         super().__post_init__()
+        check_flags(group_norm=self.group_norm)
         check_positive(gate_rank=self.gate_rank, shift_rank=self.shift_rank)
 
     @property
@@ -62,13 +69,21 @@ class RWKV(Recurrent):
 
     def parameters(self) -> dict[str, Any]:
         """`query` (r), `key`, `value`, `swish`, `shift`, `decay` of low rank, `bonus`, `norm` and `out`."""
-        return {
+        made = {
             **super().parameters(),
             "swish": projection(self.features, self.heads, self.v_dim),
             "shift": self._shift.parameters(),
             "decay": self._decay.parameters(),
             "bonus": scale(self.heads, self.k_dim),
         }
+        if self.group_norm:
+            made["norm"] = {**made["norm"], "bias": bias(self.heads, self.v_dim)}
+        return made
+
+    def _normalized(self, parameters: Mapping[str, Any], out: jax.Array) -> jax.Array:
+        if not self.group_norm:
+            return super()._normalized(parameters, out)
+        return layer_norm(out, parameters["scale"], parameters["bias"], self.norm_eps)
 
     def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
         mixed, past = self._shift(parameters["shift"], inputs, state.past, segment_ids)

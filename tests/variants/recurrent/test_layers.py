@@ -12,10 +12,19 @@ from variant_layers import check_layer
 
 import jattn.linen
 import jattn.nnx
-from jattn.variants.recurrent import GLA, DeltaNet, GatedDeltaNet, Mamba2, RetNet, ssd, ssd_step
+from jattn.variants.recurrent import GLA, RWKV, DeltaNet, GatedDeltaNet, KimiDelta, Mamba2, RetNet, ssd, ssd_step
 from jattn.variants.recurrent.layer import Recurrent
 
 RECURRENT = {name: layer for name, layer in LAYERS.items() if isinstance(layer, Recurrent)}
+OPTIONS: dict[str, Recurrent] = {
+    "Mamba-2, a norm of each group": Mamba2(FEATURES, 4, 4, 3, groups=2, group_size=6, norm_eps=0.1),
+    "Mamba-2, a norm of all": Mamba2(FEATURES, 4, 4, 3, group_size=12),
+    "RWKV-6, a layer norm": RWKV(FEATURES, 2, 4, 3, gate_rank=5, shift_rank=4, group_norm=True, norm_eps=0.1),
+    "RetNet, epsilon": RetNet(FEATURES, 2, 4, 3, norm_eps=0.1),
+    "DeltaNet, negative eigenvalues": DeltaNet(FEATURES, 2, 4, 3, allow_neg_eigval=True, norm_eps=0.1),
+    "Gated DeltaNet, not grouped": GatedDeltaNet(FEATURES, 2, 4, 3, norm_eps=0.1),
+}
+"""What published checkpoints ask for; the equations are enough."""
 
 
 def sigmoid(x):
@@ -30,8 +39,8 @@ def softplus(x):
     return np.log1p(np.exp(x))
 
 
-def rms(x):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+def rms(x, epsilon=1e-6):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
 
 
 def unit(x):
@@ -76,9 +85,12 @@ def truth(layer, p, x):
     def project(name):
         return np.einsum("tf,fhd->thd", source.get(name, x), p[name]["kernel"])
 
-    def shared(array):
-        """Of each head: heads of a group are neighbours."""
+    def shared(array, heads=heads):
+        """Of each head: heads of a group are neighbors."""
         return np.stack([array[:, h * array.shape[1] // heads] for h in range(heads)], 1)
+
+    def low_rank(name):
+        return np.einsum("tr,rhd->thd", x @ p[name]["down"], p[name]["up"]) + p[name]["bias"]
 
     def channels(gates):
         return np.broadcast_to(gates[..., None], (len(x), heads, width))
@@ -89,7 +101,8 @@ def truth(layer, p, x):
         delta = softplus(x @ p["step_size"]["kernel"] + p["step_size"]["bias"])
         decay = channels(-delta * np.exp(p["rate"]["log"]))
         out, _ = recurrences.linear(shared(readout), shared(entry), delta[..., None] * value, decay)
-        out = rms((out + p["skip"]["scale"][:, None] * value) * swish(project("swish"))) * scale
+        out = (out + p["skip"]["scale"][:, None] * value) * swish(project("swish"))
+        out = rms(out.reshape(len(x), -1, layer.group_size), layer.norm_eps).reshape(out.shape) * scale
         return np.einsum("thd,hdf->tf", out, p["out"]["kernel"])
 
     arrays = [project(name) for name in ("query", "key", "value")]
@@ -102,8 +115,7 @@ def truth(layer, p, x):
         decay = channels(shared(np.broadcast_to(rates, key.shape[:2])))
         out, _ = recurrences.linear(query, shared(key), shared(value), decay)
     elif kind == "GLA":
-        logits = np.einsum("tr,rhd->thd", x @ p["gate"]["down"], p["gate"]["up"]) + p["gate"]["bias"]
-        decay = np.log(sigmoid(logits) ** (1 / 16))
+        decay = np.log(sigmoid(low_rank("gate")) ** (1 / 16))
         out, _ = recurrences.linear(query / np.sqrt(width), shared(key), shared(value), shared(decay))
     elif kind == "RWKV":
         decay = p["decay"]
@@ -113,20 +125,29 @@ def truth(layer, p, x):
         decay = None
         if kind == "GatedDeltaNet":
             decay = -np.exp(p["decay"]["log"]) * softplus(x @ p["decay"]["kernel"] + p["decay"]["bias"])
-        beta = sigmoid(x @ p["beta"]["kernel"])
-        out, _ = recurrences.delta(unit(query), unit(key), value, beta, decay)
-    gate = 1 if kind == "DeltaNet" else swish(project("swish"))
-    return np.einsum("thd,hdf->tf", rms(out) * scale * gate, p["out"]["kernel"])
+        elif kind == "KimiDelta":
+            decay = -np.exp(p["decay"]["log"])[:, None] * softplus(low_rank("decay"))
+        beta = sigmoid(x @ p["beta"]["kernel"]) * (2 if layer.allow_neg_eigval else 1)
+        query, key = shared(unit(query) * layer.scale, layer.num_v_heads), shared(unit(key), layer.num_v_heads)
+        out, _ = recurrences.delta(query, key, value, beta, decay)
+    gate = {"KimiDelta": lambda: sigmoid(low_rank("gate")), "DeltaNet": lambda: 1}.get(
+        kind, lambda: swish(project("swish"))
+    )()
+    if kind == "RWKV" and layer.group_norm:
+        out = rms(out - out.mean(-1, keepdims=True), layer.norm_eps) * scale + p["norm"]["bias"]
+    else:
+        out = rms(out, layer.norm_eps) * scale
+    return np.einsum("thd,hdf->tf", out * gate, p["out"]["kernel"])
 
 
-@pytest.mark.parametrize("name", RECURRENT)
-def test_is_its_equations(name):
+@pytest.mark.parametrize("layer", (RECURRENT | OPTIONS).values(), ids=RECURRENT | OPTIONS)
+def test_is_its_equations(layer):
     (x,) = normal(0, (2, 8, FEATURES))
-    parameters = random_parameters(RECURRENT[name])
+    parameters = random_parameters(layer)
     double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters)
-    out = jax.jit(RECURRENT[name].__call__)(parameters, x)
+    out = jax.jit(layer.__call__)(parameters, x)
     for i in range(2):
-        assert recurrences.relative_error(out[i], truth(RECURRENT[name], double, x[i].astype(np.float64))) < 1e-5
+        assert recurrences.relative_error(out[i], truth(layer, double, x[i].astype(np.float64))) < 1e-5
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -212,6 +233,18 @@ def test_ssd_is_the_state_space_model():
         (lambda: DeltaNet(8, 2, 4, 4, taps=-1), "`taps` must be a positive int; got -1"),
         (lambda: Mamba2(8, 4, 4, 4, groups=3), "`heads` must be a multiple of `groups`; got heads 4 and groups 3"),
         (lambda: Mamba2(8, 4, 4, 4, taps=2.5), "`taps` must be a positive int; got 2.5"),
+        (
+            lambda: Mamba2(8, 4, 4, 4, group_size=5),
+            "`group_size` must divide the 4 heads x 4 = 16 channels; got 5",
+        ),
+        (lambda: RetNet(8, 2, 4, 4, norm_eps=0.0), "`norm_eps` must be a finite number above 0; got 0.0"),
+        (lambda: RWKV(8, 2, 4, 4, group_norm=1), "`group_norm` must be True or False; got 1"),
+        (
+            lambda: GatedDeltaNet(8, 2, 4, 4, num_v_heads=3),
+            "`num_v_heads` must be a multiple of `heads`; got num_v_heads 3 and heads 2",
+        ),
+        (lambda: DeltaNet(8, 2, 4, 4, scale=-1.0), "`scale` must be a finite number above 0; got -1.0"),
+        (lambda: KimiDelta(8, 2, 4, 4, gate_rank=0), "`gate_rank` must be a positive int; got 0"),
     ],
 )
 def test_wrong_sizes_are_named(make, message):

@@ -1,0 +1,61 @@
+"""Heads that share: several values that are stored by one key, and several queries that read one state.
+
+Nothing is repeated. What all heads of a group have is not mapped over, so products of queries with keys are computed
+once for a group.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def over_groups(
+    run: Callable[..., tuple[jax.Array, jax.Array]],
+    query: jax.Array,
+    key: jax.Array,
+    arrays: dict[str, Any],
+    state: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """`run(query, key, state=..., **arrays) -> (out, state)`, which knows one number of heads, for grouped heads.
+
+    Heads of a group are neighbors.
+
+    Args:
+        run: the recurrence.
+        query: `[..., q_heads, k_dim]`; `q_heads` is `k_heads`, or a multiple of `heads`.
+        key: `[..., k_heads, k_dim]`; `heads` is a multiple of `k_heads`.
+        arrays: `[..., heads, dim]`, or None.
+        state: `[..., heads, k_dim, v_dim]`.
+
+    Returns:
+        The output `[..., max(q_heads, heads), v_dim]` and the state `[..., heads, k_dim, v_dim]`.
+    """
+    q_heads, k_heads, heads = query.shape[-2], key.shape[-2], state.shape[-3]
+    if q_heads == k_heads == heads:
+        return run(query, key, state=state, **arrays)
+    sharing = heads // k_heads
+    readers = None if q_heads == k_heads != heads else q_heads // heads
+
+    def split(array: Any, *groups: int, behind: int = 1) -> Any:
+        """The heads, in front of the last `behind` axes, as `[k_heads, *groups]`."""
+        if array is None:
+            return None
+        at = array.ndim - behind
+        return array.reshape(*array.shape[: at - 1], k_heads, *groups, *array.shape[at:])
+
+    def one(query, key, arrays, state):
+        return run(query, key, state=state, **arrays)
+
+    if readers is not None:
+        query = split(query, sharing, readers)
+        one = jax.vmap(one, in_axes=(-2, None, None, None), out_axes=(-2, None))
+    one = jax.vmap(
+        one, in_axes=(None if readers is None else -3, None, -2, -3), out_axes=(-2 if readers is None else -3, -3)
+    )
+    arrays = {name: split(array, sharing) for name, array in arrays.items()}
+    out, state = one(query, key, arrays, split(state, sharing, behind=2))
+    merged = q_heads if readers is not None else heads
+    at = -4 if readers is not None else -3
+    out = out.reshape(*out.shape[:at], merged, out.shape[-1])
+    return out, state.reshape(*state.shape[:-4], heads, *state.shape[-2:])
