@@ -183,7 +183,7 @@ def relative_grid(table: Num, rows: int, columns: int):
 
 
 def softmax(sink: Any = None):
-    """exp(s) / (Σ exp(s) + exp(sink)); sink [h]."""
+    """exp(s) / (Σ exp(s) + exp(sink)); sink [h], or [b, h, q, 1]."""
 
     def normalize(scores, allowed):
         top = _top(scores, allowed)

@@ -21,9 +21,11 @@ class Softmax(Normalizer):
 
     Args:
         sink: None, or floating-point `[batch..., head]`.
+        query_sink: in its place one for each query, computed from it or otherwise: floating-point
+            `[batch..., head, query]`, size 1 on head where shared. It rides on the queries as they are in the call.
 
     Raises:
-        ValueError: `sink` is not a floating-point array.
+        ValueError: `sink` or `query_sink` is not a floating-point array; both are given.
 
     >>> import jax, jattn
     >>> q, k = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(2))
@@ -33,11 +35,16 @@ class Softmax(Normalizer):
     """
 
     sink: jax.Array | np.ndarray | None = array("head", default=None)
+    query_sink: jax.Array | np.ndarray | None = array("head", "query", default=None)
     streams = "softmax"
 
     def __post_init__(self):
+        if self.sink is not None and self.query_sink is not None:
+            raise ValueError("`sink` and `query_sink` exclude each other: a query has one sink. Add them up.")
         if self.sink is not None:
             settle(self, "sink", floats("sink", self.sink, ("head",), shared=("head",)))
+        if self.query_sink is not None:
+            settle(self, "query_sink", floats("query_sink", self.query_sink, ("head", "query")))
 
     @classmethod
     def off_by_one(cls) -> Self:
@@ -46,13 +53,14 @@ class Softmax(Normalizer):
 
     @property
     def mergeable(self) -> bool:  # type: ignore[override]  (here it depends on the sink)
-        return self.sink is None
+        return self.sink is None and self.query_sink is None
 
     def weights(self, scores, allowed):
         scores = jnp.where(allowed, scores, -jnp.inf)
         top = jax.lax.stop_gradient(scores.max(-1, keepdims=True, initial=-jnp.inf))
-        sink = None if self.sink is None else self.sink.astype(scores.dtype)
+        sink = self.query_sink if self.sink is None else self.sink
         if sink is not None:
+            sink = sink.astype(scores.dtype)
             top = jnp.maximum(top, jax.lax.stop_gradient(sink))
         top = jnp.where(jnp.isneginf(top), 0, top)
         mass = jnp.exp(scores - top)
@@ -62,12 +70,14 @@ class Softmax(Normalizer):
         return mass / jnp.where(total == 0, 1, total)
 
     def finish(self, out, lse, remainder=0.0):
-        if self.sink is None:
+        sink = self.query_sink if self.sink is None else self.sink
+        if sink is None:
             return out
-        sink = self.sink.astype(lse.dtype)
-        if sink.ndim == lse.ndim + 1:  # aligned: [batch..., head, 1, 1]
-            sink = sink[..., 0, 0]
+        aligned = sink.ndim == lse.ndim + 1  # [batch..., head, query or 1, 1]
+        rows = sink[..., 0] if aligned else sink if self.sink is None else sink[..., None]
         empty = jnp.isneginf(lse)
-        above = (jnp.where(empty, 0, lse) - sink[..., None, :]) + jax.lax.stop_gradient(remainder)
+        above = (jnp.where(empty, 0, lse) - jnp.swapaxes(rows, -1, -2).astype(lse.dtype)) + jax.lax.stop_gradient(
+            remainder
+        )
         share = jnp.where(empty, 0, jax.nn.sigmoid(above))
         return out * share[..., None]

@@ -16,6 +16,13 @@ NORMALIZERS = [
         q_heads=4,
     ),
     normalizer_row(
+        "softmax with a sink of each query",
+        lambda a: normalizers.Softmax(query_sink=a["sink"][..., 0]),
+        lambda a: oracle.softmax(a["sink"]),
+        draw(sink=normal(2, 2, 37, 1)),
+        bfloat16=False,
+    ),
+    normalizer_row(
         "off by one",
         lambda a: normalizers.Softmax.off_by_one(),
         lambda a: oracle.softmax(np.zeros(1, np.float32)),

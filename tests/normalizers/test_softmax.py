@@ -113,7 +113,9 @@ def test_finish_of_merged_partials_is_the_sink_over_all_keys():
     parts = [jattn.partial_attention(q, k[:, s], v[:, s]) for s in (slice(0, 3), slice(3, 8))]
     merged = jattn.merge(*parts)
     close(Softmax(sink).finish(merged.out, merged.lse), jattn.attention(q, k, v, normalizer=Softmax(sink)), 1e-6)
-    assert Softmax().mergeable and not Softmax(sink).mergeable
+    per_query = Softmax(query_sink=jnp.arange(12.0).reshape(1, 2, 6) / 6)
+    close(per_query.finish(merged.out, merged.lse), jattn.attention(q, k, v, normalizer=per_query), 1e-6)
+    assert Softmax().mergeable and not Softmax(sink).mergeable and not per_query.mergeable
     with pytest.raises(ValueError, match="merge"):
         jattn.partial_attention(q, k, v, normalizer=Softmax(sink))
 
@@ -139,3 +141,14 @@ def test_a_sink_must_fit_the_heads():
     q = jnp.ones((3, 2, 4))
     with pytest.raises(ValueError, match="head axis"):
         jattn.attention(q, q, q, normalizer=Softmax(np.zeros(3, np.float32)))
+
+
+def test_a_query_has_one_sink_and_says_which():
+    one = np.zeros((2, 6), np.float32)
+    with pytest.raises(ValueError, match="exclude each other"):
+        Softmax(one[:, 0], one)
+    with pytest.raises(ValueError, match="`query_sink` must be a floating-point array"):
+        Softmax(query_sink=one[0])
+    q = jnp.ones((5, 2, 4))
+    with pytest.raises(ValueError, match=r"`Softmax.query_sink` of shape \(2, 6\) has size 6 on its query axis"):
+        jattn.attention(q, q, q, normalizer=Softmax(query_sink=one))
