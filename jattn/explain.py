@@ -13,7 +13,7 @@ from .core.call import Call, prepare
 from .foundation.stateful import is_stateful, on_copies
 from .front import WATCHER, choose
 from .implementations import DEFAULTS, Implementation
-from .tiles import picture
+from .tiles import doubt, picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Explanation:
         reasons: for every other one, why it would not.
         plan: the tile plan, or None where there is none.
         memory: in words.
+        doubt: where tiles are visited, or masked, that need not be: the operation of the mask that knows too little,
+            its line in the function that was given, and what would help; None where nothing is amiss.
     """
 
     implementation: str
@@ -32,6 +34,7 @@ class Explanation:
     plan: Any
     memory: str
     shapes: str
+    doubt: str | None = None
 
     def __str__(self) -> str:
         lines = [f"attention over {self.shapes}", f"runs: {self.implementation}"]
@@ -41,6 +44,8 @@ class Explanation:
                 lines += [f"tiles of {self.plan.q_tile} queries x {self.plan.k_tile} keys:", picture(self.plan)]
             else:
                 lines += ["tiles: decided at run time, from arrays that are not known while tracing"]
+        if self.doubt is not None:
+            lines += [self.doubt]
         lines += [f"memory beside inputs, outputs and gradients: {self.memory}"]
         return "\n".join(lines)
 
@@ -152,7 +157,8 @@ def _explained(arrays: tuple[Any, ...], call: Call, implementation: str | Implem
     if plan is not None and not isinstance(plan.states, np.ndarray):
         plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
     shapes = (f"{name} {one.shape} {one.dtype}" for name, one in zip(("query", "key", "value"), arrays, strict=True))
-    return Explanation(chosen.name, reasons, plan, memory, ", ".join(shapes))
+    doubtful = None if plan is None else doubt(call.mask, call.query_positions, call.key_positions, plan)
+    return Explanation(chosen.name, reasons, plan, memory, ", ".join(shapes), doubtful)
 
 
 def _known(leaf: Any) -> Any:

@@ -1,5 +1,6 @@
 """Which tiles of the score matrix a mask leaves, read off its jaxpr."""
 
+from .doubt import doubt
 from .picture import picture, picture_of_mask
 from .plan import EMPTY, FULL, PARTIAL, Lists, Plan, make_plan
 from .positions_used import mask_reads_positions, score_reads_positions
@@ -10,6 +11,7 @@ __all__ = [
     "PARTIAL",
     "Lists",
     "Plan",
+    "doubt",
     "make_plan",
     "mask_reads_positions",
     "picture",

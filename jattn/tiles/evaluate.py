@@ -18,12 +18,18 @@ _CALLS = {
 }  # fmt: skip
 _LOOK_UPS = ("gather", "dynamic_slice")
 
-Watch = Callable[[Any, list[Interval]], None]
-"""Told of each equation, once it is evaluated, and of its results."""
+Watch = Callable[[tuple[Any, ...], list[Interval], bool], list[Interval]]
+"""`watch(equations, results, known)` is told of each equation once it is evaluated (the last of `equations`, behind the
+calls that it is within), of its results, and whether anything is known of them. It returns the results to use."""
 
 
 def evaluate(
-    context: Context, jaxpr: Any, consts: Any, inputs: list[Interval], watch: Watch | None = None
+    context: Context,
+    jaxpr: Any,
+    consts: Any,
+    inputs: list[Interval],
+    watch: Watch | None = None,
+    within: tuple[Any, ...] = (),
 ) -> list[Interval]:
     """The intervals of the outputs of a jaxpr.
 
@@ -32,7 +38,8 @@ def evaluate(
         jaxpr: of values whose own axes are those of the intervals.
         consts: its constants.
         inputs: its inputs.
-        watch: see `Watch`; of the jaxpr's own equations only, not of those within.
+        watch: see `Watch`; not told of what is in branches and loops.
+        within: the calls that the jaxpr is within.
     """
     environment: dict[Any, Interval] = dict(zip(jaxpr.invars, inputs, strict=True))
     for variable, constant in zip(jaxpr.constvars, consts, strict=True):
@@ -44,9 +51,11 @@ def evaluate(
         return _constant(context, atom.val, atom.aval)
 
     for equation in jaxpr.eqns:
-        results = _apply(context, equation, [read(atom) for atom in equation.invars])
+        path = (*within, equation)
+        found = _found(context, path, [read(atom) for atom in equation.invars], watch)
+        results = [bounds.everything(context, one.aval) for one in equation.outvars] if found is None else found
         if watch is not None:
-            watch(equation, results)
+            results = watch(path, results, found is not None)
         for variable, interval in zip(equation.outvars, results, strict=True):
             environment[variable] = interval
     return [read(atom) for atom in jaxpr.outvars]
@@ -62,14 +71,10 @@ def _constant(context: Context, value: Any, aval: Any) -> Interval:
     return bounds.exactly(context, value, dtype)
 
 
-def _apply(context: Context, equation: Any, operands: list[Interval]) -> list[Interval]:
-    found = _found(context, equation, operands)
-    if found is None:
-        return [bounds.everything(context, variable.aval) for variable in equation.outvars]
-    return found
-
-
-def _found(context: Context, equation: Any, operands: list[Interval]) -> list[Interval] | None:
+def _found(
+    context: Context, path: tuple[Any, ...], operands: list[Interval], watch: Watch | None
+) -> list[Interval] | None:
+    equation = path[-1]
     name = equation.primitive.name
     if name in control.RULES:
         return control.RULES[name](context, equation, operands, evaluate)
@@ -81,7 +86,7 @@ def _found(context: Context, equation: Any, operands: list[Interval]) -> list[In
         rule = known_call(equation, inner) if hasattr(inner, "consts") else None
         if rule is None:
             jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            return evaluate(context, jaxpr, consts, operands)
+            return evaluate(context, jaxpr, consts, operands, watch, path)
     looks_up = name in _LOOK_UPS or equation.params.get("name") == "searchsorted"
     if not looks_up:
         operands = _of_one_rank(context, equation, operands)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..masks.base import Mask
-from .intervals import ask, is_known
+from .intervals import Question, ask, is_known
 from .refine import refine
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
@@ -143,13 +143,17 @@ def make_plan(mask: Mask | None, query_positions: Any, key_positions: Any, q_til
     if mask is None or 0 in tiles:
         states = np.full((*lead, *tiles), FULL, np.uint8)
         return Plan(states, q_tile, k_tile, q_len, kv_len)
-    question = ask(mask, query_positions, key_positions)
+    states = states_of(ask(mask, query_positions, key_positions), q_tile, k_tile)
+    xp = np if is_known(states) else jnp
+    shape = np.broadcast_shapes(states.shape, (*lead, *tiles))
+    return Plan(xp.broadcast_to(states, shape), q_tile, k_tile, q_len, kv_len)
+
+
+def states_of(question: Question, q_tile: int, k_tile: int) -> Any:
+    """The states of all tiles, `[batch..., head, query tiles, key tiles]`; size 1 where all are alike."""
     every, any_ = question.allowed(q_tile, k_tile)
-    xp = np if is_known(every) and is_known(any_) else jnp
-    shape = np.broadcast_shapes(every.shape, any_.shape, (*lead, *tiles))
-    if xp is np:
-        states = any_.view(np.uint8) + (every & any_).view(np.uint8)
-        states = refine(question, np.broadcast_to(states, shape), q_tile, k_tile)
-    else:
-        states = jnp.broadcast_to(any_.astype(np.uint8) + (every & any_).astype(np.uint8), shape)
-    return Plan(states, q_tile, k_tile, q_len, kv_len)
+    if not (is_known(every) and is_known(any_)):
+        return any_.astype(np.uint8) + (every & any_).astype(np.uint8)
+    tiles = [-(-length // tile) for length, tile in zip(question.lengths, (q_tile, k_tile), strict=True)]
+    states = any_.view(np.uint8) + (every & any_).view(np.uint8)
+    return refine(question, np.broadcast_to(states, (*states.shape[:-2], *tiles)), q_tile, k_tile)

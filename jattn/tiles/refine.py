@@ -62,17 +62,28 @@ def refine(question: Question, states: np.ndarray, q_tile: int, k_tile: int) -> 
         return states
     states = everywhere.copy()
     doubtful = np.argwhere(states == PARTIAL)
-    starts = doubtful[:, -2:].T * np.array([[q_tile], [k_tile]])
-    ends = np.minimum(starts + np.array([[q_tile], [k_tile]]), np.array(question.lengths)[:, None])
-    search = _Search(question, doubtful[:, :-2], ends)
-    boxes = _Boxes(np.arange(len(doubtful)), starts, sizes)
-    while len(boxes) and boxes.sizes != (1, 1):
-        boxes = search.cut(boxes)
-    states[tuple(doubtful.T)] = search.verdicts()
+    states[tuple(doubtful.T)] = search(question, doubtful, q_tile, k_tile, BUDGET).verdicts()
     for axis, size in enumerate(alike):  # an array may ride on heads and make no difference
         if size == 1 and (states == states.take([0], axis)).all():
             states = states.take([0], axis)
     return states
+
+
+def search(question: Question, tiles: np.ndarray, q_tile: int, k_tile: int, budget: int) -> "Search":
+    """Look at some tiles in smaller and smaller boxes.
+
+    Args:
+        question: what is asked of them.
+        tiles: the place of each in the grid, `[tiles, axes]`.
+        q_tile: queries of a tile.
+        k_tile: keys of a tile.
+        budget: see `BUDGET`.
+    """
+    found = Search(question, tiles, q_tile, k_tile, budget)
+    boxes = found.whole()
+    while len(boxes) and boxes.sizes != (1, 1):
+        boxes = found.cut(boxes)
+    return found
 
 
 def _cost(question: Question, sizes: tuple[int, int]) -> int:
@@ -87,15 +98,32 @@ def _cost(question: Question, sizes: tuple[int, int]) -> int:
     return cost
 
 
-class _Search:
-    """What is known of the doubtful tiles so far."""
+class Search:
+    """What is known of some tiles so far.
 
-    def __init__(self, question: Question, lead: np.ndarray, ends: np.ndarray):
-        self.question, self.lead, self.ends = question, lead, ends
-        self.budget = BUDGET
-        self.some_allowed = np.zeros(len(lead), bool)
-        self.some_refused = np.zeros(len(lead), bool)
-        self.unsettled = np.zeros(len(lead), bool)  # what was left out, or is unknown even of a pair
+    Attributes:
+        some_allowed: whether a pair of the tile is allowed.
+        some_refused: whether a pair is not.
+        unsettled: whether something was left out, or is unknown even of a pair.
+        undecided: whether it is unknown even of a pair.
+    """
+
+    def __init__(self, question: Question, tiles: np.ndarray, q_tile: int, k_tile: int, budget: int):
+        self.question, self.lead, self.budget = question, tiles[:, :-2], budget
+        self.sizes = min(q_tile, question.lengths[0]), min(k_tile, question.lengths[1])
+        self.starts = tiles[:, -2:].T * np.array([[q_tile], [k_tile]])
+        self.ends = np.minimum(self.starts + np.array(self.sizes)[:, None], np.array(question.lengths)[:, None])
+        self.some_allowed = np.zeros(len(tiles), bool)
+        self.some_refused = np.zeros(len(tiles), bool)
+        self.unsettled = np.zeros(len(tiles), bool)
+        self.undecided = np.zeros(len(tiles), bool)
+
+    def whole(self) -> "_Boxes":
+        return _Boxes(np.arange(len(self.lead)), self.starts, self.sizes)
+
+    def tile(self, number: int) -> Question:
+        """The question about one of the tiles alone."""
+        return self.asked(self.whole().chosen(np.array([number])))
 
     def verdicts(self) -> np.ndarray:
         found = np.where(self.some_allowed, FULL, EMPTY)
@@ -112,7 +140,7 @@ class _Search:
         if not len(boxes):
             return boxes
         q_size, k_size = sizes = tuple(1 if size <= SMALL else -(-size // CUT) for size in boxes.sizes)
-        every, any_ = self._asked(boxes).allowed(q_size, k_size)
+        every, any_ = self.asked(boxes).allowed(q_size, k_size)
         shape = (len(boxes), *(-(-size // part) for size, part in zip(boxes.sizes, sizes, strict=True)))
         every, any_ = np.broadcast_to(every & any_, shape), np.broadcast_to(any_, shape)
         self.some_allowed[boxes.tile[every.any((1, 2))]] = True
@@ -124,10 +152,10 @@ class _Search:
         starts = np.stack([boxes.starts[side, box] + parts[side] * sizes[side] for side in (0, 1)])
         starts = np.minimum(starts, self.ends[:, tile] - 1)
         if sizes == (1, 1):
-            self.unsettled[tile] = True
+            self.unsettled[tile] = self.undecided[tile] = True
         return _Boxes(tile, starts, (q_size, k_size))
 
-    def _asked(self, boxes: _Boxes) -> Question:
+    def asked(self, boxes: _Boxes) -> Question:
         """The question about these boxes alone: `[box, query, key, own...]`."""
         rank = self.question.rank
         q, k = (
