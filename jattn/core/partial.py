@@ -9,6 +9,7 @@ import jax.export
 import jax.numpy as jnp
 
 from ..foundation.arrays import describe
+from ..pieces import unique_name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class Partial:
 
 jax.tree_util.register_dataclass(Partial, data_fields=["out", "lse", "remainder"], meta_fields=[])
 jax.export.register_pytree_node_serialization(
-    Partial, serialized_name="jattn.Partial", serialize_auxdata=lambda _: b"", deserialize_auxdata=lambda _: ()
+    Partial, serialized_name=unique_name(Partial), serialize_auxdata=lambda _: b"", deserialize_auxdata=lambda _: ()
 )
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ..core import pairs
 from ..core.call import Call
 from ..core.contract import Implementation
 from ..core.finite import multiply_values, without_nonfinite
@@ -36,7 +37,7 @@ class Reference(Implementation):
 @jax.jit  # or every call outside of `jit` would compile its branches again
 def _attend(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
     scores, allowed = scored(call, query, key)
-    weights = call.normalizer.weights(scores, allowed)
+    weights = _weights(call, scores, allowed)
     if call.dropout is not None:
         weights = weights * call.dropout.factor(call.query_positions, call.key_positions)
     # In the dtype of the sums, or the cotangent of the weights would be rounded to that of the values.
@@ -49,7 +50,12 @@ def _attend(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> P
 @jax.jit
 def weights_of(call: Call, query: jax.Array, key: jax.Array) -> jax.Array:
     """The weights `[batch..., q_heads, q_len, kv_len]`, before dropout."""
-    return call.normalizer.weights(*scored(call, query, key))
+    return _weights(call, *scored(call, query, key))
+
+
+def _weights(call: Call, scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    normalizer, scores = pairs.for_normalizer(call.normalizer, scores, allowed)
+    return normalizer.weights(scores, allowed)
 
 
 def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -58,11 +64,10 @@ def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
 
     def score(query, key):
         query, scale = folded_scale(call.similarity, query, call.scale)
-        scores = call.similarity.pair(query, key).astype(accumulation_dtype(query, key)) * scale
-        for one in call.scores:
-            scores = one.modify(scores, call.query_positions, call.key_positions)
-        return scores
+        scores = pairs.pair(call.similarity, query, key, allowed).astype(accumulation_dtype(query, key)) * scale
+        return pairs.modify(scores, call.scores, call.query_positions, call.key_positions, allowed)
 
+    allowed = None if call.mask is None else call.mask.allows(call.query_positions, call.key_positions)
     # A masked pair must not reach a gradient even as 0 * NaN: differentiate with the non-finite entries set to 0,
     # and add what they did to the scores as a constant.
     clean_query, clean_key = without_nonfinite(query), without_nonfinite(key)
@@ -72,10 +77,7 @@ def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
     )
     raw = jax.lax.stop_gradient(score(query, key))
     scores = jnp.where(broken, raw + (scores - jax.lax.stop_gradient(scores)), scores)
-    allowed = jnp.ones((), bool)
-    if call.mask is not None:
-        allowed = call.mask.allows(call.query_positions, call.key_positions)
-    return scores, jnp.broadcast_to(allowed, scores.shape)
+    return scores, jnp.broadcast_to(True if allowed is None else allowed, scores.shape)
 
 
 def log_mass(call: Call, scores: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -24,6 +24,8 @@ class Normalizer(Piece, abc.ABC):
     why_not: ClassVar[str] = "its weights need the whole row of scores at once"
     mergeable: ClassVar[bool] = False  # whether partial results over disjoint keys merge by their lse alone
 
+    finite_at_zero: ClassVar[bool] = False  # whether derivatives are finite where a pair that may not attend scores 0
+
     @abc.abstractmethod
     def weights(self, scores: jax.Array, allowed: jax.Array) -> jax.Array:
         """Weights over the last axis of `scores [batch..., head, q, k]`, 0 where `allowed` (broadcast) is False.

@@ -30,6 +30,7 @@ class Sigmoid(Normalizer):
 
     bias: Numbers = number("head", default=0.0)
     streams = "elementwise"
+    finite_at_zero = True
 
     def __post_init__(self):
         settle(self, "bias", parameter("bias", self.bias))
@@ -65,6 +66,7 @@ class Relu(Normalizer):
 
     power: float = 1.0
     streams = "elementwise"
+    finite_at_zero = True
 
     def __post_init__(self):
         if not isinstance(self.power, (int, float)) or isinstance(self.power, bool) or not 0 <= self.power < np.inf:

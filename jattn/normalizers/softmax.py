@@ -37,6 +37,7 @@ class Softmax(Normalizer):
     sink: jax.Array | np.ndarray | None = array("head", default=None)
     query_sink: jax.Array | np.ndarray | None = array("head", "query", default=None)
     streams = "softmax"
+    finite_at_zero = True
 
     def __post_init__(self):
         if self.sink is not None and self.query_sink is not None:

@@ -40,6 +40,7 @@ class SortedThreshold(Normalizer):
     """max(factor * score - tau, 0)^power, with tau from the mean and the spread of the scores of the support."""
 
     streams = None
+    finite_at_zero = True
     why_not = "the threshold of a row is found by sorting all of its scores"
     factor: ClassVar[float]
     power: ClassVar[int]

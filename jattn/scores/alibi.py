@@ -31,6 +31,7 @@ class Alibi(Score):
     """
 
     slopes: jax.Array | np.ndarray = array("head")
+    finite_at_zero = True
 
     def __post_init__(self):
         settle(self, "slopes", floats("slopes", self.slopes, ("head",), remedy="One head still needs its axis."))

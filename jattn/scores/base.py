@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,14 @@ class Score(Piece, abc.ABC):
     `modify` is elementwise and evaluated by plain broadcasting: `scores [batch..., head, q, k]` in float32 (float64),
     `query [..., 1, q, 1]` and `key [..., 1, 1, k]` absolute positions, the piece's own arrays aligned to
     `[batch..., head, query, key, own...]`. It is differentiated in the scores and in every array the piece holds.
+
+    Pairs that may not attend never reach `modify` when it is differentiated: in their place it is given pairs that may
+    (positions and arrays then vary over both the query and the key axis).
     """
+
+    finite_at_zero: ClassVar[bool] = False
+    """Whether `modify` and its derivatives are finite for a score of 0, at any positions and with any arrays. If so,
+    a score of 0 is all that replaces a pair that may not attend, which is cheaper."""
 
     @abc.abstractmethod
     def modify(self, scores: jax.Array, query: jax.Array, key: jax.Array) -> jax.Array:

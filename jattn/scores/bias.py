@@ -30,6 +30,7 @@ class Bias(Score):
     """
 
     values: jax.Array | np.ndarray = array("head", "query", "key")
+    finite_at_zero = True
 
     def __post_init__(self):
         remedy = "Booleans that say who may attend are `mask=jattn.masks.Dense(array)`."
@@ -59,6 +60,7 @@ class Shift(Score):
     """
 
     amount: Numbers = number("head")
+    finite_at_zero = True
 
     def __post_init__(self):
         settle(self, "amount", parameter("amount", self.amount))

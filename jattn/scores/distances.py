@@ -52,6 +52,7 @@ class RelativeLogits(Score):
     first: int
     query_coordinates: jax.Array | np.ndarray | None = array("query", default=None)
     key_coordinates: jax.Array | np.ndarray | None = array("key", default=None)
+    finite_at_zero = True
 
     def __post_init__(self):
         settle(self, "logits", floats("logits", self.logits, ("head", "query", "distance")))

@@ -40,6 +40,7 @@ class RelativeGrid(Score):
     table: jax.Array | np.ndarray = array("offset", "head")
     shape: tuple[int, ...]
     start: int = 0
+    finite_at_zero = True
 
     def __post_init__(self):
         settle(self, "table", floats("table", self.table, ("offset", "head")))

@@ -46,6 +46,7 @@ class RelativeBuckets(Score):
     query_coordinates: jax.Array | np.ndarray | None = array("query", default=None)
     key_coordinates: jax.Array | np.ndarray | None = array("key", default=None)
     scale: float = 1.0
+    finite_at_zero = True
 
     def __post_init__(self):
         settle(self, "table", floats("table", self.table, ("bucket", "head")))

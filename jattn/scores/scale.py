@@ -24,6 +24,7 @@ class Scale(Score):
     """
 
     factor: Numbers = number("head")
+    finite_at_zero = True
 
     def __post_init__(self):
         settle(self, "factor", parameter("factor", self.factor))

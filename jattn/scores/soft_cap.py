@@ -29,6 +29,7 @@ class SoftCap(Score):
     """
 
     cap: Numbers = number("head")
+    finite_at_zero = True
 
     def __post_init__(self):
         settle(self, "cap", parameter("cap", self.cap, above=0))

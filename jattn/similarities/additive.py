@@ -42,6 +42,7 @@ class Additive(Similarity):
     vector: jax.Array | np.ndarray = array(*VECTOR)
     bias: jax.Array | np.ndarray | None = array(*VECTOR, default=None)
     is_dot = False
+    finite = True
 
     def __post_init__(self):
         for name, axes in (("query_weight", WEIGHT), ("key_weight", WEIGHT), ("vector", VECTOR), ("bias", VECTOR)):

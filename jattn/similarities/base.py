@@ -34,6 +34,7 @@ class Similarity(Piece, abc.ABC):
     """
 
     is_dot: ClassVar[bool] = True  # `pair` is `grouped_dot`
+    finite: ClassVar[bool] = False  # True where `pair` and its derivatives are finite for finite arrays
     rewrites_key: ClassVar[bool] = True  # False where `prepare` returns the very key it was given
 
     @abc.abstractmethod

@@ -1,5 +1,7 @@
 """The Gaussian score: minus a squared distance."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -46,12 +48,17 @@ class Gaussian(Similarity):
         if not isinstance(factor, (int, float)):
             factor = factor.astype(accumulation_dtype(query, key))[..., None, None]
         query, broken = finite_query(query)
-        square_query = squared_norm(query)[..., :, None]
-        square_key = jnp.repeat(squared_norm(key), query.shape[-2] // key.shape[-2], axis=-2)[..., None, :]
+        far_query = penalty(factor, squared_norm(query)[..., :, None])
+        per_head = jnp.repeat(squared_norm(key), query.shape[-2] // key.shape[-2], axis=-2)
+        far_key = penalty(factor, per_head[..., None, :])
         scale, scores = static_or_score(2 * gamma)
-        return Prepared(
-            query, key, scale, (*scores, Bias(-factor * square_key), Bias(broken.values - factor * square_query))
-        )
+        return Prepared(query, key, scale, (*scores, Bias(far_key), Bias(broken.values + far_query)))
+
+
+def penalty(factor: Any, square: jax.Array) -> jax.Array:
+    """-factor * square; -inf for a square that overflowed, so that its key, masked out, is not 0 * inf to gamma."""
+    finite = jnp.isfinite(square)
+    return jnp.where(finite, -factor * jnp.where(finite, square, 0), -jnp.inf)
 
 
 def squared_norm(vectors: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core import pairs
 from ...core.finite import grouped_product, without_nonfinite
 from ...foundation.varying import full, varying_axes
 from ...similarities.base import accumulation_dtype, folded_scale
@@ -13,7 +14,6 @@ from .tile import (
     Pieces,
     allowed_pairs,
     fresh_rows,
-    modify_scores,
     put_rows,
     rows_of,
     slice_pieces,
@@ -106,6 +106,10 @@ def gradients(
             (jnp.swapaxes(_by_kv_head(query_tile, group), -1, -2), jnp.swapaxes(_by_kv_head(cotangent, group), -1, -2))
         )
 
+        def scores_of(raw, tile, allowed):
+            scores = raw if left == 1.0 else raw * left
+            return pairs.modify(scores, tile.scores, tile.query_positions, tile.key_positions, allowed)
+
         def visit(place, carry, partial):
             d_query_tile, d_key_lane, d_value_lane, d_floats = carry
             k_index = lists.order[place]
@@ -124,12 +128,12 @@ def gradients(
 
             if tile.similarity.is_dot:
                 raw = tile.similarity.pair(query_rows, key_tile)
-                scores, pull = jax.vjp(lambda raw, floats: modify_scores(raw, left, rebuild(floats)), raw, floats)
+                scores, pull = jax.vjp(lambda raw, floats: scores_of(raw, rebuild(floats), allowed), raw, floats)
             else:
 
                 def score(query_rows, key_tile, floats):
                     tile = rebuild(floats)
-                    return modify_scores(tile.similarity.pair(query_rows, key_tile), left, tile)
+                    return scores_of(pairs.pair(tile.similarity, query_rows, key_tile, allowed), tile, allowed)
 
                 scores, pull = jax.vjp(score, query_rows, key_tile, floats)
             if broken is not None:
@@ -148,12 +152,15 @@ def gradients(
                 weights = jnp.exp(exponent)
                 d_scores = weights * (d_weights + shift[..., None])
             else:
-                weights, pull_weights = jax.vjp(tile.normalizer.activation, scores)
+
+                def weigh(scores, floats):
+                    normalizer, scores = pairs.for_normalizer(rebuild(floats).normalizer, scores, allowed)
+                    return normalizer.activation(scores)
+
+                weights, pull_weights = jax.vjp(weigh, scores, floats)
                 if allowed is not None:
                     weights, d_weights = jnp.where(allowed, weights, 0), jnp.where(allowed, d_weights, 0)
-                (d_scores,) = pull_weights(d_weights)
-                if allowed is not None:
-                    d_scores = jnp.where(allowed, d_scores, 0)
+                d_scores, d_floats_weights = pull_weights(d_weights)
             if factor is not None:
                 weights = weights * factor
 
@@ -166,6 +173,8 @@ def gradients(
             else:
                 d_query_rows, d_key_tile, d_floats_tile = pull(d_scores)
                 d_key_tile = jnp.swapaxes(d_key_tile, -1, -2)
+            if not softmax:
+                d_floats_tile = jax.tree.map(jnp.add, d_floats_tile, d_floats_weights)
 
             at = [0] * (rank + 2) + [starts[rank + 2]]
             return (

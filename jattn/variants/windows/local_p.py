@@ -70,6 +70,7 @@ class Bell(Score):
 
     centers: jax.Array | np.ndarray = array("head", "query")
     distance: Numbers = number("head")
+    finite_at_zero = True
 
     def __post_init__(self):
         settle_window(self)
@@ -77,7 +78,8 @@ class Bell(Score):
     def modify(self, scores, query, key):
         del query
         distance = jnp.where(self.distance > 0, self.distance, 1).astype(scores.dtype)  # `Near` has nothing within 0
-        away = (key.astype(scores.dtype) - self.centers.astype(scores.dtype)) / distance
+        centers = jnp.where(jnp.isfinite(self.centers), self.centers, 0)  # `Near` has nothing around NaN
+        away = (key.astype(scores.dtype) - centers.astype(scores.dtype)) / distance
         return scores - 2 * away * away
 
 
