@@ -9,6 +9,7 @@ import numpy as np
 
 from ..foundation.arrays import as_array
 from ..foundation.known import known_while_tracing
+from ..foundation.sharding import auto_devices
 from ..foundation.varying import split_axes
 from ..masks.base import Mask
 from ..normalizers import Normalizer
@@ -46,6 +47,7 @@ class Call:
     dropout: Dropout | None
     query_positions: Any
     key_positions: Any
+    devices: int = 1  # over how many the arrays may be split by XLA, which a loop must leave it room for
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -112,6 +114,7 @@ def prepare(
         dropout=None if dropout is None else aligned(dropout.indexed(batch, q_heads, split)),
         query_positions=_positions("query_positions", query_positions, batch, q_len, -2),
         key_positions=columns,
+        devices=auto_devices(query, key, value),
     )
     return call, prepared.query, prepared.key
 

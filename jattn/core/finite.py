@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ..foundation.sharding import auto_devices
 from ..foundation.varying import vary, varying_axes
 from ..similarities.base import accumulation_dtype
 
@@ -36,8 +37,11 @@ def multiply_values(weights: jax.Array, values: jax.Array, allowed: jax.Array) -
 
     def add_nonfinite():
         reach = jnp.broadcast_to(allowed, weights.shape).astype(values.dtype)
-        for kind, what in ((jnp.isposinf, jnp.inf), (jnp.isneginf, -jnp.inf), (jnp.isnan, jnp.nan)):
-            reached = grouped_product(reach, kind(values).astype(values.dtype)) > 0
+        # NaN is of both kinds: inf - inf.
+        for kind, what in ((~(values < jnp.inf), jnp.inf), (~(values > -jnp.inf), -jnp.inf)):
+            reached = grouped_product(reach, kind.astype(values.dtype)) > 0
             yield jnp.where(reached, what, 0).astype(clean.dtype)
 
+    if auto_devices(weights, values) > 1:  # to ask whether all are finite, the devices would have to speak
+        return clean + sum(add_nonfinite())
     return jax.lax.cond(jnp.isfinite(values).all(), lambda: clean, lambda: clean + sum(add_nonfinite()))

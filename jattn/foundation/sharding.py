@@ -61,17 +61,19 @@ def spec_of(array: Any) -> tuple[Any, ...]:
     return spec + (None,) * (np.ndim(array) - len(spec))
 
 
-def major_size(size: int, *trees: Any) -> int:
-    """How much of an axis of this size a loop must not slice, so that XLA can keep the axis split: 1 if it is not.
-
-    Which mesh axes of type Auto it is split over is unknown, so the major part is a multiple of the devices on any of
-    them that divide the size. On one device, and without a mesh, it is 1.
-    """
+def auto_devices(*trees: Any) -> int:
+    """Over how many devices XLA may have split the arrays, along mesh axes of type Auto; 1 without such a mesh."""
     mesh = mesh_of(*trees)
-    sizes = (
-        mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto
-    )
-    return math.gcd(size, math.prod(sizes))
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return math.prod(mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto)
+
+
+def major_size(size: int, devices: int) -> int:
+    """How much of an axis of this size a loop must not slice, so that XLA can keep it split over `auto_devices`.
+
+    Which mesh axes it is split over is unknown: over any of them, its devices divide this number.
+    """
+    return math.gcd(size, devices)
 
 
 class Whole(str):

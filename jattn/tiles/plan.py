@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -58,8 +59,8 @@ class Plan:
             raise ValueError("`counts` needs a plan that is known while tracing; this one is decided at run time.")
         return int((self.states != EMPTY).sum()), int((self.states == FULL).sum()), self.states.size
 
-    def coarse(self, all_batch: bool, head_group: int) -> "Plan":
-        """One plan for `head_group` consecutive heads (and for the whole batch) that are computed together.
+    def coarse(self, whole: Sequence[bool], head_group: int) -> "Plan":
+        """One plan for `head_group` consecutive heads, and for all elements of each batch axis that is `whole`.
 
         A tile is visited if any of them visits it, and full if it is full for all.
         """
@@ -71,8 +72,8 @@ class Plan:
                 raise ValueError(f"`head_group` must divide the {heads} heads of the plan; got {head_group}.")
             grouped = states.reshape(*states.shape[:-3], heads // head_group, head_group, *states.shape[-2:])
             low, high = grouped.min(-3), grouped.max(-3)
-        if all_batch and states.ndim > 3:
-            axes = tuple(range(states.ndim - 3))
+        axes = tuple(axis for axis, together in enumerate(whole) if together and states.shape[axis] > 1)
+        if axes:
             low, high = low.min(axes, keepdims=True), high.max(axes, keepdims=True)
         if low is states:
             return self

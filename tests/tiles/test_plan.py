@@ -143,18 +143,18 @@ def test_traced_lists_need_no_sort():
 
 def test_coarse_visits_what_any_visits_and_is_full_where_all_are():
     plan = random_plan(0.8, (2, 2, 6, 5, 7))
-    coarse = plan.coarse(True, 3)
+    coarse = plan.coarse((True, True), 3)
     assert coarse.states.shape == (1, 1, 2, 5, 7)
     joined = plan.states.reshape(4, 2, 3, 5, 7).transpose(1, 0, 2, 3, 4).reshape(2, 12, 5, 7)
     np.testing.assert_array_equal(coarse.states[0, 0] != EMPTY, (joined != EMPTY).any(1))
     np.testing.assert_array_equal(coarse.states[0, 0] == FULL, (joined == FULL).all(1))
-    assert plan.coarse(False, 2).states.shape == (2, 2, 3, 5, 7)
+    assert plan.coarse((), 2).states.shape == (2, 2, 3, 5, 7)
     shared = Plan(plan.states[:, :, :1], 4, 4, 20, 28)
-    assert shared.coarse(False, 3) is shared
-    later = jax.jit(lambda states: Plan(states, 4, 4, 20, 28).coarse(True, 3).states)(plan.states)
+    assert shared.coarse((), 3) is shared
+    later = jax.jit(lambda states: Plan(states, 4, 4, 20, 28).coarse((True, True), 3).states)(plan.states)
     np.testing.assert_array_equal(later, coarse.states)
     with pytest.raises(ValueError, match="`head_group` must divide the 6 heads"):
-        plan.coarse(False, 4)
+        plan.coarse((), 4)
 
 
 def test_the_last_tile_may_be_ragged():

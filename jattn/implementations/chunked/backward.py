@@ -57,7 +57,7 @@ def gradients(
     axes = varying_axes(query, key, value, pieces, lists, out_cotangent, lse_cotangent)
     softmax = pieces.normalizer.streams == "softmax"
     rank, group = tiling.rank, tiling.group
-    lane_batch = [size if tiling.all_batch else 1 for size in tiling.batch]
+    lane_batch = [size if whole else 1 for size, whole in zip(tiling.batch, tiling.whole, strict=True)]
 
     def zeros(shape, dtype):
         return full(shape, 0, dtype, axes)

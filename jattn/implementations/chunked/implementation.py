@@ -63,7 +63,7 @@ class Chunked(Implementation):
         if 0 in (call.q_len, call.kv_len):
             return None, "nothing"
         cut, plan = tiling.with_plan(call, self.q_tile, self.k_tile)
-        examples = math.prod(call.batch) if cut.all_batch else 1
+        examples = math.prod(size for size, whole in zip(cut.batch, cut.whole, strict=True) if whole)
         tile = 4 * examples * cut.q_heads * cut.q_tile * cut.k_tile / 2**20
         wide = cut.wider(plan.states)
         lane = 4 * examples * cut.kv_heads * call.kv_len * (call.qk_dim + call.v_dim) / 2**20
@@ -77,11 +77,13 @@ class Chunked(Implementation):
 
 def _as_visited(plan: Plan, cut: tiling.Tiling) -> Plan:
     """A head's tiles are those of all heads that are computed with it."""
-    joined = plan.coarse(cut.all_batch, cut.q_heads)
-    if plan.states.shape[-3] == 1:
-        return joined
+    folded = cut.fold.aligned(plan.states)
+    joined = dataclasses.replace(plan, states=folded).coarse(cut.whole, cut.q_heads)
     xp = np if joined.known else jnp
-    return dataclasses.replace(joined, states=xp.repeat(joined.states, cut.q_heads, axis=-3))
+    states = joined.states if folded.shape[-3] == 1 else xp.repeat(joined.states, cut.q_heads, axis=-3)
+    if not cut.fold.trivial:
+        states = xp.broadcast_to(states, folded.shape).reshape(plan.states.shape)
+    return dataclasses.replace(joined, states=states)
 
 
 def _heads(count: int) -> str:

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 
 from ...core.call import Call
+from ...foundation.sharding import major_size
 from ...tiles import EMPTY, FULL, PARTIAL, Plan, make_plan
+from .folding import Fold
 
 CPU_TILE = 512  # large enough for the matrix products of a CPU to reach most of their speed
 CPU_ROWS = 1024  # query rows (over all heads of a step) computed together: one head's tile for each of a few cores
@@ -22,11 +24,12 @@ JOINED = 1.1  # times as many tiles are worth it to compute heads together, whos
 class Tiling:
     """Static sizes of one step of the tile loop.
 
-    A lane is `kv_heads` key heads with `group` query heads each, of one batch element (of all, if `all_batch`). All
-    query heads of a key head are in one lane, or in `shares` lanes, each of which then has a single key head.
+    A lane is `kv_heads` key heads with `group` query heads each, of one batch element, or of all of those along the
+    axes that are `whole`. All query heads of a key head are in one lane, or in `shares` lanes, each of which then has
+    a single key head. Batch axes and heads are those of the folded arrays.
     """
 
-    batch: tuple[int, ...]
+    fold: Fold
     q_len: int
     kv_len: int
     total_kv_heads: int
@@ -34,8 +37,17 @@ class Tiling:
     q_tile: int
     k_tile: int
     kv_heads: int
-    all_batch: bool
     shares: int = 1
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch axes of the folded arrays."""
+        return self.fold.sizes
+
+    @property
+    def whole(self) -> tuple[bool, ...]:
+        """Which batch axes are computed at once."""
+        return self.fold.whole
 
     @property
     def rank(self) -> int:
@@ -52,7 +64,8 @@ class Tiling:
 
     @property
     def lanes(self) -> int:
-        return self.head_blocks * (1 if self.all_batch else math.prod(self.batch))
+        looped = (size for size, whole in zip(self.batch, self.whole, strict=True) if not whole)
+        return self.head_blocks * math.prod(looped)
 
     @property
     def q_tiles(self) -> int:
@@ -71,11 +84,14 @@ class Tiling:
         Args:
             states: of the plan; its head axis has size 1 where all heads are alike.
         """
-        if self.all_batch or states.shape[-3] == 1:
+        states = self.fold.aligned(states)
+        if not self.fold.looped or states.shape[-3] == 1:
             return self
         choices = [dataclasses.replace(self, kv_heads=size) for size in _divisors(self.kv_heads)]
         one = choices[-1]
-        choices += [dataclasses.replace(one, group=size, shares=self.group // size) for size in _divisors(self.group)]
+        if self.group_may_part:
+            shares = _divisors(self.group)
+            choices += [dataclasses.replace(one, group=size, shares=self.group // size) for size in shares]
         apart = choices[-1]
         if not isinstance(states, np.ndarray):
             return apart  # what each head will visit is not known yet
@@ -88,7 +104,8 @@ class Tiling:
         Args:
             states: as of `by_plan`.
         """
-        if self.all_batch or self.shares > 1 or self.total_kv_heads % (WIDER * self.kv_heads):
+        states = self.fold.aligned(states)
+        if not self.fold.looped or self.shares > 1 or self.total_kv_heads % (WIDER * self.kv_heads):
             return self
         wide = dataclasses.replace(self, kv_heads=WIDER * self.kv_heads)
         if states.shape[-3] == 1:
@@ -96,9 +113,17 @@ class Tiling:
         known = isinstance(states, np.ndarray)
         return wide if known and wide.visits(states) == self.visits(states) else self
 
+    @property
+    def group_may_part(self) -> bool:
+        """Whether the query heads of a key head may be in several lanes: not if the devices may divide them."""
+        heads = self.total_kv_heads * self.group * self.shares * self.fold.heads
+        return major_size(heads, self.fold.devices) == self.fold.heads
+
     def visits(self, states: np.ndarray) -> int:
         """How many tiles of a head are computed, over all heads: each that any head of its lane visits."""
-        seen = (states != EMPTY).reshape(*states.shape[:-3], -1, self.q_heads, *states.shape[-2:])
+        seen = states != EMPTY
+        seen = seen.any(tuple(axis for axis, whole in enumerate(self.whole) if whole), keepdims=True)
+        seen = seen.reshape(*seen.shape[:-3], -1, self.q_heads, *seen.shape[-2:])
         return self.q_heads * int(seen.any(-3).sum())
 
     def key_head(self, starts: dict[int, Any]) -> Any:
@@ -113,9 +138,9 @@ class Tiling:
         # With 64-bit types the loop counts in int64 and the plan's lists stay int32; one slice wants one type.
         lane, q_index, k_index = (jax.numpy.asarray(index, int) for index in (lane, q_index, k_index))
         starts: dict[int, Any] = {}
-        if not self.all_batch:
-            element = lane // self.head_blocks
-            for axis in reversed(range(self.rank)):
+        element = lane // self.head_blocks
+        for axis in reversed(range(self.rank)):
+            if not self.whole[axis]:
                 starts[axis] = element % self.batch[axis]
                 element = element // self.batch[axis]
         starts[self.rank] = lane % self.head_blocks * self.q_heads
@@ -131,7 +156,7 @@ class Tiling:
 
     def sizes(self) -> dict[int, int]:
         """The sizes of the slices that `starts` begins."""
-        batch = {axis: size if self.all_batch else 1 for axis, size in enumerate(self.batch)}
+        batch = {axis: self.batch[axis] if whole else 1 for axis, whole in enumerate(self.whole)}
         return {**batch, self.rank: self.q_heads, self.rank + 1: self.q_tile, self.rank + 2: self.k_tile}
 
 
@@ -141,24 +166,27 @@ def choose(call: Call, q_tile: int | None, k_tile: int | None) -> Tiling:
     group = call.q_heads // call.kv_heads
     pairwise = not call.similarity.is_dot
     tile = PAIRWISE_TILE if pairwise else (CPU_TILE if on_cpu else ACCELERATOR_TILE)
+    heads = major_size(call.kv_heads, call.devices) if on_cpu else 1
+    fold = Fold(call.batch, looped=on_cpu, devices=call.devices, heads=heads)
+    # Of what is folded, so much is on each device if all of them share in it.
+    at_once = max(1, math.prod(fold.majors) * heads // call.devices)
     if q_tile is None:
-        q_tile = max(tile // (max(group // 2, 1) if on_cpu else 1), 64)
+        q_tile = max(tile // (max(group // 2, 1) * at_once if on_cpu else 1), 64)
     q_tile = min(q_tile, call.q_len)
     k_tile = min(k_tile or tile, call.kv_len)
-    kv_heads = call.kv_heads
+    kv_heads = call.kv_heads // heads
     if on_cpu:
-        wanted = max(1, CPU_ROWS // (q_tile * group)) if not pairwise else 1
-        kv_heads = max(size for size in range(1, wanted + 1) if call.kv_heads % size == 0)
+        wanted = max(1, CPU_ROWS // (q_tile * group * at_once)) if not pairwise else 1
+        kv_heads = max(size for size in range(1, wanted + 1) if kv_heads % size == 0)
     return Tiling(
-        batch=call.batch,
+        fold=fold,
         q_len=call.q_len,
         kv_len=call.kv_len,
-        total_kv_heads=call.kv_heads,
+        total_kv_heads=call.kv_heads // heads,
         group=group,
         q_tile=q_tile,
         k_tile=k_tile,
         kv_heads=kv_heads,
-        all_batch=not on_cpu,
     )
 
 

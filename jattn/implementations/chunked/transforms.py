@@ -52,8 +52,8 @@ class Program:
     def lists(self, states: Any) -> Lists:
         """The plan of each lane, as lists."""
         plan = self.plan if states is None else dataclasses.replace(self.plan, states=states)
-        plan = dataclasses.replace(plan, states=with_ragged_partial(plan.states, self.tiling))
-        lists = plan.coarse(self.tiling.all_batch, self.tiling.q_heads).lists("query")
+        states = self.tiling.fold.aligned(with_ragged_partial(plan.states, self.tiling))
+        lists = dataclasses.replace(plan, states=states).coarse(self.tiling.whole, self.tiling.q_heads).lists("query")
         return Lists(*(jnp.asarray(part) for part in (lists.order, lists.start, lists.full_stop, lists.stop)))
 
     def wider(self, states: Any) -> "Program":
@@ -62,16 +62,17 @@ class Program:
 
     def on(self, query: jax.Array) -> "Program":
         """The program for a part of the batch."""
-        batch = query.shape[: self.tiling.rank]
-        return dataclasses.replace(self, tiling=dataclasses.replace(self.tiling, batch=batch))
+        return self._with_batch(query.shape[:-3])
+
+    def _with_batch(self, batch: tuple[int, ...]) -> "Program":
+        fold = dataclasses.replace(self.tiling.fold, batch=batch)
+        return dataclasses.replace(self, tiling=dataclasses.replace(self.tiling, fold=fold))
 
     def batched(self, size: int) -> "Program":
         """The program with one more batch axis in front."""
         states = self.plan.states
         plan = dataclasses.replace(self.plan, states=states[None]) if isinstance(states, np.ndarray) else self.plan
-        return dataclasses.replace(
-            self, tiling=dataclasses.replace(self.tiling, batch=(size, *self.tiling.batch)), plan=plan
-        )
+        return dataclasses.replace(self, plan=plan)._with_batch((size, *self.tiling.fold.batch))
 
 
 def _with_batch_axis(tree: Any, batched: Any, size: int, *, repeat: Callable[[Any], bool]) -> Any:
@@ -92,9 +93,12 @@ class _ForwardPass:
     program: Program
 
     def __call__(self, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
-        query, key, value, pieces, states = operands
-        program = self.program.on(query).wider(states)
-        return forward.attend(query, key, value, pieces, program.lists(states), program.tiling, program.scale)
+        program = self.program.on(operands.query).wider(operands.states)
+        lists, fold = program.lists(operands.states), program.tiling.fold
+        query, key, value = map(fold.rows, operands[:3])
+        pieces = jax.tree.map(fold.aligned, operands.pieces)
+        out, *mass = forward.attend(query, key, value, pieces, lists, program.tiling, program.scale)
+        return fold.unfolded_rows(out), *map(fold.unfolded_rows, mass)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +108,14 @@ class _BackwardPass:
     program: Program
 
     def __call__(self, operands: Operands, results: tuple) -> tuple:
-        query, key, value, pieces, states = operands
-        program = self.program.on(query)
-        lists = program.lists(states)
-        return backward.gradients(query, key, value, pieces, lists, program.tiling, program.scale, *results)
+        program = self.program.on(operands.query)
+        lists, fold = program.lists(operands.states), program.tiling.fold
+        query, key, value, *results = map(fold.rows, (*operands[:3], *results))
+        pieces = jax.tree.map(fold.aligned, operands.pieces)
+        *grads, d_floats = backward.gradients(query, key, value, pieces, lists, program.tiling, program.scale, *results)
+        floats, _ = backward.split(operands.pieces)
+        d_floats = [grad.reshape(jnp.shape(leaf)) for grad, leaf in zip(d_floats, floats, strict=True)]
+        return *map(fold.unfolded_rows, grads), d_floats
 
 
 def _on_devices(function: Callable, arrays: tuple, outs: tuple) -> Any:
@@ -129,7 +137,7 @@ def _batch_first(tree: Any, rank: int) -> Any:
 def _forward(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
     @custom_vmap
     def run(operands):
-        rank = program.tiling.rank
+        rank = len(program.tiling.fold.batch)
         outs = layout(rank, None, None, None), layout(rank, None, None), layout(rank, None, None)
         return _on_devices(_ForwardPass(program), (operands,), outs)
 
@@ -149,7 +157,7 @@ def _backward(program: Program, operands: Operands, results: tuple) -> tuple:
     @custom_vmap
     def run(operands, results):
         floats, _ = backward.split(operands.pieces)
-        outs = _batch_first((operands.query, operands.key, operands.value, floats), program.tiling.rank)
+        outs = _batch_first((operands.query, operands.key, operands.value, floats), operands.query.ndim - 3)
         return _on_devices(_BackwardPass(program), (operands, results), outs)
 
     @run.def_vmap
