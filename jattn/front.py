@@ -61,8 +61,10 @@ def attention(
         query_positions: absolute token positions, integers `[q_len]` or `[..., q_len]`; by default 0, 1, ... NumPy
             arrays are known while tracing, and so is the plan of tiles that follows from them; inside `jax.jit` so
             are arrays of JAX that are not traced.
-        key_positions: likewise `[kv_len]` or `[..., kv_len]`. Alone, and with as many keys as queries, it holds for
-            both.
+        key_positions: likewise `[kv_len]` or `[..., kv_len]`. With as many keys as queries, key positions alone hold
+            for both (self-attention), and query positions alone are refused where a piece looks at key positions,
+            unless they are known to be 0, 1, ...: the keys may be at the same positions or at 0, 1, ... With other
+            lengths, as when decoding with a cache, query positions alone leave the keys at 0, 1, ...
         dropout: `Dropout(rate, key)` on the weights.
         implementation: None takes the first that accepts; `"chunked"`, `"reference"` or an `Implementation` insists.
 
@@ -73,7 +75,8 @@ def attention(
 
     Raises:
         ValueError: an argument of the wrong shape, dtype or kind; `q_len != kv_len` with a mask or score that looks
-            at query positions, and no `query_positions`.
+            at query positions, and no `query_positions`; query positions alone, as above; positions outside int32, or
+            beyond a mask's grid, as far as they are known; a mask or score that is not elementwise.
         Unsupported: (a `ValueError`) the named implementation refuses the call; the message has its reason.
 
     >>> import jax, jattn

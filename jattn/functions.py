@@ -192,21 +192,32 @@ def one_expression(name: str, function: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        found = [(doing, remedy) for kind, doing, remedy in _REMEDIES if isinstance(error, kind)]
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, ValueError) as error:
+        found = [
+            (doing, remedy)
+            for kind, doing, remedy in _REMEDIES
+            if (kind in str(error) if isinstance(kind, str) else isinstance(error, kind))
+        ]
         if not found:
             raise
         doing, remedy = found[0]
-        what = getattr(function, "__qualname__", None) or repr(function)
+        what = function if isinstance(function, str) else getattr(function, "__qualname__", None) or repr(function)
         raise ValueError(f"`{name}` must be one JAX expression for all pairs; `{what}` {doing}. {remedy}") from error
 
 
-_REMEDIES: tuple[tuple[type[Exception], str, str], ...] = (
+_DECIDES = (
+    "asks in Python whether something holds",
+    "Write `&`, `|` and `~` for `and`, `or` and `not`, with each comparison in parentheses; `(a < b) & (b < c)` "
+    "for `a < b < c`; and `jnp.where(condition, x, y)` for `x if condition else y`.",
+)
+# By the kind of the error, or by words in it.
+_REMEDIES: tuple[tuple[type[Exception] | str, str, str], ...] = (
+    (jax.errors.TracerBoolConversionError, *_DECIDES),
+    ("truth value of an array", *_DECIDES),
     (
-        jax.errors.TracerBoolConversionError,
-        "asks in Python whether something holds",
-        "Write `&`, `|` and `~` for `and`, `or` and `not`, with each comparison in parentheses; `(a < b) & (b < c)` "
-        "for `a < b < c`; and `jnp.where(condition, x, y)` for `x if condition else y`.",
+        "out of bounds for array of dimension 0",
+        "looks along an axis, and is given one pair at a time",
+        "What turns whole rows of scores into weights is a normalizer (`jattn.normalizers`).",
     ),
     (
         jax.errors.TracerIntegerConversionError,

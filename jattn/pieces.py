@@ -139,6 +139,12 @@ class Piece:
     def __hash__(self) -> int:
         return hash((type(self), jax.tree.structure(self)))
 
+    def __bool__(self) -> bool:
+        raise ValueError(
+            f"a {type(self).__name__} is neither true nor false, so `and`, `or`, `not` and `if` would drop a piece in "
+            "silence. Join masks by `&`, `|` and `~`; ask for a piece that was left out with `is None`."
+        )
+
     def indexed(self, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...] = ()) -> Self:
         """With the indices of batch elements and heads written out where the piece, or a part of it, reads them.
 
@@ -297,6 +303,12 @@ def map_fields(tree: Any, visit: Callable[[Any, tuple[str, ...], str], Any]) -> 
         else:
             changed.append(visit(value, metadata["axes"], f"{type(tree).__name__}.{name}"))
     return _unflatten(type(tree), aux, changed)
+
+
+def parts(self: Piece) -> list[Any]:
+    """The pieces that a piece holds."""
+    held = [getattr(self, field.name) for field in dataclasses.fields(self) if "part" in field.metadata]  # type: ignore[arg-type]  (see `Piece.replace`)
+    return [one for part in held for one in (part if isinstance(part, tuple) else (part,)) if one is not None]
 
 
 def indexed(tree: Any, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...] = ()) -> Any:

@@ -17,7 +17,7 @@ from ..pieces import align, indexed
 from ..scores import Bias
 from ..scores.base import Score
 from ..similarities import Similarity
-from ..similarities.base import Prepared
+from ..similarities.base import Prepared, accumulation_dtype
 from ..tiles import mask_reads_positions, score_reads_positions
 from . import checks
 from .dropout import Dropout
@@ -90,14 +90,25 @@ def prepare(
     split = split_axes(query)
     mask = aligned(known_while_tracing(indexed(mask, batch, q_heads, split)))
     caller_scores = aligned(indexed(scores, batch, q_heads, split))
+    dtype = accumulation_dtype(query, key, value)
+    reads = {
+        "mask": [mask_reads_positions(mask)],
+        "scores": [score_reads_positions(one, dtype) for one in caller_scores],
+    }
     if q_len != kv_len and query_positions is None:
-        if mask is not None and mask_reads_positions(mask)[0]:
-            checks.reject_ambiguous_positions(q_len, kv_len, "mask")
-        if any(score_reads_positions(score)[0] for score in caller_scores):
-            checks.reject_ambiguous_positions(q_len, kv_len, "scores")
-    columns = _positions("key_positions", key_positions, batch, kv_len, -1)
+        for name, readers in reads.items():
+            if any(of_query for of_query, _ in readers):
+                checks.reject_ambiguous_positions(q_len, kv_len, name)
+    alone = query_positions is not None and key_positions is None and q_len == kv_len
     if query_positions is None and key_positions is not None and q_len == kv_len:
         query_positions = key_positions  # self-attention: one sequence, one set of positions
+    columns = _positions("key_positions", key_positions, batch, kv_len, -1)
+    rows = _positions("query_positions", query_positions, batch, q_len, -2)
+    if alone:
+        readers = {name: any(of_key for _, of_key in readers) for name, readers in reads.items()}
+        checks.check_lone_query_positions(rows[..., 0], q_len, readers)
+    if mask is not None:
+        checks.check_extent(mask, rows, columns)
     call = Call(
         batch=batch,
         q_len=q_len,
@@ -112,7 +123,7 @@ def prepare(
         scores=aligned(prepared.scores) + caller_scores + aligned(normalizer.before()),
         normalizer=aligned(normalizer),
         dropout=None if dropout is None else aligned(dropout.indexed(batch, q_heads, split)),
-        query_positions=_positions("query_positions", query_positions, batch, q_len, -2),
+        query_positions=rows,
         key_positions=columns,
         devices=auto_devices(query, key, value),
     )

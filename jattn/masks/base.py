@@ -11,7 +11,7 @@ import numpy as np
 
 from ..foundation.arrays import as_array, describe
 from ..functions import Traced, fill_indices, given_indices, indices_of, takes_indices, trace
-from ..pieces import Piece, array, constants, part, piece
+from ..pieces import Piece, array, constants, part, parts, piece
 
 
 class Mask(Piece, abc.ABC):
@@ -25,6 +25,17 @@ class Mask(Piece, abc.ABC):
     @abc.abstractmethod
     def allows(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """True where the query at position `query` may attend the key at position `key`."""
+
+    def extent(self) -> tuple[int | None, int | None]:
+        """How many query and key positions the mask is made for, from 0 on; None for any number.
+
+        A call with positions beyond is refused. A mask joined of others has the smallest of theirs.
+        """
+        extents = [one.extent() for one in parts(self) if isinstance(one, Mask)]
+        queries, keys = (
+            [size for size in sizes if size is not None] for sizes in ([q for q, _ in extents], [k for _, k in extents])
+        )
+        return min(queries, default=None), min(keys, default=None)
 
     def picture(self, q_len: int, kv_len: int, query_positions: Any = None) -> str:
         """The tiles that attention with this mask visits, as text: `█` every pair attends, `▒` some, `·` none.

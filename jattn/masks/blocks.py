@@ -67,17 +67,19 @@ class BlockCausal(Mask):
 
 @piece
 class Blocks(Mask):
-    """Blocks named by a table: `table[..., q // size, k // size]`. Positions beyond the table are not allowed.
+    """Blocks named by a table: `table[..., q // size, k // size]`.
 
     The table is small (a pair of blocks, not of positions), so a layout that no formula gives costs little: random
-    blocks (BigBird, arXiv:2007.14062), blocks chosen by a router.
+    blocks (BigBird, arXiv:2007.14062), blocks chosen by a router. A call with positions beyond the table is refused,
+    unless the mask stands in `Shifted`.
 
     Args:
         table: boolean, `array("head", "query_block", "key_block")`: `[batch..., heads or 1, q_blocks, k_blocks]`.
         size: of a block, a Python integer of at least 1.
 
     Raises:
-        ValueError: `table` is not boolean or has fewer than 3 axes; `size` is not an integer of at least 1.
+        ValueError: `table` is not boolean or has fewer than 3 axes; `size` is not an integer of at least 1; at the
+            call, positions beyond the table.
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
@@ -93,6 +95,10 @@ class Blocks(Mask):
         remedy = "True allows a pair of blocks: compare numbers first, as in `table != 0`."
         settle(self, "table", booleans("table", self.table, ("head", "query_block", "key_block"), remedy))
         settle(self, "size", size("size", self.size))
+
+    def extent(self):
+        rows, columns = jnp.shape(self.table)[-2:]
+        return rows * self.size, columns * self.size
 
     def allows(self, query, key):
         rows, columns = jnp.shape(self.table)[-2:]

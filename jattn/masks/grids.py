@@ -1,5 +1,7 @@
 """Masks on a grid of 1 to 3 axes, flattened row-major: position `p` of a `(rows, columns)` grid is row `p // columns`,
-column `p % columns`. Positions beyond the grid attend nothing and are attended by nothing.
+column `p % columns`. A call whose positions are known to be beyond the grid is refused: a token in front of the grid
+would be taken for its first cell. `masks.Shifted` says where the grid begins; positions outside of it then attend to
+nothing and are attended to by nothing.
 """
 
 import math
@@ -32,7 +34,8 @@ class Neighborhood(Mask):
         dilation: at least 1; one Python integer for all axes or one for each.
 
     Raises:
-        ValueError: not integers; more than 3 axes; an even window; `window * dilation` larger than the side.
+        ValueError: not integers; more than 3 axes; an even window; `window * dilation` larger than the side; at the
+            call, positions beyond the grid.
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
@@ -62,6 +65,9 @@ class Neighborhood(Mask):
                 )
         for name, value in (("shape", shape), ("window", window), ("dilation", dilation)):
             settle(self, name, value)
+
+    def extent(self):
+        return (math.prod(self.shape),) * 2
 
     def allows(self, query, key):
         allowed = inside(query, self.shape) & inside(key, self.shape)
@@ -93,7 +99,7 @@ class Axial(Mask):
         axis: which axis the line runs along; negative counts from the last.
 
     Raises:
-        ValueError: not integers; more than 3 axes; `axis` is not one of them.
+        ValueError: not integers; more than 3 axes; `axis` is not one of them; at the call, positions beyond the grid.
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
@@ -116,6 +122,9 @@ class Axial(Mask):
             raise ValueError(f"`axis` must be an axis of the grid {shape}, an integer; got {self.axis!r}.")
         settle(self, "shape", shape)
         settle(self, "axis", self.axis % len(shape))
+
+    def extent(self):
+        return (math.prod(self.shape),) * 2
 
     def allows(self, query, key):
         allowed = inside(query, self.shape) & inside(key, self.shape)

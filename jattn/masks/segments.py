@@ -13,7 +13,8 @@ class SameSegment(Mask):
     """Own segment only: `query_ids[i] = key_ids[j]`, for the i-th query and the j-th key of the call.
 
     Several sequences packed in one row attend each one to itself; with `& Causal()` for language models. Ids ride on
-    the arrays, not on positions, so `query_positions` that start again in each segment are fine.
+    the arrays, not on positions, so positions that start again in each segment are fine, given as `query_positions` and
+    as `key_positions`.
 
     Padding: without a `padding_id` padding is one more segment and attends to itself, which costs time and leaves
     numbers in its output. Tokens whose id is `padding_id` attend nothing (their output is 0) and are attended by

@@ -45,7 +45,9 @@ def attention_fn(
     - `mask`, an array that broadcasts to `[batch..., heads, q_len, kv_len]`, may attend where it is not 0 (Flax's own
       helpers make float32 masks of 0 and 1), and where the mask given here allows it too;
     - `bias`, likewise an array, is added to the similarity, before the scores given here;
-    - `is_causal`: a query sees keys up to its own index in the array;
+    - `is_causal`: a query sees keys up to its own index in the array. With other lengths it is refused, as it is open
+      where the queries are; but one query that comes with a mask, as when Flax decodes with a cache, is the last token
+      and sees all keys of the mask;
     - `dropout_rate`, `dropout_rng`, `deterministic`; `broadcast_dropout` drops the same pairs in every batch element
       and head. The rate is Flax's, the bits are jattn's own;
     - `dtype`, `promote_dtype`: query, key and value are converted first. Scores and softmax are float32 at least, so
@@ -154,7 +156,13 @@ def _combined(own: Mask | None, given: Any, is_causal: bool, q_len: int, kv_len:
         given = _with_heads("mask", given)
         dense = Dense(given if given.dtype == bool else given != 0)
         whole = dense if whole is None else whole & dense
-    if is_causal:
+    if is_causal and not (q_len == 1 < kv_len and given is not None):
+        if q_len != kv_len:
+            raise ValueError(
+                f"`is_causal` with q_len {q_len} and kv_len {kv_len} leaves open where the queries are among the keys. "
+                "Leave it False and give the causal part in `mask`, or make the `attention_fn` with "
+                "`mask=jattn.masks.Causal()` and `query_positions`."
+            )
         causal = _IndexCausal(np.arange(q_len), np.arange(kv_len))
         whole = causal if whole is None else whole & causal
     return whole

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.shapes import check_batch, check_flags, check_multiple, check_positive, check_shapes
 from ..foundation.arrays import known_values
@@ -146,7 +147,8 @@ class CausalAttention(Generative):
             broken = jax.lax.dynamic_slice_in_dim(self._broken(bad, own), before.position, length, wrong.ndim - 1)
             key, value = (jnp.where(bad[..., None, None], 0, one).astype(inputs.dtype) for one in (keys, values))
         # NaN is kept apart, as for a query that sees it the gradients of all other keys would be 0 times NaN.
-        out = attention(query, key, value, mask=mask, query_positions=None if state is None else at)
+        places = {} if state is None else {"query_positions": at, "key_positions": np.arange(self.max_len)}
+        out = attention(query, key, value, mask=mask, **places)
         out = project(parameters["out"], out, "...thd,hdf->...tf")
         out = jnp.where((broken | (at >= self.max_len))[..., None], jnp.nan, out)
         start = before.start

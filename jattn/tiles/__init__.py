@@ -1,9 +1,9 @@
 """Which tiles of the score matrix a mask leaves, read off its jaxpr."""
 
 from .doubt import doubt
+from .elementwise import mask_reads_positions, score_reads_positions
 from .picture import picture, picture_of_mask
 from .plan import EMPTY, FULL, PARTIAL, Lists, Plan, make_plan
-from .positions_used import mask_reads_positions, score_reads_positions
 
 __all__ = [
     "EMPTY",

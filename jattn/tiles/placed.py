@@ -8,7 +8,7 @@ import numpy as np
 
 from ..masks.base import Mask
 from ..pieces import align, indexed, map_fields
-from .positions_used import mask_reads_positions
+from .elementwise import mask_reads_positions
 
 
 def placed(

@@ -103,8 +103,18 @@ def test_is_causal_is_by_index():
     restarted = attention_fn(query_positions=np.arange(LENGTH) % 3, key_positions=np.arange(LENGTH) % 3)
     close(nnx_layer(restarted)(X, is_causal=True), assert_causal)
     query, key = X.reshape(BATCH, LENGTH, HEADS, 4), Y.reshape(BATCH, LENGTH + 3, HEADS, 4)
-    want = nnx.dot_product_attention(query, key, key, mask=jnp.tril(jnp.ones((1, 1, LENGTH, LENGTH + 3), bool)))
-    close(attention_fn()(query, key, key, is_causal=True), want)
+    for part, mask in ((query, None), (query, np.ones((1, 1, LENGTH, LENGTH + 3), bool)), (query[:, :1], None)):
+        with pytest.raises(ValueError, match=r"`is_causal` with q_len .* leaves open where the queries are"):
+            attention_fn()(part, key, key, mask=mask, is_causal=True)
+
+
+def test_flax_decodes_with_is_causal():
+    """A token at a time with Flax's cache, whatever its version passes on, equals the whole sequence."""
+    layer = nnx_layer(attention_fn())
+    whole = layer(X, mask=nn.make_causal_mask(X[..., 0]))
+    layer.init_cache(X.shape)
+    tokens = [layer(X[:, i : i + 1], decode=True, is_causal=True) for i in range(LENGTH)]
+    close(jnp.concatenate(tokens, axis=1), whole)
 
 
 def test_bias_is_added_before_the_scores():

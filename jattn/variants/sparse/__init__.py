@@ -4,7 +4,7 @@ from .bigbird import bigbird_etc_mask, bigbird_mask, random_blocks
 from .block_diffusion import BlockDiffusion
 from .blocked import BlockedLocal
 from .longformer import Longformer, global_flags, longformer_mask
-from .pieces import Flagged, OnHeads, Shifted, split_between_heads
+from .pieces import Flagged, OnHeads, split_between_heads
 from .shared_prefix import positions_in_documents, shared_prefix_attention, shared_prefix_mask
 from .sparse_transformer import Summaries, fixed_attention, fixed_mask, strided_attention, strided_mask
 from .tree import tree_depths, tree_mask
@@ -15,7 +15,6 @@ __all__ = [
     "Flagged",
     "Longformer",
     "OnHeads",
-    "Shifted",
     "Summaries",
     "bigbird_etc_mask",
     "bigbird_mask",

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.shapes import check_counts, check_positive, check_shapes
-from ...masks import Blocks, Lengths, Sinks
+from ...masks import Blocks, Lengths, Shifted, Sinks
 from ...masks.arguments import LARGEST
 from ...masks.base import Mask
-from .pieces import Shifted, readable
+from .pieces import readable
 
 
 def bigbird_mask(length: int, block: int, random_blocks: Any) -> Mask:

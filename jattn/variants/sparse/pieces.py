@@ -9,9 +9,9 @@ import numpy as np
 from jax.core import Tracer
 
 from ...core.shapes import check_positive
-from ...masks.arguments import Integers, booleans, integers, settle
+from ...masks.arguments import booleans, settle
 from ...masks.base import Mask
-from ...pieces import Piece, array, map_fields, number, part, piece
+from ...pieces import Piece, array, map_fields, piece
 
 
 @piece
@@ -72,35 +72,6 @@ class Flagged(Mask):
         if self.query_flags is None or self.key_flags is None:
             return self.key_flags if self.query_flags is None else self.query_flags
         return self.query_flags | self.key_flags
-
-
-@piece
-class Shifted(Mask):
-    """A mask of positions counted from `start`: `mask(query - start, key - start)`.
-
-    Args:
-        mask: of the shifted positions, negative ones among them.
-        start: at least 0; an integer, or an array `[batch...]`.
-
-    Raises:
-        ValueError: `start` is negative or not an integer.
-
-    >>> from jattn import masks
-    >>> print(Shifted(masks.Chunked(2), 1).picture(4, 4).rsplit(chr(10), 2)[0])
-    █···
-    ·██·
-    ·██·
-    ···█
-    """
-
-    mask: Mask = part()
-    start: Integers = number(default=0)
-
-    def __post_init__(self):
-        settle(self, "start", integers("start", self.start, least=0))
-
-    def allows(self, query, key):
-        return self.mask.allows(query - self.start, key - self.start)
 
 
 def split_between_heads(masks: Sequence[Mask], q_heads: int) -> Mask:

@@ -102,8 +102,8 @@ def shared_prefix_attention(
 def positions_in_documents(ids: Any) -> Any:
     """The position of each token in its document, for documents packed in one row: `[..., length]`, int32.
 
-    With `query_positions=positions_in_documents(ids)` and `mask & SameSegment(ids)`, any mask of positions holds in
-    each document as if it stood alone.
+    With `key_positions=positions_in_documents(ids)`, which holds for the queries too, and `mask & SameSegment(ids)`,
+    any mask of positions holds in each document as if it stood alone.
 
     Args:
         ids: integers `[..., length]`; a document is a run of equal ids.
