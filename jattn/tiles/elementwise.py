@@ -2,11 +2,12 @@
 
 A piece is evaluated a tile at a time, so a primitive that looks along the queries or keys (a sum, a sort, a count of
 places) would see a tile and not the row, and its result would change with the tile size. The piece is traced once with
-arrays whose sizes along head, query and key are primes that nothing else has: an axis is then known by its size,
-wherever the piece moves it.
+arrays whose sizes along batch, head, query and key are primes that nothing else has: an axis is then known by its
+size, wherever the piece moves it.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +21,7 @@ from ..masks.base import Mask
 from ..pieces import LAYOUT, map_fields, own_rank, parts
 from ..scores.base import Score
 
-_PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
-Sizes = tuple[int, int, int]
+Sizes = tuple[int, ...]
 
 
 def mask_reads_positions(mask: Mask | None) -> tuple[bool, bool]:
@@ -74,17 +74,17 @@ def _read(piece: Any, dtype: Any) -> tuple[bool, bool]:
 def _examine(structure: Any, shapes: tuple, rank: int, dtype: Any) -> tuple[bool, bool]:
     """Once for each structure of a piece and its arrays' shapes."""
     taken = {size for shape, own, _ in shapes for size in shape[len(shape) - own :] if size}
-    sizes: Any = tuple([prime for prime in _PRIMES if all(size % prime for size in taken)][: len(LAYOUT)])
+    free = (one for one in itertools.count(1009, 2) if all(one % other for other in range(3, 100, 2)))
+    sizes = tuple(itertools.islice((prime for prime in free if all(size % prime for size in taken)), rank))
 
     def abstract(shape: tuple[int, ...], own: int, dtype: Any) -> jax.ShapeDtypeStruct:
         lead = len(shape) - own
-        full = (1,) * (rank - len(LAYOUT)) + sizes
-        tile = [1 if have == 1 else want for have, want in zip(shape[:lead], full[rank - lead :], strict=True)]
+        tile = [1 if have == 1 else want for have, want in zip(shape[:lead], sizes[rank - lead :], strict=True)]
         return jax.ShapeDtypeStruct((*tile, *shape[lead:]), dtype)
 
     piece = structure.unflatten([abstract(*one) for one in shapes])
-    batch = (1,) * (rank - len(LAYOUT))
-    query, key = (jax.ShapeDtypeStruct((*batch, 1, *pair), jnp.int32) for pair in ((sizes[1], 1), (1, sizes[2])))
+    alone = (1,) * (rank - 2)  # every axis but the last two
+    query, key = (jax.ShapeDtypeStruct((*alone, *pair), jnp.int32) for pair in ((sizes[-2], 1), (1, sizes[-1])))
     if isinstance(piece, Mask):
         name, method = "mask", "allows"
         function: Callable[..., Any] = lambda piece, q, k: piece.allows(q, k)  # noqa: E731
@@ -92,7 +92,7 @@ def _examine(structure: Any, shapes: tuple, rank: int, dtype: Any) -> tuple[bool
     else:
         name, method = "scores", "modify"
         function = lambda piece, s, q, k: piece.modify(s, q, k)  # noqa: E731
-        operands = (piece, jax.ShapeDtypeStruct((*batch, *sizes), dtype), query, key)
+        operands = (piece, jax.ShapeDtypeStruct(sizes, dtype), query, key)
     function_name = getattr(getattr(piece, "function", None), "name", None)
     what = function_name or f"{type(piece).__name__}.{method}"
     with one_expression(name, what):
@@ -106,7 +106,7 @@ def _examine(structure: Any, shapes: tuple, rank: int, dtype: Any) -> tuple[bool
                 f"key]: "
                 f"{error}"
             ) from error
-    _check_result(name, what, result, (*batch, *sizes), dtype)
+    _check_result(name, what, result, sizes, dtype)
     for primitive in _looking_along(closed.jaxpr, sizes):
         for part in parts(piece):  # rather name the part
             if isinstance(part, Mask | Score):
@@ -164,7 +164,7 @@ def _refuse(name: str, what: str, primitive: str) -> None:
 
 
 def _looking_along(jaxpr: Any, sizes: Sizes) -> Iterator[str]:
-    """The names of primitives that mix elements along a head, query or key axis."""
+    """The names of primitives that mix elements along a batch, head, query or key axis."""
     for equation in jaxpr.eqns:
         for value in equation.params.values():
             for one in value if isinstance(value, (tuple, list)) else (value,):

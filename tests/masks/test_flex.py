@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import jattn
 from jattn import masks, scores
+from jattn.core.call import prepare
 from jattn.parallel import Heads
 
 BATCH, HEADS, LENGTH = 2, 4, 12
@@ -154,7 +155,7 @@ def test_arrays_that_are_not_traced_are_known_inside_jit(mask):
     at = jnp.arange(LENGTH)
     assert isinstance(explained(QUERY).states, np.ndarray)
     # Outside, other numbers must not compile again.
-    assert not isinstance(jattn.front.prepare(QUERY, KEY, VALUE, **_options(mask))[0].key_positions, np.ndarray)
+    assert not isinstance(prepare(QUERY, KEY, VALUE, **_options(mask))[0].key_positions, np.ndarray)
 
 
 def _options(mask):
