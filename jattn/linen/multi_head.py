@@ -15,6 +15,7 @@ from ..foundation.arrays import known_values
 from ..masks.base import restricted
 from ..modules import learned as pieces_of
 from ..modules.multi_head import multi_head, multi_head_weights
+from ..modules.norms import QKNorm, as_qk_norm
 from ..modules.options import check_options
 from ..modules.parameters import Shape, Sizes, initialize, parameter_shapes
 from ..parallel import Heads
@@ -53,8 +54,10 @@ class MultiHeadAttention(nn.Module):
         kv_heads: key and value heads, by default `q_heads`.
         head_dim: by default the features of the inputs divided by `q_heads`.
         out_features: by default the features of the inputs.
-        use_bias: whether projections add a bias.
-        qk_norm: whether query and key are normed, each head by its root mean square, with learned scales.
+        use_bias: whether projections add a bias; or the names of those that do, `("query", "value", "out")` for
+            Whisper, whose keys have none.
+        qk_norm: whether query and key are normed, each head by its root mean square, with learned scales; or a
+            `jattn.modules.QKNorm` that says how: over all heads, by mean and variance, with 1 + w.
         mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
         rotary: True, or a function of `x [..., length, heads, dim]` and positions.
         learned: the names of pieces whose floating-point arrays are parameters: `"normalizer"` trains a sink.
@@ -80,8 +83,8 @@ class MultiHeadAttention(nn.Module):
     kv_heads: int | None = None
     head_dim: int | None = None
     out_features: int | None = None
-    use_bias: bool = True
-    qk_norm: bool = False
+    use_bias: bool | Collection[str] = True
+    qk_norm: bool | QKNorm = False
     mask: Any = None
     similarity: Any = None
     scores: Any = ()
@@ -157,11 +160,14 @@ class MultiHeadAttention(nn.Module):
         sizes = Sizes(
             self.q_heads, inputs.shape[-1], self.kv_heads, self.head_dim, key_source.shape[-1], self.out_features
         )
-        inits = {"kernel": self.kernel_init, "bias": self.bias_init, "scale": nn.initializers.ones_init()}
+        qk_norm = as_qk_norm(self.qk_norm)
+        inits = {"kernel": self.kernel_init, "bias": self.bias_init}
         shapes = parameter_shapes(sizes, use_bias=self.use_bias, qk_norm=self.qk_norm)
         out_inits = {**inits, "kernel": self.out_kernel_init or self.kernel_init}
+        norm_inits = {} if qk_norm is None else qk_norm.initializers()
+        own = {"out": out_inits, "query_norm": norm_inits, "key_norm": norm_inits}
         parameters = {
-            group: _Group(members, out_inits if group == "out" else inits, self.param_dtype, name=group)()
+            group: _Group(members, own.get(group, inits), self.param_dtype, name=group)()
             for group, members in shapes.items()
         }
         arguments = dict(
@@ -169,6 +175,7 @@ class MultiHeadAttention(nn.Module):
             rotary=self.rotary,
             positions=positions,
             key_positions=key_positions,
+            qk_norm=qk_norm,
             dtype=self.dtype,
         )
         if weights:

@@ -5,6 +5,7 @@ from .causal import Cache, CausalAttention
 from .generation import Generative
 from .layer import Layer, Parameter, parameter_count
 from .multi_head import multi_head, multi_head_weights
+from .norms import QKNorm
 from .parameters import AXES, Sizes, parameter_shapes, parameter_specs
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Generative",
     "Layer",
     "Parameter",
+    "QKNorm",
     "Sizes",
     "attention_fn",
     "multi_head",

@@ -1,5 +1,6 @@
 """Multi-head attention, as a pure function of its parameters."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..parallel import Heads
 from ..parallel.heads import as_arrays
 from ..pieces import indexed
 from ..positions import rotary as default_rotary
-from .norms import rms_norm
+from .norms import QKNorm, as_qk_norm
 from .options import check_dtype, check_rotary
 from .parameters import parameter_specs
 
@@ -39,22 +40,22 @@ def multi_head(
     dropout: Dropout | None = None,
     implementation: Any = None,
     dtype: Any = None,
-    epsilon: float = 1e-6,
+    qk_norm: QKNorm | None = None,
     parallel: Heads | None = None,
 ) -> jax.Array:
     """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762), with every choice of pieces.
 
         q, k, v = x W_q + b_q,  y W_k + b_k,  z W_v + b_v                   one projection for each head
-        q, k = rms_norm(q) g_q,  rms_norm(k) g_k                            where there are norms (over a head)
+        q, k = norm(q),  norm(k)                                            where there are norms (`QKNorm`)
         q, k = rotary(q, positions),  rotary(k, key_positions)              where asked for
         out = Σ_heads attention(q, k, v) W_o + b_o
 
     Args:
         parameters: `query`, `key` and `value`, each with a `kernel [features, heads, head_dim]` and perhaps a
             `bias [heads, head_dim]`; `out` with a `kernel [q_heads, head_dim, features]` and perhaps a
-            `bias [features]`; perhaps `query_norm` and `key_norm` with a `scale [head_dim]`. Fewer key and value heads
-            than query heads are grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245). Query and key norms
-            are those of Henry et al. 2020 (arXiv:2010.04245), with the root mean square.
+            `bias [features]`; perhaps `query_norm` and `key_norm`, each with a `scale [head_dim]` or
+            `[heads, head_dim]` and perhaps a `bias` like it. Fewer key and value heads than query heads are
+            grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245).
         inputs: x, `[..., q_len, features]`.
         key_inputs: y, `[..., kv_len, features]`; by default x (self-attention).
         value_inputs: z, likewise; by default y.
@@ -65,7 +66,8 @@ def multi_head(
         key_positions: of y.
         dropout: on the weights.
         dtype: to compute in; by default the one that inputs and parameters promote to.
-        epsilon: of the norms.
+        qk_norm: which norm that of queries and keys is, where there are parameters of one; by default `QKNorm()`, over
+            each head by the root mean square.
         parallel: `Heads(...)` splits the heads over devices: each has its part of the projections and attends with
             it, and one all-reduce sums the output. By default nothing is split by hand.
 
@@ -105,8 +107,10 @@ def multi_head(
     split = {name: group for name, group in parameters.items() if name != "out"}
     split["out"] = {"kernel": parameters["out"]["kernel"]}  # its bias is added once, after the sum over heads
 
+    norm = functools.partial(_norm(qk_norm).apply, mesh_axis=None if parallel is None else parallel.axis)
+
     def local(parameters: Parameters, sources: tuple, pieces: dict, at: dict) -> jax.Array:
-        query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, epsilon=epsilon)
+        query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, norm=norm)
         attended = attention(query, key, value, **pieces, **at, implementation=implementation)
         kernel = parameters["out"]["kernel"].astype(dtype)
         return jnp.einsum("...qhd,hdf->...qf", attended, kernel, preferred_element_type=_wide(dtype))
@@ -139,7 +143,7 @@ def multi_head_weights(
     positions: Any = None,
     key_positions: Any = None,
     dtype: Any = None,
-    epsilon: float = 1e-6,
+    qk_norm: QKNorm | None = None,
     heads: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
 ) -> jax.Array:
@@ -151,7 +155,8 @@ def multi_head_weights(
     check_rotary(rotary)
     dtype = _computation_dtype(dtype, parameters, inputs, key_inputs)
     at = _positions(inputs, key_inputs, positions, key_positions, rotary)
-    query, key, _ = _project(parameters, inputs, key_inputs, None, rotary=rotary, at=at, dtype=dtype, epsilon=epsilon)
+    norm = _norm(qk_norm).apply
+    query, key, _ = _project(parameters, inputs, key_inputs, None, rotary=rotary, at=at, dtype=dtype, norm=norm)
     pieces = dict(mask=mask, similarity=similarity, scores=scores, normalizer=normalizer)
     with renamed(query_positions="positions"):
         return attention_weights(query, key, **pieces, **at, heads=heads, queries=queries)
@@ -166,7 +171,7 @@ def _project(
     rotary: Rotation | bool | None,
     at: dict[str, Any],
     dtype: Any,
-    epsilon: float,
+    norm: Callable[..., jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Query, key and value `[..., length, heads, head_dim]`, normed and rotated."""
     key_inputs = inputs if key_inputs is None else key_inputs
@@ -178,15 +183,19 @@ def _project(
         made.append(_biased(projected, parameters[name].get("bias"), dtype))
     query, key, value = made
     if "query_norm" in parameters:
-        query = rms_norm(query, parameters["query_norm"]["scale"], epsilon)
+        query = norm(query, parameters["query_norm"])
     if "key_norm" in parameters:
-        key = rms_norm(key, parameters["key_norm"]["scale"], epsilon)
+        key = norm(key, parameters["key_norm"])
     if rotary:
         rotate = default_rotary if rotary is True else rotary
         query_at, key_at = at["query_positions"], at["key_positions"]
         query = rotate(query, jnp.arange(query.shape[-3]) if query_at is None else query_at)
         key = rotate(key, jnp.arange(key.shape[-3]) if key_at is None else key_at)
     return query, key, value
+
+
+def _norm(qk_norm: Any) -> QKNorm:
+    return as_qk_norm(qk_norm) or QKNorm()
 
 
 def _biased(x: jax.Array, bias: Array | None, dtype: Any) -> jax.Array:

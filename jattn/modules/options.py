@@ -9,6 +9,8 @@ from ..foundation.arrays import describe
 from ..front import named
 from ..parallel import Heads
 from .layer import Layer
+from .norms import as_qk_norm
+from .parameters import biased
 
 
 def check_options(
@@ -19,6 +21,8 @@ def check_options(
     parallel: Any,
     dtypes: dict[str, Any],
     initializers: dict[str, Any],
+    use_bias: Any = True,
+    qk_norm: Any = None,
     **flags: Any,
 ) -> None:
     """What a layer of multi-head attention is made with.
@@ -30,6 +34,8 @@ def check_options(
         parallel: None or `Heads`.
         dtypes: by the names of their arguments; None is left out.
         initializers: likewise.
+        use_bias: a flag, or names of projections.
+        qk_norm: a flag, or a `QKNorm`.
         **flags: True or False.
 
     Raises:
@@ -42,6 +48,8 @@ def check_options(
     ValueError: `rotary` must be True, False or a function such as `jattn.positions.rotary`; got 'yes' (str).
     """
     check_flags(**flags)
+    biased(use_bias)
+    as_qk_norm(qk_norm)
     check_rotary(rotary)
     check_rate("dropout_rate", dropout_rate)
     if implementation is not None:

@@ -10,16 +10,18 @@ import jax.numpy as jnp
 
 from ..core.shapes import check_multiple, check_positive
 from ..parallel import partition_spec
+from .norms import as_qk_norm
 
 AXES: dict[str, dict[str, tuple[str, ...]]] = {
     "query": {"kernel": ("feature", "head", "dim"), "bias": ("head", "dim")},
     "key": {"kernel": ("feature", "head", "dim"), "bias": ("head", "dim")},
     "value": {"kernel": ("feature", "head", "dim"), "bias": ("head", "dim")},
-    "query_norm": {"scale": ("dim",)},
-    "key_norm": {"scale": ("dim",)},
+    "query_norm": {"scale": ("head", "dim"), "bias": ("head", "dim")},
+    "key_norm": {"scale": ("head", "dim"), "bias": ("head", "dim")},
     "out": {"kernel": ("head", "dim", "feature"), "bias": ("feature",)},
 }
-"""The axes of each parameter. Names and shapes of the projections are those of Flax's own `MultiHeadAttention`."""
+"""The axes of each parameter; norms that all heads share leave the head out. Names and shapes of the projections are
+those of Flax's own `MultiHeadAttention`."""
 
 
 class Shape(NamedTuple):
@@ -72,8 +74,37 @@ class Sizes:
         check_multiple("kv_heads", q_heads=self.q_heads, kv_heads=int(self.kv_heads or 0))
 
 
-def parameter_shapes(sizes: Sizes, *, use_bias: bool, qk_norm: bool) -> dict[str, dict[str, Shape]]:
-    """The shape of each parameter, as a tree of the names in `AXES`."""
+PROJECTIONS = ("query", "key", "value", "out")
+
+
+def biased(use_bias: Any) -> tuple[str, ...]:
+    """The projections that add a bias: all, none, or those named.
+
+    Raises:
+        ValueError: something else.
+
+    >>> biased(("query", "value", "out"))  # as in Whisper, whose keys have none
+    ('query', 'value', 'out')
+    """
+    if isinstance(use_bias, bool):
+        return PROJECTIONS if use_bias else ()
+    named = (use_bias,) if isinstance(use_bias, str) else use_bias
+    if not isinstance(named, (tuple, list, set, frozenset)) or not set(named) <= set(PROJECTIONS):
+        raise ValueError(
+            f"`use_bias` must be True, False or names among {', '.join(map(repr, PROJECTIONS))}; got {use_bias!r}."
+        )
+    return tuple(name for name in PROJECTIONS if name in named)
+
+
+def parameter_shapes(sizes: Sizes, *, use_bias: Any, qk_norm: Any) -> dict[str, dict[str, Shape]]:
+    """The shape of each parameter, as a tree of the names in `AXES`.
+
+    Args:
+        sizes: of the attention.
+        use_bias: True, False, or the names of the projections that have a bias.
+        qk_norm: True, False, or a `QKNorm`.
+    """
+    norm, with_bias = as_qk_norm(qk_norm), biased(use_bias)
     extent = {
         "query": {"feature": sizes.in_features, "head": sizes.q_heads},
         "key": {"feature": sizes.in_kv_features, "head": sizes.kv_heads},
@@ -83,13 +114,18 @@ def parameter_shapes(sizes: Sizes, *, use_bias: bool, qk_norm: bool) -> dict[str
     inputs = {"query": 1, "key": 1, "value": 1, "out": 2}
     tree: dict[str, dict[str, Shape]] = {}
     for group, axes in AXES.items():
-        if group.endswith("_norm") and not qk_norm:
+        if norm is None and group.endswith("_norm"):
             continue
-        known: dict[str, Any] = {**extent.get(group, {}), "dim": sizes.head_dim}  # no None: `Sizes` filled them in
+        of = group.removesuffix("_norm")
+        known: dict[str, Any] = {**extent[of], "dim": sizes.head_dim}  # no None: `Sizes` filled them in
+        if norm is not None and group != of:
+            shape = Shape(tuple(known[axis] for axis in norm.axes), 0)
+            tree[group] = {"scale": shape, "bias": shape} if norm.use_bias else {"scale": shape}
+            continue
         tree[group] = {
             name: Shape(tuple(known[axis] for axis in names), inputs[group] if name == "kernel" else 0)
             for name, names in axes.items()
-            if use_bias or name != "bias"
+            if name != "bias" or group in with_bias
         }
     return tree
 
@@ -107,6 +143,11 @@ def initialize(init: Callable[..., Any], key: jax.Array, shape: Shape, dtype: An
     return jnp.reshape(value, sizes)
 
 
+def _axes(group: str, name: str, value: Any) -> tuple[str, ...]:
+    axes = AXES[group][name]
+    return axes[len(axes) - len(value.shape) :] if group.endswith("_norm") else axes
+
+
 def parameter_specs(parameters: Mapping[str, Any], *, head: str | None = None) -> dict[str, Any]:
     """A `PartitionSpec` for each parameter, with heads split over the mesh axis `head`.
 
@@ -117,7 +158,7 @@ def parameter_specs(parameters: Mapping[str, Any], *, head: str | None = None) -
     """
     return {
         group: {
-            name: partition_spec(value.shape, AXES[group][name], name=f"{group}.{name}", head=head)
+            name: partition_spec(value.shape, _axes(group, name, value), name=f"{group}.{name}", head=head)
             for name, value in members.items()
         }
         for group, members in parameters.items()

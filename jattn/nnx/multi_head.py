@@ -15,6 +15,7 @@ from ..foundation.arrays import describe, dtype_of
 from ..masks.base import restricted
 from ..modules import learned as pieces_of
 from ..modules.multi_head import multi_head, multi_head_weights
+from ..modules.norms import QKNorm, as_qk_norm
 from ..modules.options import check_options
 from ..modules.parameters import Shape, Sizes, initialize, parameter_shapes
 from ..parallel import Heads
@@ -60,8 +61,10 @@ class MultiHeadAttention(nnx.Module):
         head_dim: by default `in_features / q_heads`; any size.
         in_kv_features: features of the inputs that keys and values are made of, by default `in_features`.
         out_features: by default `in_features`.
-        use_bias: whether projections add a bias.
-        qk_norm: whether query and key are normed, each head by its root mean square, with learned scales.
+        use_bias: whether projections add a bias; or the names of those that do, `("query", "value", "out")` for
+            Whisper, whose keys have none.
+        qk_norm: whether query and key are normed, each head by its root mean square, with learned scales; or a
+            `jattn.modules.QKNorm` that says how: over all heads, by mean and variance, with 1 + w.
         mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
         rotary: True, or a function of `x [..., length, heads, dim]` and positions, such as
             `functools.partial(jattn.positions.rotary, base=500000.0)`.
@@ -107,8 +110,8 @@ class MultiHeadAttention(nnx.Module):
         head_dim: int | None = None,
         in_kv_features: int | None = None,
         out_features: int | None = None,
-        use_bias: bool = True,
-        qk_norm: bool = False,
+        use_bias: bool | Collection[str] = True,
+        qk_norm: bool | QKNorm = False,
         mask: Any = None,
         similarity: Any = None,
         scores: Any = (),
@@ -139,11 +142,14 @@ class MultiHeadAttention(nnx.Module):
         )
         check_rngs(rngs)
         self.sizes = Sizes(q_heads, in_features, kv_heads, head_dim, in_kv_features, out_features)
-        inits = {"kernel": kernel_init, "bias": bias_init, "scale": nnx.initializers.ones_init()}
+        self.qk_norm = as_qk_norm(qk_norm)
+        inits = {"kernel": kernel_init, "bias": bias_init}
         shapes = parameter_shapes(self.sizes, use_bias=use_bias, qk_norm=qk_norm)
         self.groups = tuple(shapes)
         for group, members in shapes.items():
             own = {**inits, "kernel": out_kernel_init} if group == "out" and out_kernel_init else inits
+            if self.qk_norm is not None and group.endswith("_norm"):
+                own = self.qk_norm.initializers()
             setattr(self, group, _Group(members, own, param_dtype, rngs))
         mask, similarity, scores, normalizer, _ = check_pieces(mask, similarity, scores, normalizer, None)
         pieces = {"mask": mask, "similarity": similarity, "scores": scores, "normalizer": normalizer}
@@ -252,7 +258,8 @@ class MultiHeadAttention(nnx.Module):
     def _arguments(self, mask: Any, positions: Any, key_positions: Any) -> dict[str, Any]:
         pieces = {name: _released(getattr(self, name)) for name in pieces_of.LEARNABLE}
         pieces["mask"] = restricted(pieces["mask"], mask)
-        return dict(**pieces, rotary=self.rotary, positions=positions, key_positions=key_positions, dtype=self.dtype)
+        at = {"positions": positions, "key_positions": key_positions}
+        return dict(**pieces, **at, rotary=self.rotary, qk_norm=self.qk_norm, dtype=self.dtype)
 
     def _dropout(self, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | None) -> Dropout | None:
         if deterministic is not None:
