@@ -38,6 +38,8 @@ LAYERS: dict[str, Generative] = {
 }
 PACKED = [name for name in LAYERS if not name.startswith(("Hyena", "AFT"))]
 """Those that take packed segments."""
+FEW = {"attention, grouped, a window", "GLA, grouped, convolved", "Gated DeltaNet", "Hyena", "AFT-full"}
+"""One of each kind, for tests that repeat with all layers what they show with these."""
 
 
 def random_parameters(layer: Generative, seed: int = 1) -> Any:

@@ -1,5 +1,8 @@
 """Both recurrences in float64 NumPy, token by token, and random inputs for them."""
 
+import functools
+
+import jax
 import numpy as np
 
 from jattn.recurrent import delta_rule, linear_recurrence
@@ -103,6 +106,19 @@ def inputs(kind, length, heads=2, k_dim=6, v_dim=5, seed=0, extreme=False):
 
 def run(given, **options):
     return (delta_rule if "beta" in given else linear_recurrence)(**given, **options)
+
+
+@functools.cache
+def compiled(**options):
+    """As `run` with these options, of arrays by name: a program that tests share, not one for every operation."""
+    return jax.jit(lambda given, **arrays: run(given, **arrays, **options))
+
+
+@functools.cache
+def both_forms(chunk=None):
+    """Of arrays by name: what the chunked form and the scan make of them."""
+    chunks = {} if chunk is None else {"chunk": chunk}
+    return jax.jit(lambda given: (run(given, form="chunked", **chunks), run(given, form="scan")))
 
 
 def state_of(given, seed=5):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases import CASES, TILES
 from measure import call, compare, draw, everything, in_order, near, poisoned, truth
+from tiers import rows
 
 import jattn
 
@@ -24,6 +25,8 @@ IN_AXES = [
 ]
 
 ROWS = [pytest.param(case, id=case.name.replace(" ", "-")) for case in CASES]
+# What `vmap` and bfloat16 are tested with in every run; with all rows, where --everything is asked for.
+FEW = {"causal", "grouped queries", "additive", "bias, then soft cap, then alibi, causal", "sigmoid", "entmax 1.5"}
 IMPLEMENTATIONS = pytest.mark.parametrize("name", ["reference", "chunked"])
 
 
@@ -76,7 +79,7 @@ def test_agrees_with_the_truth_and_is_traced_once(case, name):
 
 
 @IMPLEMENTATIONS
-@pytest.mark.parametrize("case", [row for row, case in zip(ROWS, CASES, strict=True) if case.bfloat16])
+@pytest.mark.parametrize("case", rows((case for case in CASES if case.bfloat16), FEW, lambda case: case.name))
 def test_bfloat16_is_as_near_as_the_plain_reference(case, name):
     if refused(case, name):
         return
@@ -101,7 +104,12 @@ WIDE = [
 
 
 @pytest.mark.parametrize(
-    "case", [row for row, case in zip(ROWS, CASES, strict=True) if case.name in WIDE or "gaussian" in case.name.lower()]
+    "case",
+    rows(
+        (case for case in CASES if case.name in WIDE or "gaussian" in case.name.lower()),
+        {"additive", "gaussian"},
+        lambda case: case.name,
+    ),
 )
 def test_float64_is_float64_throughout(case):
     name = "reference" if ("chunked", case.name) in REFUSED else "chunked"
@@ -120,8 +128,8 @@ def test_float64_is_float64_throughout(case):
 @pytest.mark.parametrize(
     ("case", "axes"),
     [
-        pytest.param(case, IN_AXES[i % len(IN_AXES)], id=case.name.replace(" ", "-"))
-        for i, case in enumerate(case for case in CASES if case.vmap)
+        pytest.param(*row.values, IN_AXES[i % len(IN_AXES)], id=row.id, marks=row.marks)
+        for i, row in enumerate(rows((case for case in CASES if case.vmap), FEW - {"sigmoid"}, lambda case: case.name))
     ],
 )
 def test_vmap(case, axes, name):
@@ -163,7 +171,9 @@ EAGER = [
 
 
 @IMPLEMENTATIONS
-@pytest.mark.parametrize("case", [row for row, case in zip(ROWS, CASES, strict=True) if case.name in EAGER])
+@pytest.mark.parametrize(
+    "case", rows((case for case in CASES if case.name in EAGER), {"causal"}, lambda case: case.name)
+)
 def test_jit_equals_eager(case, name):
     query, key, value, floats, others, _ = place(case, draw(case, 0), "float32")
     run = functools.partial(call, case, implementation(case, name))

@@ -1,4 +1,4 @@
-"""Step, scan and chunked forms equal the float64 recurrence: values, gradients, at every split, for extreme gates."""
+"""Step, scan and chunked forms equal the float64 recurrence: values, gradients, cut in two, for extreme gates."""
 
 import functools
 
@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recurrences as truth
-from recurrences import KINDS, inputs, run, state_of
+from recurrences import KINDS, both_forms, compiled, inputs, run, state_of
+from tiers import rows
 
 from jattn.recurrent import delta_step, linear_step
 
 GATED = ("scalar", "channel", "bonus", "gated delta", "channel delta")
+FEW = ("bonus", "channel delta")  # with all that the others have
 EACH = [*((kind, "chunked") for kind in KINDS), ("bonus", "scan"), ("gated delta", "scan"), ("channel delta", "scan")]
 
 
@@ -39,54 +41,65 @@ def assert_close(ours, wanted, tolerance=1e-5):
 def test_is_its_definition_with_state_and_segments(kind, form, extreme):
     given = inputs(kind, 63, extreme=extreme)
     state, segments = state_of(given), np.repeat([1, 2, 5, 6], [20, 1, 30, 12])
-    ours = jax.jit(lambda given, state, ids: run(given, initial_state=state, segment_ids=ids, form=form, chunk=16))
-    assert_close(ours(given, state, segments), expected(given, state, segments))
+    ours = compiled(form=form, chunk=16)(given, initial_state=state, segment_ids=segments)
+    assert_close(ours, expected(given, state, segments))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_split_anywhere_it_is_the_same(kind):
-    """The state after a prefix is where the rest goes on; token by token too."""
+def test_cut_in_two_it_is_the_same(kind):
+    """The state after a prefix is where the rest goes on; token by token too. Cuts at every place: test_splits.py."""
     given = inputs(kind, 6)
     apart = {name: array for name, array in given.items() if array.shape[0] == 6}
     fixed = {name: array for name, array in given.items() if name not in apart}
+
+    @jax.jit
+    def cut(apart, fixed):
+        found = []
+        for form, splits in (("scan", (2,)), ("chunked", (0, 2, 5, 6))):
+            for split in splits:
+                first, state = run({**fixed, **{n: a[:split] for n, a in apart.items()}}, form=form, chunk=4)
+                second, state = run(
+                    {**fixed, **{n: a[split:] for n, a in apart.items()}}, initial_state=state, form=form, chunk=4
+                )
+                found.append((jnp.concatenate([first, second]), state))
+        return found
+
+    @jax.jit
+    def step(token, fixed, state):
+        return (delta_step if "beta" in given else linear_step)(**fixed, **token, state=state)
+
     whole = expected(given)
-    for form, splits in (("scan", (2,)), ("chunked", range(7))):
-        for split in splits:
-            first, state = run({**fixed, **{n: a[:split] for n, a in apart.items()}}, form=form, chunk=4)
-            second, state = run(
-                {**fixed, **{n: a[split:] for n, a in apart.items()}}, initial_state=state, form=form, chunk=4
-            )
-            assert_close((np.concatenate([first, second]), state), whole)
-    state, out = jnp.zeros_like(whole[1], jnp.float32), []
+    for each in cut(apart, fixed):
+        assert_close(each, whole)
+    state, out = np.zeros_like(whole[1], np.float32), []
     for t in range(6):
-        step = delta_step if "beta" in given else linear_step
-        one, state = step(**fixed, **{name: array[t] for name, array in apart.items()}, state=state)
+        one, state = step({name: array[t] for name, array in apart.items()}, fixed, state)
         out.append(one)
     assert_close((np.stack(out), state), whole)
 
 
 @pytest.mark.parametrize(("length", "k_dim", "v_dim"), [(1, 60, 64), (63, 64, 60), (1000, 60, 64), (130, 1, 1)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rows(KINDS, FEW))
 def test_lengths_and_dims(kind, length, k_dim, v_dim):
     given = inputs(kind, length, 2, k_dim, v_dim)
     wanted = expected(given)
-    assert_close(run(given), wanted)
-    assert_close(run(given, form="scan"), wanted)
+    for ours in both_forms()(given):
+        assert_close(ours, wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_is_the_parallel_form(kind):
     given = inputs(kind, 70)
     wanted = truth.pairs(**{name: array.astype(np.float64) for name, array in given.items()})
-    for form in ("scan", "chunked"):
-        assert truth.relative_error(run(given, form=form, chunk=16)[0], wanted) < 1e-5
+    for out, _ in both_forms(16)(given):
+        assert truth.relative_error(out, wanted) < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 100])
 @pytest.mark.parametrize("kind", ["bonus", "gated delta", "channel delta"])
 def test_chunk_changes_nothing(kind, chunk):
     given = inputs(kind, 37, extreme=True)
-    assert_close(run(given, chunk=chunk), expected(given))
+    assert_close(compiled(chunk=chunk)(given), expected(given))
 
 
 @pytest.mark.parametrize(("kind", "form"), EACH)
@@ -133,6 +146,17 @@ def test_gradients_of_extreme_gates_are_finite_and_those_of_the_scan(kind):
         assert truth.relative_error(ours[name], scan[name]) < 1e-5, name
 
 
+@functools.cache
+def pulled_back(**options):
+    """Of arrays by name and cotangents: results and the gradients of all arrays."""
+
+    def both(given, cotangents):
+        results, pull = jax.vjp(lambda given: run(given, **options), given)
+        return results, *pull(cotangents)
+
+    return jax.jit(both)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_in_a_float32_state(kind):
     """Output and gradients are rounded once, at the end: 2^-8 at most of each number."""
@@ -140,14 +164,14 @@ def test_bfloat16_in_a_float32_state(kind):
     rng = np.random.default_rng(3)
     on_out = jnp.asarray(rng.normal(size=given["value"].shape), jnp.bfloat16)
     on_state = rng.normal(size=state_of(given).shape).astype(np.float32)
-    (out, state), pull = jax.vjp(lambda given: run(given, chunk=16), given)
+    ours = pulled_back(chunk=16)
+    (out, state), gradients = ours(given, (on_out, on_state))
     assert out.dtype == jnp.bfloat16 and state.dtype == jnp.float32
     assert_close((out,), expected(given)[:1], 4e-3)
     assert_close((state,), expected(given)[1:])
-    (gradients,) = pull((on_out, on_state))
     with jax.enable_x64(True):
         wide, *cotangents = jax.tree.map(lambda array: np.asarray(array, np.float64), (given, on_out, on_state))
-        (wanted,) = jax.vjp(lambda given: run(given, form="scan"), wide)[1](tuple(cotangents))
+        _, wanted = pulled_back(form="scan")(wide, tuple(cotangents))
     for name, gradient in gradients.items():
         assert gradient.dtype == jnp.bfloat16
         assert truth.relative_error(gradient, wanted[name]) < 4e-3, name
@@ -160,27 +184,27 @@ def test_nan_stays_in_the_future_and_in_its_segment(kind, form):
 
     @jax.jit
     def run_once(given):
-        return run(given, segment_ids=segments, form=form, chunk=8)
+        (out, state), pull = jax.vjp(lambda given: run(given, segment_ids=segments, form=form, chunk=8), given)
+        return out, state, *pull((jnp.zeros_like(out).at[:10].set(1), jnp.zeros_like(state)))
 
+    clean, final, _ = run_once(given)
     for name in given:
         if given[name].shape[0] != 24:
             continue
         spoiled = {**given, name: given[name].copy()}
         spoiled[name][10] = np.nan
-        (out, state), pull = jax.vjp(run_once, spoiled)
-        clean, final = run_once(given)
+        out, state, gradient = run_once(spoiled)
         np.testing.assert_allclose(out[:10], clean[:10], atol=1e-6)
         np.testing.assert_allclose(out[16:], clean[16:], atol=1e-6)
         np.testing.assert_allclose(state, final, atol=1e-6)
         assert np.isnan(out[11 if name == "log_decay" else 10]).all()  # with a bonus, a gate reaches the next token
-        (gradient,) = pull((jnp.zeros_like(out).at[:10].set(1), jnp.zeros_like(state)))
         assert all(np.isfinite(one[:10]).all() for one in jax.tree.leaves(gradient) if one.shape[0] == 24)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_causal(kind):
     given = inputs(kind, 7, 1, 3, 2)
-    slopes = jax.jacobian(lambda given: run(given, chunk=4)[0])(given)
+    slopes = jax.jit(jax.jacobian(lambda given: run(given, chunk=4)[0]))(given)
     for name, slope in slopes.items():
         if given[name].shape[0] == 7:
             reach = np.abs(np.asarray(slope)).sum(axis=(1, 2, *range(4, slope.ndim)))
@@ -191,11 +215,12 @@ def test_causal(kind):
 def test_vmap_and_batch_are_loops(kind):
     several = [inputs(kind, 20, seed=seed) for seed in range(3)]
     stacked = {name: np.stack([one[name] for one in several]) for name in several[0]}
-    for out, state in (run(stacked, chunk=8), jax.vmap(lambda given: run(given, chunk=8))(stacked)):
+    mapped = jax.jit(jax.vmap(lambda given: run(given, chunk=8)))
+    for out, state in (compiled(chunk=8)(stacked), mapped(stacked)):
         for i, one in enumerate(several):
             assert_close((out[i], state[i]), expected(one))
     nested = {name: array[None] for name, array in stacked.items()}
-    assert run(nested)[0].shape == (1, 3, 20, 2, 5)
+    assert jax.eval_shape(run, nested)[0].shape == (1, 3, 20, 2, 5)
 
 
 def test_length_zero():
@@ -210,14 +235,14 @@ def test_length_zero():
 def test_empty_axes(kind, form):
     """No features of keys or values, no batch."""
     for sizes in ((5, 2, 0, 3), (5, 2, 3, 0)):
-        out, state = run(inputs(kind, *sizes), form=form)
+        out, state = compiled(form=form)(inputs(kind, *sizes))
         assert out.shape == (5, 2, sizes[3]) and state.shape == (2, *sizes[2:]) and not np.any(out)
     given = {name: np.stack([array])[:0] for name, array in inputs(kind, 5).items() if array.shape[0] == 5}
     if len(given) == len(inputs(kind, 5)):
-        assert run(given, form=form)[0].shape == (0, 5, 2, 5)
+        assert compiled(form=form)(given)[0].shape == (0, 5, 2, 5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rows(KINDS, FEW))
 def test_memory_of_the_gradient_is_linear(kind):
     def temporaries(length):
         given = inputs(kind, length, 4, 32, 32)

@@ -4,12 +4,15 @@ One compilation a kind and form: where to cut is a traced number, and tokens of 
 state as it is (key, value, β and log decay 0).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import recurrences as truth
 from recurrences import KINDS, inputs, run, state_of
+from tiers import rows
 
 LENGTH, CHUNK = 20, 4
 IDS = np.repeat([3, 4, 8, 9], [7, 1, 8, 4])
@@ -43,15 +46,27 @@ def cut_in_two(given, state, split, form, packed):
     return jnp.where(at < split, outs[0], jnp.roll(outs[1], split, 0)), state
 
 
-def whole(given, state, packed):
-    """The scan in float64, and a function that pulls back to all arrays."""
-    return jax.vjp(
-        lambda *a: run(a[0], initial_state=a[1], segment_ids=IDS if packed else None, form="scan"), given, state
-    )
+@functools.cache
+def pulled_back(packed):
+    """A function of arrays, state and cotangents: the scan's results and the gradients of all arrays."""
+
+    def both(given, state, cotangents):
+        ids = IDS if packed else None
+        results, pull = jax.vjp(lambda *a: run(a[0], initial_state=a[1], segment_ids=ids, form="scan"), given, state)
+        return results, pull(cotangents)
+
+    return jax.jit(both)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("form", ["chunked", "scan"])
+def whole(packed, *arrays):
+    """Results and gradients in float64."""
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda array: np.asarray(array, np.float64), arrays)
+        return jax.tree.map(np.asarray, pulled_back(packed)(*wide))
+
+
+@pytest.mark.parametrize("packed", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("form", ["chunked", pytest.param("scan", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_split_is_the_whole(kind, form, packed):
     given = inputs(kind, LENGTH, heads=4, k_dim=3, v_dim=2, extreme=True)
@@ -65,16 +80,13 @@ def test_every_split_is_the_whole(kind, form, packed):
     several = jax.jit(jax.vmap(each, (0, None, None, None)))
     narrow = [one.astype(np.float32) for one in cotangents]
     ours, gradients = several(jnp.arange(LENGTH + 1), given, state, tuple(narrow))
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda array: np.asarray(array, np.float64), (given, state))
-        made, pull = whole(wide[0], wide[1], packed)
-        wanted = jax.tree.map(np.asarray, (made, pull(cotangents)))
+    wanted = whole(packed, given, state, cotangents)
     for one, other in zip(jax.tree.leaves((ours, gradients)), jax.tree.leaves(wanted), strict=True):
         for split in range(LENGTH + 1):
             assert truth.relative_error(one[split], other) < 1e-5, split
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rows(KINDS, ("bonus", "channel delta")))
 def test_every_split_in_bfloat16(kind):
     given = inputs(kind, LENGTH, heads=4, k_dim=3, v_dim=2, extreme=True)
     given = {name: jnp.asarray(array, jnp.bfloat16) for name, array in given.items()}
@@ -82,9 +94,7 @@ def test_every_split_in_bfloat16(kind):
     several = jax.vmap(lambda split: cut_in_two(given, state, split, "chunked", True))
     out, last = jax.jit(several)(jnp.arange(LENGTH + 1))
     assert out.dtype == jnp.bfloat16 and last.dtype == jnp.float32
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda array: np.asarray(array, np.float64), (given, state))
-        wanted = jax.tree.map(np.asarray, whole(wide[0], wide[1], True)[0])
+    wanted, _ = whole(True, given, state, (given["value"], state))
     for split in range(LENGTH + 1):
         assert truth.relative_error(out[split], wanted[0]) < 4e-3
         assert truth.relative_error(last[split], wanted[1]) < 1e-5

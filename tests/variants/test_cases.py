@@ -5,11 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from measure import as_near, near
+from tiers import rows
 from variant_cases import ROWS, is_float, pullback, truth
 
 from jattn.implementations import Chunked
 
-EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name.replace(" ", "-")) for row in ROWS])
+
+def each(table=ROWS, always=("local-p", "strided, merged", "Linformer")):
+    return pytest.mark.parametrize("row", rows(table, always, lambda row: row.name))
+
+
+EACH = each(always=[row.name for row in ROWS])
+WIDE = each()  # three in every run
 TILES = Chunked(8, 16)
 
 
@@ -62,7 +69,7 @@ def test_value_and_gradients_are_the_definition_and_traced_once(row):
     assert len(traces) == 1, "new values were traced again"
 
 
-@EACH
+@WIDE
 def test_vmap(row):
     """Over every array, along the first axis and the second in turn."""
     sizes, lanes = row.size(), [inputs(row, seed) for seed in (0, 1)]
@@ -76,7 +83,7 @@ def test_vmap(row):
         compare(row, (out[seed], {name: one[seed] for name, one in gradients.items()}), seed)
 
 
-@EACH
+@WIDE
 def test_float64_is_float64_throughout(row):
     sizes, want = row.size(), truth(row, 0)
     floats, others, cotangent = inputs(row, 0)
@@ -88,7 +95,7 @@ def test_float64_is_float64_throughout(row):
     near(out, want.out, 1e-11)
 
 
-@EACH
+@WIDE
 def test_one_token(row):
     """Or as few as there can be, by the reference."""
     sizes = row.shortest()
@@ -98,7 +105,7 @@ def test_one_token(row):
     compare(row, got, 0, short=True)
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=row.name.replace(" ", "-")) for row in ROWS if not row.lengths])
+@each([row for row in ROWS if not row.lengths], ["local-p", "strided, merged"])
 def test_no_keys(row):
     sizes = row.size(k=0, **({} if row.refused is None else {"q": 0}))
     floats, others = split(row.draw(0, sizes))
@@ -116,7 +123,7 @@ def test_no_keys(row):
         assert not any(np.asarray(one).any() for one in (out, *gradients.values()))
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=row.name.replace(" ", "-")) for row in ROWS if row.stored])
+@each([row for row in ROWS if row.stored])
 def test_bfloat16_is_as_near_as_the_plain_form(row):
     sizes = row.size()
     floats, others = split(row.poisoned(row.draw(0, sizes, "bfloat16"), sizes))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from differences import normal
 from flax import linen, nnx
-from generative_layers import FEATURES, LAYERS, LENGTH, PACKED, random_parameters
+from generative_layers import FEATURES, FEW, LAYERS, LENGTH, PACKED, random_parameters
+from tiers import rows
 
 import jattn.linen
 import jattn.nnx
@@ -60,7 +61,7 @@ def test_every_split_is_the_whole(name):
         equal(end, states[-1])
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", rows(PACKED, FEW.intersection(PACKED)))
 def test_segments_are_sequences_apart(name):
     """In outputs and in the state that is left; what one holds, NaN too, does not reach the other."""
     parameters, (inputs,) = random_parameters(LAYERS[name]), normal(2, (BATCH, LENGTH, FEATURES))
@@ -82,7 +83,7 @@ def test_segments_are_sequences_apart(name):
     assert not np.isfinite(got[:, half:]).any()
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", rows(LAYERS, FEW))
 def test_nan_of_the_future_does_not_reach_the_past(name):
     """Neither outputs nor their gradients; and what comes behind it is NaN, through the state, too."""
     layer = LAYERS[name]
@@ -110,7 +111,7 @@ def test_nan_of_the_future_does_not_reach_the_past(name):
     assert (want[:, :3] != 0).any()
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", rows(LAYERS, FEW))
 def test_a_state_that_does_not_fit_is_named(name):
     layer = LAYERS[name]
     parameters, (inputs,) = layer.init(jax.random.key(0)), normal(4, (BATCH, FEATURES))
@@ -136,7 +137,7 @@ def test_segments_are_refused_where_they_would_leak(name):
         layer(layer.init(jax.random.key(0)), jnp.ones((4, FEATURES)), segment_ids=np.arange(4))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", rows(LAYERS, FEW))
 def test_bfloat16(name):
     """The output keeps the dtype of inputs and parameters; the state is float32, and decoding keeps it so."""
     layer = LAYERS[name]
@@ -205,7 +206,7 @@ MIXERS = {
 }
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", rows(MIXERS, {"softmax", *FEW}))
 def test_takes_the_place_of_multi_head_attention(name):
     """One line changes; the block is causal with each, and generates as it computes the whole."""
     model = Model(MIXERS[name], rngs=nnx.Rngs(0))
@@ -246,7 +247,9 @@ class LinenBlock(linen.Module):
         return x + linen.Dense(FEATURES)(inner), state
 
 
-@pytest.mark.parametrize("name", ["softmax", "RWKV-6", "GLA, grouped, convolved", "Hedgehog", "AFT-local"])
+@pytest.mark.parametrize(
+    "name", rows(["softmax", "RWKV-6", "GLA, grouped, convolved", "Hedgehog", "AFT-local"], ["softmax", "RWKV-6"])
+)
 def test_takes_its_place_in_linen(name):
     softmax = jattn.linen.MultiHeadAttention(2, mask=jattn.masks.Causal())
     block = LinenBlock(softmax if name == "softmax" else jattn.linen.Layer(LAYERS[name]))

@@ -7,7 +7,8 @@ import pytest
 import recurrences
 from differences import normal
 from flax import nnx
-from generative_layers import FEATURES, LAYERS, random_parameters
+from generative_layers import FEATURES, FEW, LAYERS, random_parameters
+from tiers import rows
 from variant_layers import check_layer
 
 import jattn.linen
@@ -292,13 +293,13 @@ def test_what_does_not_decay_is_named_as_it_was_given():
             ssd(x, sizes, jnp.ones(2), shared, shared, **{name: jnp.ones(2)})
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", rows(LAYERS, FEW))
 def test_batch_axes_are_a_tuple(name):
     with pytest.raises(ValueError, match="`batch` must be a tuple of sizes"):
         LAYERS[name].initial_state(LAYERS[name].init(jax.random.key(0)), 2)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", rows(LAYERS, FEW))
 def test_float64_is_float64_throughout(name):
     """Whole and by steps; a state that is not is refused with what makes one that is."""
     layer = LAYERS[name]
