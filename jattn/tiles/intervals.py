@@ -6,6 +6,8 @@ pair of booleans per tile: whether every pair is allowed, and whether any may be
 """
 
 import dataclasses
+import math
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ..foundation.identity import identity
 from ..masks.base import Mask
 from . import bounds
 from .bounds import Context, Interval
@@ -45,6 +48,17 @@ class Question:
         return all(is_known(one) for one in self.inputs) and not any(
             isinstance(constant, Tracer) for constant in self.closed.consts
         )
+
+    @property
+    def size(self) -> int:
+        """How many numbers go into it."""
+        return sum(math.prod(np.shape(one)) for one in (*self.inputs, *self.closed.consts))
+
+    @property
+    def identity(self) -> Hashable:
+        """Of one that is known: equal for questions that are the same, bit for bit."""
+        arrays = [np.asarray(one) for one in (*self.inputs, *self.closed.consts)]
+        return identity(self.closed.jaxpr), tuple((one.shape, one.dtype, one.tobytes()) for one in arrays)
 
     @property
     def lengths(self) -> tuple[int, int]:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..masks.base import Mask
+from . import refine
 from .intervals import Question, ask, is_known
-from .refine import refine
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
@@ -151,10 +151,32 @@ def make_plan(mask: Mask | None, query_positions: Any, key_positions: Any, q_til
 
 
 def states_of(question: Question, q_tile: int, k_tile: int) -> Any:
-    """The states of all tiles, `[batch..., head, query tiles, key tiles]`; size 1 where all are alike."""
+    """The states of all tiles, `[batch..., head, query tiles, key tiles]`; size 1 where all are alike.
+
+    Those of the last few questions that are known while tracing are kept, for the next layer of a model to ask again.
+    """
+    key = (question.identity, q_tile, k_tile, refine.BUDGET) if question.known and question.size <= KEPT else None
+    found = None if key is None else _ANSWERS.pop(key, None)
+    if found is None:
+        found = _states(question, q_tile, k_tile)
+    if key is not None:
+        found.setflags(write=False)
+        _ANSWERS[key] = found
+        while len(_ANSWERS) > ANSWERS:
+            _ANSWERS.pop(next(iter(_ANSWERS)), None)
+    return found
+
+
+KEPT, ANSWERS = 2**20, 32
+"""Numbers that a question may have for its answer to be kept, and how many answers are."""
+_ANSWERS: dict[Any, np.ndarray] = {}
+
+
+def _states(question: Question, q_tile: int, k_tile: int) -> Any:
     every, any_ = question.allowed(q_tile, k_tile)
     if not (is_known(every) and is_known(any_)):
         return any_.astype(np.uint8) + (every & any_).astype(np.uint8)
     tiles = [-(-length // tile) for length, tile in zip(question.lengths, (q_tile, k_tile), strict=True)]
     states = any_.view(np.uint8) + (every & any_).view(np.uint8)
-    return refine(question, np.broadcast_to(states, (*states.shape[:-2], *tiles)), q_tile, k_tile)
+    states = np.broadcast_to(states, (*states.shape[:-2], *tiles))
+    return refine.refined(question, states, q_tile, k_tile)

@@ -45,7 +45,7 @@ class _Boxes:
         return _Boxes(self.tile[which], self.starts[:, which], self.sizes)
 
 
-def refine(question: Question, states: np.ndarray, q_tile: int, k_tile: int) -> np.ndarray:
+def refined(question: Question, states: np.ndarray, q_tile: int, k_tile: int) -> np.ndarray:
     """The states of a known plan, with PARTIAL only where that is so, or where the budget ends.
 
     Args:

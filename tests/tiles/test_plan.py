@@ -10,6 +10,7 @@ import pytest
 from jattn import masks
 from jattn.pieces import align
 from jattn.tiles import EMPTY, FULL, PARTIAL, Plan, make_plan
+from jattn.tiles import plan as plans
 
 
 def plan_of(mask, length, tile):
@@ -100,6 +101,16 @@ def test_a_million_positions_build_nothing_larger_than_the_grid():
     ideal[0] = ideal[:, 0] = True
     assert plan.counts()[0] == ideal.sum() == lists.order.size
     assert peak < 40 * tiles  # some arrays of a grid of int32 at a time; one row of pairs a tile would be 512 x more
+
+
+def test_a_question_is_answered_once():
+    window = [masks.SlidingWindow(np.array([width]), 0) for width in (5, 5, 6)]
+    states = [plan_of(mask, 40, 8).states for mask in window]
+    assert np.shares_memory(states[0], states[1])
+    assert not np.shares_memory(states[0], states[2])
+    assert not states[0].flags.writeable
+    jax.eval_shape(lambda width: plan_of(masks.SlidingWindow(width, 0), 40, 8), np.array([5]))
+    assert all(isinstance(answer, np.ndarray) for answer in plans._ANSWERS.values())
 
 
 def check_lists(plan, by):

@@ -37,9 +37,17 @@ NAMED = {
         & (j(LOGICAL)[q] - j(LOGICAL)[k] < 64)
     ),
     "packed batches of unequal lengths": lambda q, k: (
+        (j(DOCUMENT)[q] == j(DOCUMENT)[k]) & (j(LOGICAL)[k] <= j(LOGICAL)[q])
+    ),
+    "padded rows, packed": lambda q, k: (
         (q // 384 == k // 384) & (k % 384 < j(OF_ROW)[k // 384]) & (q % 384 < j(OF_ROW)[q // 384])
     ),
-    "shared prefixes": lambda q, k: (k <= q) & ((k < 200) | (q // 384 == k // 384)),
+    "shared prefixes": lambda q, k: (
+        (j(DOCUMENT)[q] // 3 == j(DOCUMENT)[k] // 3)
+        & ((j(DOCUMENT)[k] % 3 == 0) | (j(DOCUMENT)[q] == j(DOCUMENT)[k]))
+        & (j(LOGICAL)[k] + 60 * (j(DOCUMENT)[k] % 3 > 0) <= j(LOGICAL)[q] + 60 * (j(DOCUMENT)[q] % 3 > 0))
+    ),
+    "a shared prefix": lambda q, k: (k <= q) & ((k < 200) | (q // 384 == k // 384)),
     "a table of blocks": lambda q, k: (j(CHOSEN)[q // TILE] == k // TILE).any(),
     "a table of blocks not of the tiles'": lambda q, k: (j(CHOSEN)[q // 200] == k // 200).any() & (k <= q),
     "searchsorted": lambda q, k: search(q) == search(k),
@@ -76,7 +84,7 @@ PRIMITIVES = {
     "pow": lambda q, k: (k + 1.0) ** 1.2 < q,
 }
 MEET_LATE = (
-    "packed batches of unequal lengths", "shared prefixes", "a table of blocks", "searchsorted", "xor", "and of xor",
+    "padded rows, packed", "a shared prefix", "a table of blocks", "searchsorted", "xor", "and of xor",
     "shifts", "shift to the left", "round", "clz", "population_count", "cond", "sort of a row", "sum", "sin",
 )  # fmt: skip
 """Exact without a second look, so at any length and where arrays are traced."""
@@ -101,6 +109,24 @@ def test_a_plan_is_exact(name):
     np.testing.assert_array_equal(np.broadcast_to(states[0], ideal.shape), ideal)
 
 
+def test_tables_of_batch_and_heads_are_exact_for_each():
+    rng = np.random.default_rng(3)
+    document, reach = np.sort(rng.integers(0, 5, (2, 300)), -1), rng.random((3, 300)) < 0.02
+
+    def function(b, h, q, k):
+        return (document[b, q] == document[b, k]) & reach[h, abs(q - k)] & (k <= q)
+
+    mask = align(of(function).indexed((2,), 3), (2,), {"head": 3, "query": 300, "key": 300})
+    position = np.arange(300, dtype=np.int32)
+    plan = make_plan(mask, position.reshape(1, 1, -1, 1), position.reshape(1, 1, 1, -1), 40, 50)
+    b, h, q, k = np.ogrid[:2, :3, :300, :300]
+    truth = (document[b, q] == document[b, k]) & reach[h, abs(q - k)] & (k <= q)
+    rows = np.logical_or.reduceat(np.logical_or.reduceat(truth, range(0, 300, 40), 2), range(0, 300, 50), 3)
+    np.testing.assert_array_equal(plan.states != EMPTY, rows)
+    rows = np.logical_and.reduceat(np.logical_and.reduceat(truth, range(0, 300, 40), 2), range(0, 300, 50), 3)
+    np.testing.assert_array_equal(plan.states == FULL, rows)
+
+
 @pytest.mark.parametrize("name", MEET_LATE)
 def test_what_depends_on_one_side_is_exact_without_a_second_look(name, monkeypatch):
     monkeypatch.setattr(refinement, "BUDGET", 0)
@@ -108,7 +134,7 @@ def test_what_depends_on_one_side_is_exact_without_a_second_look(name, monkeypat
     np.testing.assert_array_equal(np.broadcast_to(states[0], ideal.shape), ideal)
 
 
-@pytest.mark.parametrize("name", ["packed batches of unequal lengths", "a table of blocks", "searchsorted", "xor"])
+@pytest.mark.parametrize("name", ["padded rows, packed", "a table of blocks", "searchsorted", "xor"])
 def test_a_traced_plan_is_exact_too(name):
     states, ideal = plan_and_ideal((NAMED | PRIMITIVES)[name], traced=True)
     np.testing.assert_array_equal(np.broadcast_to(states[0], ideal.shape), ideal)
