@@ -145,12 +145,17 @@ def _shift_left(context, equation, a, b):
 
 @_rule("shift_right_arithmetic")
 def _shift_right(context, equation, a, b):
+    """The highest bit comes in again, also that of unsigned numbers."""
     dtype, xp = equation.outvars[0].aval.dtype, context.xp
-    by = Interval(*(xp.clip(bound, 0, _width(dtype) - 1) for bound in b))
-    corners = [a.lo >> by.lo, a.lo >> by.hi, a.hi >> by.lo, a.hi >> by.hi]
+    signed = np.dtype(f"int{_width(dtype)}")
+    low, high = (bound.astype(signed) for bound in a)
+    by = [xp.clip(bound, 0, _width(dtype) - 1).astype(signed) for bound in b]
+    corners = [(end >> count).astype(dtype) for end in (low, high) for count in by]
     lo = xp.minimum(xp.minimum(corners[0], corners[1]), xp.minimum(corners[2], corners[3]))
     hi = xp.maximum(xp.maximum(corners[0], corners[1]), xp.maximum(corners[2], corners[3]))
-    return _shifted(context, dtype, a, b, Interval(lo, hi), corners[0])
+    # Unsigned numbers to both sides of the highest bit are not in the order of their signed ones.
+    mixed = (low < 0) != (high < 0) if dtype != signed else False
+    return _shifted(context, dtype, a, b, bounds.replaced(context, dtype, mixed, Interval(lo, hi)), corners[0])
 
 
 @_rule("shift_right_logical")
