@@ -17,8 +17,9 @@ from .primitives import Rule
 RULES: dict[str, Rule] = {}
 """As in `primitives`."""
 
-STEPS = 64
-"""Roundings that a device's function may be off by; published errors are a few."""
+STEPS, NARROW = 64, 4
+"""Roundings that a device's function may be off by, of float32 and of narrower floats, which are computed in float32 or
+nearly; published errors are a few."""
 
 
 def _rule(*names: str) -> Callable[[Rule], Rule]:
@@ -29,9 +30,12 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def _widened(context: Context, dtype: Any, lo: Any, hi: Any, steps: int = STEPS) -> Interval:
-    """Relative to the number, and to 1: near a zero of the function the error does not shrink with it."""
-    margin = 2 * steps * float(jax.numpy.finfo(dtype).eps)
+def _widened(context: Context, dtype: Any, lo: Any, hi: Any, times: int = 1, *, near_zero: bool = True) -> Interval:
+    """By `times` the usual error, relative to the number and, `near_zero`, to 1: a function's error does not shrink
+    with it near a zero."""
+    info = jax.numpy.finfo(dtype)
+    steps = times * (STEPS if info.bits >= 32 else NARROW)
+    margin = 2 * steps * float(info.eps) if near_zero else 0.0
     return bounds.widened(context, dtype, lo - margin, hi + margin, steps)
 
 
@@ -53,8 +57,10 @@ def _round(context, equation, a):
     return bounds.same_for_both(a, away_from_zero)
 
 
-def _rising(name: str, function: Callable[[Any, Any], Any], low: float = -np.inf, high: float = np.inf) -> None:
-    """The rule of a function that rises between `low` and `high`, and is not asked for outside."""
+def _rising(
+    name: str, function: Callable[[Any, Any], Any], low: float = -np.inf, high: float = np.inf, times: int = 1
+) -> None:
+    """The rule of a function that rises between `low` and `high`, and is not asked for outside; `times`: `_widened`."""
 
     def rule(context, equation, a):
         dtype = equation.outvars[0].aval.dtype
@@ -65,13 +71,13 @@ def _rising(name: str, function: Callable[[Any, Any], Any], low: float = -np.inf
         safe = (xp.where(inside, bound, 1.0).astype(bound.dtype) for bound in a)
         lo, hi = (function(xp, bound) for bound in safe)
         lo, hi = xp.minimum(lo, hi), xp.maximum(lo, hi)
-        return bounds.replaced(context, dtype, ~inside, _widened(context, dtype, lo, hi))
+        return bounds.replaced(context, dtype, ~inside, _widened(context, dtype, lo, hi, times))
 
     RULES[name] = rule
 
 
 _rising("exp", lambda xp, x: xp.exp(x))
-_rising("exp2", lambda xp, x: xp.exp2(x))
+_rising("exp2", lambda xp, x: xp.exp2(x), times=8)  # a device may round x log(2) first
 _rising("expm1", lambda xp, x: xp.expm1(x))
 _rising("log", lambda xp, x: xp.log(x), low=0)
 _rising("log2", lambda xp, x: xp.log2(x), low=0)
@@ -114,7 +120,7 @@ def _wave(context, equation, a):
     hi = xp.where(between(crest), 1.0, xp.maximum(*ends))
     lo = xp.where(between(crest + np.pi), -1.0, xp.minimum(*ends))
     lo, hi = xp.where(near, lo, -1.0), xp.where(near, hi, 1.0)
-    found = _widened(context, dtype, lo, hi, 512)
+    found = _widened(context, dtype, lo, hi, 8)
     return bounds.replaced(context, dtype, ~near, found)
 
 
@@ -130,7 +136,7 @@ def _pow(context, equation, a, b):
     lo = xp.minimum(xp.minimum(values[0], values[1]), xp.minimum(values[2], values[3]))
     hi = xp.maximum(xp.maximum(values[0], values[1]), xp.maximum(values[2], values[3]))
     # The error grows with the logarithm of the result, which is below 128 for float32.
-    return bounds.replaced(context, dtype, ~inside, bounds.widened(context, dtype, lo, hi, 16 * STEPS))
+    return bounds.replaced(context, dtype, ~inside, _widened(context, dtype, lo, hi, 16, near_zero=False))
 
 
 @_rule("is_finite")
