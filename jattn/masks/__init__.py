@@ -7,6 +7,7 @@ from .grids import Axial, Neighborhood
 from .order import Causal, Dilated, Prefix, Sinks, SlidingWindow, Strided
 from .packing import from_attention_mask, from_cu_seqlens, from_position_ids
 from .segments import Lengths, SameSegment
+from .selected import Selected
 from .shifted import Shifted
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Neighborhood",
     "Prefix",
     "SameSegment",
+    "Selected",
     "Shifted",
     "Sinks",
     "SlidingWindow",

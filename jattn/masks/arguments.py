@@ -74,6 +74,21 @@ def sizes(name: str, value: Any, axes: int | None = None) -> tuple[int, ...]:
     return tuple(size(f"{name}[{axis}]", item) for axis, item in enumerate(value))
 
 
+def block_sizes(value: Any, *, both: bool = False) -> Any:
+    """The sizes of query blocks and of key blocks: one Python integer for both, or a tuple of two.
+
+    Args:
+        value: as it was given, or as it was returned.
+        both: whether to return a tuple in either case.
+    """
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"`size` must be an integer, or (of query blocks, of key blocks); got {value!r}.")
+        return sizes("size", value)
+    one = size("size", value)
+    return (one, one) if both else one
+
+
 def zeros_and_ones(name: str, value: Any, layout: str, remedy: str) -> Any:
     """The boolean array of an array of ones and zeros (integers or booleans) with at least one axis.
 

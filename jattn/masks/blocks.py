@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..pieces import array, number, piece
-from .arguments import Integers, booleans, integers, settle, size
+from .arguments import Integers, block_sizes, booleans, integers, settle
 from .base import Mask
 
 
@@ -67,15 +67,15 @@ class BlockCausal(Mask):
 
 @piece
 class Blocks(Mask):
-    """Blocks named by a table: `table[..., q // size, k // size]`.
+    """Blocks named by a table: `table[..., q // query_size, k // key_size]`.
 
     The table is small (a pair of blocks, not of positions), so a layout that no formula gives costs little: random
-    blocks (BigBird, arXiv:2007.14062), blocks chosen by a router. A call with positions beyond the table is refused,
-    unless the mask stands in `Shifted`.
+    blocks (BigBird, arXiv:2007.14062), blocks chosen by a router. Where few of many are chosen, `Selected` takes lists
+    of them. A call with positions beyond the table is refused, unless the mask stands in `Shifted`.
 
     Args:
         table: boolean, `array("head", "query_block", "key_block")`: `[batch..., heads or 1, q_blocks, k_blocks]`.
-        size: of a block, a Python integer of at least 1.
+        size: of a block, one Python integer of at least 1 or (of query blocks, of key blocks).
 
     Raises:
         ValueError: `table` is not boolean or has fewer than 3 axes; `size` is not an integer of at least 1; at the
@@ -89,22 +89,24 @@ class Blocks(Mask):
     """
 
     table: np.ndarray | jax.Array = array("head", "query_block", "key_block")
-    size: int
+    size: int | tuple[int, int]
 
     def __post_init__(self):
         remedy = "True allows a pair of blocks: compare numbers first, as in `table != 0`."
         settle(self, "table", booleans("table", self.table, ("head", "query_block", "key_block"), remedy))
-        settle(self, "size", size("size", self.size))
+        settle(self, "size", block_sizes(self.size))
 
     def extent(self):
         rows, columns = jnp.shape(self.table)[-2:]
-        return rows * self.size, columns * self.size
+        query_size, key_size = block_sizes(self.size, both=True)
+        return rows * query_size, columns * key_size
 
     def allows(self, query, key):
         rows, columns = jnp.shape(self.table)[-2:]
         if rows == 0 or columns == 0:
             return jnp.full_like(query, False, dtype=bool)
-        row, column = query // self.size, key // self.size
+        query_size, key_size = block_sizes(self.size, both=True)
+        row, column = query // query_size, key // key_size
         inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
         row, column = jnp.clip(row, 0, rows - 1), jnp.clip(column, 0, columns - 1)
         return _look_up(self.table, row, column) & inside

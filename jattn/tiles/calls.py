@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import bounds
+from ..masks import selected
+from . import bounds, lists
 from .bounds import Context, Interval
 from .primitives import Rule
 
@@ -23,16 +24,16 @@ _SEARCHES = {
 
 
 def known_call(equation: Any, inner: Any) -> Rule | None:
-    """The rule of a nested call that is `floor_divide` or `remainder` of integers, or `searchsorted`.
+    """The rule of a nested call: `floor_divide` or `remainder` of integers, `searchsorted`, or that of `Selected`.
 
     Taken apart, their correction of the sign, or their steps of bisection, would widen the interval.
     """
     name = equation.params.get("name")
+    if name == "row_holds" and [one.aval.ndim for one in inner.jaxpr.invars] == [2, 0, 0]:
+        return lists.row_holds if _body(selected.row_holds, _avals(inner)) == str(inner) else None
     if len(equation.invars) != 2 or (name not in _INTEGERS and name != "searchsorted"):
         return None
-    avals = tuple(
-        (variable.aval.shape, variable.aval.dtype, variable.aval.weak_type) for variable in inner.jaxpr.invars
-    )
+    avals = _avals(inner)
     if name != "searchsorted":
         dtype = equation.outvars[0].aval.dtype
         if not bounds.is_integer(dtype) or _body(_INTEGERS[name][0], avals) != str(inner):
@@ -42,6 +43,10 @@ def known_call(equation: Any, inner: Any) -> Rule | None:
         return None
     search = next((one for one in _SEARCHES.values() if _body(one, avals) == str(inner)), None)
     return search and functools.partial(_search, search)
+
+
+def _avals(inner: Any) -> tuple[Any, ...]:
+    return tuple((one.aval.shape, one.aval.dtype, one.aval.weak_type) for one in inner.jaxpr.invars)
 
 
 @functools.lru_cache(maxsize=256)

@@ -17,6 +17,7 @@ _CALLS = {
     "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "remat2", "checkpoint",
 }  # fmt: skip
 _LOOK_UPS = ("gather", "dynamic_slice")
+_LOOKED_UP_WHOLE = ("searchsorted", "row_holds")
 
 Watch = Callable[[tuple[Any, ...], list[Interval], bool], list[Interval]]
 """`watch(equations, results, known)` is told of each equation once it is evaluated (the last of `equations`, behind the
@@ -87,7 +88,7 @@ def _found(
         if rule is None:
             jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
             return evaluate(context, jaxpr, consts, operands, watch, path)
-    looks_up = name in _LOOK_UPS or equation.params.get("name") == "searchsorted"
+    looks_up = name in _LOOK_UPS or equation.params.get("name") in _LOOKED_UP_WHOLE
     if not looks_up:
         operands = _of_one_rank(context, equation, operands)
     own = sum(int(np.prod(variable.aval.shape)) for variable in equation.outvars)

@@ -14,6 +14,12 @@ def _segment_ids(rng: np.random.Generator) -> np.ndarray:
     return ids.astype(np.int32)
 
 
+def _chosen(indices, query_size, key_size):
+    """indices [b or 1, h or 1, row, choice]."""
+    rows = lambda q: indices[:, :, np.minimum(q // query_size, indices.shape[2] - 1).reshape(-1)]  # noqa: E731
+    return lambda q, k: (rows(q)[..., None, :] == (k // key_size).reshape(-1, 1)).any(-1)
+
+
 MASKS = [
     mask_row("sliding window", lambda a: masks.SlidingWindow(9, 4), lambda a: lambda q, k: (q - k <= 9) & (k - q <= 4)),
     mask_row("open window", lambda a: masks.SlidingWindow(9), lambda a: lambda q, k: q - k <= 9),
@@ -92,6 +98,27 @@ MASKS = [
             )
         ),
         arrays=draw(table=lambda rng: rng.random((2, 4, 4)) < 0.5),
+    ),
+    mask_row(
+        "blocks of two sizes",
+        lambda a: masks.Blocks(a["table"], (5, 10)),
+        lambda a: lambda q, k: a["table"][:, q // 5, k // 10].reshape(1, -1, q.size, k.size),
+        arrays=draw(table=lambda rng: rng.random((2, 8, 4)) < 0.4),
+        vmap=False,
+    ),
+    mask_row(
+        "keys chosen by each query",
+        lambda a: masks.Selected(a["indices"]) & masks.Causal(),
+        lambda a: lambda q, k: _chosen(a["indices"], 1, 1)(q, k) & (k <= q),
+        arrays=draw(indices=lambda rng: rng.integers(-3, 37, (2, 1, 37, 6))),
+    ),
+    mask_row(
+        "key blocks chosen by query blocks of each head",
+        lambda a: masks.Selected(a["indices"], (8, 4)),
+        lambda a: _chosen(a["indices"], 8, 4),
+        arrays=draw(indices=lambda rng: rng.integers(-1, 10, (1, 2, 5, 3))),
+        bfloat16=True,
+        vmap=False,
     ),
     mask_row(
         "dense",
