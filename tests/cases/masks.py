@@ -87,7 +87,7 @@ MASKS = [
     ),
     mask_row(
         "table of blocks",
-        lambda a: masks.Blocks(a["table"], 8),
+        lambda a: masks.Shifted(masks.Blocks(a["table"], 8), 0),  # tokens behind the table attend to nothing
         lambda a: (
             lambda q, k: (
                 a["table"][:, np.minimum(q // 8, 3), np.minimum(k // 8, 3)].reshape(

@@ -210,6 +210,13 @@ _MASKS: tuple[Variant, ...] = (
         "tests/masks/test_segments.py",
     ),
     Variant(
+        "selected keys",
+        "keys or blocks of keys that a router chose for each query or block of queries",
+        "Yuan et al. 2025, arXiv:2502.11089",
+        f"{MASKS}.Selected",
+        "tests/masks/test_selected.py",
+    ),
+    Variant(
         "neighbourhood",
         "a window of a grid of 1 to 3 axes, always full",
         "Hassani et al. 2022, arXiv:2204.07143",
