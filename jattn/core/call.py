@@ -18,7 +18,7 @@ from ..scores import Bias
 from ..scores.base import Score
 from ..similarities import Similarity
 from ..similarities.base import Prepared, accumulation_dtype
-from ..tiles import mask_reads_positions, score_reads_positions
+from ..tiles import check_extent, check_lone_query_positions, mask_reads_positions, score_reads_positions
 from . import checks
 from .dropout import Dropout
 from .finite import without_nonfinite
@@ -106,9 +106,9 @@ def prepare(
     rows = _positions("query_positions", query_positions, batch, q_len, -2)
     if alone:
         readers = {name: any(of_key for _, of_key in readers) for name, readers in reads.items()}
-        checks.check_lone_query_positions(rows[..., 0], q_len, readers)
+        check_lone_query_positions(rows[..., 0], q_len, readers)
     if mask is not None:
-        checks.check_extent(mask, rows, columns)
+        check_extent(mask, rows, columns)
     call = Call(
         batch=batch,
         q_len=q_len,

@@ -73,8 +73,8 @@ def create(
         batch, heads: how many to ask about, where the mask is a function that reads their indices (`masks.of`).
 
     Raises:
-        ValueError: the lengths differ, the mask looks at query positions, and `query_positions` is not given; an array
-            of the mask does not fit the lengths.
+        ValueError: positions that are not said, as `jattn.attention`; an array of the mask does not fit the lengths;
+            positions beyond the mask's grid.
 
     >>> from jattn import masks
     >>> print(masks.create(masks.Causal() & masks.SlidingWindow(1), 3, 3).astype(int))

@@ -56,7 +56,9 @@ def picture_of_mask(mask: Mask, q_len: int, kv_len: int, query_positions: Any = 
 
     if query_positions is not None:
         query_positions = np.asarray(query_positions)
-    aligned, query_positions, key_positions = placed(map_fields(mask, look), q_len, kv_len, query_positions)
+    aligned, query_positions, key_positions = placed(
+        map_fields(mask, look), q_len, kv_len, query_positions, None if query_positions is None else np.arange(kv_len)
+    )
     tile = 1
     while tile * COLUMNS < max(q_len, kv_len):
         tile *= 2

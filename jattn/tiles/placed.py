@@ -9,6 +9,7 @@ import numpy as np
 from ..masks.base import Mask
 from ..pieces import align, indexed, map_fields
 from .elementwise import mask_reads_positions
+from .positions import check_extent, check_lone_query_positions
 
 
 def placed(
@@ -27,7 +28,8 @@ def placed(
     their indices is asked about the first `batch` and `heads`.
 
     Raises:
-        ValueError: lengths that differ without the `query_positions` that the mask looks at; shapes that do not fit.
+        ValueError: lengths that differ without the `query_positions` that the mask looks at, or equal ones with
+            `query_positions` alone; shapes that do not fit; positions beyond the mask's grid.
     """
     for name, size in (("q_len", q_len), ("kv_len", kv_len), ("batch", batch), ("heads", heads)):
         if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 0:
@@ -62,6 +64,8 @@ def placed(
                 f"Give np.arange({q_len}) if they are the first, np.arange({kv_len} - {q_len}, {kv_len}) if the last."
             )
         query_positions = np.arange(q_len) if key_positions is None or q_len != kv_len else key_positions
+    elif key_positions is None and q_len == kv_len:
+        check_lone_query_positions(query_positions, q_len, {"mask": mask_reads_positions(aligned)[1]})
     key_positions = np.arange(kv_len) if key_positions is None else key_positions
 
     def spread(positions: Any, layout: tuple[int, ...]) -> Any:
@@ -70,7 +74,9 @@ def placed(
         own = positions.shape[:-1]
         return positions.reshape((1,) * (len(lead) - len(own)) + own + layout)
 
-    return aligned, spread(query_positions, (1, q_len, 1)), spread(key_positions, (1, 1, kv_len))
+    rows, columns = spread(query_positions, (1, q_len, 1)), spread(key_positions, (1, 1, kv_len))
+    check_extent(aligned, rows, columns)
+    return aligned, rows, columns
 
 
 def dense(

@@ -40,6 +40,9 @@ def test_query_positions_alone_say_where_the_keys_are_or_are_refused(name):
     with pytest.raises(ValueError, match=message):  # traced
         attend(jnp.arange(LENGTH))
     attend(jnp.arange(LENGTH), key_positions=np.arange(LENGTH))
+    if what == "mask":
+        with pytest.raises(ValueError, match=message):
+            masks.create(pieces["mask"], LENGTH, LENGTH, query_positions=RESTARTED)
     # Both readings are one, and with other lengths there is one.
     jattn.explain(X, X, X, query_positions=np.arange(LENGTH), **pieces)
     if name != "packed":
@@ -70,6 +73,8 @@ GRIDS = {
 def test_grids_take_no_more_positions_than_they_have(name):
     grid, longer = GRIDS[name], jnp.concatenate([X[:, :1], X], 1)
     jattn.explain(X, X, X, mask=grid)
+    with pytest.raises(ValueError, match="made for 6 positions"):
+        grid.picture(LENGTH + 1, LENGTH + 1)
     for pieces in ({"mask": grid}, {"mask": grid | masks.Causal()}):
         with pytest.raises(ValueError, match=r"made for 6 positions, 0 to 5.*`query_positions` up to 6.*Shifted"):
             jattn.attention(longer, longer, longer, **pieces)
