@@ -7,6 +7,7 @@ import numpy as np
 
 from jattn.modules import CausalAttention, Generative
 from jattn.variants.convolutional import AFTConv, AFTFull, AFTLocal, AFTSimple, Hyena
+from jattn.variants.gated import ForgettingAttention
 from jattn.variants.kernelized import Based, CosFormer, Hedgehog, LinearTransformer, Performer
 from jattn.variants.recurrent import GLA, RWKV, DeltaNet, GatedDeltaNet, KimiDelta, Mamba2, RetNet
 
@@ -15,6 +16,7 @@ FEATURES, LENGTH = 10, 6
 LAYERS: dict[str, Generative] = {
     "attention": CausalAttention(FEATURES, 2, max_len=8, head_dim=4),
     "attention, grouped, a window": CausalAttention(FEATURES, 4, max_len=8, kv_heads=2, head_dim=4, window=4),
+    "FoX, grouped": ForgettingAttention(FEATURES, 4, max_len=8, kv_heads=2, head_dim=4),
     "RetNet": RetNet(FEATURES, 2, 4, 3),
     "RetNet, grouped": RetNet(FEATURES, 4, 4, 3, kv_heads=2),
     "GLA": GLA(FEATURES, 2, 4, 3),

@@ -98,6 +98,18 @@ def alibi(slopes: Num):
     return lambda scores, query, key: scores - per_head(slopes) * np.abs(query - key).astype(scores.value.dtype)
 
 
+def forget(log_gates: Num):
+    """FoX (arXiv:2503.02130): the sum of log gates [b, h, key] behind the earlier of two tokens, up to the later."""
+
+    def modify(scores, query, key):
+        rows, columns = np.broadcast_arrays(query[..., 0, 0, :, :], key[..., 0, 0, :, :])
+        at = np.arange(log_gates.shape[-1])[:, None, None]
+        between = (np.minimum(rows, columns) < at) & (at <= np.maximum(rows, columns))
+        return scores + einsum("bhl,lqk->bhqk", log_gates, num(between.astype(scores.value.dtype)))
+
+    return modify
+
+
 def soft_cap(cap: Any):
     return lambda scores, query, key: tanh(scores / per_head(cap)) * per_head(cap)
 

@@ -26,12 +26,14 @@ class Cache(NamedTuple):
     values: likewise.
     start: `[...]`, the position of the first token of the sequence that goes on; those before are of other segments.
     position: of the next token, an integer.
+    gates: what a subclass keeps of each token beside them, or None.
     """
 
     keys: jax.Array
     values: jax.Array
     start: jax.Array
     position: jax.Array
+    gates: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,16 +148,32 @@ class CausalAttention(Generative):
             bad = ~jnp.isfinite(keys).all((-2, -1))
             broken = jax.lax.dynamic_slice_in_dim(self._broken(bad, own), before.position, length, wrong.ndim - 1)
             key, value = (jnp.where(bad[..., None, None], 0, one).astype(inputs.dtype) for one in (keys, values))
+        scores, gates = self._scores(parameters, clean, wrong, before, fresh=state is None)
         # NaN is kept apart, as for a query that sees it the gradients of all other keys would be 0 times NaN.
         places = {} if state is None else {"query_positions": at, "key_positions": np.arange(self.max_len)}
-        out = attention(query, key, value, mask=mask, **places)
+        out = attention(query, key, value, mask=mask, scores=scores, **places)
         out = project(parameters["out"], out, "...thd,hdf->...tf")
         out = jnp.where((broken | (at >= self.max_len))[..., None], jnp.nan, out)
         start = before.start
         if starts is not None and length:
             last = jnp.where(starts, at, -1).max(-1)
             start = jnp.where(last >= 0, last, start)
-        return out, Cache(keys, values, start, before.position + length)
+        return out, Cache(keys, values, start, before.position + length, gates)
+
+    def _scores(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, wrong: jax.Array, before: Cache, *, fresh: bool
+    ) -> tuple[Any, Any]:
+        """What modifies the scores, and `Cache.gates` behind these tokens.
+
+        Args:
+            parameters: of the layer.
+            inputs: with zeros for those that are `wrong`.
+            wrong: which hold NaN or inf, `[..., length]`.
+            before: the cache.
+            fresh: whether the keys are those of the inputs, not of the cache.
+        """
+        del parameters, inputs, wrong, fresh
+        return (), before.gates
 
     def _broken(self, wrong: jax.Array, ids: jax.Array) -> jax.Array:
         """Which tokens see one that is wrong, `[..., length]`, of tokens in order and the ids of their segments."""

@@ -4,6 +4,7 @@ from .alibi import Alibi
 from .base import Score, of
 from .bias import Bias, Shift
 from .distances import RelativeLogits
+from .forget import Forget
 from .grids import RelativeGrid
 from .relative import RelativeBuckets
 from .scale import Scale
@@ -12,6 +13,7 @@ from .soft_cap import SoftCap
 __all__ = [
     "Alibi",
     "Bias",
+    "Forget",
     "RelativeBuckets",
     "RelativeGrid",
     "RelativeLogits",

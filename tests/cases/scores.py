@@ -103,6 +103,13 @@ SCORES = [
         draw(table=normal(9 * 13, 2)),
         **SLIM,
     ),
+    score_row(
+        "forget",
+        lambda a: scores.Forget.of(a["log_gates"]),
+        lambda a: [oracle.forget(a["log_gates"])],
+        draw(log_gates=lambda rng: -rng.exponential(size=(2, 4, 37)).astype(np.float32)),
+        q_heads=4,
+    ),
     score_row("soft cap", lambda a: scores.SoftCap(1.5), lambda a: [oracle.soft_cap(1.5)], spread=1.5, vmap=False),
     Case(
         "bias, then soft cap, then alibi, causal",

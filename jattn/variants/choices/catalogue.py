@@ -77,6 +77,13 @@ _SCORES: tuple[Variant, ...] = (
         "tests/scores/test_alibi.py",
     ),
     Variant(
+        "forget gates",
+        "the sum of the log gates of all tokens between, exact in float32 however long",
+        "Lin et al. 2025, arXiv:2503.02130",
+        f"{SCORES}.Forget",
+        "tests/scores/test_forget.py",
+    ),
+    Variant(
         "relative buckets",
         "a learnt number for each bucket of distances",
         "Raffel et al. 2019, arXiv:1910.10683",

@@ -39,4 +39,11 @@ VARIANTS: tuple[Variant, ...] = (
         "jattn.variants.gated.CaptioningAttention",
         "tests/variants/gated/test_captioning.py",
     ),
+    Variant(
+        "Forgetting Attention (FoX)",
+        "softmax attention whose keys fade by a gate of every token between, as `scores.Forget` and a layer",
+        "Lin et al. 2025, arXiv:2503.02130",
+        "jattn.variants.gated.ForgettingAttention",
+        "tests/variants/gated/test_forgetting.py",
+    ),
 )

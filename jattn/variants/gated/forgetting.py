@@ -1,0 +1,63 @@
+"""Forgetting Attention: softmax attention whose keys fade by learned gates (Lin et al. 2025)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...modules.causal import Cache, CausalAttention
+from ...modules.layer import bias, kernel
+from ...scores import Forget
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgettingAttention(CausalAttention):
+    """Causal multi-head attention in which each token's forget gate fades all keys before it.
+
+        f_t = σ(w_f·x_t + b_f),    out_t = (Σ_{s ≤ t} softmax_s(q_t·k_s / √head_dim + Σ_{s < l ≤ t} log f_l) v_s) W_o
+
+    Lin, Nikishin, He & Courville 2025 (arXiv:2503.02130), a gate for each head of queries, by `jattn.scores.Forget`.
+    The rest is `CausalAttention`, whose cache here holds the log gates, too. As in the paper's "LLaMA" architecture,
+    there is no rotation unless `rotary` asks for it. Of its "Pro" architecture nothing is built in: a gate and a norm
+    of the output, norms of queries and keys, and keys and values mixed with those of the token before. Heads may share
+    keys, which the authors' code leaves out.
+
+    Args and errors as of `jattn.modules.CausalAttention`; `rotary` is False.
+
+    >>> import jax
+    >>> layer = ForgettingAttention(16, 2, max_len=64)
+    >>> parameters = layer.init(jax.random.key(0))
+    >>> x = jax.random.normal(jax.random.key(1), (3, 10, 16))
+    >>> start, state = layer.prefill(parameters, x[:, :9])
+    >>> last, state = layer.step(parameters, x[:, 9], state)
+    >>> bool(jax.numpy.allclose(last, layer(parameters, x)[:, 9], atol=1e-5))
+    True
+    """
+
+    rotary: bool = False
+
+    def parameters(self) -> dict[str, Any]:
+        """Those of `CausalAttention`, and `forget`: a `kernel [features, heads]` and `bias [heads]`."""
+        gate = {"kernel": kernel(self.features, self.heads), "bias": bias(self.heads)}
+        return {**super().parameters(), "forget": gate}
+
+    def initial_state(
+        self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
+    ) -> Cache:
+        """As of `Generative`: no keys, and log gates `[..., max_len, heads]` of 0."""
+        empty = super().initial_state(parameters, batch, dtype)
+        return empty._replace(gates=jnp.zeros((*batch, self.max_len, self.heads), dtype))
+
+    def _scores(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, wrong: jax.Array, before: Cache, *, fresh: bool
+    ) -> tuple[Any, Any]:
+        logits = inputs @ parameters["forget"]["kernel"] + parameters["forget"]["bias"]
+        gates = jax.nn.log_sigmoid(logits.astype(before.gates.dtype))
+        gates = jnp.where(wrong[..., None], 0, gates)
+        kept = self._write(before.gates, gates, before.position, axis=-2)
+        if fresh:
+            return Forget.of(jnp.swapaxes(gates, -1, -2)), kept
+        at = before.position + jnp.arange(inputs.shape[-2])
+        return Forget.of(jnp.swapaxes(kept, -1, -2), queries=at), kept
