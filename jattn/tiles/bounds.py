@@ -290,7 +290,7 @@ def convert(context: Context, source: Any, target: Any, a: Interval) -> Interval
     if not is_integer(target):
         raise TypeError(target)  # callers ask first
     if source == np.bool_:
-        return Interval(a.lo.astype(target), a.hi.astype(target))
+        return same_for_both(a, lambda bound: bound.astype(target))
     low, high = limits(target)
     if is_integer(source):
         source_low, source_high = limits(source)
@@ -299,7 +299,8 @@ def convert(context: Context, source: Any, target: Any, a: Interval) -> Interval
             fits = fits & (a.lo >= low.astype(source))
         if int(source_high) > int(high):
             fits = fits & (a.hi <= high.astype(source))
-        return replaced(context, target, False if fits is True else ~fits, Interval(*(b.astype(target) for b in a)))
+        found = same_for_both(a, lambda bound: bound.astype(target))
+        return replaced(context, target, False if fits is True else ~fits, found)
     margin = float(int(high) - int(low)) * 2.0**-16  # near the edge (and for NaN) what comes is the device's choice
     fits = (a.lo > float(low) + margin - 1) & (a.hi < float(high) - margin)
     if int(low) == 0:

@@ -39,7 +39,8 @@ def known_call(equation: Any, inner: Any) -> Rule | None:
         if not bounds.is_integer(dtype) or _body(_INTEGERS[name][0], avals) != str(inner):
             return None
         return functools.partial(_of_integers, _INTEGERS[name][1], dtype)
-    if avals[0][1] != avals[1][1] or len(avals[0][0]) != 1:
+    integers = all(bounds.is_integer(dtype) for _, dtype, _ in avals)
+    if len(avals[0][0]) != 1 or (avals[0][1] != avals[1][1] and not integers):
         return None
     search = next((one for one in _SEARCHES.values() if _body(one, avals) == str(inner)), None)
     return search and functools.partial(_search, search)
@@ -67,6 +68,12 @@ def _of_integers(interval_of: Any, dtype: Any, context: Context, equation: Any, 
 
 def _search(search: Any, context: Context, equation: Any, table: Interval, query: Interval) -> Interval | None:
     """Where a number belongs in a table: the further right, the larger it is, even if the table is not sorted."""
+    common = jnp.promote_types(*(variable.aval.dtype for variable in equation.invars))
+    if bounds.is_integer(common):
+        table, query = (
+            bounds.convert(context, variable.aval.dtype, common, one)
+            for variable, one in zip(equation.invars, (table, query), strict=True)
+        )
     if not bounds.is_point(context, table) or set(table.lo.shape[: context.rank]) != {1}:
         return None
     dtype, size = equation.outvars[0].aval.dtype, equation.invars[0].aval.shape[0]

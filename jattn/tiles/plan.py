@@ -174,7 +174,7 @@ _ANSWERS: dict[Any, np.ndarray] = {}
 
 def _states(question: Question, q_tile: int, k_tile: int) -> Any:
     every, any_ = question.allowed(q_tile, k_tile)
-    if not (is_known(every) and is_known(any_)):
+    if not question.known:
         return any_.astype(np.uint8) + (every & any_).astype(np.uint8)
     tiles = [-(-length // tile) for length, tile in zip(question.lengths, (q_tile, k_tile), strict=True)]
     states = any_.view(np.uint8) + (every & any_).view(np.uint8)
