@@ -52,6 +52,18 @@ def shared_bilinear(weight: Num):
     )
 
 
+def relative_dot(distances: Num, first: int, content: Any = 0.0, position: Any = 0.0):
+    """((q + u)·k + (q + v)·a) / √d with a [h, distance, d] at the clipped key - query, u and v [h, d]."""
+
+    def similarity(query, key):
+        offsets = np.arange(key.shape[1]) - np.arange(query.shape[1])[:, None]
+        chosen = take(distances, np.clip(offsets - first, 0, distances.shape[1] - 1), 1)  # [h, q, k, d]
+        by_distance = einsum("bqhd,hqkd->bhqk", query + position, chosen)
+        return (einsum("bqhd,bkhd->bhqk", query + content, key) + by_distance) * query.shape[-1] ** -0.5
+
+    return similarity
+
+
 def gaussian(gamma: Any):
     """-γ ‖q - k‖²; gamma a number or [h]."""
 

@@ -90,9 +90,11 @@ def prepare(
     split = split_axes(query)
     mask = aligned(known_while_tracing(indexed(mask, batch, q_heads, split)))
     caller_scores = aligned(indexed(scores, batch, q_heads, split))
+    own_scores = aligned(prepared.scores)
     dtype = accumulation_dtype(query, key, value)
     reads = {
         "mask": [mask_reads_positions(mask)],
+        "similarity": [score_reads_positions(one, dtype) for one in own_scores],
         "scores": [score_reads_positions(one, dtype) for one in caller_scores],
     }
     if q_len != kv_len and query_positions is None:
@@ -120,7 +122,7 @@ def prepare(
         mask=mask,
         similarity=aligned(similarity),
         scale=prepared.scale,
-        scores=aligned(prepared.scores) + caller_scores + aligned(normalizer.before()),
+        scores=own_scores + caller_scores + aligned(normalizer.before()),
         normalizer=aligned(normalizer),
         dropout=None if dropout is None else aligned(dropout.indexed(batch, q_heads, split)),
         query_positions=rows,

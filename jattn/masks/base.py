@@ -13,6 +13,14 @@ from ..foundation.arrays import as_array, describe
 from ..functions import Traced, fill_indices, given_indices, indices_of, takes_indices, trace
 from ..pieces import Piece, array, constants, part, parts, piece
 
+FEW_AXES = (
+    "Ones and zeros [batch, kv_len], one for each key, are `jattn.masks.from_attention_mask(array)`; ids of packed "
+    "sequences [batch, length] are `jattn.masks.SameSegment(array)`, positions that begin again in each "
+    "`jattn.masks.from_position_ids(array)`, and bounds of sequences [sequences + 1] "
+    "`jattn.masks.from_cu_seqlens(array)`; booleans [q_len, kv_len] are `jattn.masks.Dense(array[None])`."
+)
+"""What arrays of one or two axes may stand for, which is not guessed."""
+
 
 class Mask(Piece, abc.ABC):
     """Who may attend: a boolean function of an absolute query position and an absolute key position.
@@ -195,10 +203,5 @@ def as_mask(value: Any) -> Mask:
         return of(value)  # pyright: ignore[reportArgumentType]  (what it returns is checked by `of`)
     remedy = "A boolean array [batch..., heads, q_len, kv_len] is `jattn.masks.Dense(array)`."
     if len(getattr(as_array(value), "shape", ())) in (1, 2):
-        remedy = (
-            "Ones and zeros [batch, kv_len], one for each key, are `jattn.masks.from_attention_mask(array)`; ids of "
-            "packed sequences [batch, length] are `jattn.masks.SameSegment(array)`, positions that begin again in each "
-            "`jattn.masks.from_position_ids(array)`, and bounds of sequences [sequences + 1] "
-            "`jattn.masks.from_cu_seqlens(array)`; booleans [q_len, kv_len] are `jattn.masks.Dense(array[None])`."
-        )
+        remedy = FEW_AXES
     raise ValueError(f"`mask` must be a mask piece or a function of two positions; got {describe(value)}. {remedy}")

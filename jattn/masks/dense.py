@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..foundation.arrays import as_array
 from ..pieces import array, piece
 from .arguments import booleans, settle
-from .base import Mask, as_mask
+from .base import FEW_AXES, Mask, as_mask
 
 _AXES = ("head", "query", "key")
 
@@ -43,6 +44,12 @@ class Dense(Mask):
             "forbids, and added it leaves a row with nothing to attend uniform. Give the comparison, as in "
             "`array > -1`; numbers meant to be added to the scores are `jattn.scores.Bias(array)`."
         )
+        shape = getattr(as_array(self.array), "shape", ())
+        if len(shape) in (1, 2):
+            raise ValueError(
+                f"`array` must have the axes [batch..., head, query, key]; got shape {shape}. "
+                f"Which axes are missing is not guessed. {FEW_AXES}"
+            )
         settle(self, "array", booleans("array", self.array, _AXES, remedy))
 
     def allows(self, query, key):

@@ -20,7 +20,8 @@ class RelativeLogits(Score):
     The numbers come from a table (query axis of size 1) or were computed from the query (`of_query`):
 
     - Shaw et al. 2018 (arXiv:1803.02155), q_i·a_r with distances clipped to ±n:
-      `RelativeLogits.of_query(query, keys_of_distances [2n + 1, dim], first=-n)`;
+      `RelativeLogits.of_query(query, keys_of_distances [2n + 1, dim], first=-n)`; inside a layer, whose query is its
+      own, `jattn.similarities.RelativeDot`;
     - Transformer-XL (arXiv:1901.02860) and the conformer of wav2vec 2.0, (q_i + v)·W_r R_r:
       `RelativeLogits.of_query(query + v, projected [distances, heads, dim], first)`, with the distances in the order
       of key - query. (`jattn.variants.memory.relative_attention` needs no numbers per distance for sinusoids.)

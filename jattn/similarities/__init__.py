@@ -5,6 +5,7 @@ from .base import Prepared, Similarity
 from .bilinear import Bilinear, SharedBilinear
 from .dot import Cosine, Dot, ScaledDot
 from .gaussian import Gaussian
+from .relative import RelativeDot
 
 __all__ = [
     "Additive",
@@ -13,6 +14,7 @@ __all__ = [
     "Dot",
     "Gaussian",
     "Prepared",
+    "RelativeDot",
     "ScaledDot",
     "SharedBilinear",
     "Similarity",

@@ -36,6 +36,20 @@ SIMILARITIES = [
         **SLIM,
     ),
     similarity_row(
+        "relative dot, of Shaw",
+        lambda a: similarities.RelativeDot(a["distances"], first=-3),
+        lambda a: oracle.relative_dot(a["distances"], -3),
+        draw(distances=normal(2, 6, 4)),
+    ),
+    similarity_row(
+        "relative dot, with both biases",
+        lambda a: similarities.RelativeDot(a["distances"], -36, a["u"], a["v"]),
+        lambda a: oracle.relative_dot(a["distances"], -36, a["u"], a["v"]),
+        draw(distances=normal(4, 37, 4), u=normal(4, 4), v=normal(4, 4)),
+        q_heads=4,
+        **SLIM,
+    ),
+    similarity_row(
         "gaussian",
         lambda a: similarities.Gaussian(a["gamma"]),
         lambda a: oracle.gaussian(a["gamma"]),

@@ -145,6 +145,8 @@ def test_create_takes_functions_lengths_and_positions():
         (lambda: masks.create(masks.Causal(), 2, 2, query_positions=np.arange(3)), "`query_positions` must be"),
         (lambda: masks.as_mask(RIGHT), "`jattn.masks.from_attention_mask.*SameSegment.*from_position_ids"),
         (lambda: masks.as_mask(RIGHT.tolist()), "`jattn.masks.from_attention_mask"),
+        (lambda: masks.Dense(RIGHT), "`array` must have the axes .*`jattn.masks.from_attention_mask"),
+        (lambda: masks.Dense(RIGHT.astype(int)), "`array` must have the axes .*`jattn.masks.from_attention_mask"),
         (lambda: masks.SlidingWindow(-1, -1), "at least 0 keys.*flash-attn"),
         (lambda: masks.SlidingWindow(-2, 0), "`left` must be an integer of at least -1"),
     ],

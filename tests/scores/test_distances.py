@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from differences import check, normal
+from flax import nnx
 
 import jattn
+import jattn.nnx
 from jattn.implementations import Chunked
 from jattn.pieces import align
 from jattn.scores import RelativeBuckets, RelativeGrid, RelativeLogits
+from jattn.similarities import RelativeDot
 from jattn.variants.memory import relative_attention
 
 
@@ -47,7 +50,21 @@ def test_transformer_xl_by_a_table_of_distances():
     scores = RelativeLogits.of_query(q + w, projected, first=-7)
     ours = jattn.attention(q + u, k, v, scores=scores, mask=jattn.masks.Causal(), query_positions=np.arange(3, 8))
     options = {"position_kernel": kernel, "content_bias": u, "position_bias": w, "mask": jattn.masks.Causal()}
-    np.testing.assert_allclose(ours, relative_attention(q, k, v, **options), atol=3e-6)
+    want = relative_attention(q, k, v, **options)
+    np.testing.assert_allclose(ours, want, atol=3e-6)
+    similarity = RelativeDot(jnp.swapaxes(projected, 0, 1), -7, u, w)
+    pieces = {"similarity": similarity, "mask": jattn.masks.Causal()}
+    np.testing.assert_allclose(jattn.attention(q, k, v, **pieces, query_positions=np.arange(3, 8)), want, atol=3e-6)
+    with pytest.raises(ValueError, match="`similarity` looks at query positions"):
+        jattn.attention(q, k, v, similarity=similarity)
+
+
+def test_a_layer_learns_vectors_of_distances():
+    similarity = RelativeDot(jnp.ones((5, 4)), first=-2)
+    layer = jattn.nnx.MultiHeadAttention(2, 8, similarity=similarity, learned="similarity", rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+    gradient = nnx.grad(lambda layer: (layer(x) ** 2).sum())(layer)
+    assert jnp.abs(gradient["similarity"].distances[...]).max(-1).min() > 0
 
 
 def test_buckets_by_coordinates_as_in_udop():
@@ -122,6 +139,13 @@ ROWS = np.zeros((1, 1, 3), np.float32)
         (
             lambda: RelativeLogits.of_query(jnp.ones((3, 2, 4)), np.ones((5, 4), int), 0),
             "`distances` must be a floating",
+        ),
+        (lambda: RelativeDot(np.ones((3, 4), int), 0), "`distances` must be a floating-point"),
+        (lambda: RelativeDot(np.ones((3, 4)), 0.5), "`first` must be a Python integer"),  # type: ignore[arg-type]
+        (lambda: RelativeDot(np.ones((3, 4)), 0, scale=np.ones(2)), "`scale` must be a finite"),  # type: ignore[arg-type]
+        (
+            lambda: jattn.attention(*[jnp.ones((3, 2, 4))] * 3, similarity=RelativeDot(np.ones((3, 3, 4)), 0)),
+            "`distances` must have the dim of `query`",
         ),
         (lambda: RelativeBuckets(np.ones((4, 1), np.float32), scale=2.0), "`scale` is that of coordinates"),
         (lambda: RelativeBuckets(np.ones((4, 1), np.float32), query_coordinates=["a"]), "`query_coordinates`"),

@@ -1,0 +1,83 @@
+"""A dot product with the key and with a vector of the distance: relative position representations."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..pieces import array, piece
+from ..scores.arguments import floats, settle
+from ..scores.distances import RelativeLogits
+from .base import Prepared, Similarity, accumulation_dtype
+from .finite import finite_query
+
+
+@piece
+class RelativeDot(Similarity):
+    """((q_i + u)·k_j + (q_i + v)·a_r) * scale, r = clip(key position - query position - first, 0, distances - 1).
+
+    Shaw et al. 2018 (arXiv:1803.02155) without the biases u and v; with them Transformer-XL (Dai et al. 2019,
+    arXiv:1901.02860), where a_r = W_r R_r, and the conformers of speech. As a piece it goes into any layer:
+    `MultiHeadAttention(..., similarity=RelativeDot(table, first=-n), learned="similarity")` trains the vectors.
+
+    The products with a_r are computed once, `RelativeLogits` of heads x q_len x distances numbers, in float32
+    (float64); the rest is a dot product, which streams and skips as any other.
+
+    Args:
+        distances: a, floating-point `[batch..., head, distance, dim]`, or `[distance, dim]` for all heads.
+        first: the key position - query position of the first vector, a Python integer; -n for distances of -n to n.
+            Pairs beyond either end have the vector there.
+        content_bias: u, floating-point `[batch..., head, dim]`, or None.
+        position_bias: v, likewise.
+        scale: a Python number; by default 1/√dim.
+
+    Raises:
+        ValueError: arrays of another dtype or with too few axes, or that do not fit the query; `first` or `scale` that
+            is no number.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
+    >>> shaw = jattn.similarities.RelativeDot(jax.random.normal(jax.random.key(3), (7, 4)), first=-3)
+    >>> jattn.attention(q, k, v, similarity=shaw).shape
+    (10, 2, 4)
+    """
+
+    distances: jax.Array | np.ndarray = array("head", "distance", "dim")
+    first: int
+    content_bias: jax.Array | np.ndarray | None = array("head", "dim", default=None)
+    position_bias: jax.Array | np.ndarray | None = array("head", "dim", default=None)
+    scale: float | None = None
+    rewrites_key = False
+
+    def __post_init__(self):
+        settle(self, "distances", floats("distances", self.distances, ("head", "distance", "dim"), shared=("head",)))
+        for name in ("content_bias", "position_bias"):
+            if getattr(self, name) is not None:
+                settle(self, name, floats(name, getattr(self, name), ("head", "dim")))
+        if self.scale is not None and not (type(self.scale) in (int, float) and math.isfinite(self.scale)):
+            raise ValueError(f"`scale` must be a finite Python number, or None for 1/√dim; got {self.scale!r}.")
+        # What is known of `first` and of the number of distances is checked by the logits that they make.
+        RelativeLogits(np.zeros((1, 1, self.distances.shape[-2]), np.float32), self.first)
+
+    def prepare(self, query, key):
+        heads, dim = query.shape[-2:]
+        for name, place in (("distances", -3), ("content_bias", -2), ("position_bias", -2)):
+            value = getattr(self, name)
+            if value is not None and (value.shape[-1] != dim or value.shape[place] not in (1, heads)):
+                raise ValueError(
+                    f"`{name}` must have the dim of `query`, and its heads or 1; got shape {tuple(value.shape)} and "
+                    f"query {query.shape}."
+                )
+        query, broken = finite_query(query)
+        wide = query.astype(accumulation_dtype(query, key))
+        scale = dim**-0.5 if self.scale is None else float(self.scale)
+
+        def plus(bias):
+            return wide if bias is None else wide + bias.astype(wide.dtype)[..., None, :, :]
+
+        vectors = jnp.asarray(self.distances, wide.dtype)
+        vectors = jnp.broadcast_to(vectors, (*vectors.shape[:-3], heads, *vectors.shape[-2:]))
+        logits = jnp.einsum("...qhd,...hrd->...hqr", plus(self.position_bias) * scale, vectors)
+        content = query if self.content_bias is None else plus(self.content_bias)
+        return Prepared(content, key, scale, (RelativeLogits(logits, self.first), broken))
