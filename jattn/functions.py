@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 from .foundation.dependence import needed_inputs
 from .foundation.identity import identity
 from .foundation.tables import with_tables
-from .foundation.varying import vary, varying_axes
+from .foundation.varying import vary, varying_axes, without_mesh
 
 
 class Traced:
@@ -170,7 +170,7 @@ def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[jax
         ValueError: as `one_expression`.
     """
     scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in dtypes]
-    with one_expression("function", function):
+    with one_expression("function", function), without_mesh():
         try:
             closed, result = jax.make_jaxpr(function, return_shape=True)(*scalars)
         except (jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError):

@@ -41,3 +41,8 @@ def split_axes(*trees: Any) -> tuple[str, ...]:
     if axes or not manual or varying_axes(jax.lax.axis_index(manual[0])):
         return axes
     return manual
+
+
+def without_mesh() -> Any:
+    """A context in which functions of scalars are traced, so that the program holds no mesh and runs in any other."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))

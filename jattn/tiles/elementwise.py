@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.dependence import needed_inputs
+from ..foundation.varying import without_mesh
 from ..functions import one_expression
 from ..masks.base import Mask
 from ..pieces import LAYOUT, map_fields, own_rank, parts
@@ -95,7 +96,7 @@ def _examine(structure: Any, shapes: tuple, rank: int, dtype: Any) -> tuple[bool
         operands = (piece, jax.ShapeDtypeStruct(sizes, dtype), query, key)
     function_name = getattr(getattr(piece, "function", None), "name", None)
     what = function_name or f"{type(piece).__name__}.{method}"
-    with one_expression(name, what):
+    with one_expression(name, what), without_mesh():
         try:
             closed, result = jax.make_jaxpr(function, return_shape=True)(*operands)
         except (TypeError, ValueError) as error:

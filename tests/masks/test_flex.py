@@ -89,6 +89,19 @@ def test_heads_on_devices_keep_their_indices(axes):
     np.testing.assert_allclose(out, dense(), atol=1e-5)
 
 
+def test_sharded_arrays_keep_their_indices():
+    """A mesh with explicit axes in the context, where the functions are traced; and outside of it."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"))
+    place = jax.NamedSharding(mesh, P("data", None, "model", None))
+    with jax.set_mesh(mesh):
+        pieces = {"mask": masks.of(mask_mod), "scores": scores.of(score_mod(TABLE))}
+        split = [jax.device_put(x, place) for x in (QUERY, KEY, VALUE)]
+        out = jax.jit(lambda *arrays: jattn.attention(*arrays, **pieces))(*split)
+    np.testing.assert_allclose(out, dense(), atol=1e-5)
+    assert out.sharding.spec[0] == "data"
+    np.testing.assert_allclose(jattn.attention(QUERY, KEY, VALUE, **pieces), dense(), atol=1e-5)
+
+
 def test_unknown_indices_are_refused_and_given_ones_are_right():
     def attend(query, key, value, **given):
         mask = masks.of(mask_mod, **given)
