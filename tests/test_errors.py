@@ -12,6 +12,7 @@ import pytest
 
 import jattn
 from jattn import masks, normalizers, scores, similarities
+from jattn.parallel import Heads, array_specs, partition_specs
 from jattn.pieces import array, constants, number, part, piece
 
 Q = np.ones((2, 7, 4, 8), np.float32)
@@ -87,7 +88,6 @@ ROWS = {
     # Things of other kinds
     "a list of masks": (attend(mask=[masks.Causal()]), "`mask`", "[Causal()] (list)"),
     "an array and a mask": (lambda: np.ones((7, 7), bool) & masks.Causal(), "`mask`", "(7, 7)", "Dense"),
-    "a function for scores": (attend(scores=lambda s, q, k: s), "`scores[0]`", "<lambda>"),
     "nested scores": (attend(scores=[[scores.SoftCap(3.0)]]), "`scores[0]`", "(list)"),
     "a score for a normalizer": (attend(normalizer=scores.SoftCap(3.0)), "`normalizer`", "goes to `scores=`"),
     "a rate for dropout": (attend(dropout=0.1), "`dropout`", "`jattn.Dropout(rate, key)`"),
@@ -113,6 +113,14 @@ ROWS = {
     "a word for a rate": (lambda: jattn.Dropout("a", KEY), "`rate`", "'a' (str)"),
     "several rates": (lambda: jattn.Dropout(np.array([0.1, 0.2]), KEY), "`rate`", "(2,)"),
     "a flag for a rate": (lambda: jattn.Dropout(True, KEY), "`rate`", "True (bool)"),
+    # Devices
+    "None for a mesh axis": (lambda: Heads(None), "`axis`", "None"),
+    "a tuple for a mesh axis": (lambda: Heads(("model",)), "`axis`", "('model',)"),
+    "None for batch axes": (lambda: Heads("model", batch=None), "`batch`", "`()` splits none", "None"),
+    "a number for batch axes": (lambda: Heads("model", batch=(0,)), "`batch`", "(0,)"),
+    "a name for a mesh": (lambda: Heads("model", mesh="x"), "`mesh`", "`jax.make_mesh(", "'x'"),
+    "None for the specs of a batch": (lambda: partition_specs(scores.SoftCap(3.0), batch=None), "`batch`", "None"),
+    "None for the spec of an array": (lambda: array_specs(batch=None), "`batch`", "None"),
     # Merging
     "outputs merged": (lambda: jattn.merge(Q, Q), "`partials[0]`", "`jattn.partial_attention`"),
     "None merged": (lambda: jattn.merge([jattn.Partial(Q, Q[..., 0]), None]), "`partials[1]`", "None"),

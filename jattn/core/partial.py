@@ -8,7 +8,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from ..foundation.arrays import describe
+from ..foundation.arrays import as_jax, describe
 from ..pieces import unique_name
 
 
@@ -128,11 +128,11 @@ def merge(*partials: Partial | Iterable[Partial]) -> Partial:
     lse = jnp.stack([part.lse for part in parts])
     remainder = jax.lax.stop_gradient(jnp.stack([part.remainder for part in parts]))
     top = jax.lax.stop_gradient(lse.max(0))
-    mass = jnp.exp(lse - jnp.where(jnp.isneginf(top), 0, top) + remainder)  # 0 where a partial is empty
+    mass = jnp.exp(lse - jnp.where(jnp.isneginf(top), 0, top)[None] + remainder)  # 0 where a partial is empty
     total = mass.sum(0)
-    share = mass / jnp.where(total == 0, 1, total)
+    share = mass / jnp.where(total == 0, 1, total)[None]
     out = sum(part.out.astype(lse.dtype) * weight[..., None] for part, weight in zip(parts, share, strict=True))
-    return Partial(jnp.asarray(out).astype(parts[0].out.dtype), *log_of_sum(top, total))
+    return Partial(jnp.asarray(out).astype(as_jax(parts[0].out)[0].dtype), *log_of_sum(top, total))
 
 
 def _listed(partials: tuple[Any, ...]) -> list[Partial]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arrays import as_array
+from ..foundation.arrays import as_array, as_jax
 from ..foundation.known import known_while_tracing
 from ..foundation.sharding import Layout, Split, Whole, layout, run_split, split_of
 from ..foundation.varying import split_axes
@@ -55,6 +55,7 @@ def run_call(
         ValueError: as `prepare`.
     """
     check_arrays(*arrays)
+    arrays = as_jax(*arrays)
     split = split_of_call(arrays, whole_heads)
     if split is None:
         call, query, key = prepare(*arrays, **pieces)

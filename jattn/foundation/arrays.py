@@ -40,6 +40,24 @@ def as_array(value: Any) -> Any:
     return value if dtype_of(array) is None else array
 
 
+def of_rank(array: Any, rank: int) -> Any:
+    """The array with axes of size 1 in front, which broadcasting would put there unless it is told not to.
+
+    >>> of_rank(np.zeros(3), 2).shape
+    (1, 3)
+    """
+    return array.reshape((1,) * (rank - array.ndim) + tuple(array.shape))
+
+
+def as_jax(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays of NumPy as JAX takes them, float64 as float32 unless it is enabled; anything else as it came.
+
+    >>> [one.dtype.name for one in as_jax(np.zeros(3), np.zeros(3, np.int8))]
+    ['float32', 'int8']
+    """
+    return tuple(jnp.asarray(one) if isinstance(one, np.ndarray) else one for one in arrays)
+
+
 def known_values(value: Any) -> np.ndarray | None:
     """The values of an array, if there are any to read here."""
     if isinstance(value, np.ndarray):

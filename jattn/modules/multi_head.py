@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core.checks import check_pieces, check_positions, reject_ambiguous_positions, renamed
 from ..core.dropout import Dropout
+from ..foundation.arrays import of_rank
 from ..front import attention, attention_weights
 from ..parallel import Heads
 from ..parallel.heads import as_arrays
@@ -199,7 +200,7 @@ def _norm(qk_norm: Any) -> QKNorm:
 
 
 def _biased(x: jax.Array, bias: Array | None, dtype: Any) -> jax.Array:
-    return x if bias is None else x + bias.astype(dtype)
+    return x if bias is None else x + of_rank(bias.astype(dtype), x.ndim)
 
 
 def _wide(dtype: Any) -> Any:

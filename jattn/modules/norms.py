@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.shapes import check_choice, check_flags
+from ..foundation.arrays import of_rank
 
 
 def rms_norm(x: jax.Array, scale: Any = None, epsilon: float = 1e-6) -> jax.Array:
@@ -27,7 +28,7 @@ def rms_norm(x: jax.Array, scale: Any = None, epsilon: float = 1e-6) -> jax.Arra
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
-    return (normal if scale is None else normal * scale.astype(wide.dtype)).astype(x.dtype)
+    return (normal if scale is None else normal * of_rank(scale.astype(wide.dtype), wide.ndim)).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: Any = None, bias: Any = None, epsilon: float = 1e-5) -> jax.Array:
@@ -49,7 +50,7 @@ def layer_norm(x: jax.Array, scale: Any = None, bias: Any = None, epsilon: float
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centered = wide - wide.mean(-1, keepdims=True)
     normal = rms_norm(centered, scale, epsilon)
-    return (normal if bias is None else normal + bias.astype(wide.dtype)).astype(x.dtype)
+    return (normal if bias is None else normal + of_rank(bias.astype(wide.dtype), wide.ndim)).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +126,12 @@ class QKNorm:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.kind == "layer":
             wide = wide - mean(wide)
-        scale = parameters["scale"].astype(wide.dtype)
+        scale = of_rank(parameters["scale"].astype(wide.dtype), wide.ndim)
         if self.zero_centered:
             scale = scale + 1
         normal = wide * jax.lax.rsqrt(mean(jnp.square(wide)) + self.epsilon) * scale
         if "bias" in parameters:
-            normal = normal + parameters["bias"].astype(wide.dtype)
+            normal = normal + of_rank(parameters["bias"].astype(wide.dtype), wide.ndim)
         return normal.astype(x.dtype)
 
 

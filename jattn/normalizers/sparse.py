@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..foundation.arrays import of_rank
 from ..pieces import piece
 from .base import Normalizer
 
@@ -53,7 +54,7 @@ class SortedThreshold(Normalizer):
         if scores.shape[-1] == 0:
             return scores
         rows = make_ready(scores, allowed, self.factor)
-        rank = jnp.arange(1, scores.shape[-1] + 1, dtype=scores.dtype)
+        rank = of_rank(jnp.arange(1, scores.shape[-1] + 1, dtype=scores.dtype), scores.ndim)
         mean = jnp.cumsum(rows.ordered, -1) / rank
         taus = self.threshold(mean, jnp.cumsum(rows.ordered**2, -1) - rank * mean**2, rank)
         size = ((taus <= rows.ordered) & (rows.ordered > -1)).sum(-1, keepdims=True)

@@ -11,11 +11,11 @@ from jax.sharding import PartitionSpec
 from ..core.call import prepare
 from ..core.checks import check_arrays, check_pieces
 from ..core.dropout import Dropout
-from ..foundation.arrays import as_array
+from ..foundation.arrays import as_array, describe
 from ..foundation.sharding import AnyMesh, mesh_axes, run_on_shards
 from ..front import attention
 from ..pieces import indexed
-from .meshes import check_mesh_axes, current_mesh
+from .meshes import check_batch_axes, check_mesh, check_mesh_axes, current_mesh
 from .specs import MeshAxis, array_specs, partition_spec, partition_specs
 
 
@@ -35,6 +35,9 @@ class Heads:
             axis; `()` splits none.
         mesh: by default the one set by `jax.set_mesh`. Over its other axes everything is repeated.
 
+    Raises:
+        ValueError: no names of mesh axes, no mesh.
+
     >>> import jax, jattn
     >>> from jattn.parallel import Heads
     >>> mesh = jax.make_mesh((jax.device_count(),), ("model",))
@@ -47,6 +50,12 @@ class Heads:
     axis: str
     batch: tuple[MeshAxis, ...] | str = ()
     mesh: AnyMesh | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.axis, str):
+            raise ValueError(f"`axis` must be the name of one mesh axis, such as 'model'; got {describe(self.axis)}.")
+        check_batch_axes(self.batch)
+        check_mesh(self.mesh)
 
     def attention(
         self,

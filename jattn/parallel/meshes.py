@@ -1,7 +1,10 @@
 """The mesh that a strategy names axes of."""
 
+from typing import Any
+
 import jax
 
+from ..foundation.arrays import describe
 from ..foundation.sharding import AnyMesh
 
 
@@ -30,3 +33,33 @@ def check_mesh_axes(mesh: AnyMesh, axes: tuple[str, ...]) -> None:
             raise ValueError(f"`mesh` must have an axis {axis!r}; its axes are {tuple(mesh.axis_names)}.")
     if len(set(axes)) != len(axes):
         raise ValueError(f"`head` and `batch` must name different mesh axes; got {axes}.")
+
+
+def check_mesh(mesh: Any) -> None:
+    """A mesh of devices, or None.
+
+    Raises:
+        ValueError: something else, such as the name of an axis.
+    """
+    if mesh is not None and not isinstance(mesh, AnyMesh):
+        raise ValueError(
+            f"`mesh` must be a `jax.sharding.Mesh`, such as `jax.make_mesh((8,), ('model',))`; got {describe(mesh)}."
+        )
+
+
+def check_batch_axes(batch: Any) -> None:
+    """What splits the batch: the name of a mesh axis, or for each batch axis a name, several, or None.
+
+    Raises:
+        ValueError: something else.
+    """
+
+    def is_one(axis: Any) -> bool:
+        several = isinstance(axis, tuple) and all(isinstance(name, str) for name in axis)
+        return axis is None or isinstance(axis, str) or several
+
+    if not (isinstance(batch, str) or (isinstance(batch, tuple | list) and all(is_one(axis) for axis in batch))):
+        raise ValueError(
+            "`batch` must be the name of a mesh axis, or a tuple with a name (or None) for each batch axis; `()` "
+            f"splits none. Got {describe(batch)}."
+        )

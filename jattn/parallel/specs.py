@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from ..pieces import map_fields
+from .meshes import check_batch_axes
 
 MeshAxis = str | tuple[str, ...] | None
 """What an axis of an array is split over: a mesh axis, several, or none."""
@@ -38,6 +39,7 @@ def partition_spec(
     >>> partition_spec((4, 1, 16), ("head", "query"), batch=("data",), head="model", query="sequence")
     P('data', None, 'sequence')
     """
+    check_batch_axes(batch)
     batch = (batch,) if isinstance(batch, str) else tuple(batch)
     lead = len(shape) - len(axes)
     if lead < 0:
@@ -82,6 +84,8 @@ def partition_specs(
     Bias(values=P('model', None, 'sequence'))
     """
 
+    check_batch_axes(batch)
+
     def visit(value: Any, axes: tuple[str, ...], name: str) -> PartitionSpec:
         shape = value.shape if hasattr(value, "shape") else np.shape(value)
         return partition_spec(shape, axes, batch=batch, name=name, head=head, query=query, key=key)
@@ -114,6 +118,7 @@ def array_specs(
     >>> array_specs(batch="data", head="model").query
     P('data', None, 'model', None)
     """
+    check_batch_axes(batch)
     batch = (batch,) if isinstance(batch, str) else tuple(batch)
     of_queries = PartitionSpec(*batch, query, head, None)
     of_keys = PartitionSpec(*batch, key, head, None)

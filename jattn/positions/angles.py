@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arrays import known_values
+from ..foundation.arrays import known_values, of_rank
 
 _LARGEST = 2**31 - 1
 
@@ -81,6 +81,7 @@ def _of_integers(positions: Any, frequencies: np.ndarray) -> jax.Array:
     """The angles `[..., n]` in [-π, π), float32."""
     fractions = np.asarray([int(turn % 1 * 2.0**64) % 2**64 for turn in frequencies / (2 * np.pi)], np.uint64)
     positions = jnp.asarray(positions)[..., None]
+    fractions = of_rank(fractions, positions.ndim)
     if positions.dtype in (jnp.int64, jnp.uint64):
         left = ((positions.astype(jnp.uint64) * fractions) >> np.uint64(32)).astype(jnp.uint32)
     else:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.shapes import check_choice, check_flags, check_positive
+from ..foundation.arrays import as_jax
 from .arguments import FORMS, check_log_decay, check_segments, check_sequences, check_state, state_dtype, widened
 from .chunked import chunked_delta
 from .groups import over_groups
@@ -67,6 +68,7 @@ def delta_rule(
     ((100, 2, 16), (2, 16, 16))
     """
     sizes = check_sequences(query, key, value, beta)
+    query, key, value, beta, log_decay = as_jax(query, key, value, beta, log_decay)
     dtype = state_dtype(query, key, value)
     decay = check_log_decay(log_decay, query, sizes, per_token=True, constant=False)
     state = check_state("initial_state", initial_state, query, sizes, dtype, per_token=True)
@@ -122,6 +124,7 @@ def delta_step(
            [1., 1., 1.]], dtype=float32)
     """
     sizes = check_sequences(query, key, value, beta, axis="")
+    query, key, value, beta, log_decay = as_jax(query, key, value, beta, log_decay)
     dtype = state_dtype(query, key, value)
     decay = check_log_decay(log_decay, query, sizes, per_token=False, constant=False)
     state = check_state("state", state, query, sizes, dtype, per_token=False)

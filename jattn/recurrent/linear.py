@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.shapes import check_choice, check_positive
+from ..foundation.arrays import as_jax
 from .arguments import (
     FORMS,
     check_bonus,
@@ -77,6 +78,7 @@ def linear_recurrence(
     ((100, 2, 16), (2, 16, 16))
     """
     sizes = check_sequences(query, key, value)
+    query, key, value, log_decay, bonus = as_jax(query, key, value, log_decay, bonus)
     dtype = state_dtype(query, key, value)
     decay = check_log_decay(log_decay, query, sizes, per_token=True, constant=True)
     check_bonus(bonus, sizes)
@@ -136,6 +138,7 @@ def linear_step(
     ((2, 3), (2, 4, 3))
     """
     sizes = check_sequences(query, key, value, axis="")
+    query, key, value, log_decay, bonus = as_jax(query, key, value, log_decay, bonus)
     dtype = state_dtype(query, key, value)
     decay = check_log_decay(log_decay, query, sizes, per_token=False, constant=True)
     check_bonus(bonus, sizes)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..foundation.arrays import of_rank
 from ..pieces import number, piece
 from ..scores.arguments import Numbers, parameter, settle
 from ..scores.bias import Bias
@@ -46,7 +47,7 @@ class Gaussian(Similarity):
     def prepare(self, query, key):
         gamma = factor = self.gamma
         if not isinstance(factor, (int, float)):
-            factor = factor.astype(accumulation_dtype(query, key))[..., None, None]
+            factor = of_rank(factor.astype(accumulation_dtype(query, key))[..., None, None], query.ndim)
         query, broken = finite_query(query)
         far_query = penalty(factor, squared_norm(query)[..., :, None])
         per_head = jnp.repeat(squared_norm(key), query.shape[-2] // key.shape[-2], axis=-2)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ...core.call import Call
+from ...foundation.arrays import of_rank
 from ...foundation.sharding import major_size
 from ...tiles import EMPTY, FULL, PARTIAL, Plan, make_plan
 from .folding import Fold
@@ -210,4 +211,4 @@ def with_ragged_partial(states: Any, tiling: Tiling) -> Any:
     last[-1:] |= ragged_q
     last[:, -1:] |= ragged_k
     backend = np if isinstance(states, np.ndarray) else jax.numpy
-    return backend.where(last & (states == FULL), np.uint8(PARTIAL), states)
+    return backend.where(of_rank(last, states.ndim) & (states == FULL), np.uint8(PARTIAL), states)
