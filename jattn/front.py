@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from .core.call import Call
+from .core.checks import check_arrays, renamed
 from .core.contract import Implementation, Unsupported
 from .core.dropout import Dropout
 from .core.partial import Partial
 from .core.select import select
 from .core.split import run_call
+from .foundation.arrays import FOREIGN, as_array, describe, dtype_of, of_rank
 from .implementations import DEFAULTS
 from .implementations.reference import weights_of
-from .masks.base import Mask
+from .masks.base import Mask, restricted
 from .normalizers import Normalizer
 from .scores.base import Score
 from .similarities import Similarity
@@ -265,21 +267,23 @@ def dot_product_attention(
         query: `[batch, q_len, q_heads, dim]` or without batch.
         key: `[batch, kv_len, kv_heads, dim]`.
         value: `[batch, kv_len, kv_heads, v_dim]`.
-        bias: `[batch, q_heads, q_len, kv_len]`, each size 1 where shared; added after the scale.
+        bias: `[batch, q_heads, q_len, kv_len]`, each size 1 where shared; axes in front may be left out. Added after
+            the scale.
         mask: boolean, of such a shape; True may attend.
         scale: by default `1/√dim`.
         is_causal: a query sees the keys up to its own index, counted from the first of both (as in `jax.nn`).
         query_seq_lengths: `[batch]`; queries from there on get 0.
         key_value_seq_lengths: `[batch]`; keys from there on are not attended.
         local_window_size: `(left, right)`, or one int for both, around a query's own index.
-        implementation: one of jattn's; `"xla"` and `"cudnn"` are not.
-        return_residual: also return the lse `[batch, q_len, q_heads]`.
+        implementation: as of `attention`; `"xla"` is the default, whichever it is. `"cudnn"` is refused.
+        return_residual: also return the lse `[batch, q_len, q_heads]`, float32.
 
     Where it differs from `jax.nn`: a query that may attend to nothing gets 0 (there, the mean of all values),
     masked NaN stays out, memory is linear, `v_dim` is free.
 
     Raises:
         ValueError: as `attention`.
+        Unsupported: (a `ValueError`) for `"cudnn"`.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (1, 10, 2, 4)) for i in range(3))
@@ -288,33 +292,67 @@ def dot_product_attention(
     """
     from . import masks, scores, similarities
 
-    parts: list[Mask] = []
-    if mask is not None:
-        parts.append(masks.Dense(mask))
-    if is_causal:
-        parts.append(masks.Causal())
-    if local_window_size is not None:
-        window = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
-        parts.append(masks.SlidingWindow(*window))
-    if query_seq_lengths is not None or key_value_seq_lengths is not None:
-        key_lengths = jnp.shape(key)[-3] if key_value_seq_lengths is None else key_value_seq_lengths
-        parts.append(masks.Lengths(key_lengths=key_lengths, query_lengths=query_seq_lengths))
-    whole = None
-    for part in parts:
-        whole = part if whole is None else whole & part
-    residual = _attend(
-        dict(
-            query=query,
-            key=key,
-            value=value,
-            mask=whole,
-            similarity=None if scale is None else similarities.Dot(scale),
-            scores=() if bias is None else (scores.Bias(bias),),
-            normalizer=None,
-            query_positions=np.arange(jnp.shape(query)[-3]) if jnp.ndim(query) >= 3 else None,
-            key_positions=None,
-            dropout=None,
-            implementation=implementation,
+    check_arrays(query, key, value)
+    if isinstance(implementation, str) and implementation == "cudnn":
+        raise Unsupported(
+            "`implementation` must not be 'cudnn': jattn has no kernels of cuDNN. Leave it out, or call "
+            "`jax.nn.dot_product_attention` on a GPU that has them."
         )
-    )
-    return tuple(residual) if return_residual else residual.out
+    unbatched = query.ndim == 3
+    arrays = [array[None] if unbatched else array for array in (query, key, value)]
+    lengths = {"query_seq_lengths": query_seq_lengths, "key_value_seq_lengths": key_value_seq_lengths}
+    for name, length in lengths.items():
+        if length is not None and np.shape(length) != arrays[0].shape[:-3]:
+            raise ValueError(
+                f"`{name}` must have the shape {arrays[0].shape[:-3]} of the batch; got {np.shape(length)}."
+            )
+    window = (local_window_size,) * 2 if isinstance(local_window_size, int | np.integer) else local_window_size
+    if window is not None and len(window) != 2:
+        raise ValueError(f"`local_window_size` must be one int, or (left, right); got {local_window_size!r}.")
+    limited = query_seq_lengths is not None or key_value_seq_lengths is not None
+    key_lengths = key.shape[-3] if key_value_seq_lengths is None else key_value_seq_lengths
+    with renamed(**_NAMES_OF_JAX):
+        whole = restricted(
+            None if mask is None else masks.Dense(_with_four_axes("mask", mask)),
+            masks.Causal() if is_causal else None,
+            None if window is None else masks.SlidingWindow(*window),
+            masks.Lengths(key_lengths, query_seq_lengths) if limited else None,
+        )
+        residual = _attend(
+            dict(
+                query=arrays[0],
+                key=arrays[1],
+                value=arrays[2],
+                mask=whole,
+                similarity=None if scale is None else similarities.Dot(scale),
+                scores=() if bias is None else (scores.Bias(_with_four_axes("bias", bias)),),
+                normalizer=None,
+                query_positions=np.arange(query.shape[-3]),
+                key_positions=None,
+                dropout=None,
+                implementation=None if isinstance(implementation, str) and implementation == "xla" else implementation,
+            )
+        )
+    out, lse = (array[0] if unbatched else array for array in residual)
+    return (out, lse) if return_residual else out
+
+
+_NAMES_OF_JAX = {
+    "Dense.array": "mask",
+    "array": "mask",
+    "Bias.values": "bias",
+    "key_lengths": "key_value_seq_lengths",
+    "query_lengths": "query_seq_lengths",
+}
+"""What errors of the pieces speak of, by the names of the arguments here."""
+
+
+def _with_four_axes(name: str, array: Any) -> Any:
+    """`[batch, heads, q_len, kv_len]`, with size 1 for axes in front that were left out."""
+    array = as_array(array)
+    dtype = dtype_of(array)
+    if dtype is None:
+        raise ValueError(f"`{name}` must be an array [batch, heads, q_len, kv_len]; got {describe(array)}. {FOREIGN}")
+    if name == "bias" and not jnp.issubdtype(dtype, jnp.floating):
+        array = array.astype(np.float32)
+    return of_rank(array, max(array.ndim, 4))

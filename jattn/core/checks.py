@@ -153,7 +153,7 @@ def renamed(**names: str) -> Iterator[None]:
     except ValueError as error:
         message = str(error)
         for old, new in names.items():
-            message = re.sub(rf"`{old}(?=[`=.\[])", f"`{new}", message)
+            message = re.sub(rf"`{re.escape(old)}(?=[`=.\[])", f"`{new}", message)
         error.args = (message,)
         raise
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.arrays import of_rank
 from .angles import check_numbers, turned_angles
 from .scaling import Scaling, check_above, rotary_frequencies
 
@@ -98,6 +99,7 @@ def _turned_dims(x: jax.Array, dims: int | None) -> int:
 def turn(x: jax.Array, angles: jax.Array, pairs: Pairs) -> jax.Array:
     """Turn the pairs of `x [..., dims]` by `angles [..., dims / 2]`."""
     check_pairs(pairs)
+    angles = of_rank(angles, x.ndim)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x, 2, axis=-1) if pairs == "half" else (x[..., 0::2], x[..., 1::2])
     parts = first * cos - second * sin, second * cos + first * sin

@@ -3,14 +3,17 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ...core.call import Call
 from ...core.contract import Implementation
 from ...core.partial import Partial
+from ...core.reverse_mode import reverse_mode_only
 from ...tiles import Plan
 from . import tiling
+from .backward import is_float
 from .forward import empty
 from .tile import Pieces
 from .transforms import Operands, Program, differentiable
@@ -56,7 +59,9 @@ class Chunked(Implementation):
         traced = None if isinstance(plan.states, np.ndarray) else plan.states
         if traced is not None:
             plan = dataclasses.replace(plan, states=None)
-        operands = Operands(query, key, value, Pieces.of(call), traced)
+        arrays = (query, key, value, Pieces.of(call))
+        arrays = jax.tree.map(lambda leaf: reverse_mode_only(leaf) if is_float(leaf) else leaf, arrays)
+        operands = Operands(*arrays, traced)
         return Partial(*differentiable(Program(cut, call.scale, plan), operands))
 
     def describe(self, call: Call) -> tuple[Plan | None, str]:

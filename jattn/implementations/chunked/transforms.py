@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from ...core.contract import Unsupported
+from ...core.reverse_mode import first_order_only
 from ...foundation.sharding import layout, run_split, split_of
 from ...foundation.varying import vary, varying_axes
 from ...tiles import Plan
@@ -168,22 +168,7 @@ def _backward(program: Program, operands: Operands, results: tuple) -> tuple:
         grads = _backward(program.batched(size), operands, results)
         return grads, jax.tree.map(lambda _: True, grads)
 
-    return _first_order_only(run)(operands, results)
-
-
-def _first_order_only(function: Callable) -> Callable:
-    """`function`, with a clear error for whoever differentiates it again."""
-    guarded = jax.custom_jvp(function)
-
-    @guarded.defjvp
-    def refuse(primals, tangents):
-        del primals, tangents
-        raise Unsupported(
-            "`chunked` has first derivatives in reverse mode only, and this is a derivative of its gradient. "
-            "Use `implementation='reference'`, which has derivatives of any order in both modes."
-        )
-
-    return guarded
+    return first_order_only(run)(operands, results)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # or every call outside of `jit` would compile its loops again
