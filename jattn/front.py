@@ -16,7 +16,7 @@ from .core.dropout import Dropout
 from .core.partial import Partial
 from .core.select import select
 from .core.split import run_call
-from .foundation.arrays import FOREIGN, as_array, describe, dtype_of, of_rank
+from .foundation.arrays import FOREIGN, as_array, counted, describe, dtype_of, of_rank
 from .implementations import DEFAULTS
 from .implementations.reference import weights_of
 from .masks.base import Mask, restricted
@@ -327,7 +327,7 @@ def dot_product_attention(
                 similarity=None if scale is None else similarities.Dot(scale),
                 scores=() if bias is None else (scores.Bias(_with_four_axes("bias", bias)),),
                 normalizer=None,
-                query_positions=np.arange(query.shape[-3]),
+                query_positions=counted(query.shape[-3]),
                 key_positions=None,
                 dropout=None,
                 implementation=None if isinstance(implementation, str) and implementation == "xla" else implementation,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arrays import as_array
+from ..foundation.arrays import as_array, counted
 from ..foundation.known import known_while_tracing
 from ..foundation.sharding import auto_devices
 from ..foundation.varying import split_axes
@@ -149,7 +149,7 @@ def _prepare_similarity(similarity: Similarity, query: jax.Array, key: jax.Array
 def _positions(name: str, positions: Any, batch: tuple[int, ...], length: int, axis: int) -> Any:
     """Positions as `[batch..., 1, length, 1]` or `[batch..., 1, 1, length]`; NumPy stays NumPy, so that it is known."""
     if positions is None:
-        positions = np.arange(length, dtype=np.int32)
+        positions = counted(length)
     positions = as_array(positions)
     checks.check_positions(name, positions, batch, length, name.removesuffix("_positions"))
     positions = known_while_tracing(positions)

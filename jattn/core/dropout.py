@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.arrays import counted
 from ..foundation.varying import varying_axes
 from ..pieces import Piece, array, number, piece
 from .shapes import check_key, check_rate
@@ -71,9 +72,9 @@ class Dropout(Piece):
                 "Arrays that are split over Explicit axes, and `jattn.parallel.Heads`, need nothing."
             )
         if heads is None:
-            heads = np.arange(q_heads, dtype=np.uint32)
+            heads = counted(q_heads, dtype=np.uint32)
         if examples is None:
-            examples = np.arange(int(np.prod(batch)), dtype=np.uint32).reshape(batch)
+            examples = counted(*batch, dtype=np.uint32)
         return self.replace(heads=heads, examples=examples)
 
     def factor(self, query: jax.Array, key: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """What a value is, for the checks of arguments: its dtype, its numbers where they are known, and words for messages."""
 
+import math
 from typing import Any
 
 import jax
@@ -47,6 +48,21 @@ def of_rank(array: Any, rank: int) -> Any:
     (1, 3)
     """
     return array.reshape((1,) * (rank - array.ndim) + tuple(array.shape))
+
+
+def counted(*sizes: Any, dtype: Any = np.int32) -> Any:
+    """0, 1, 2, ... in an array of this shape: of NumPy, unless a size is symbolic, as in `jax.export`.
+
+    >>> counted(2, 2).tolist()
+    [[0, 1], [2, 3]]
+    """
+    backend: Any = np if is_static(*sizes) else jnp
+    return backend.arange(math.prod(sizes), dtype=dtype).reshape(sizes)
+
+
+def is_static(*sizes: Any) -> bool:
+    """Whether sizes are numbers, and not the symbols of `jax.export`."""
+    return all(isinstance(size, int | np.integer) for size in sizes)
 
 
 def as_jax(*arrays: Any) -> tuple[Any, ...]:

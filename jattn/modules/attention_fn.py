@@ -9,6 +9,7 @@ import numpy as np
 
 from ..core.checks import check_pieces
 from ..core.dropout import Dropout
+from ..foundation.arrays import counted
 from ..front import attention, attention_weights
 from ..masks import Dense, Mask
 from ..pieces import array, piece
@@ -163,7 +164,7 @@ def _combined(own: Mask | None, given: Any, is_causal: bool, q_len: int, kv_len:
                 "Leave it False and give the causal part in `mask`, or make the `attention_fn` with "
                 "`mask=jattn.masks.Causal()` and `query_positions`."
             )
-        causal = _IndexCausal(np.arange(q_len), np.arange(kv_len))
+        causal = _IndexCausal(counted(q_len), counted(kv_len))
         whole = causal if whole is None else whole & causal
     return whole
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..foundation.arrays import of_rank
 from .parameters import Shape, Sizes, initialize, parameter_shapes
 
 Initializer = Callable[..., Any]
@@ -73,7 +74,7 @@ def project(projection: Mapping[str, Any], inputs: jax.Array, axes: str) -> jax.
     (5, 2)
     """
     found = jnp.einsum(axes, inputs, projection["kernel"])
-    return found + projection["bias"] if "bias" in projection else found
+    return found + of_rank(projection["bias"], found.ndim) if "bias" in projection else found
 
 
 def project_heads(parameters: Mapping[str, Any], inputs: jax.Array) -> list[jax.Array]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ..foundation.arrays import of_rank
 from ..masks.arguments import integers
 
 
@@ -35,7 +36,8 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], longest: int) -> jax.Arr
 
 def inside(lengths: jax.Array, longest: int) -> jax.Array:
     """Which positions are an example's own: `[batch..., longest]`."""
-    return jnp.arange(longest) < lengths[..., None]
+    lengths = lengths[..., None]
+    return of_rank(jnp.arange(longest), lengths.ndim) < lengths
 
 
 def known_range(numbers: Any) -> tuple[int, int] | None:

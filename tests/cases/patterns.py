@@ -266,11 +266,11 @@ PATTERNS = [
         "tree of candidates",
         lambda a: {
             "mask": tree_mask(a["parents"], a["prefix"]),
-            "query_positions": a["prefix"][:, None] + np.arange(9),
+            "query_positions": a["prefix"][:, None] + np.arange(9)[None],
         },
         lambda a: {
             "mask": _tree(a["parents"], a["prefix"]),
-            "query_positions": a["prefix"][:, None] + np.arange(9),
+            "query_positions": a["prefix"][:, None] + np.arange(9)[None],
         },
         draw(parents=_drawn_parents, prefix=lambda rng: rng.integers(3, 15, (2,))),
         q_len=9,

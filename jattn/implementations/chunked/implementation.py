@@ -11,6 +11,7 @@ from ...core.call import Call
 from ...core.contract import Implementation
 from ...core.partial import Partial
 from ...core.reverse_mode import reverse_mode_only
+from ...foundation.arrays import is_static
 from ...tiles import Plan
 from . import tiling
 from .backward import is_float
@@ -48,6 +49,8 @@ class Chunked(Implementation):
                 raise ValueError(f"`{field}` must be a positive int, or None to have it chosen; got {size!r}.")
 
     def refuses(self, call: Call) -> str | None:
+        if not is_static(call.q_len, call.kv_len, call.q_heads, call.kv_heads):
+            return "it cuts lengths into tiles, and here they are symbols (of `jax.export`)"
         if call.normalizer.streams is None:
             return f"{type(call.normalizer).__name__} cannot stream: {call.normalizer.why_not}"
         return None

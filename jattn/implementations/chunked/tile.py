@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.call import Call
+from ...foundation.arrays import of_rank
 from ...pieces import take
 from .tiling import Tiling
 
@@ -94,10 +95,10 @@ def allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> j
         allowed = tile.mask.allows(tile.query_positions, tile.key_positions)
     fresh = fresh_rows(tiling, q_index)
     if fresh is not None:
-        allowed = fresh[:, None] if allowed is None else allowed & fresh[:, None]
+        allowed = fresh[:, None] if allowed is None else allowed & of_rank(fresh[:, None], allowed.ndim)
     if tiling.ragged[1]:
         new = tiling.k_start(k_index) + jnp.arange(tiling.k_tile) >= k_index * tiling.k_tile
-        allowed = new if allowed is None else allowed & new
+        allowed = new if allowed is None else allowed & of_rank(new, allowed.ndim)
     return allowed
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...core.contract import Unsupported
 from ...core.shapes import check_counts, check_multiple, check_positive, check_shapes
+from ...foundation.arrays import of_rank
 from ...front import attention, attention_weights
 from ...masks import Lengths
 from ...modules.layer import Layer, kernel, multi_head_parameters, project
@@ -82,7 +83,8 @@ def nystrom_attention(
     inside = present(lengths, query.shape[:-3], length)
     segments = jnp.asarray(_segments(length, landmarks))
     if inside is not None:
-        segments = segments & inside[..., None, :]
+        inside = inside[..., None, :]
+        segments = of_rank(segments, inside.ndim) & inside
     count = segments.sum(-1)
     weights = segments / jnp.maximum(count, 1)[..., None]
     query_mean, key_mean = (

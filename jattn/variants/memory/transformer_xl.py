@@ -10,6 +10,7 @@ import numpy as np
 
 from ...core.checks import check_positions
 from ...core.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.arrays import of_rank
 from ...front import attention
 from ...masks import Causal, Sinks
 from ...masks.arguments import integers
@@ -103,11 +104,12 @@ def relative_attention(
     key_sin, key_cos = _waves(key_positions, frequencies, dtype)
 
     wide = query.astype(dtype)
-    along = jnp.einsum("...hd,fhd->...hf", wide + position_bias, position_kernel.astype(dtype))
+    along = jnp.einsum("...hd,fhd->...hf", wide + of_rank(position_bias, wide.ndim), position_kernel.astype(dtype))
     sine, cosine = along[..., :frequencies], along[..., frequencies:]
+    query_sin, query_cos = of_rank(query_sin, sine.ndim), of_rank(query_cos, sine.ndim)
     turned = (cosine * query_cos + sine * query_sin, cosine * query_sin - sine * query_cos)
     waves = jnp.concatenate([key_cos, key_sin], -1)
-    whole_query = jnp.concatenate([wide + content_bias, *turned], -1)
+    whole_query = jnp.concatenate([wide + of_rank(content_bias, wide.ndim), *turned], -1)
     whole_key = jnp.concatenate(
         [key.astype(dtype), jnp.broadcast_to(waves, (*key.shape[:-1], sizes["position_dim"]))], -1
     )

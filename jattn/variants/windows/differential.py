@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.shapes import check_positive, check_shapes
-from ...foundation.arrays import describe
+from ...foundation.arrays import describe, of_rank
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal, ones, project_heads
 from ...modules.norms import rms_norm
@@ -76,7 +76,7 @@ def differential(
         for side in (0, 1)
     )
     amount = jnp.asarray(amount, first.dtype)
-    return (first - amount[..., None] * second).astype(value.dtype)
+    return (first - of_rank(amount[..., None], second.ndim) * second).astype(value.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

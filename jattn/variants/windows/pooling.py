@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ...core.finite import without_nonfinite
 from ...core.shapes import check_positive, check_shapes
+from ...foundation.arrays import of_rank
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal
 from ...similarities import Dot
@@ -68,7 +69,8 @@ class AttentionPooling(Layer):
         keys = inputs
         if self.hidden is not None:
             # The zero gradient of a masked key must not meet NaN here; of one that is attended, the value still has it.
-            keys = jnp.tanh(without_nonfinite(inputs) @ parameters["kernel"] + parameters["bias"])
+            keys = without_nonfinite(inputs) @ parameters["kernel"]
+            keys = jnp.tanh(keys + of_rank(parameters["bias"], keys.ndim))
         query = jnp.broadcast_to(parameters["query"], (*inputs.shape[:-2], *parameters["query"].shape))
         pieces.setdefault("similarity", Dot())
         return attention(query[..., None, :], keys[..., None, :], inputs[..., None, :], **pieces)[..., 0, :]
