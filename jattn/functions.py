@@ -57,7 +57,8 @@ class Traced:
 
         dtypes = [variable.aval.dtype for variable in self.jaxpr.invars]
         given = [jnp.asarray(value).astype(dtype) for value, dtype in zip(arguments, dtypes, strict=True)]
-        return jnp.vectorize(one, signature=signature)(*constants, *given)
+        with jax.numpy_rank_promotion("allow"):  # positions and constants are meant to broadcast
+            return jnp.vectorize(one, signature=signature)(*constants, *given)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Traced):

@@ -73,7 +73,7 @@ def major_size(size: int, devices: int) -> int:
 
     Which mesh axes it is split over is unknown: over any of them, its devices divide this number.
     """
-    return math.gcd(size, devices)
+    return math.gcd(size, devices) if isinstance(size, int) else 1  # the symbol of a size, in `jax.export`
 
 
 class Whole(str):

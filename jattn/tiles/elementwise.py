@@ -98,7 +98,8 @@ def _examine(structure: Any, shapes: tuple, rank: int, dtype: Any) -> tuple[bool
     what = function_name or f"{type(piece).__name__}.{method}"
     with one_expression(name, what), without_mesh():
         try:
-            closed, result = jax.make_jaxpr(function, return_shape=True)(*operands)
+            with jax.numpy_rank_promotion("allow"):  # the arrays of a call all have its rank, not so these
+                closed, result = jax.make_jaxpr(function, return_shape=True)(*operands)
         except (TypeError, ValueError) as error:
             if isinstance(error, jax.errors.JAXTypeError) or "truth value" in str(error):
                 raise
