@@ -12,6 +12,7 @@ what an unmarked test already shows: reduced experiments, long examples, the wid
 JAX reads its environment when it is imported, so this file sets it first: eight emulated CPU devices, a quick compiler.
 """
 
+import gc
 import os
 import shutil
 import sys
@@ -86,6 +87,21 @@ def pytest_collection_modifyitems(config, items):
     if marked:
         config.hook.pytest_deselected(items=marked)
         items[:] = [item for item in items if item not in set(marked)]
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker has a run of files, whose tests share fixtures and programs, and takes from another when it is done."""
+    if config.getoption("dist") != "load":  # asked for by name
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -174,15 +174,28 @@ def test_trap_09_options_are_never_lost(name):
     """Below the tile size, with dropout, when weights are asked for, or whichever implementation runs."""
     query, key, value = random((5, 1, 4), (5, 1, 4), (5, 1, 4))
     value = jnp.eye(5)[:, None]  # the output is the weights
-    plain = jattn.attention(query, key, value, implementation="reference")
-    want = jattn.attention(query, key, value, **OPTIONS[name], implementation="reference")
+    dropout, option = jattn.Dropout(0.5, jax.random.key(0)), OPTIONS[name]
+
+    @jax.jit
+    def every(query, key, value):
+        def attend(**given):
+            return jattn.attention(query, key, value, **given)
+
+        kinds = (None, "chunked", jattn.implementations.Chunked(2, 2))
+        return (
+            attend(implementation="reference"),
+            attend(**option, implementation="reference"),
+            [attend(**option, implementation=one) for one in kinds],
+            [attend(**option, dropout=dropout, implementation=one) for one in ("reference", "chunked")],
+            jattn.attention_weights(query, key, **option)[0],
+        )
+
+    plain, want, alike, dropped, weights = jax.tree.map(np.asarray, every(query, key, value))
     assert np.abs(want - plain).max() > 0.05
-    for implementation in (None, "chunked", jattn.implementations.Chunked(2, 2)):
-        near(jattn.attention(query, key, value, **OPTIONS[name], implementation=implementation), want)
-    near(jattn.attention_weights(query, key, **OPTIONS[name])[0], want[:, 0])
-    dropout = jattn.Dropout(0.5, jax.random.key(0))
-    for implementation in ("reference", "chunked"):
-        out = jattn.attention(query, key, value, **OPTIONS[name], dropout=dropout, implementation=implementation)
+    for out in alike:
+        near(out, want)
+    near(weights, want[:, 0])
+    for out in dropped:
         near(np.where(out == 0, 0, want * 2), out)
 
 

@@ -38,7 +38,7 @@ def test_a_plan_that_differs_is_not_confused_with_another():
 WINDOWS = {"alike in pairs": [3, 3, 40, 40], "different in pairs": [3, 40, 3, 40], "all alike": [9, 9, 9, 9]}
 
 
-@pytest.mark.parametrize("kv_heads", [4, 1])
+@pytest.mark.parametrize("kv_heads", [4, pytest.param(1, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_heads_do_not_visit_tiles_for_one_another(name, kv_heads):
     """Heads are computed together where their plans agree, and apart where one would visit another's tiles.

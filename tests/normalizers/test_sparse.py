@@ -103,9 +103,12 @@ def test_forward_mode_and_second_derivatives(normalizer):
     def truth(s):
         return (by_bisection(s[None], True, power_of(normalizer))[0] ** 2 * np.arange(6)).sum()
 
-    _, forward = jax.jvp(f, (s,), (direction,))
-    assert abs(float(forward) - float(jax.grad(f)(s) @ direction)) < 1e-5
-    hessian = np.asarray(jax.hessian(f)(jnp.asarray(s)))
+    @jax.jit
+    def derivatives(s):
+        return jax.jvp(f, (s,), (direction,))[1], jax.grad(f)(s), jax.hessian(f)(s)
+
+    forward, gradient, hessian = derivatives(s)
+    assert abs(float(forward) - float(gradient @ direction)) < 1e-5
     step = 1e-3
     wide, eye = s.astype(float), np.eye(6) * step
     numeric = [
@@ -141,6 +144,11 @@ def test_streaming_implementations_refuse_with_the_reason(normalizer):
 @BOTH
 def test_bfloat16_and_no_keys(normalizer):
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in normal(5, (3, 2, 4), (3, 2, 4), (3, 2, 4)))
-    out, pull = jax.vjp(lambda q, k, v: jattn.attention(q, k, v, normalizer=normalizer), q, k, v)
-    assert out.dtype == jnp.bfloat16 and all(gradient.dtype == jnp.bfloat16 for gradient in pull(out))
+
+    @jax.jit
+    def run(*arrays):
+        out, pull = jax.vjp(lambda q, k, v: jattn.attention(q, k, v, normalizer=normalizer), *arrays)
+        return out, *pull(out)
+
+    assert all(one.dtype == jnp.bfloat16 for one in run(q, k, v))
     assert not np.asarray(jattn.attention(q, k[:0], v[:0], normalizer=normalizer), np.float32).any()

@@ -7,6 +7,7 @@ import pytest
 from generative_layers import FEATURES, LAYERS, random_parameters
 from jax.sharding import PartitionSpec
 from recurrences import KINDS, inputs, run
+from tiers import rows
 
 
 def mesh():
@@ -14,7 +15,11 @@ def mesh():
 
 
 @pytest.mark.parametrize(
-    ("kind", "form"), [*((kind, "chunked") for kind in KINDS), ("bonus", "scan"), ("gated delta", "scan")]
+    ("kind", "form"),
+    [
+        *(pytest.param(*row.values, "chunked", marks=row.marks) for row in rows(KINDS, ("bonus", "channel delta"))),
+        *(pytest.param(kind, "scan", marks=pytest.mark.exhaustive) for kind in ("bonus", "gated delta")),
+    ],
 )
 def test_batch(kind, form):
     both = [inputs(kind, 20, seed=seed) for seed in (0, 1)]
@@ -45,7 +50,7 @@ def test_batch(kind, form):
 SOME = ("attention", "GLA, grouped, convolved", "RWKV-6", "Gated DeltaNet", "Performer", "Hyena", "AFT-local")
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", rows(SOME, ("attention", "Gated DeltaNet", "AFT-local")))
 def test_layers(name):
     """The whole, and prefill with a step behind it."""
     layer = LAYERS[name]

@@ -132,7 +132,7 @@ class AFTSimple(AFT):
 
     >>> import jax
     >>> layer = AFTSimple(16)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 
@@ -161,7 +161,7 @@ class AFTLocal(AFT):
 
     >>> import jax
     >>> layer = AFTLocal(16, max_len=100, window=4)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 
@@ -210,7 +210,7 @@ class AFTFull(AFTLocal):
 
     >>> import jax
     >>> layer = AFTFull(16, max_len=100)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 
@@ -235,7 +235,7 @@ class AFTConv(AFT):
 
     >>> import jax
     >>> layer = AFTConv(16, window=4, heads=2)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 

@@ -73,9 +73,9 @@ class Hyena(Generative):
     >>> layer = Hyena(16, max_len=64)
     >>> parameters = layer.init(jax.random.key(0))
     >>> x = jax.random.normal(jax.random.key(1), (2, 50, 16))
-    >>> out = layer(parameters, x)
-    >>> start, state = layer.prefill(parameters, x[:, :49])
-    >>> last, state = layer.step(parameters, x[:, 49], state)
+    >>> out = jax.jit(layer)(parameters, x)
+    >>> start, state = jax.jit(layer.prefill)(parameters, x[:, :49])
+    >>> last, state = jax.jit(layer.step)(parameters, x[:, 49], state)
     >>> bool(jax.numpy.allclose(last, out[:, 49], atol=1e-5))
     True
     """

@@ -126,7 +126,7 @@ class ShortConvolution(Layer):
 
     >>> import jax
     >>> layer = ShortConvolution(6, 4)
-    >>> out, past = layer(layer.init(jax.random.key(0)), jax.numpy.ones((2, 10, 6)))
+    >>> out, past = jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((2, 10, 6)))
     >>> out.shape, past.shape
     ((2, 10, 6), (2, 3, 6))
     """

@@ -56,7 +56,7 @@ class CaptioningAttention(Layer):
     >>> layer = CaptioningAttention(8, 6, 16)
     >>> parameters = layer.init(jax.random.key(0))
     >>> states, annotations = jnp.ones((2, 5, 8)), jnp.ones((2, 9, 6))
-    >>> layer(parameters, states, annotations).shape, layer.weights(parameters, states, annotations).shape
+    >>> jax.jit(layer)(parameters, states, annotations).shape, layer.weights(parameters, states, annotations).shape
     ((2, 5, 6), (2, 5, 9))
     >>> layer.hard(parameters, states, annotations, jax.random.key(1)).context.shape
     (2, 5, 6)

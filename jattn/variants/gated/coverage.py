@@ -53,7 +53,7 @@ class CoverageAttention(Layer):
     >>> import jax, jax.numpy as jnp
     >>> layer = CoverageAttention(8, 6, 16)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> attended = layer(parameters, jnp.ones((2, 5, 8)), jnp.ones((2, 9, 6)))
+    >>> attended = jax.jit(layer)(parameters, jnp.ones((2, 5, 8)), jnp.ones((2, 9, 6)))
     >>> attended.context.shape, attended.weights.shape
     ((2, 5, 6), (2, 5, 9))
     """

@@ -38,7 +38,7 @@ class Modulation(Layer):
     >>> import jax
     >>> layer = Modulation(16, 8, "film")
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 5, 8))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 5, 8))).shape
     (2, 5, 16)
     """
 

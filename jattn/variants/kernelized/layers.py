@@ -160,9 +160,9 @@ class LinearTransformer(KernelizedAttention):
     >>> layer = LinearTransformer(16, 2)
     >>> parameters = layer.init(jax.random.key(0))
     >>> x = jax.random.normal(jax.random.key(1), (3, 10, 16))
-    >>> start, state = layer.prefill(parameters, x[:, :9])
-    >>> last, state = layer.step(parameters, x[:, 9], state)
-    >>> bool(jax.numpy.allclose(last, layer(parameters, x)[:, 9], atol=1e-5))
+    >>> start, state = jax.jit(layer.prefill)(parameters, x[:, :9])
+    >>> last, state = jax.jit(layer.step)(parameters, x[:, 9], state)
+    >>> bool(jax.numpy.allclose(last, jax.jit(layer)(parameters, x)[:, 9], atol=1e-5))
     True
     """
 
@@ -185,7 +185,7 @@ class Performer(KernelizedAttention):
 
     >>> import jax
     >>> layer = Performer(16, 2, random_features=32)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 
@@ -223,7 +223,7 @@ class CosFormer(KernelizedAttention):
 
     >>> import jax
     >>> layer = CosFormer(16, 2, max_len=100)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 
@@ -244,7 +244,7 @@ class Hedgehog(KernelizedAttention):
 
     >>> import jax
     >>> layer = Hedgehog(16, 2)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 
@@ -275,7 +275,7 @@ class Based(KernelizedAttention):
 
     >>> import jax
     >>> layer = Based(16, 2)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 

@@ -191,7 +191,7 @@ class Linformer(Layer):
     >>> import jax
     >>> layer = Linformer(16, heads=2, longest=64, projected=8)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 50, 16))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 50, 16))).shape
     (2, 50, 16)
     """
 

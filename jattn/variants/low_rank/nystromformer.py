@@ -185,7 +185,7 @@ class Nystromformer(Layer):
     >>> import jax
     >>> layer = Nystromformer(16, heads=2, landmarks=4, convolution=3)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 9, 16))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 9, 16))).shape
     (2, 9, 16)
     """
 

@@ -123,7 +123,7 @@ class MemoryNetwork(Layer):
     >>> import jax, jax.numpy as jnp
     >>> layer = MemoryNetwork(words=20, features=8, hops=3, sentences=10)
     >>> story, question = jnp.ones((2, 10, 4), int), jnp.ones((2, 3), int)
-    >>> layer(layer.init(jax.random.key(0)), story, question).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), story, question).shape
     (2, 20)
     """
 

@@ -187,8 +187,8 @@ class Memorizing(Layer):
     >>> import jax
     >>> layer = Memorizing(16, heads=2, memory_size=100, top_k=4)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> out, memory = layer(parameters, jax.numpy.ones((3, 5, 16)))
-    >>> out, memory = layer(parameters, jax.numpy.ones((3, 5, 16)), memory)
+    >>> out, memory = jax.jit(layer)(parameters, jax.numpy.ones((3, 5, 16)))
+    >>> out, memory = jax.jit(layer)(parameters, jax.numpy.ones((3, 5, 16)), memory)
     >>> out.shape, int(memory.written)
     ((3, 5, 16), 10)
     """

@@ -187,8 +187,8 @@ class TransformerXL(Layer):
     >>> import jax
     >>> layer = TransformerXL(16, heads=2, memory_len=8)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> out, memory = layer(parameters, jax.numpy.ones((2, 5, 16)))
-    >>> out, memory = layer(parameters, jax.numpy.ones((2, 5, 16)), memory)
+    >>> out, memory = jax.jit(layer)(parameters, jax.numpy.ones((2, 5, 16)))
+    >>> out, memory = jax.jit(layer)(parameters, jax.numpy.ones((2, 5, 16)), memory)
     >>> out.shape, memory.states.shape, int(memory.filled)
     ((2, 5, 16), (2, 8, 16), 8)
     """

@@ -27,7 +27,7 @@ class GatedDeltaNet(DeltaNet):
 
     >>> import jax
     >>> layer = GatedDeltaNet(16, 2, 4, 8, num_v_heads=4, scale=0.5)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 

@@ -39,7 +39,7 @@ class GLA(Grouped):
 
     >>> import jax
     >>> layer = GLA(16, 4, 4, 8, kv_heads=2, taps=4)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 

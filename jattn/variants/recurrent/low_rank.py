@@ -27,7 +27,7 @@ class LowRank(Layer):
 
     >>> import jax
     >>> layer = LowRank(16, 4, (2, 8))
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((10, 16))).shape
     (10, 2, 8)
     """
 

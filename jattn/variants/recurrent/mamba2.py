@@ -148,7 +148,7 @@ class Mamba2(Recurrent):
 
     >>> import jax
     >>> layer = Mamba2(16, 4, 4, 8, groups=2)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 

@@ -39,7 +39,7 @@ class RetNet(Grouped):
 
     >>> import jax
     >>> layer = RetNet(16, 2, 4, 8)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 10, 16))).shape
     (3, 10, 16)
     """
 

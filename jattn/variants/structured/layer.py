@@ -37,7 +37,7 @@ class SoftParents(Layer):
 
     >>> import jax
     >>> layer = SoftParents(8, hidden=16)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((2, 5, 8))).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((2, 5, 8))).shape
     (2, 5, 8)
     """
 

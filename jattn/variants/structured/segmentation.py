@@ -66,7 +66,7 @@ class Segmentation(Layer):
 
     >>> import jax
     >>> layer = Segmentation(8, heads=2, head_dim=4)
-    >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 5, 8)), lengths=4).shape
+    >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 5, 8)), lengths=4).shape
     (3, 2, 4)
     """
 

@@ -97,7 +97,7 @@ class AugmentedConvolution(Layer):
     >>> import jax
     >>> layer = AugmentedConvolution(7, 5, 3, 16, attention_channels=8, key_channels=8, heads=2)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 7, 5, 3))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 7, 5, 3))).shape
     (2, 7, 5, 16)
     """
 

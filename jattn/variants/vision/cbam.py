@@ -36,7 +36,7 @@ class Cbam(Layer):
     >>> import jax
     >>> layer = Cbam(32, 2)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 7, 5, 32))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 7, 5, 32))).shape
     (2, 7, 5, 32)
     """
 

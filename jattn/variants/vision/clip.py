@@ -43,7 +43,7 @@ class AttentionPool(Layer):
     >>> import jax
     >>> layer = AttentionPool(7, 5, 16, heads=4, out_features=8)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 7, 5, 16))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 7, 5, 16))).shape
     (2, 8)
     """
 

@@ -46,7 +46,7 @@ class NonLocal(Layer):
     >>> import jax
     >>> layer = NonLocal(32, 16, "dot")
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 7, 5, 32))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 7, 5, 32))).shape
     (2, 7, 5, 32)
     """
 

@@ -30,7 +30,7 @@ class SqueezeExcite(Layer):
     >>> import jax
     >>> layer = SqueezeExcite(32, 2)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 7, 5, 32))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 7, 5, 32))).shape
     (2, 7, 5, 32)
     """
 

@@ -167,7 +167,7 @@ class LuongLocal(Layer):
     >>> import jax
     >>> layer = LuongLocal(16)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 9, 16)), 4.0).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 9, 16)), 4.0).shape
     (2, 5, 16)
     """
 

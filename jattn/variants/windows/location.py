@@ -34,7 +34,7 @@ class Location(Layer):
     >>> import jax
     >>> layer = Location(16, max_length=50)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 9, 8))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 9, 8))).shape
     (2, 5, 8)
     """
 

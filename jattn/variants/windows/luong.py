@@ -32,7 +32,7 @@ class LuongGlobal(Layer):
     >>> import jax
     >>> layer = LuongGlobal(16)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 9, 16))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 9, 16))).shape
     (2, 5, 16)
     """
 

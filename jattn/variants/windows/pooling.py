@@ -35,7 +35,7 @@ class AttentionPooling(Layer):
     >>> import jax
     >>> layer = AttentionPooling(16, hidden=8, queries=3)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 9, 16))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 9, 16))).shape
     (2, 3, 16)
     """
 

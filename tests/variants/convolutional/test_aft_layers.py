@@ -45,11 +45,12 @@ def test_positions_without_numbers(name):
     parameters, (inputs,) = layer.init(jax.random.key(0)), normal(2, (9, FEATURES))
     with pytest.raises(ValueError, match=r"`inputs` must end before position `max_len` = 8.* end at 9"):
         layer(parameters, inputs)
-    _, state = layer.prefill(parameters, inputs[:8])
+    prefill = jax.jit(layer.prefill)
+    _, state = prefill(parameters, inputs[:8])
     with pytest.raises(ValueError, match=r"`inputs` must end before position `max_len` = 8.* end at 9"):
         layer.step(parameters, inputs[8], state)
     step = jax.jit(layer.step)
-    _, before = layer.prefill(parameters, inputs[:7])
+    _, before = prefill(parameters, inputs[:7])
     assert np.isfinite(step(parameters, inputs[7], before)[0]).all()
     assert np.isnan(step(parameters, inputs[8], state)[0]).all()
 

@@ -38,7 +38,7 @@ def truth(layer, parameters, inputs):
 
 
 def made(layer, seed=0):
-    parameters = layer.init(jax.random.key(seed))
+    parameters = jax.jit(layer.init)(jax.random.key(seed))
     leaves, tree = jax.tree.flatten(parameters)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(tree, [leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
@@ -49,7 +49,7 @@ def test_is_its_definition(order, length, max_len):
     layer = Hyena(3, max_len=max_len, order=order)
     parameters = made(layer)
     inputs = normal(1, (length, 3))[0]
-    close(layer(parameters, inputs), truth(layer, parameters, inputs.astype(np.float64)), 2e-5)
+    close(jax.jit(layer.__call__)(parameters, inputs), truth(layer, parameters, inputs.astype(np.float64)), 2e-5)
 
 
 def test_gradients():
@@ -64,7 +64,7 @@ def test_gradients():
         moved = [np.asarray(a, np.float64) + step * b for a, b in zip(leaves, directions, strict=True)]
         return (truth(layer, *jax.tree.unflatten(tree, moved)) * weight).sum()
 
-    gradients = jax.tree.leaves(jax.grad(lambda p, x: (layer(p, x) * weight).sum(), (0, 1))(parameters, inputs))
+    gradients = jax.tree.leaves(jax.jit(jax.grad(lambda *a: (layer(*a) * weight).sum(), (0, 1)))(parameters, inputs))
     ours = sum(float((a * b).sum()) for a, b in zip(gradients, directions, strict=True))
     close(ours, (wide(1e-5) - wide(-1e-5)) / 2e-5, 2e-4)
 
@@ -72,7 +72,7 @@ def test_gradients():
 def test_is_causal():
     layer = Hyena(3, max_len=8)
     parameters, inputs = made(layer), normal(5, (8, 3))[0]
-    jacobian = np.asarray(jax.jacobian(lambda x: layer(parameters, x))(inputs))  # [8, 3, 8, 3]
+    jacobian = np.asarray(jax.jit(jax.jacobian(lambda x: layer(parameters, x)))(inputs))  # [8, 3, 8, 3]
     size = np.abs(jacobian).max((1, 3))
     assert np.abs(np.triu(size, 1)).max() < 1e-5 * size.max()
     assert (np.diag(size) > 1e-3).all()
@@ -83,11 +83,17 @@ def test_a_nan_of_the_future_does_not_reach_the_past():
     parameters, inputs = made(layer), normal(6, (2, 8, 3))[0]
     poisoned = inputs.copy()
     poisoned[0, 5, 1] = np.nan
-    want, got = np.asarray(layer(parameters, inputs)), np.asarray(layer(parameters, poisoned))
+
+    @jax.jit
+    def run(parameters, inputs):
+        """The output, and the gradients of the first five."""
+        out, pull = jax.vjp(layer, parameters, inputs)
+        return out, pull(jnp.zeros_like(out).at[:, :5].set(1))
+
+    (want, _), (got, gradients) = run(parameters, inputs), run(parameters, poisoned)
     np.testing.assert_allclose(got[0, :5], want[0, :5], atol=1e-5)
     np.testing.assert_allclose(got[1], want[1], atol=1e-5)
     assert np.isnan(got[0, 5:]).all()
-    gradients = jax.grad(lambda p, x: layer(p, x)[:, :5].sum(), (0, 1))(parameters, poisoned)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
@@ -95,21 +101,22 @@ def test_a_nan_of_the_future_does_not_reach_the_past():
 def test_step_is_the_call_at_every_split(length, max_len):
     layer = Hyena(3, max_len=max_len)
     parameters, inputs = made(layer), normal(7, (2, length, 3))[0]
-    want = layer(parameters, inputs)
+    want = jax.jit(layer.__call__)(parameters, inputs)
     step = jax.jit(layer.step)
-    for split in range(length):
-        start, state = layer.prefill(parameters, inputs[:, :split])
+    starts = jax.jit(lambda p, x: [layer.prefill(p, x[:, :split]) for split in range(length)])(parameters, inputs)
+    for split, (start, state) in enumerate(starts):
         got = [start]
         for t in range(split, length):
             out, state = step(parameters, inputs[:, t], state)
             got.append(out[:, None])
-        close(jnp.concatenate(got, 1), want, 2e-5, f"split at {split}")
+        close(np.concatenate(got, 1), want, 2e-5, f"split at {split}")
 
 
 def test_a_prefix_is_the_prefix_of_the_output():
     layer = Hyena(4, max_len=64)
     parameters, inputs = made(layer), normal(8, (63, 4))[0]
-    close(layer(parameters, inputs)[:20], layer(parameters, inputs[:20]), 2e-5)
+    run = jax.jit(layer.__call__)
+    close(run(parameters, inputs)[:20], run(parameters, inputs[:20]), 2e-5)
 
 
 def test_as_a_module():
@@ -119,9 +126,9 @@ def test_as_a_module():
 def test_bfloat16_and_vmap():
     layer = Hyena(4, max_len=16)
     parameters, inputs = layer.init(jax.random.key(0)), normal(10, (3, 9, 4))[0]
-    want = layer(parameters, inputs)
-    close(jax.vmap(lambda x: layer(parameters, x))(inputs), want, 1e-5)
-    half = layer(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters), inputs.astype(jnp.bfloat16))
+    run = jax.jit(layer.__call__)
+    close(jax.jit(jax.vmap(lambda x: layer(parameters, x)))(inputs), run(parameters, inputs), 1e-5)
+    half = run(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters), inputs.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
     assert np.isfinite(np.asarray(half, np.float32)).all()
 
@@ -144,12 +151,12 @@ def test_nan_stays_when_it_has_left_the_filters():
     layer = Hyena(4, max_len=4)
     parameters, (inputs,) = layer.init(jax.random.key(0)), normal(0, (2, 20, 4))
     inputs[0, 1] = np.nan
-    whole = layer(parameters, inputs)
+    whole, step, prefill = jax.jit(layer.__call__)(parameters, inputs), jax.jit(layer.step), jax.jit(layer.prefill)
     state, steps = layer.initial_state(parameters, (2,)), []
     for t in range(20):
-        out, state = layer.step(parameters, inputs[:, t], state)
+        out, state = step(parameters, inputs[:, t], state)
         steps.append(out)
     np.testing.assert_allclose(np.stack(steps, 1), whole, atol=1e-5)
     assert np.isnan(whole[0, 1:]).all() and np.isfinite(whole[1]).all()
-    _, state = layer.prefill(parameters, inputs[:, :15])
-    np.testing.assert_allclose(layer.prefill(parameters, inputs[:, 15:], state)[0], whole[:, 15:], atol=1e-5)
+    _, state = prefill(parameters, inputs[:, :15])
+    np.testing.assert_allclose(prefill(parameters, inputs[:, 15:], state)[0], whole[:, 15:], atol=1e-5)

@@ -1,5 +1,7 @@
 """Compressive memory: what is attended, what is compressed, and where each gradient goes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ def setup(length=12):
     return parameters, jnp.asarray(inputs)
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def run(parameters, inputs, size=4):
     memory, outs, losses, memories = None, [], [], []
     for start in range(0, inputs.shape[1], size):
@@ -108,7 +111,7 @@ def test_the_loss_trains_the_convolution_alone_and_nothing_else_trains_it():
             outs, losses, _ = run(parameters, inputs)
             return sum(losses).sum() if which == "loss" else sum(jnp.sin(out).sum() for out in outs)
 
-        return jax.grad(loss, (0, 1))(parameters, inputs)
+        return jax.jit(jax.grad(loss, (0, 1)))(parameters, inputs)
 
     gradients, to_inputs = total("loss")
     np.testing.assert_array_equal(to_inputs, 0)
