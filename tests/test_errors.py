@@ -88,6 +88,7 @@ ROWS = {
     # Things of other kinds
     "a list of masks": (attend(mask=[masks.Causal()]), "`mask`", "[Causal()] (list)"),
     "an array and a mask": (lambda: np.ones((7, 7), bool) & masks.Causal(), "`mask`", "(7, 7)", "Dense"),
+    "a function of a score alone": (attend(scores=lambda s: s), "`function`", "(score, query, key)"),
     "nested scores": (attend(scores=[[scores.SoftCap(3.0)]]), "`scores[0]`", "(list)"),
     "a score for a normalizer": (attend(normalizer=scores.SoftCap(3.0)), "`normalizer`", "goes to `scores=`"),
     "a rate for dropout": (attend(dropout=0.1), "`dropout`", "`jattn.Dropout(rate, key)`"),

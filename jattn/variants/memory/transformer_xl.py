@@ -16,6 +16,7 @@ from ...masks import Causal, Sinks
 from ...masks.arguments import integers
 from ...masks.base import as_mask
 from ...modules.layer import Layer, bias, kernel, normal
+from ...positions.angles import turned_angles
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype
 from ..arguments import check_record, leave_out
@@ -135,7 +136,7 @@ def _waves(positions: Any, frequencies: int, dtype: Any) -> tuple[jax.Array, jax
     """sin and cos of position * θ, `[..., length, 1, frequencies]`; NumPy positions by float64 angles."""
     theta = BASE ** -(np.arange(frequencies) / frequencies)
     if isinstance(positions, jax.Array):
-        angles = positions.astype(dtype)[..., None, None] * jnp.asarray(theta, dtype)
+        angles = turned_angles(positions, theta, dtype)[..., None, :]
         return jnp.sin(angles), jnp.cos(angles)
     angles = np.asarray(positions, np.float64)[..., None, None] * theta
     return jnp.asarray(np.sin(angles), dtype), jnp.asarray(np.cos(angles), dtype)
