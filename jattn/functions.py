@@ -7,18 +7,19 @@ sharded with it.
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from .foundation.dependence import needed_inputs
 from .foundation.identity import identity
+from .foundation.inside import evaluate_varying
 from .foundation.tables import with_tables
-from .foundation.varying import vary, varying_axes, without_mesh
+from .foundation.varying import varying_axes, without_mesh
 
 
 class Traced:
@@ -52,7 +53,7 @@ class Traced:
         def one(*values):
             constants, scalars = values[: len(ranks)], values[len(ranks) :]
             if varying_axes(values):
-                return _evaluate_varying(self.jaxpr, constants, scalars)[0]
+                return evaluate_varying(self.jaxpr, constants, scalars)[0]
             return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, constants))(*scalars)[0]
 
         dtypes = [variable.aval.dtype for variable in self.jaxpr.invars]
@@ -241,34 +242,3 @@ _REMEDIES: tuple[tuple[type[Exception] | str, str, str], ...] = (
         "Write `jnp.where(condition, x, y)`.",
     ),
 )
-
-
-def _evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """Evaluate a jaxpr that was traced outside `shard_map` on values inside it.
-
-    There the operands of a primitive must all vary over the same mesh axes. Functions of JAX see to that when they are
-    traced; a jaxpr traced elsewhere has numbers in it that vary over none.
-    """
-    known: dict[Var, Any] = {}
-    known.update(zip(jaxpr.constvars, constants, strict=True))
-    known.update(zip(jaxpr.invars, arguments, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
-
-    for equation in jaxpr.eqns:
-        values = [read(atom) for atom in equation.invars]
-        axes = varying_axes(values)
-        typed = [
-            jnp.asarray(value, jnp.result_type(atom.aval)) for value, atom in zip(values, equation.invars, strict=True)
-        ]
-        values = vary(typed, axes)
-        if equation.primitive.name in ("jit", "pjit"):
-            inner = equation.params["jaxpr"]
-            results = _evaluate_varying(inner.jaxpr, inner.consts, values)
-        else:
-            parameters = equation.primitive.get_bind_params(equation.params)
-            results = equation.primitive.bind(*values, **parameters)
-            results = results if equation.primitive.multiple_results else [results]
-        known.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]

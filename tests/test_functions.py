@@ -191,3 +191,23 @@ def test_numpy_inside_a_function_works_where_it_can(function, plain):
     np.testing.assert_array_equal(found, [[plain(q, k) for k in range(6)] for q in range(6)])
     # What is NumPy in it is known while tracing.
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(mask))
+
+
+def test_branches_and_loops_of_a_function_inside_shard_map():
+    starts = jnp.array([0, 5, 9])
+
+    def function(q, k):
+        third = jax.lax.fori_loop(0, 2, lambda i, x: x // 2, k)
+        halved = jax.lax.while_loop(lambda x: x > 3, lambda x: x // 2, q)
+        same = jnp.searchsorted(starts, q, side="right") == jnp.searchsorted(starts, k, side="right")
+        return jax.lax.cond(q > 4, lambda: same, lambda: third <= halved)
+
+    def attend(x):
+        return jattn.attention(x, x, x, mask=function)
+
+    query = jax.random.normal(jax.random.key(0), (2, 12, 1, 4))
+    mesh = jax.make_mesh((2,), ("data",))
+    batch = jax.sharding.PartitionSpec("data")
+    inside = jax.shard_map(attend, mesh=mesh, in_specs=batch, out_specs=batch)
+    found = inside(jax.device_put(query, jax.NamedSharding(mesh, batch)))
+    np.testing.assert_allclose(found, attend(query), atol=1e-6)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..foundation.inside import carries_alone
 from .bounds import Context, Interval
 from .primitives import choose
 from .resolution import together
@@ -40,9 +41,7 @@ def _one_of(context: Context, which: Interval, cases: Sequence[Interval]) -> Int
 def scan(context: Context, equation: Any, operands: list[Interval], evaluate: Evaluate) -> list[Interval] | None:
     """A loop of a known number of turns that carries values and collects none."""
     body, length = equation.params["jaxpr"], equation.params["length"]
-    inner = [variable.aval.shape for variable in (*body.jaxpr.invars, *body.jaxpr.outvars)]
-    outer = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
-    if length > TURNS or inner != outer:  # what a turn takes from an array, or adds to one, is smaller than the array
+    if length > TURNS or not carries_alone(equation):
         return None
     carried = len(operands) - len(body.jaxpr.outvars)
     fixed, carry = operands[:carried], operands[carried:]
