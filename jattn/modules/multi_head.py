@@ -16,6 +16,7 @@ from ..parallel import Heads
 from ..parallel.heads import as_arrays
 from ..pieces import indexed
 from ..positions import rotary as default_rotary
+from ..tiles import check_lone_query_positions
 from .norms import QKNorm, as_qk_norm
 from .options import check_dtype, check_rotary
 from .parameters import parameter_specs
@@ -253,6 +254,12 @@ def _positions(inputs: Any, key_inputs: Any, positions: Any, key_positions: Any,
     elif rotary and positions is None and inputs.shape[-2] != key_inputs.shape[-2]:
         with renamed(query_positions="positions"):
             reject_ambiguous_positions(inputs.shape[-2], key_inputs.shape[-2], "rotary")
+    elif inputs.shape[-2] == key_inputs.shape[-2]:  # as in `attention`: one alone is for both, the other is open
+        if positions is None:
+            positions = key_positions
+        elif key_positions is None and rotary:
+            with renamed(query_positions="positions"):
+                check_lone_query_positions(positions, inputs.shape[-2], {"rotary": True})
     key_source, key_name = (inputs, "inputs") if key_inputs is None else (key_inputs, "key_inputs")
     key_argument = "positions" if key_inputs is None and key_positions is positions else "key_positions"
     for name, where, of, source in (

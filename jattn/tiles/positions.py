@@ -38,6 +38,6 @@ def check_lone_query_positions(query_positions: Any, length: int, readers: Mappi
             raise ValueError(
                 f"`query_positions` came alone, with as many keys as queries ({length}), and `{name}` looks at key "
                 "positions: are the keys at the same positions, or at 0, 1, ...? Give `key_positions` too. In "
-                "self-attention, also packed or with a shard of the tokens: `key_positions=query_positions`, or "
-                f"`key_positions` alone, which holds for both. In a cache: `key_positions=numpy.arange({length})`."
+                "self-attention, also of packed sequences, they are the same, and `key_positions` alone will do. In a "
+                f"cache: `key_positions=numpy.arange({length})`."
             )

@@ -125,6 +125,9 @@ def test_cross_attention_with_values_of_their_own():
     got = multi_head(p, x, y, z, rotary=True, positions=jnp.asarray(at), key_positions=key_at)
     want = truth(p, x, y, z, base=1e4, at=at, key_at=key_at)[1]
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+    alone = multi_head(p, x, y[:, :Q_LEN], rotary=True, key_positions=at[0])  # with as many keys it holds for both
+    both = multi_head(p, x, y[:, :Q_LEN], rotary=True, positions=at[0], key_positions=at[0])
+    np.testing.assert_array_equal(alone, both)
     np.testing.assert_allclose(multi_head(p, x, y), truth(p, x, y)[1], rtol=2e-5, atol=2e-5)
 
 
@@ -230,6 +233,10 @@ def test_bad_input():
         (lambda: multi_head(p, x, y[:1]), "`key_inputs` must have the batch axes of `inputs`"),
         (lambda: multi_head(p, x, y, y[:, :3]), "must have the same length"),
         (lambda: multi_head(p, x, y, rotary=True), r"`rotary` looks at query positions, and q_len 5.*`positions=numpy"),
+        (
+            lambda: multi_head(p, x, y[:, :Q_LEN], rotary=True, positions=np.arange(Q_LEN) + 1),
+            "`positions` came alone.*`rotary` looks",
+        ),
         (lambda: multi_head(p, x, y, rotary="yes"), "`rotary` must be True, False or a function.*'yes'"),
         (lambda: multi_head(p, x, y, mask=masks.Causal()), "`mask` looks at query positions.*with `positions`"),
         (
