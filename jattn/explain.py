@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .core.call import Call, prepare
+from .core.call import Call
+from .core.checks import check_arrays
+from .core.split import gathered, look_at_call
+from .foundation.arrays import known_values
 from .foundation.stateful import is_stateful, on_copies
 from .front import WATCHER, choose
 from .implementations import DEFAULTS, Implementation
@@ -27,6 +30,8 @@ class Explanation:
         memory: in words.
         doubt: where tiles are visited, or masked, that need not be: the operation of the mask that knows too little,
             its line in the function that was given, and what would help; None where nothing is amiss.
+        gathered: what is on all devices before the call runs, though it was split over some: arrays along their length
+            or features, as far as their types and shardings show it.
     """
 
     implementation: str
@@ -35,6 +40,7 @@ class Explanation:
     memory: str
     shapes: str
     doubt: str | None = None
+    gathered: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"attention over {self.shapes}", f"runs: {self.implementation}"]
@@ -44,6 +50,8 @@ class Explanation:
                 lines += [f"tiles of {self.plan.q_tile} queries x {self.plan.k_tile} keys:", picture(self.plan)]
             else:
                 lines += ["tiles: decided at run time, from arrays that are not known while tracing"]
+        if self.gathered:
+            lines += [f"gathered on all devices before it runs: {', '.join(self.gathered)}"]
         if self.doubt is not None:
             lines += [self.doubt]
         lines += [f"memory beside inputs, outputs and gradients: {self.memory}"]
@@ -83,20 +91,22 @@ def explain(
         raise ValueError(f"`explain` takes the arguments of `attention`; got {sorted(unknown)}.")
     arguments = {"scores": (), **{name: options.get(name) for name in names if name != "scores"}, **options}
     leaves, tree = jax.tree.flatten(arguments)
-    abstract = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct | Tracer)]
     # Concrete arrays are shown the plan of their values, which `attention` itself reads at run time.
-    concrete = [leaf if i in abstract else _known(leaf) for i, leaf in enumerate(leaves)]
+    concrete = [_known(leaf) for leaf in leaves]
+    abstract = [i for i, leaf in enumerate(concrete) if isinstance(leaf, jax.ShapeDtypeStruct | Tracer | jax.Array)]
+    arrays = query, key, value
     found: list[Explanation] = []
 
-    def trace(query, key, value, given):
+    def trace(traced, given):
         filled = list(concrete)
         for i, leaf in zip(abstract, given, strict=True):
             filled[i] = leaf
-        call, _, _ = prepare(query, key, value, **jax.tree.unflatten(tree, filled))
-        found.append(_explained((query, key, value), call, implementation))
+        pieces = jax.tree.unflatten(tree, filled)
+        look_at_call(traced, pieces, lambda call: found.append(_explained(arrays, call, implementation)))
         return ()
 
-    jax.eval_shape(trace, query, key, value, [leaves[i] for i in abstract])
+    check_arrays(*arrays)
+    jax.eval_shape(trace, arrays, [leaves[i] for i in abstract])
     return found[0]
 
 
@@ -158,11 +168,12 @@ def _explained(arrays: tuple[Any, ...], call: Call, implementation: str | Implem
         plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
     shapes = (f"{name} {one.shape} {one.dtype}" for name, one in zip(("query", "key", "value"), arrays, strict=True))
     doubtful = None if plan is None else doubt(call.mask, call.query_positions, call.key_positions, plan)
-    return Explanation(chosen.name, reasons, plan, memory, ", ".join(shapes), doubtful)
+    return Explanation(chosen.name, reasons, plan, memory, ", ".join(shapes), doubtful, gathered(arrays))
 
 
 def _known(leaf: Any) -> Any:
-    """A concrete array as NumPy, so that the plan that follows from it is known."""
+    """A concrete array as NumPy, so that the plan that follows from it is known; not one that spans processes."""
     if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return np.asarray(leaf)
+        values = known_values(leaf)
+        return leaf if values is None else values
     return leaf

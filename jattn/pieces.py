@@ -23,7 +23,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from .foundation.arrays import FOREIGN, as_array, describe, dtype_of
+from .foundation.arrays import FOREIGN, as_array, describe, dtype_of, same_values
 
 LAYOUT = ("head", "query", "key")
 """The axes of a score behind the batch; any other declared name is an axis of the piece's own."""
@@ -134,7 +134,7 @@ class Piece:
             return NotImplemented
         mine, my_tree = jax.tree.flatten(self)
         theirs, their_tree = jax.tree.flatten(other)
-        return my_tree == their_tree and all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+        return my_tree == their_tree and all(map(same_values, mine, theirs))
 
     def __hash__(self) -> int:
         return hash((type(self), jax.tree.structure(self)))

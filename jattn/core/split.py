@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import NamedSharding
 
 from ..foundation.arrays import as_array, as_jax
 from ..foundation.known import known_while_tracing
-from ..foundation.sharding import Layout, Split, Whole, layout, run_split, split_of
+from ..foundation.sharding import Layout, Split, Whole, layout, mesh_axes, run_split, spec_of, split_of
 from ..foundation.varying import split_axes
 from ..pieces import indexed, map_fields
 from .call import Call, prepare
@@ -63,12 +65,39 @@ def run_call(
             watch(call)
         return function(call, query, key, arrays[2])
     pieces = _settled(arrays, pieces)
-    _check_whole(arrays, pieces, watch)
+    _look_at_whole(arrays, pieces, watch)
     rank, group = arrays[0].ndim - 3, arrays[0].shape[-2] // arrays[1].shape[-2]
     alone = tuple(axis for axis in split.over("head") if axis not in split.over("key head"))
     layouts = (tuple(layout(rank, *LAYOUTS[name]) for name in NAMES), layouts_of(pieces))
     out = jax.tree.map(lambda name: layout(rank, *LAYOUTS[name]), results)
     return run_split(_Local(function, alone, group), (arrays, pieces), layouts, out, split)
+
+
+def look_at_call(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None]) -> None:
+    """`run_call` up to the point where `watch` sees the whole call. Nothing runs."""
+    check_arrays(*arrays)
+    if split_of_call(arrays) is None:
+        watch(prepare(*arrays, **pieces)[0])
+    else:
+        _look_at_whole(arrays, _settled(arrays, pieces), watch)
+
+
+def gathered(arrays: Arrays) -> tuple[str, ...]:
+    """What is on all devices before a call runs, though it was split: in words, as far as the arrays show it.
+
+    The type of an array shows what Explicit axes split. Outside of `jit`, its sharding shows Auto axes too.
+    """
+    split = split_of_call(arrays)
+    rank, found = len(arrays[0].shape) - 3, []
+    words = [*(f"batch axis {axis}" for axis in range(rank)), "length", "heads", "features"]
+    for name, array in zip(NAMES, arrays, strict=True):
+        sharding = None if isinstance(array, Tracer) else getattr(array, "sharding", None)
+        own = tuple(sharding.spec) if isinstance(sharding, NamedSharding) else spec_of(array)
+        kept = own if split is None else tuple(split.spec(layout(rank, *LAYOUTS[name]), array.shape))
+        for axis, over in enumerate(own):
+            if over is not None and (words[axis] in ("length", "features") or over != kept[axis]):
+                found.append(f"`{name}` along its {words[axis]} (mesh axes {', '.join(map(repr, mesh_axes(over)))})")
+    return tuple(found)
 
 
 def split_of_call(arrays: Arrays, whole_heads: bool = False) -> Split | None:
@@ -121,8 +150,8 @@ def _settled(arrays: Arrays, pieces: Pieces) -> Pieces:
     return pieces
 
 
-def _check_whole(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None] | None) -> None:
-    """All checks, by the sizes of the whole: on a device, messages would have those of a shard."""
+def _look_at_whole(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None] | None) -> None:
+    """All checks, by the sizes of the whole: on a device, messages would have those of a shard. Then `watch`."""
 
     def check(arrays: Arrays, pieces: Pieces) -> tuple:
         call, *_ = prepare(*arrays, **pieces)
@@ -132,6 +161,7 @@ def _check_whole(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None] |
 
     leaves, tree = jax.tree.flatten((arrays, pieces))
     known = [isinstance(leaf, np.ndarray) for leaf in leaves]
+    # Without their shardings: what is prepared here never runs.
     shapes = [
         jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf, stays in zip(leaves, known, strict=True) if not stays
     ]

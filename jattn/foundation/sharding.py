@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -106,13 +107,13 @@ class Split:
         An axis that the devices do not divide, such as one of size 1, is whole.
         """
 
-        def one(name: Hashable, size: int) -> Any:
+        spec: list[Any] = []
+        for name, size in zip(names, shape, strict=True):
             axes = self.over(name)
-            if not axes or size % self.parts(name) or (gathered and isinstance(name, Whole)):
-                return None
-            return axes if len(axes) > 1 else "".join(axes)
-
-        return PartitionSpec(*map(one, names, shape))
+            whole = not axes or size % self.parts(name) or (gathered and isinstance(name, Whole))
+            taken = set(axes) & set(mesh_axes(*spec))
+            spec.append(None if whole or taken else axes if len(axes) > 1 else "".join(axes))
+        return PartitionSpec(*spec)
 
 
 def split_of(arrays: Any, layouts: Any) -> Split | None:
@@ -132,10 +133,12 @@ def split_of(arrays: Any, layouts: Any) -> Split | None:
         for item in zip(names, spec_of(leaf), strict=True)
     ]
     found: dict[Hashable, tuple[str, ...]] = {}
+    kept: set[str] = set()
     for name, over in sorted(given, key=lambda item: isinstance(item[0], Whole)):  # what is gathered comes last
         axes = mesh_axes(over)
-        if name is not None and axes and name not in found and not set(axes) & set(mesh_axes(*found.values())):
+        if name is not None and axes and name not in found and not set(axes) & kept:
             found[name] = axes
+            kept |= set() if isinstance(name, Whole) else set(axes)
     return Split(mesh, tuple(found.items()))
 
 
@@ -279,3 +282,32 @@ class _Shards:
 @functools.lru_cache(maxsize=128)
 def _compiled(shards: _Shards) -> Callable[..., Any]:
     return jax.jit(shards)
+
+
+def summed_einsum(equation: str, *arrays: jax.Array, **options: Any) -> jax.Array:
+    """`jnp.einsum` where what is summed over may be split over Explicit axes: JAX asks how the sum shall be split.
+
+    Each axis of the result is split as in the first array that has it.
+
+    >>> summed_einsum("...qhd,hdf->...qf", jnp.ones((2, 3, 4, 5)), jnp.ones((4, 5, 6))).shape
+    (2, 3, 6)
+    """
+    inputs, result = equation.replace(" ", "").split("->")
+    found: dict[Any, Any] = {}
+    for names, array in zip(inputs.split(","), arrays, strict=True):
+        letters = names.replace("...", "")
+        lead = np.ndim(array) - len(letters) if "..." in names else 0
+        for name, over in zip([*range(-lead, 0), *letters], spec_of(array), strict=True):
+            found[name] = found.get(name) or over
+    lead = [name for name in found if isinstance(name, int)] if "..." in result else []
+    order = [*sorted(lead), *result.replace("...", "")]
+    if not any(over for name, over in found.items() if name not in order):
+        return jnp.einsum(equation, *arrays, **options)
+    taken: set[str] = set()
+    spec = []
+    for name in order:
+        axes = set(mesh_axes(found[name]))
+        spec.append(None if axes & taken else found[name])
+        taken |= axes
+    sharding = NamedSharding(mesh_of(*arrays), PartitionSpec(*spec))
+    return jnp.einsum(equation, *arrays, out_sharding=sharding, **options)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.arrays import of_rank
+from ..foundation.sharding import summed_einsum
 from .parameters import Shape, Sizes, initialize, parameter_shapes
 
 Initializer = Callable[..., Any]
@@ -73,7 +74,7 @@ def project(projection: Mapping[str, Any], inputs: jax.Array, axes: str) -> jax.
     >>> project({"kernel": jnp.ones((3, 2))}, jnp.ones((5, 3)), "...f,fo->...o").shape
     (5, 2)
     """
-    found = jnp.einsum(axes, inputs, projection["kernel"])
+    found = summed_einsum(axes, inputs, projection["kernel"])
     return found + of_rank(projection["bias"], found.ndim) if "bias" in projection else found
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from ..core.checks import check_pieces, check_positions, reject_ambiguous_positions, renamed
 from ..core.dropout import Dropout
 from ..foundation.arrays import of_rank
+from ..foundation.sharding import summed_einsum
+from ..foundation.varying import split_axes
 from ..front import attention, attention_weights
 from ..parallel import Heads
 from ..parallel.heads import as_arrays
@@ -97,12 +99,13 @@ def multi_head(
     at = _positions(inputs, key_inputs, positions, key_positions, rotary)
     batch = inputs.shape[:-2]
     q_heads, kv_heads = (parameters[name]["kernel"].shape[1] for name in ("query", "key"))
+    axes = split_axes(inputs)
     pieces = dict(
-        mask=indexed(mask, batch, q_heads),
+        mask=indexed(mask, batch, q_heads, axes),
         similarity=similarity,
-        scores=indexed(scores, batch, q_heads),
+        scores=indexed(scores, batch, q_heads, axes),
         normalizer=normalizer,
-        dropout=None if dropout is None else dropout.indexed(batch, q_heads),
+        dropout=None if dropout is None else dropout.indexed(batch, q_heads, axes),
     )
     sources = (inputs, key_inputs, value_inputs)
     out_bias = parameters["out"].get("bias")
@@ -115,7 +118,7 @@ def multi_head(
         query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, norm=norm)
         attended = attention(query, key, value, **pieces, **at, implementation=implementation)
         kernel = parameters["out"]["kernel"].astype(dtype)
-        return jnp.einsum("...qhd,hdf->...qf", attended, kernel, preferred_element_type=_wide(dtype))
+        return summed_einsum("...qhd,hdf->...qf", attended, kernel, preferred_element_type=_wide(dtype))
 
     with renamed(query_positions="positions"):
         if parallel is None:
@@ -181,7 +184,7 @@ def _project(
     made = []
     for name, source in (("query", inputs), ("key", key_inputs), ("value", value_inputs)):
         kernel = parameters[name]["kernel"].astype(dtype)
-        projected = jnp.einsum("...tf,fhd->...thd", source.astype(dtype), kernel)
+        projected = summed_einsum("...tf,fhd->...thd", source.astype(dtype), kernel)
         made.append(_biased(projected, parameters[name].get("bias"), dtype))
     query, key, value = made
     if "query_norm" in parameters:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -93,3 +94,25 @@ class Fold:
         heads = shape[rank]
         head_axes = (min(heads, self.heads), max(heads // self.heads, 1)) if self.heads > 1 else (heads,)
         return array.reshape(*self._folded(shape[:rank]), *head_axes, *shape[rank + 1 :])
+
+    def apart(self, array: Any) -> Any:
+        """An aligned array with a copy for each major part that shares it.
+
+        Their gradients are then summed once, by `together`, and not by all devices in every tile.
+        """
+        folded = self.aligned(array)
+        if self.trivial:
+            return folded
+        shape = [
+            size if whole and have == 1 else have
+            for have, size, whole in zip(folded.shape, self.sizes, self.whole, strict=False)
+        ]
+        return jnp.broadcast_to(folded, (*shape, *folded.shape[len(shape) :]))
+
+    def together(self, gradient: jax.Array, array: Any) -> jax.Array:
+        """From the gradient of `apart(array)` to that of the array."""
+        if self.trivial:
+            return gradient
+        shape = np.shape(self.aligned(array))
+        shared = tuple(i for i, (have, want) in enumerate(zip(gradient.shape, shape, strict=True)) if have != want)
+        return gradient.sum(shared).reshape(np.shape(array))

@@ -97,8 +97,8 @@ class _ForwardPass:
         lists, fold = program.lists(operands.states), program.tiling.fold
         query, key, value = map(fold.rows, operands[:3])
         pieces = jax.tree.map(fold.aligned, operands.pieces)
-        out, *mass = forward.attend(query, key, value, pieces, lists, program.tiling, program.scale)
-        return fold.unfolded_rows(out), *map(fold.unfolded_rows, mass)
+        out, lse, remainder = forward.attend(query, key, value, pieces, lists, program.tiling, program.scale)
+        return fold.unfolded_rows(out), fold.unfolded_rows(lse), fold.unfolded_rows(remainder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +110,13 @@ class _BackwardPass:
     def __call__(self, operands: Operands, results: tuple) -> tuple:
         program = self.program.on(operands.query)
         lists, fold = program.lists(operands.states), program.tiling.fold
-        query, key, value, *results = map(fold.rows, (*operands[:3], *results))
-        pieces = jax.tree.map(fold.aligned, operands.pieces)
-        *grads, d_floats = backward.gradients(query, key, value, pieces, lists, program.tiling, program.scale, *results)
+        query, key, value, *saved = map(fold.rows, (*operands[:3], *results))
+        pieces = jax.tree.map(
+            lambda leaf: (fold.apart if backward.is_float(leaf) else fold.aligned)(leaf), operands.pieces
+        )
+        *grads, d_floats = backward.gradients(query, key, value, pieces, lists, program.tiling, program.scale, *saved)
         floats, _ = backward.split(operands.pieces)
-        d_floats = [grad.reshape(jnp.shape(leaf)) for grad, leaf in zip(d_floats, floats, strict=True)]
+        d_floats = [fold.together(grad, leaf) for grad, leaf in zip(d_floats, floats, strict=True)]
         return *map(fold.unfolded_rows, grads), d_floats
 
 
