@@ -209,7 +209,14 @@ def test_unequal_lengths_where_no_position_is_looked_at():
 # Lengths and head dims that are no multiple of a tile.
 
 
-@pytest.mark.parametrize(("q_tile", "k_tile"), [(1, 1), (5, 3), (8, 64), (64, 8), (21, 21), (20, 20)])
+@pytest.mark.parametrize(
+    ("q_tile", "k_tile"),
+    [
+        (5, 3),
+        (20, 20),
+        *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in ((1, 1), (8, 64), (64, 8), (21, 21))),
+    ],
+)
 def test_lengths_and_head_dims_that_are_no_multiple_of_a_tile(q_tile, k_tile):
     query, key, value = random((21, 3, 5), (21, 3, 5), (21, 3, 7))
     mask = masks.SlidingWindow(6, 3)
@@ -334,7 +341,9 @@ FULL_OF_ARRAYS = {
 }
 
 
-@BOTH
+@pytest.mark.parametrize(
+    "implementation", [TILES, pytest.param("reference", marks=pytest.mark.exhaustive)], ids=["chunked", "reference"]
+)
 @pytest.mark.parametrize("name", FULL_OF_ARRAYS)
 def test_gradients_reach_every_array(name, implementation):
     kind, make = FULL_OF_ARRAYS[name]

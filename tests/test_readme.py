@@ -17,6 +17,7 @@ def lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
+@pytest.mark.exhaustive  # sequences of thousands of tokens
 def test_python_blocks_run_and_print_what_they_say():
     namespace: dict = {"__name__": "readme"}
     printed = None

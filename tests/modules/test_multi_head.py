@@ -92,7 +92,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("sizes", "arguments", "meaning"), CASES.values(), ids=CASES)
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("implementation", ["chunked", pytest.param("reference", marks=pytest.mark.exhaustive)])
 def test_value_and_directional_gradient_against_numpy(sizes, arguments, meaning, implementation):
     p, x = parameters(sizes), inputs(Q_LEN, 16, seed=1)
     want = truth(p, x, **meaning)[1]

@@ -15,6 +15,10 @@ from jattn.recurrent import delta_step, linear_step
 GATED = ("scalar", "channel", "bonus", "gated delta", "channel delta")
 FEW = ("bonus", "channel delta")  # with all that the others have
 EACH = [*((kind, "chunked") for kind in KINDS), ("bonus", "scan"), ("gated delta", "scan"), ("channel delta", "scan")]
+FEW_OF_EACH = [
+    pytest.param(*one, marks=() if one in [(kind, "chunked") for kind in FEW] else pytest.mark.exhaustive)
+    for one in EACH
+]
 
 
 def expected(given, state=None, segments=None):
@@ -45,7 +49,7 @@ def test_is_its_definition_with_state_and_segments(kind, form, extreme):
     assert_close(ours, expected(given, state, segments))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rows(KINDS, FEW))
 def test_cut_in_two_it_is_the_same(kind):
     """The state after a prefix is where the rest goes on; token by token too. Cuts at every place: test_splits.py."""
     given = inputs(kind, 6)
@@ -87,7 +91,7 @@ def test_lengths_and_dims(kind, length, k_dim, v_dim):
         assert_close(ours, wanted)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rows(KINDS, FEW))
 def test_is_the_parallel_form(kind):
     given = inputs(kind, 70)
     wanted = truth.pairs(**{name: array.astype(np.float64) for name, array in given.items()})
@@ -95,7 +99,7 @@ def test_is_the_parallel_form(kind):
         assert truth.relative_error(out, wanted) < 1e-5
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+@pytest.mark.parametrize("chunk", [3, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in (1, 8, 100))])
 @pytest.mark.parametrize("kind", ["bonus", "gated delta", "channel delta"])
 def test_chunk_changes_nothing(kind, chunk):
     given = inputs(kind, 37, extreme=True)
@@ -157,7 +161,7 @@ def pulled_back(**options):
     return jax.jit(both)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rows(KINDS, FEW))
 def test_bfloat16_in_a_float32_state(kind):
     """Output and gradients are rounded once, at the end: 2^-8 at most of each number."""
     given = {name: jnp.asarray(array, jnp.bfloat16) for name, array in inputs(kind, 70).items()}
@@ -177,7 +181,7 @@ def test_bfloat16_in_a_float32_state(kind):
         assert truth.relative_error(gradient, wanted[name]) < 4e-3, name
 
 
-@pytest.mark.parametrize(("kind", "form"), EACH)
+@pytest.mark.parametrize(("kind", "form"), FEW_OF_EACH)
 def test_nan_stays_in_the_future_and_in_its_segment(kind, form):
     given = inputs(kind, 24)
     segments = np.repeat([0, 1], [16, 8])
@@ -201,7 +205,7 @@ def test_nan_stays_in_the_future_and_in_its_segment(kind, form):
         assert all(np.isfinite(one[:10]).all() for one in jax.tree.leaves(gradient) if one.shape[0] == 24)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rows(KINDS, FEW))
 def test_causal(kind):
     given = inputs(kind, 7, 1, 3, 2)
     slopes = jax.jit(jax.jacobian(lambda given: run(given, chunk=4)[0]))(given)
@@ -231,7 +235,7 @@ def test_length_zero():
 
 
 @pytest.mark.parametrize("form", ["chunked", "scan"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rows(KINDS, FEW))
 def test_empty_axes(kind, form):
     """No features of keys or values, no batch."""
     for sizes in ((5, 2, 0, 3), (5, 2, 3, 0)):
@@ -364,7 +368,7 @@ def alike(rng, how, length):
     return (one / np.linalg.norm(one, axis=-1, keepdims=True)).astype(np.float32)[:, None]
 
 
-@pytest.mark.parametrize("how", ["one", "of changing sign", "nearly one", "in a plane"])
+@pytest.mark.parametrize("how", rows(["one", "of changing sign", "nearly one", "in a plane"], ["nearly one"]))
 def test_delta_rule_of_keys_alike(how):
     """Up to β = 2, where (I + N)⁻¹ comes out of numbers much larger than its own."""
     rng = np.random.default_rng(0)

@@ -67,7 +67,7 @@ def whole(packed, *arrays):
 
 @pytest.mark.parametrize("packed", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("form", ["chunked", pytest.param("scan", marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rows(KINDS, ("bonus", "channel delta")))
 def test_every_split_is_the_whole(kind, form, packed):
     given = inputs(kind, LENGTH, heads=4, k_dim=3, v_dim=2, extreme=True)
     state, rng = state_of(given), np.random.default_rng(8)

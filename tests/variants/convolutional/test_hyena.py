@@ -44,7 +44,10 @@ def made(layer, seed=0):
     return jax.tree.unflatten(tree, [leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
 
 
-@pytest.mark.parametrize(("order", "length", "max_len"), [(1, 5, 5), (2, 9, 16), (3, 13, 7)])
+@pytest.mark.parametrize(
+    ("order", "length", "max_len"),
+    [(2, 9, 16), *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in ((1, 5, 5), (3, 13, 7)))],
+)
 def test_is_its_definition(order, length, max_len):
     layer = Hyena(3, max_len=max_len, order=order)
     parameters = made(layer)
@@ -97,7 +100,9 @@ def test_a_nan_of_the_future_does_not_reach_the_past():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize(("length", "max_len"), [(9, 9), (9, 20), (11, 4)])
+@pytest.mark.parametrize(
+    ("length", "max_len"), [(9, 9), *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in ((9, 20), (11, 4)))]
+)
 def test_step_is_the_call_at_every_split(length, max_len):
     layer = Hyena(3, max_len=max_len)
     parameters, inputs = made(layer), normal(7, (2, length, 3))[0]
