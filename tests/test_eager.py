@@ -7,6 +7,7 @@ from jax import monitoring
 
 import jattn
 from jattn.normalizers import Entmax15, Softmax, Sparsemax
+from jattn.recurrent import delta_rule, linear_recurrence
 from jattn.similarities import Additive
 
 COMPILED = []
@@ -48,6 +49,10 @@ CALLS = {
     "sparsemax, gradient": gradient(normalizer=Sparsemax()),
     "entmax": attend(normalizer=Entmax15()),
     "weights": lambda q, k, v: jattn.attention_weights(q, k, mask=CAUSAL, queries=[3]),
+    "linear recurrence, scan": lambda q, k, v: linear_recurrence(q, k, v, form="scan"),
+    "linear recurrence, chunked": lambda q, k, v: linear_recurrence(q, k, v, chunk=4),
+    "delta rule, scan": lambda q, k, v: delta_rule(q / 4, k / 4, v, v[..., 0] * 0 + 0.5, form="scan"),
+    "delta rule, chunked": lambda q, k, v: delta_rule(q / 4, k / 4, v, v[..., 0] * 0 + 0.5, chunk=4),
     "partial": lambda q, k, v: jattn.partial_attention(q, k, v, implementation="reference").lse,
 }
 

@@ -1,5 +1,6 @@
 """The delta rule: each token replaces what the state recalls for its key by its value."""
 
+import functools
 from typing import Any
 
 import jax
@@ -76,8 +77,13 @@ def delta_rule(
     check_choice("form", form, FORMS)
     check_positive(chunk=chunk)
     check_flags(correct=correct)
-    fresh = initial_state is None
+    options: dict[str, Any] = {"form": form, "chunk": chunk, "fresh": initial_state is None, "correct": correct}
+    return _run(query, key, value, beta[..., None], decay, starts, state, **options)
 
+
+# Or every call outside of `jit` would compile its loops again.
+@functools.partial(jax.jit, static_argnames=("form", "chunk", "fresh", "correct"))
+def _run(query, key, value, beta, decay, starts, state, *, form, chunk, fresh, correct):
     def token(query, key, value, beta, decay, state):
         return delta_token(query, key, value, beta[..., 0], None if decay is None else jnp.exp(decay), state)
 
@@ -87,7 +93,7 @@ def delta_rule(
             return chunked_delta(query, key, value, beta, decay, starts, state, chunk, **options)
         return scan_tokens(token, (query, key, value, beta, decay), starts, state, fresh=fresh)
 
-    out, state = over_groups(run, query, key, {"value": value, "beta": beta[..., None], "decay": decay}, state)
+    out, state = over_groups(run, query, key, {"value": value, "beta": beta, "decay": decay}, state)
     return out.astype(value.dtype), state
 
 

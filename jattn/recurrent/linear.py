@@ -92,8 +92,13 @@ def linear_recurrence(
         decay = decay.astype(dtype)
         if log_decay is not None and log_decay.ndim == 1:
             decay = jnp.broadcast_to(decay, (*value.shape[:-1], 1))
-    fresh = initial_state is None
+    options: dict[str, Any] = {"form": form, "chunk": chunk, "fresh": initial_state is None}
+    return _run(query, key, value, decay, bonus, starts, state, **options)
 
+
+# Or every call outside of `jit` would compile its loops again.
+@functools.partial(jax.jit, static_argnames=("form", "chunk", "fresh"))
+def _run(query, key, value, decay, bonus, starts, state, *, form, chunk, fresh):
     def token(bonus, query, key, value, decay, state):
         return linear_token(query, key, value, None if decay is None else jnp.exp(decay), bonus, state)
 
