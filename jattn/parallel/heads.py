@@ -30,13 +30,13 @@ class Heads:
     (`masks.of`, `scores.of`) JAX refuses here, with an error, what has its own derivative rule, like `jax.nn.relu`.
 
     Args:
-        axis: the mesh axis over which heads are split.
+        axis: the mesh axis over which heads are split; None splits the batch alone (data parallelism).
         batch: for each batch axis of the call, the mesh axis that splits it, or None; one name for a single batch
             axis; `()` splits none.
         mesh: by default the one set by `jax.set_mesh`. Over its other axes everything is repeated.
 
     Raises:
-        ValueError: no names of mesh axes, no mesh.
+        ValueError: no names of mesh axes, no mesh; nothing that splits.
 
     >>> import jax, jattn
     >>> from jattn.parallel import Heads
@@ -45,16 +45,24 @@ class Heads:
     >>> out = Heads("model", mesh=mesh).attention(q, k, v, mask=jattn.masks.Causal())
     >>> out.sharding.spec[2]
     'model'
+    >>> data = Heads(None, batch="model", mesh=mesh)
+    >>> data.attention(q.swapaxes(0, 2), k.swapaxes(0, 2), v.swapaxes(0, 2)).sharding.spec[0]
+    'model'
     """
 
-    axis: str
+    axis: str | None
     batch: tuple[MeshAxis, ...] | str = ()
     mesh: AnyMesh | None = None
 
     def __post_init__(self):
-        if not isinstance(self.axis, str):
+        if self.axis is not None and not isinstance(self.axis, str):
             raise ValueError(f"`axis` must be the name of one mesh axis, such as 'model'; got {describe(self.axis)}.")
         check_batch_axes(self.batch)
+        if self.axis is None and not mesh_axes(self.batch if isinstance(self.batch, str) else tuple(self.batch)):
+            raise ValueError(
+                "`axis` must be the name of one mesh axis, such as 'model', or `batch` must name one to split the "
+                f"batch alone, `Heads(None, batch='data')`; got axis None and batch {self.batch!r}."
+            )
         check_mesh(self.mesh)
 
     def attention(
@@ -117,7 +125,8 @@ class Heads:
         """
 
         def summed(*shards: Any) -> jax.Array:
-            return jax.lax.psum(function(*shards), self.axis)
+            part = function(*shards)
+            return part if self.axis is None else jax.lax.psum(part, self.axis)
 
         out = PartitionSpec(*self.batch_axes(batch_axes), None, None)
         return run_on_shards(summed, operands, specs, out, mesh=current_mesh(self.mesh))
@@ -163,7 +172,7 @@ class Heads:
         mesh = current_mesh(self.mesh)
         names = self.batch_axes(len(batch))
         check_mesh_axes(mesh, mesh_axes(self.axis, *names))
-        devices = mesh.shape[self.axis]
+        devices = math.prod(mesh.shape[name] for name in mesh_axes(self.axis))
         if kv_heads % devices:
             raise ValueError(
                 f"`kv_heads` must be a multiple of the {devices} devices on mesh axis {self.axis!r}, since a key head "

@@ -314,3 +314,20 @@ def test_bad_input():
         strategy.attention(query, key, value, scores=scores.Alibi(jnp.ones(5)))
     with pytest.raises(ValueError, match=r"q_len 11 differs from kv_len 12"):
         strategy.attention(query[:, :11], key, value, mask=masks.Causal())
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_the_batch_alone(kind):
+    strategy = Heads(None, batch="data", mesh=make_mesh((2, 4), kind))
+    arguments: dict[str, Any] = dict(
+        mask=masks.Causal() & masks.Lengths(np.array([5, 12])), dropout=jattn.Dropout(0.5, jax.random.key(1))
+    )
+    out = strategy.attention(*qkv(), **arguments)
+    assert_close(np.asarray(out), np.asarray(jattn.attention(*qkv(), **arguments)))
+    assert out.sharding.spec[0] == "data"
+    x = draw(BATCH, LENGTH, 24)
+    layer = jax.jit(lambda parameters, x: multi_head(parameters, x, parallel=strategy))
+    assert_close(np.asarray(layer(parameters(), x)), np.asarray(multi_head(parameters(), x)))
+    for batch in ((), (None,)):
+        with pytest.raises(ValueError, match=r"`axis` must be .*Heads\(None, batch='data'\).* got axis None and batch"):
+            Heads(None, batch=batch, mesh=strategy.mesh)
