@@ -165,7 +165,7 @@ def fill_indices(piece: Any, batch: tuple[int, ...], q_heads: int, split: tuple[
     return piece.replace(**filled)
 
 
-def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[jax.Array, ...], jax.ShapeDtypeStruct]:
+def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[Any, ...], jax.ShapeDtypeStruct]:
     """The traced function, the arrays it closes over, and the shape and dtype of what it returns.
 
     Raises:
@@ -175,8 +175,11 @@ def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[jax
     with one_expression("function", function), without_mesh():
         try:
             closed, result = jax.make_jaxpr(function, return_shape=True)(*scalars)
-        except (jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError):
-            closed, result = jax.make_jaxpr(with_tables(function), return_shape=True)(*scalars)
+        except (jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError) as error:
+            try:
+                closed, result = jax.make_jaxpr(with_tables(function), return_shape=True)(*scalars)
+            except (AttributeError, TypeError):  # what `jax.numpy` has not, or takes otherwise
+                raise error from None
     captured = (one if isinstance(one, jax.Array) else np.asarray(one) for one in closed.consts)
     return Traced(function, closed), tuple(captured), result
 

@@ -211,3 +211,24 @@ def test_branches_and_loops_of_a_function_inside_shard_map():
     inside = jax.shard_map(attend, mesh=mesh, in_specs=batch, out_specs=batch)
     found = inside(jax.device_put(query, jax.NamedSharding(mesh, batch)))
     np.testing.assert_allclose(found, attend(query), atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [lambda q, k: np.max([q, k]) > 3, lambda q, k: np.busday_count(q, k) > 3])
+def test_numpy_that_cannot_is_refused_with_the_remedy(function):
+    with pytest.raises(ValueError, match=r"gives a traced number to NumPy\. Write `jnp` for `np`"):
+        masks.of(function)
+
+
+def test_what_a_function_closes_over_may_change():
+    """The numbers of an array are leaves, those in an expression are not: neither is mixed up with the one before."""
+    query = jax.random.normal(jax.random.key(0), (6, 2, 4))
+
+    def attend(table, slope, limit):
+        pieces = {"mask": lambda q, k: table[k] <= limit, "scores": lambda s, q, k: s - slope * abs(q - k)}
+        return jattn.attention(query, query, query, **pieces)
+
+    for table, slope, limit in ((np.arange(6), 1.0, 3), (np.arange(6)[::-1], 1.0, 3), (np.arange(6), 2.0, 4)):
+        score = scores.Alibi(np.full(2, slope, np.float32))
+        want = jattn.attention(query, query, query, mask=masks.Dense((table <= limit)[None, None]), scores=score)
+        np.testing.assert_allclose(attend(table, slope, limit), want, atol=1e-5)
+        np.testing.assert_allclose(attend(jnp.asarray(table), slope, limit), want, atol=1e-5)

@@ -90,4 +90,4 @@ def of(function: Callable[..., jax.Array], *, heads: Any = None, examples: Any =
 
 def as_score(value: Any) -> Any:
     """A function becomes `of(function)`; anything else is as it was."""
-    return value if isinstance(value, (Score, type)) or not callable(value) else of(value)
+    return value if isinstance(value, (Score, type)) or not callable(value) else of(value)  # pyright: ignore[reportArgumentType]  (what it returns is checked by `of`)
