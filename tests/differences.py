@@ -44,6 +44,17 @@ def close(ours, truth, tolerance: float, what: str = "value") -> None:
     )
 
 
+def summed(run: Callable, *arrays: Any) -> tuple[Any, ...]:
+    """The output of `run`, and the gradients of its sum in all arrays; one compiled program."""
+
+    @jax.jit
+    def both(*arrays):
+        out, pull = jax.vjp(run, *arrays)
+        return out, *pull(jnp.ones_like(out))
+
+    return both(*arrays)
+
+
 def check(ours: Callable, truth: Callable, *arrays: np.ndarray, tolerance: float = 1e-5) -> None:
     """`ours` (JAX, float32) is `truth` (NumPy, float64): in value and in the gradient of every array.
 

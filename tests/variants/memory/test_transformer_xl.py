@@ -96,13 +96,13 @@ def layer_and_inputs(memory_len, length=12):
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (5, 1, 6), (12,)])
 def test_segments_equal_the_full_pass_when_memory_covers_the_context(sizes):
     layer, parameters, inputs = layer_and_inputs(12)
-    want, _ = layer(parameters, inputs)
     run, parts, memory, start = jax.jit(layer), [], None, 0
+    want, _ = run(parameters, inputs)
     for size in sizes:
         out, memory = run(parameters, inputs[:, start : start + size], memory)
         parts.append(out)
         start += size
-    close(jnp.concatenate(parts, 1), want, 1e-5)
+    close(np.concatenate(parts, 1), want, 1e-5)
     assert int(memory.filled) == 12
 
 
@@ -131,16 +131,18 @@ def test_no_gradient_into_memory_and_none_from_the_future():
         _, memory = layer(parameters, first)
         return layer(parameters, rest, memory)[0]
 
-    gradient = jax.grad(lambda *parts: jnp.sin(second(*parts)).sum(), (0, 1))(inputs[:, :4], inputs[:, 4:8])
+    graded = jax.jit(jax.grad(lambda *parts: jnp.sin(second(*parts)).sum(), (0, 1)))
+    gradient = graded(inputs[:, :4], inputs[:, 4:8])
     np.testing.assert_array_equal(gradient[0], 0)
     assert np.any(gradient[1])
     # The memory is a constant both when it is made and when it is read.
-    kept = jax.grad(lambda first: layer(parameters, first)[1].states.sum())(inputs[:, :4])
+    kept = jax.jit(jax.grad(lambda first: layer(parameters, first)[1].states.sum()))(inputs[:, :4])
     np.testing.assert_array_equal(kept, 0)
-    _, memory = layer(parameters, inputs[:, :4])
-    read = jax.grad(lambda states: layer(parameters, inputs[:, 4:8], memory._replace(states=states))[0].sum())
+    _, memory = jax.jit(layer)(parameters, inputs[:, :4])
+    read = jax.jit(jax.grad(lambda states: layer(parameters, inputs[:, 4:8], memory._replace(states=states))[0].sum()))
     np.testing.assert_array_equal(read(memory.states), 0)
-    jacobian = jax.jacobian(lambda x: layer(parameters, x)[0])(inputs[0, :5])
+    jacobian = jax.jit(jax.jacobian(lambda x: layer(parameters, x)[0]))(inputs[0, :5])
+    jacobian = np.asarray(jacobian)
     for i in range(5):
         assert np.any(jacobian[i, :, : i + 1])
         np.testing.assert_array_equal(jacobian[i, :, i + 1 :], 0)
