@@ -1,6 +1,6 @@
 """Train a small byte-level GPT, built from `jattn.nnx`, on the help texts that every Python carries.
 
-    pip install 'jattn[examples]'
+    pip install -e '.[examples]'                                         # in a clone of the repository
     python examples/train_lm.py                                          # under two minutes on two CPU cores
     python examples/train_lm.py --mask window --out runs/window          # or packed: topics in a row keep apart
     python examples/train_lm.py --size medium --out runs/medium          # on a GPU or TPU; bfloat16 there by itself

@@ -16,7 +16,7 @@ from ..masks.base import restricted
 from ..modules import learned as pieces_of
 from ..modules.multi_head import multi_head, multi_head_weights
 from ..modules.norms import QKNorm, as_qk_norm
-from ..modules.options import check_options
+from ..modules.options import check_inputs, check_options
 from ..modules.parameters import Shape, Sizes, initialize, parameter_shapes
 from ..parallel import Heads
 
@@ -151,6 +151,7 @@ class MultiHeadAttention(nn.Module):
             weights: return the weights `[..., heads, queries, kv_len]`, before dropout, and not the output.
             heads, queries: of the weights, the indices of those wanted.
         """
+        check_inputs(inputs=inputs, key_inputs=key_inputs, value_inputs=value_inputs)
         key_source = inputs if key_inputs is None else key_inputs
         if value_inputs is not None and value_inputs.shape[-1] != key_source.shape[-1]:
             raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..core.checks import check_pieces
 from ..core.dropout import Dropout
+from ..core.shapes import check_rate
 from ..foundation.arrays import counted
 from ..front import attention, attention_weights
 from ..masks import Dense, Mask
@@ -115,6 +116,7 @@ def attention_fn(
             **_positions(at, input_positions, q_len, kv_len),
         )
         dropout = None
+        check_rate("dropout_rate", dropout_rate)
         if dropout_rate > 0 and not deterministic:
             if dropout_rng is None:
                 raise ValueError(f"`dropout_rng` must be a random key for `dropout_rate` {dropout_rate}; got None.")

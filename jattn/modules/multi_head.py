@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.checks import check_pieces, check_positions, reject_ambiguous_positions, renamed
 from ..core.dropout import Dropout
-from ..foundation.arrays import of_rank
+from ..foundation.arrays import describe, of_rank
 from ..foundation.sharding import summed_einsum
 from ..foundation.varying import split_axes
 from ..front import attention, attention_weights
@@ -20,7 +20,7 @@ from ..pieces import indexed
 from ..positions import rotary as default_rotary
 from ..tiles import check_lone_query_positions
 from .norms import QKNorm, as_qk_norm
-from .options import check_dtype, check_rotary
+from .options import check_dtype, check_inputs, check_parallel, check_rotary
 from .parameters import parameter_specs
 
 Array = jax.Array | np.ndarray
@@ -94,6 +94,7 @@ def multi_head(
     """
     _check(parameters, inputs, key_inputs, value_inputs)
     check_rotary(rotary)
+    check_parallel(parallel)
     dtype = _computation_dtype(dtype, parameters, inputs, key_inputs, value_inputs)
     mask, similarity, scores, normalizer, dropout = check_pieces(mask, similarity, scores, normalizer, dropout)
     at = _positions(inputs, key_inputs, positions, key_positions, rotary)
@@ -222,12 +223,16 @@ def _check(parameters: Parameters, inputs: Any, key_inputs: Any, value_inputs: A
     """The shapes of inputs and kernels fit together."""
     if value_inputs is not None and key_inputs is None:
         raise ValueError("`value_inputs` needs `key_inputs`: give `key_inputs=inputs` if keys are made of the inputs.")
+    check_inputs(inputs=inputs, key_inputs=key_inputs, value_inputs=value_inputs)
+    for group in ("query", "key", "value", "out"):
+        if not isinstance(parameters, Mapping) or "kernel" not in parameters.get(group, ()):
+            raise ValueError(f"`parameters` must have a `kernel` in {group!r}; got {describe(parameters)}.")
     key_source = inputs if key_inputs is None else key_inputs
     value_source = key_source if value_inputs is None else value_inputs
     sources = {"query": ("inputs", inputs), "key": ("key_inputs", key_source), "value": ("value_inputs", value_source)}
     for group, (name, source) in sources.items():
         kernel = parameters[group]["kernel"]
-        if jnp.ndim(source) < 2 or source.shape[-1] != kernel.shape[0]:
+        if source.shape[-1] != kernel.shape[0]:
             raise ValueError(
                 f"`{name}` must have shape [..., length, {kernel.shape[0]}] for a {group} kernel of shape "
                 f"{kernel.shape}; got {jnp.shape(source)}."

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..core.shapes import check_flags, check_rate
-from ..foundation.arrays import describe
+from ..foundation.arrays import describe, dtype_of
 from ..front import named
 from ..parallel import Heads
 from .layer import Layer
@@ -54,8 +54,7 @@ def check_options(
     check_rate("dropout_rate", dropout_rate)
     if implementation is not None:
         named(implementation)
-    if parallel is not None and not isinstance(parallel, Heads):
-        raise ValueError(f"`parallel` must be `jattn.parallel.Heads(...)`, or None; got {describe(parallel)}.")
+    check_parallel(parallel)
     for name, dtype in dtypes.items():
         if dtype is not None:
             check_dtype(name, dtype)
@@ -64,6 +63,34 @@ def check_options(
             raise ValueError(
                 f"`{name}` must be a function of a key, a shape and a dtype, such as "
                 f"`jax.nn.initializers.lecun_normal()`; got {describe(initializer)}."
+            )
+
+
+def check_parallel(parallel: Any) -> None:
+    """None, or how heads are split over devices.
+
+    Raises:
+        ValueError: something else.
+    """
+    if parallel is not None and not isinstance(parallel, Heads):
+        raise ValueError(f"`parallel` must be `jattn.parallel.Heads(...)`, or None; got {describe(parallel)}.")
+
+
+def check_inputs(**sources: Any) -> None:
+    """Inputs are arrays `[..., length, features]`; None is left out.
+
+    Raises:
+        ValueError: naming the one that is not.
+
+    >>> check_inputs(inputs=[[1.0, 2.0]])
+    Traceback (most recent call last):
+    ...
+    ValueError: `inputs` must be an array [..., length, features], of JAX or NumPy; got [[1.0, 2.0]] (list).
+    """
+    for name, source in sources.items():
+        if source is not None and (dtype_of(source) is None or len(source.shape) < 2):
+            raise ValueError(
+                f"`{name}` must be an array [..., length, features], of JAX or NumPy; got {describe(source)}."
             )
 
 

@@ -45,12 +45,17 @@ class Layer(nnx.Module):
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """What the layer makes of the inputs."""
-        return self.layer(self.parameters(), *inputs, **options)
+        return self.layer(_parameters(self), *inputs, **options)
 
     def run(self, method: str, *inputs: Any, **options: Any) -> Any:
         """Another method of the layer, such as `"step"`."""
-        return getattr(self.layer, method)(self.parameters(), *inputs, **options)
+        return getattr(self.layer, method)(_parameters(self), *inputs, **options)
 
     def parameters(self) -> dict[str, Any]:
         """The arrays, as the layer takes them."""
-        return jax.tree.map(lambda one: one[...], self.weights, is_leaf=lambda node: isinstance(node, nnx.Param))
+        return _parameters(self)
+
+
+def _parameters(module: Layer) -> dict[str, Any]:
+    """Not a method: `nnx.tabulate` has a row for each method that is called."""
+    return jax.tree.map(lambda one: one[...], module.weights, is_leaf=lambda node: isinstance(node, nnx.Param))

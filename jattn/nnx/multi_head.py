@@ -234,7 +234,8 @@ class MultiHeadAttention(nnx.Module):
         unknown = pieces.keys() - set(pieces_of.LEARNABLE)
         if unknown:
             raise ValueError(f"pieces are {', '.join(pieces_of.LEARNABLE)}; got {sorted(unknown)}.")
-        checked = check_pieces(*(pieces.get(name) for name in pieces_of.LEARNABLE), None)
+        mask, similarity, scores, normalizer = (pieces.get(name) for name in pieces_of.LEARNABLE)
+        checked = check_pieces(mask, similarity, scores, normalizer, None)
         other = nnx.view(self, raise_if_not_found=False)
         for name, piece in zip(pieces_of.LEARNABLE, checked, strict=False):
             if name in pieces:

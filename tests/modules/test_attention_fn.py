@@ -236,6 +236,9 @@ def test_refusals_reach_through_the_modules():
     query = X.reshape(BATCH, LENGTH, HEADS, 4)
     with pytest.raises(ValueError, match="`dropout_rng` must be a random key"):
         attention_fn()(query, query, query, dropout_rate=0.5)
+    for rate in (2.0, "a"):
+        with pytest.raises(ValueError, match="`dropout_rate` must be a probability"):
+            attention_fn()(query, query, query, dropout_rate=rate)
     with pytest.raises(ValueError, match="`mask` must be an array that broadcasts"):
         attention_fn()(query, query, query, mask=True)
     default = jax.lax.Precision.DEFAULT

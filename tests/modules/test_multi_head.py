@@ -258,6 +258,16 @@ def test_bad_input():
     square = parameters(Sizes(4, 16))
     with pytest.raises(ValueError, match=r"`positions` must be integers.*'abc'"):
         multi_head(square, x, positions="abc")
+    for call, message in [
+        (lambda: multi_head(square, x.tolist()), r"`inputs` must be an array \[..., length, features\].*\(list\)"),
+        (lambda: multi_head(square, x[0, 0]), r"`inputs` must be an array .*shape \(16,\)"),
+        (lambda: multi_head({**square, "out": {}}, x), "`parameters` must have a `kernel` in 'out'"),
+        (lambda: multi_head(None, x), "`parameters` must have a `kernel` in 'query'; got None"),
+        (lambda: multi_head(square, x, parallel="model"), r"`parallel` must be `jattn.parallel.Heads\(...\)`.*'model'"),
+        (lambda: multi_head(square, x, dropout=0.1), r"`dropout`.*`jattn.Dropout\(rate, key\)`"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
     with pytest.raises(ValueError, match="in self-attention give `positions`"):
         multi_head(square, x, key_positions=np.arange(Q_LEN))
 

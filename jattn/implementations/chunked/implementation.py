@@ -62,9 +62,11 @@ class Chunked(Implementation):
         traced = None if isinstance(plan.states, np.ndarray) else plan.states
         if traced is not None:
             plan = dataclasses.replace(plan, states=None)
-        arrays = (query, key, value, Pieces.of(call))
-        arrays = jax.tree.map(lambda leaf: reverse_mode_only(leaf) if is_float(leaf) else leaf, arrays)
-        operands = Operands(*arrays, traced)
+        # Behind this, any derivative but the first in reverse mode is an error that says so.
+        query, key, value, pieces = jax.tree.map(
+            lambda leaf: reverse_mode_only(leaf) if is_float(leaf) else leaf, (query, key, value, Pieces.of(call))
+        )
+        operands = Operands(query, key, value, pieces, traced)
         return Partial(*differentiable(Program(cut, call.scale, plan), operands))
 
     def describe(self, call: Call) -> tuple[Plan | None, str]:
