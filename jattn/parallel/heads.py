@@ -26,7 +26,8 @@ class Heads:
     Consecutive heads share a device: with `n` devices on the axis, device `i` has query heads `i * q_heads / n` and
     up, and the key heads they attend to. Each per-head array in a piece (slopes, sinks, biases, windows) goes with its
     head. Attention itself needs no communication; multi-head attention has one sum over the axis, after the output
-    projection, in float32. Forward and backward equal one device, dropout included. In a user's own function
+    projection, in float32. Forward and backward equal one device, dropout included; a function that reads the index of
+    its batch element or head (`masks.of`) reads that of the whole arrays. In a user's own function
     (`masks.of`, `scores.of`) JAX refuses here, with an error, what has its own derivative rule, like `jax.nn.relu`.
 
     Args:
