@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .foundation.arrays import FOREIGN, as_array, describe, dtype_of, same_values
+from .foundation.slices import slice_at
 
 LAYOUT = ("head", "query", "key")
 """The axes of a score behind the batch; any other declared name is an axis of the piece's own."""
@@ -380,6 +381,6 @@ def take(value: Any, starts: dict[int, Any], sizes: dict[int, int]) -> Any:
     shape = jnp.shape(value)
     if all(shape[axis] == 1 or shape[axis] == size for axis, size in sizes.items()):
         return value
-    start = [jnp.asarray(starts.get(axis, 0) if have != 1 else 0, jnp.int32) for axis, have in enumerate(shape)]
+    start = [starts.get(axis, 0) if have != 1 else 0 for axis, have in enumerate(shape)]
     size = [min(sizes[axis], shape[axis]) if axis in sizes else shape[axis] for axis in range(len(shape))]
-    return jax.lax.dynamic_slice(value, start, size)
+    return slice_at(value, start, size)

@@ -35,13 +35,13 @@ def multiply_values(weights: jax.Array, values: jax.Array, allowed: jax.Array) -
     allowed = vary(allowed, varying_axes(weights, values))
     clean = grouped_product(weights, without_nonfinite(values))
 
-    def add_nonfinite():
+    def with_nonfinite():
         reach = jnp.broadcast_to(allowed, weights.shape).astype(values.dtype)
         # NaN is of both kinds: inf - inf.
-        for kind, what in ((~(values < jnp.inf), jnp.inf), (~(values > -jnp.inf), -jnp.inf)):
-            reached = grouped_product(reach, kind.astype(values.dtype)) > 0
-            yield jnp.where(reached, what, 0).astype(clean.dtype)
+        kinds = jnp.concatenate([~(values < jnp.inf), ~(values > -jnp.inf)], -1).astype(values.dtype)
+        above, below = jnp.split(grouped_product(reach, kinds) > 0, 2, -1)
+        return clean + (jnp.where(above, jnp.inf, 0) + jnp.where(below, -jnp.inf, 0)).astype(clean.dtype)
 
     if auto_devices(weights, values) > 1:  # to ask whether all are finite, the devices would have to speak
-        return clean + sum(add_nonfinite())
-    return jax.lax.cond(jnp.isfinite(values).all(), lambda: clean, lambda: clean + sum(add_nonfinite()))
+        return with_nonfinite()
+    return jax.lax.cond(jnp.isfinite(values).all(), lambda: clean, with_nonfinite)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ...core import pairs
 from ...core.finite import grouped_product, without_nonfinite
+from ...foundation.slices import put_at, slice_at
 from ...foundation.varying import full, varying_axes
 from ...similarities.base import accumulation_dtype, folded_scale
 from .tile import (
@@ -17,6 +18,7 @@ from .tile import (
     put_rows,
     rows_of,
     slice_pieces,
+    sweep,
 )
 from .tiling import Tiling
 
@@ -56,11 +58,22 @@ def gradients(
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value, pieces, lists, out_cotangent, lse_cotangent)
     softmax = pieces.normalizer.streams == "softmax"
+    # What stands in for pairs that may not attend costs too much for a tile in which all may.
+    apart = not all(one.finite_at_zero for one in (*pieces.scores, pieces.normalizer))
+    apart |= not (pieces.similarity.is_dot or pieces.similarity.finite)
     rank, group = tiling.rank, tiling.group
     lane_batch = [size if whole else 1 for size, whole in zip(tiling.batch, tiling.whole, strict=True)]
 
     def zeros(shape, dtype):
         return full(shape, 0, dtype, axes)
+
+    # One array of what there is for each row, so that a tile slices it once.
+    shift = jnp.zeros_like(lse)
+    if softmax:
+        dead = jnp.isneginf(lse)
+        along = (jnp.where(dead[..., None], 0, out_cotangent).astype(dtype) * out.astype(dtype)).sum(-1)
+        shift = jnp.where(dead, 0, lse_cotangent - along)
+    rows = jnp.stack([lse, remainder, shift], -1)
 
     def one_lane(lane, carry):
         d_query, d_key, d_value, d_floats = carry
@@ -84,23 +97,19 @@ def gradients(
             lane_sum = jnp.moveaxis(lane_sum, -1, rank)
             if tiling.shares > 1:
                 return _add_at(whole, lane_sum, place)
-            return jax.lax.dynamic_update_slice(whole, lane_sum.astype(whole.dtype), place)
+            return put_at(whole, lane_sum.astype(whole.dtype), place)
 
         return d_query, put_lane(d_key, d_key_lane), put_lane(d_value, d_value_lane), d_floats
 
     def _query_tile(lane, q_index, starts, sums):
         query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
-        out_tile = rows_of(out, tiling, starts, keys=False)
         cotangent = _operand(rows_of(out_cotangent, tiling, starts, keys=False), value.dtype)
-        lse_tile = rows_of(lse, tiling, starts, keys=False)
+        lse_tile, remainder_tile, shift_tile = jnp.moveaxis(rows_of(rows, tiling, starts, keys=False), -1, 0)
         live = ~jnp.isneginf(lse_tile)
         cotangent = jnp.where(live[..., None], cotangent, 0)
-        shift = jnp.zeros_like(lse_tile)
-        if softmax:
-            along = (cotangent.astype(dtype) * out_tile.astype(dtype)).sum(-1)
-            shift = jnp.where(live, rows_of(lse_cotangent, tiling, starts, keys=False) - along, 0)
         safe_lse = jnp.where(live, lse_tile, 0)
-        remainder_tile = rows_of(remainder, tiling, starts, keys=False)
+        if pieces.mask is not None or any(tiling.ragged):
+            query_tile = without_nonfinite(query_tile)  # the scores of a row that had others have an lse of NaN
         # Written out once per query tile, or the compiler transposes them again at every key tile.
         query_columns, cotangent_columns = jax.lax.optimization_barrier(
             (jnp.swapaxes(_by_kv_head(query_tile, group), -1, -2), jnp.swapaxes(_by_kv_head(cotangent, group), -1, -2))
@@ -112,22 +121,20 @@ def gradients(
 
         def visit(place, carry, partial):
             d_query_tile, d_key_lane, d_value_lane, d_floats = carry
-            k_index = lists.order[place]
+            k_index = lists.tile(place)
             starts = tiling.starts(lane, q_index, k_index)
             tile = slice_pieces(pieces, tiling, starts)
             floats, rebuild = split(tile)
             key_tile = rows_of(key, tiling, starts, keys=True)
             value_tile = rows_of(value, tiling, starts, keys=True)
-            query_rows, columns = query_tile, query_columns
-            allowed = allowed_pairs(tile, tiling, q_index, k_index) if partial else None
-            broken = None
+            allowed = allowed_pairs(tile, tiling, q_index, k_index, partial)
+            raw_key_tile = key_tile
             if allowed is not None:
-                broken = ~jnp.isfinite(key_tile).all(-1)
                 key_tile, value_tile = without_nonfinite(key_tile), without_nonfinite(value_tile)
-                query_rows, columns = without_nonfinite(query_tile), without_nonfinite(query_columns)
 
             if tile.similarity.is_dot:
-                raw = tile.similarity.pair(query_rows, key_tile)
+                # NaN of a key that may not attend goes no further than its scores, which nothing looks at.
+                raw = tile.similarity.pair(query_tile, raw_key_tile)
                 scores, pull = jax.vjp(lambda raw, floats: scores_of(raw, rebuild(floats), allowed), raw, floats)
             else:
 
@@ -135,9 +142,10 @@ def gradients(
                     tile = rebuild(floats)
                     return scores_of(pairs.pair(tile.similarity, query_rows, key_tile, allowed), tile, allowed)
 
-                scores, pull = jax.vjp(score, query_rows, key_tile, floats)
-            if broken is not None:
-                scores = jnp.where(jnp.repeat(broken, group, axis=rank)[..., None, :], jnp.nan, scores)
+                scores, pull = jax.vjp(score, query_tile, key_tile, floats)
+                if allowed is not None:
+                    broken = jnp.repeat(~jnp.isfinite(raw_key_tile).all(-1), group, axis=rank)
+                    scores = jnp.where(broken[..., None, :], jnp.nan, scores)
 
             factor = None
             if tile.dropout is not None:
@@ -150,7 +158,7 @@ def gradients(
                 if allowed is not None:
                     exponent = jnp.where(allowed, exponent, -jnp.inf)
                 weights = jnp.exp(exponent)
-                d_scores = weights * (d_weights + shift[..., None])
+                d_scores = weights * (d_weights + shift_tile[..., None])
             else:
 
                 def weigh(scores, floats):
@@ -169,7 +177,7 @@ def gradients(
                 d_raw, d_floats_tile = pull(d_scores)
                 d_raw = _operand(d_raw, key_tile.dtype)
                 d_query_rows = grouped_product(d_raw, key_tile)
-                d_key_tile = _columns_product(columns, d_raw, group)
+                d_key_tile = _columns_product(query_columns, d_raw, group)
             else:
                 d_query_rows, d_key_tile, d_floats_tile = pull(d_scores)
                 d_key_tile = jnp.swapaxes(d_key_tile, -1, -2)
@@ -184,10 +192,8 @@ def gradients(
                 [_add_field(*item, starts) for item in zip(d_floats, d_floats_tile, strict=True)],
             )
 
-        start, full_stop, stop = lists.row(starts, tiling, q_index)
         carry = (zeros(query_tile.shape, dtype), *sums)
-        carry = jax.lax.fori_loop(start, full_stop, lambda i, carry: visit(i, carry, False), carry)
-        d_query_tile, *sums = jax.lax.fori_loop(full_stop, stop, lambda i, carry: visit(i, carry, True), carry)
+        d_query_tile, *sums = sweep(visit, lists.row(starts, tiling, q_index), carry, apart)
         folded = scale if left == 1.0 else 1.0
         return d_query_tile * folded, *sums
 
@@ -238,8 +244,8 @@ def _columns_product(columns: jax.Array, weights: jax.Array, group: int) -> jax.
 
 
 def _add_at(whole: jax.Array, tile: jax.Array, at: list[Any]) -> jax.Array:
-    old = jax.lax.dynamic_slice(whole, at, tile.shape)
-    return jax.lax.dynamic_update_slice(whole, old + tile.astype(whole.dtype), at)
+    old = slice_at(whole, at, tile.shape)
+    return put_at(whole, old + tile.astype(whole.dtype), at)
 
 
 def _add_field(whole: jax.Array, tile: jax.Array, starts: dict[int, Any]) -> jax.Array:

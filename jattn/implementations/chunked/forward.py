@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ...core.finite import grouped_product, multiply_values
 from ...core.partial import log_of_sum
+from ...foundation.slices import quotient
 from ...foundation.varying import full, varying_axes
 from ...similarities.base import accumulation_dtype, folded_scale
 from .tile import (
@@ -18,6 +19,7 @@ from .tile import (
     put_rows,
     rows_of,
     slice_pieces,
+    sweep,
 )
 from .tiling import Tiling
 
@@ -28,14 +30,14 @@ def attend(
     """The sum `[batch..., q_len, q_heads, v_dim]`, its log mass `[batch..., q_len, q_heads]`, the remainder."""
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value, pieces, lists)
+    softmax = pieces.normalizer.streams == "softmax"
     # Not in the dtype of the value yet: what `finish` does to it would round a second time, and the backward pass
     # subtracts its product with the cotangent from every score's gradient.
     out = full((*query.shape[:-1], value.shape[-1]), 0, dtype, axes)
-    lse = full(query.shape[:-1], -jnp.inf, dtype, axes)
-    remainder = full(query.shape[:-1], 0, dtype, axes)
+    tops_and_masses = full((*query.shape[:-1], 2), 0, dtype, axes)
 
     def one_query_tile(step, carry):
-        lane, q_index = step // tiling.q_tiles, step % tiling.q_tiles
+        lane, q_index = quotient(step, tiling.q_tiles)
         starts = tiling.starts(lane, q_index, 0)
         query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
         rows = query_tile.shape[:-1]
@@ -46,7 +48,7 @@ def attend(
         )
 
         def visit(place, state, partial):
-            k_index = lists.order[place]
+            k_index = lists.tile(place)
             starts = tiling.starts(lane, q_index, k_index)
             tile = slice_pieces(pieces, tiling, starts)
             key_tile = rows_of(key, tiling, starts, keys=True)
@@ -57,25 +59,24 @@ def attend(
                 value_tile = value_tile.astype(dtype)
             raw = tile.similarity.pair(query_tile, key_tile)
             scores = modify_scores(raw, left, tile)
-            allowed = allowed_pairs(tile, tiling, q_index, k_index) if partial else None
+            allowed = allowed_pairs(tile, tiling, q_index, k_index, partial)
             factor = None
             if tile.dropout is not None:
                 factor = tile.dropout.factor(tile.query_positions, tile.key_positions)
-            update = _softmax if tile.normalizer.streams == "softmax" else _elementwise
+            update = _softmax if softmax else _elementwise
             return update(state, scores, allowed, factor, value_tile, tile.normalizer)
 
-        start, full_stop, stop = lists.row(starts, tiling, q_index)
-        state = jax.lax.fori_loop(start, full_stop, lambda i, state: visit(i, state, False), state)
-        top, mass, summed = jax.lax.fori_loop(full_stop, stop, lambda i, state: visit(i, state, True), state)
-        if pieces.normalizer.streams == "softmax":
+        top, mass, summed = sweep(visit, lists.row(starts, tiling, q_index), state, apart=False)
+        if softmax:
             summed = summed / jnp.where(mass == 0, 1, mass)[..., None]
-            rows = summed, *log_of_sum(top, mass)
-        else:
-            rows = summed, jnp.log(mass), jnp.zeros_like(mass)
+        rows = summed, jnp.stack([top, mass], -1)
         fresh = fresh_rows(tiling, q_index)
         return tuple(put_rows(whole, tile, tiling, starts, fresh) for whole, tile in zip(carry, rows, strict=True))
 
-    return jax.lax.fori_loop(0, tiling.lanes * tiling.q_tiles, one_query_tile, (out, lse, remainder))
+    carry = (out, tops_and_masses)
+    out, tops_and_masses = jax.lax.fori_loop(0, tiling.lanes * tiling.q_tiles, one_query_tile, carry)
+    top, mass = tops_and_masses[..., 0], tops_and_masses[..., 1]
+    return out, *(log_of_sum(top, mass) if softmax else (jnp.log(mass), jnp.zeros_like(mass)))
 
 
 def _product(weights: jax.Array, allowed: jax.Array | None, value_tile: jax.Array) -> jax.Array:

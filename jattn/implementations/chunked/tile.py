@@ -1,5 +1,6 @@
 """One tile: its slices of every array, its scores, and the pairs in it that may attend."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 
 from ...core.call import Call
 from ...foundation.arrays import of_rank
+from ...foundation.slices import put_at, quotient, slice_at
+from ...foundation.varying import full, vary, varying_axes
 from ...pieces import take
 from .tiling import Tiling
 
@@ -28,20 +31,26 @@ class Pieces(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """For every row of tiles, where its full and then its partial tiles stand in `order` (see `Plan.lists`)."""
+    """For every row of tiles, where its full and then its partial tiles stand in `order` (see `Plan.lists`).
+
+    bounds: start, full_stop and stop of a row, behind the axes of the plan.
+    """
 
     order: Any
-    start: Any
-    full_stop: Any
-    stop: Any
+    bounds: Any
 
     def row(self, starts: dict[int, Any], tiling: Tiling, q_index: Any) -> tuple[Any, Any, Any]:
         """(start, full_stop, stop) of a query tile in a lane."""
-        shape = self.start.shape
+        shape = self.bounds.shape
         index = [starts.get(axis, 0) for axis in range(tiling.rank)]
-        index += [starts[tiling.rank] // tiling.q_heads, q_index]
-        place = tuple(0 if size == 1 else position for size, position in zip(shape, index, strict=True))
-        return self.start[place], self.full_stop[place], self.stop[place]
+        index += [quotient(starts[tiling.rank], tiling.q_heads)[0], q_index]
+        place = [0 if size == 1 else position for size, position in zip(shape, [*index, 0], strict=True)]
+        start, full_stop, stop = slice_at(self.bounds, place, (*[1] * len(index), 3)).reshape(3)
+        return start, full_stop, stop
+
+    def tile(self, place: Any) -> jax.Array:
+        """The key tile that stands at a place of the order."""
+        return slice_at(self.order, (place,), (1,)).reshape(())
 
 
 def rows_of(array: jax.Array, tiling: Tiling, starts: dict[int, Any], *, keys: bool) -> jax.Array:
@@ -55,7 +64,7 @@ def rows_of(array: jax.Array, tiling: Tiling, starts: dict[int, Any], *, keys: b
     start += [row, first_head]
     size += [tiling.k_tile if keys else tiling.q_tile, heads]
     extra = array.ndim - len(size)
-    tile = jax.lax.dynamic_slice(array, [*start, *[0] * extra], [*size, *array.shape[array.ndim - extra :]])
+    tile = slice_at(array, [*start, *[0] * extra], [*size, *array.shape[array.ndim - extra :]])
     return jnp.swapaxes(tile, rank, rank + 1)
 
 
@@ -70,9 +79,9 @@ def put_rows(array: jax.Array, tile: jax.Array, tiling: Tiling, starts: dict[int
         *[0] * (array.ndim - rank - 2),
     ]
     if fresh is not None:
-        old = jax.lax.dynamic_slice(array, start, tile.shape)
+        old = slice_at(array, start, tile.shape)
         tile = jnp.where(fresh.reshape(-1, *[1] * (array.ndim - rank - 1)), tile, old)
-    return jax.lax.dynamic_update_slice(array, tile, start)
+    return put_at(array, tile, start)
 
 
 def fresh_rows(tiling: Tiling, q_index: Any) -> jax.Array | None:
@@ -88,8 +97,43 @@ def slice_pieces(pieces: Pieces, tiling: Tiling, starts: dict[int, Any]) -> Piec
     return jax.tree.map(lambda leaf: take(leaf, starts, sizes), pieces)
 
 
-def allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> jax.Array | None:
-    """Of a partial tile: the pairs that may attend and that no earlier tile holds."""
+def sweep(visit: Callable[[Any, Any, Any], Any], row: tuple[Any, Any, Any], carry: Any, apart: bool) -> Any:
+    """Fold `visit(place, carry, partial)` over the tiles of a row of the plan.
+
+    One loop, in which `partial` is traced, is half as much to compile as one for the full and one for the partial tiles
+    (`apart`), in which it is True or False.
+    """
+    start, full_stop, stop = row
+    if not apart:
+        return jax.lax.fori_loop(start, stop, lambda at, carry: visit(at, carry, at >= full_stop), carry)
+    carry = jax.lax.fori_loop(start, full_stop, lambda at, carry: visit(at, carry, False), carry)
+    return jax.lax.fori_loop(full_stop, stop, lambda at, carry: visit(at, carry, True), carry)
+
+
+def allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, partial: Any) -> jax.Array | None:
+    """The pairs that may attend and that no earlier tile holds; None for all.
+
+    Args:
+        tile: the slices of all pieces.
+        tiling: how the call is cut.
+        q_index: which query tile.
+        k_index: which key tile.
+        partial: whether the plan has it as a partial one: a full one, where this is traced, is not asked for its mask.
+    """
+    if partial is False or (tile.mask is None and not any(tiling.ragged)):
+        return None
+    if partial is True:
+        return _allowed_pairs(tile, tiling, q_index, k_index)
+    shape = jax.eval_shape(lambda: _allowed_pairs(tile, tiling, q_index, k_index)).shape
+    axes = varying_axes(tile, partial)
+    return jax.lax.cond(
+        partial,
+        lambda: vary(_allowed_pairs(tile, tiling, q_index, k_index), axes),
+        lambda: full(shape, True, bool, axes),
+    )
+
+
+def _allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> Any:
     allowed = None
     if tile.mask is not None:
         allowed = tile.mask.allows(tile.query_positions, tile.key_positions)

@@ -10,6 +10,7 @@ import numpy as np
 from ...core.call import Call
 from ...foundation.arrays import of_rank
 from ...foundation.sharding import major_size
+from ...foundation.slices import quotient
 from ...tiles import EMPTY, FULL, PARTIAL, Plan, make_plan
 from .folding import Fold
 
@@ -129,7 +130,7 @@ class Tiling:
 
     def key_head(self, starts: dict[int, Any]) -> Any:
         """The first key head of a lane, from its `starts`."""
-        return starts[self.rank] // (self.group * self.shares)
+        return quotient(starts[self.rank], self.group * self.shares)[0]
 
     def starts(self, lane: Any, q_index: Any, k_index: Any) -> dict[int, Any]:
         """Where an aligned array (`[batch..., head, query, key]`) is sliced for a tile of a lane.
@@ -139,21 +140,22 @@ class Tiling:
         # With 64-bit types the loop counts in int64 and the plan's lists stay int32; one slice wants one type.
         lane, q_index, k_index = (jax.numpy.asarray(index, int) for index in (lane, q_index, k_index))
         starts: dict[int, Any] = {}
-        element = lane // self.head_blocks
+        lane, block = quotient(lane, self.head_blocks)
         for axis in reversed(range(self.rank)):
             if not self.whole[axis]:
-                starts[axis] = element % self.batch[axis]
-                element = element // self.batch[axis]
-        starts[self.rank] = lane % self.head_blocks * self.q_heads
+                lane, starts[axis] = quotient(lane, self.batch[axis])
+        starts[self.rank] = block * self.q_heads
         starts[self.rank + 1] = self.q_start(q_index)
         starts[self.rank + 2] = self.k_start(k_index)
         return starts
 
     def q_start(self, q_index: Any) -> Any:
-        return jax.numpy.minimum(q_index * self.q_tile, self.q_len - self.q_tile)
+        start = q_index * self.q_tile
+        return jax.numpy.minimum(start, self.q_len - self.q_tile) if self.ragged[0] else start
 
     def k_start(self, k_index: Any) -> Any:
-        return jax.numpy.minimum(k_index * self.k_tile, self.kv_len - self.k_tile)
+        start = k_index * self.k_tile
+        return jax.numpy.minimum(start, self.kv_len - self.k_tile) if self.ragged[1] else start
 
     def sizes(self) -> dict[int, int]:
         """The sizes of the slices that `starts` begins."""

@@ -54,7 +54,9 @@ class Program:
         plan = self.plan if states is None else dataclasses.replace(self.plan, states=states)
         states = self.tiling.fold.aligned(with_ragged_partial(plan.states, self.tiling))
         lists = dataclasses.replace(plan, states=states).coarse(self.tiling.whole, self.tiling.q_heads).lists("query")
-        return Lists(*(jnp.asarray(part) for part in (lists.order, lists.start, lists.full_stop, lists.stop)))
+        backend = np if isinstance(lists.order, np.ndarray) else jnp
+        bounds = backend.stack([lists.start, lists.full_stop, lists.stop], -1)
+        return Lists(jnp.asarray(lists.order), jnp.asarray(bounds))
 
     def wider(self, states: Any) -> "Program":
         """The program of the forward pass."""

@@ -1,0 +1,45 @@
+"""Indices that are known not to be negative: slices and quotients without the operations that look for negative ones.
+
+A program of tiles is mostly such operations, and they cost the compiler as much as any others.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def slice_at(array: Any, starts: Sequence[Any], sizes: Sequence[int]) -> jax.Array:
+    """`array[starts[0] : starts[0] + sizes[0], ...]`.
+
+    >>> import jax.numpy as jnp
+    >>> print(slice_at(jnp.arange(6).reshape(2, 3), (1, 0), (1, 2)))
+    [[3 4]]
+    """
+    return jax.lax.dynamic_slice(array, starts, sizes, allow_negative_indices=False)
+
+
+def quotient(number: Any, divisor: Any) -> tuple[Any, Any]:
+    """`divmod` of a number that is not negative.
+
+    >>> quotient(7, 1)
+    (7, 0)
+    """
+    if divisor == 1:
+        return number, 0
+    number = jnp.asarray(number)
+    unsigned = number.astype(jnp.uint64 if number.dtype.itemsize == 8 else jnp.uint32)
+    divisor = jnp.asarray(divisor, unsigned.dtype)
+    parts = jax.lax.div(unsigned, divisor), jax.lax.rem(unsigned, divisor)
+    return parts[0].astype(number.dtype), parts[1].astype(number.dtype)
+
+
+def put_at(array: jax.Array, tile: jax.Array, starts: Sequence[Any]) -> jax.Array:
+    """`array` with `tile` written from `starts` on.
+
+    >>> import jax.numpy as jnp
+    >>> print(put_at(jnp.zeros(4), jnp.ones(2), (1,)))
+    [0. 1. 1. 0.]
+    """
+    return jax.lax.dynamic_update_slice(array, tile, starts, allow_negative_indices=False)
