@@ -7,10 +7,11 @@ from .decays import FORGET, Sums, channel_scores, decay_of, sums_of, weights
 from .triangular import unit_lower_solve
 
 
-def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fresh):
+def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fresh, copies):
     """The linear recurrence.
 
-    Arguments as those of `scan_tokens`, `gates [..., length, heads, 1 or k_dim]`, `fresh` as of `run_chunks`.
+    Arguments as those of `scan_tokens`, `gates [..., length, heads, 1 or k_dim]`, `fresh` and `copies` as of
+    `run_chunks`.
     """
     length = query.shape[-3]
     by_channel = _by_channel(gates)
@@ -41,10 +42,10 @@ def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fre
         state, before = carry(state, advance, (left, written))
         return state, out + reading @ before
 
-    return _run(body, [query, key, value, gates], starts, state, length, chunk, fresh)
+    return _run(body, [query, key, value, gates], starts, state, length, chunk, fresh=fresh, copies=copies)
 
 
-def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh, correct):
+def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh, copies, correct):
     """The delta rule; `beta [..., length, heads, 1]`, the rest as of `chunked_linear`, `correct` as of
     `unit_lower_solve`.
 
@@ -86,7 +87,7 @@ def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh
         state, (before, values) = carry(state, advance, (values, recalls, keeping, left))
         return state, reading @ before + scores @ values
 
-    return _run(body, [query, key, value, beta, gates], starts, state, length, chunk, fresh)
+    return _run(body, [query, key, value, beta, gates], starts, state, length, chunk, fresh=fresh, copies=copies)
 
 
 def _by_channel(gates) -> bool:
@@ -107,7 +108,7 @@ def _factors(query, key, sums: Sums | None):
     return query * jnp.exp(sums.reading), key * jnp.exp(sums.keeping), left
 
 
-def _run(body, sequences, starts, state, length, chunk, fresh):
+def _run(body, sequences, starts, state, length, chunk, **options):
     gates = sequences[-1]
     sequences = [*sequences[:-1], None if gates is None else jnp.maximum(gates, FORGET)]  # -inf is no number to add
-    return run_chunks(body, sequences, starts, state, length, chunk, fresh=fresh)
+    return run_chunks(body, sequences, starts, state, length, chunk, **options)

@@ -24,6 +24,7 @@ def run_chunks(
     chunk: int,
     *,
     fresh: bool,
+    copies: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Run `body(state, slices, starts) -> (state, out)` over groups of chunks.
 
@@ -38,6 +39,7 @@ def run_chunks(
         state: the first.
         length: of the sequences.
         chunk: tokens in one.
+        copies: how many of these run at once, as heads that share keys are mapped over.
         fresh: the state is zeros, in which nothing need be looked for: the compiler would do so, in seconds.
 
     Returns:
@@ -46,7 +48,7 @@ def run_chunks(
     """
     axis = state.ndim - 3
     chunks = -(-length // chunk)
-    group = min(max(TOGETHER // max(math.prod(state.shape[:-2]), 1), 1), chunks)
+    group = min(max(TOGETHER // max(math.prod(state.shape[:-2]) * copies, 1), 1), chunks)
     groups = -(-chunks // group)
     missing = groups * group * chunk - length
 

@@ -10,7 +10,7 @@ from ..core.shapes import check_choice, check_flags, check_positive
 from ..foundation.arrays import as_jax
 from .arguments import FORMS, check_log_decay, check_segments, check_sequences, check_state, state_dtype, widened
 from .chunked import chunked_delta
-from .groups import over_groups
+from .groups import copies_of, over_groups
 from .scan import delta_token, scan_tokens
 
 
@@ -84,12 +84,14 @@ def delta_rule(
 # Or every call outside of `jit` would compile its loops again.
 @functools.partial(jax.jit, static_argnames=("form", "chunk", "fresh", "correct"))
 def _run(query, key, value, beta, decay, starts, state, *, form, chunk, fresh, correct):
+    copies = copies_of(query, key, value)
+
     def token(query, key, value, beta, decay, state):
         return delta_token(query, key, value, beta[..., 0], None if decay is None else jnp.exp(decay), state)
 
     def run(query, key, value, beta, decay, state):
         if form == "chunked" and query.shape[-3]:
-            options = {"fresh": fresh, "correct": correct}
+            options = {"fresh": fresh, "copies": copies, "correct": correct}
             return chunked_delta(query, key, value, beta, decay, starts, state, chunk, **options)
         return scan_tokens(token, (query, key, value, beta, decay), starts, state, fresh=fresh)
 

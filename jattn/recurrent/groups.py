@@ -1,13 +1,18 @@
 """Heads that share: several values that are stored by one key, and several queries that read one state.
 
-Nothing is repeated. What all heads of a group have is not mapped over, so products of queries with keys are computed
-once for a group.
+What all heads of a group share is not mapped over: it is not repeated, and products of queries with keys are computed
+once for a group. Only their gradients have a copy for each head before they are summed.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+
+
+def copies_of(query: jax.Array, key: jax.Array, value: jax.Array) -> int:
+    """How many heads of the output share a key; heads are the last axis but one."""
+    return max(query.shape[-2], value.shape[-2]) // max(key.shape[-2], 1)
 
 
 def over_groups(

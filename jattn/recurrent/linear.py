@@ -19,7 +19,7 @@ from .arguments import (
     widened,
 )
 from .chunked import chunked_linear
-from .groups import over_groups
+from .groups import copies_of, over_groups
 from .scan import linear_token, scan_tokens
 
 
@@ -52,7 +52,7 @@ def linear_recurrence(
             `heads`: queries that are neighbors read the same state.
         key: `[..., length, k_heads, k_dim]`.
         value: `[..., length, heads, v_dim]`; `heads` is a multiple of `k_heads`: values that are neighbors share a key,
-            each with a state and a decay of its own. Nothing is repeated in memory.
+            each with a state and a decay of its own. Keys are not repeated for that.
         log_decay: log α, at most 0; -inf forgets everything. None (α = 1), `[heads]` (RetNet), `[..., length, heads]`
             (Mamba-2), `[..., length, heads, k_dim]` (GLA). Traced values are not checked.
         bonus: u, `[heads, k_dim]`, or None.
@@ -99,12 +99,14 @@ def linear_recurrence(
 # Or every call outside of `jit` would compile its loops again.
 @functools.partial(jax.jit, static_argnames=("form", "chunk", "fresh"))
 def _run(query, key, value, decay, bonus, starts, state, *, form, chunk, fresh):
+    copies = copies_of(query, key, value)
+
     def token(bonus, query, key, value, decay, state):
         return linear_token(query, key, value, None if decay is None else jnp.exp(decay), bonus, state)
 
     def run(query, key, value, decay, bonus, state):
         if form == "chunked" and query.shape[-3]:
-            return chunked_linear(query, key, value, decay, bonus, starts, state, chunk, fresh=fresh)
+            return chunked_linear(query, key, value, decay, bonus, starts, state, chunk, fresh=fresh, copies=copies)
         one = functools.partial(token, bonus)
         return scan_tokens(one, (query, key, value, decay), starts, state, fresh=fresh)
 

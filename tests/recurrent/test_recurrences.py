@@ -308,7 +308,7 @@ GROUPS = {"queries": (4, 2, 2), "values": (2, 2, 4), "a query of each value": (4
 @pytest.mark.parametrize("heads", GROUPS.values(), ids=GROUPS)
 @pytest.mark.parametrize("kind", ["scalar", "bonus", "channel delta"])
 def test_grouped_heads_are_repeated_heads(kind, heads):
-    """Values, states and gradients, in both forms and by steps; and nothing is repeated in memory."""
+    """Values, states and gradients, in both forms and by steps."""
     q_heads, k_heads, states = heads
     most = max(heads)
     whole = inputs(kind, 11, states)

@@ -25,9 +25,9 @@ class KimiDelta(DeltaNet):
     `DeltaNet`. a is learned for each head and b for each channel, both first drawn as in Mamba-2. Both gates have rank
     `gate_rank`.
 
-    It differs from the paper in what the defaults are: there q is multiplied by 1 / √k_dim (`scale=k_dim**-0.5`), and ε
-    of the norm is 1e-5 (`norm_eps`). The norm's scale is learned for each head; the authors' code has one for all. The
-    paper does not say how b starts: at zeros in flash-linear-attention's first version.
+    Defaults differ from the paper's: there q is multiplied by 1 / √k_dim (`scale=k_dim**-0.5`), and ε of the norm is
+    1e-5 (`norm_eps`). The norm has a scale for each head, the paper's one for all; c is 0 in the Kimi Linear model. The
+    paper does not say how b starts; in flash-linear-attention it did at 0.
 
     Args:
         gate_rank: of both gates; by default `v_dim`, as in the authors' code.

@@ -127,10 +127,10 @@ class Mamba2(Recurrent):
 
     Dao & Gu 2024 (arXiv:2405.21060). short is a causal convolution of each channel with `taps` taps. B and C are
     shared by the heads of a group. The norm is the root mean square of `group_size` channels, times a learned scale: a
-    head, unless given. In the authors' code it is that of a group of heads, `heads * v_dim // groups`, with `norm_eps`
-    1e-5; in Hugging Face's that of all, `heads * v_dim`. exp(a) is first drawn between 1 and 16 and softplus(b) between
-    .001 and .1, as in the authors' code, so that most heads start by keeping nine tenths or more of their state at each
-    token.
+    head, unless given. In the authors' code and Hugging Face's it is a group of heads, `heads * v_dim // groups`, with
+    `norm_eps=1e-5`; other ports normalize all channels together, `heads * v_dim`. exp(a) is first drawn between 1 and
+    16 and softplus(b) between .001 and .1, as in the authors' code, so that most heads start by keeping nine tenths or
+    more of their state at each token.
 
     Args:
         features: of inputs and outputs.
