@@ -43,6 +43,11 @@ def together(q, k):
     return (abs(q - k) <= 290) & ((q - k) % 150 == 0)
 
 
+def lost_without_harm(q, k):
+    other = (q % 100 + k % 100 - q % 100) >= -200
+    return other & (abs(q - k) <= 290) & ((q - k) % 150 == 0)
+
+
 def rounded(q, k):
     return (k <= q) & ((q * 0.1 - k * 0.1) != 3.0)
 
@@ -78,6 +83,7 @@ def test_what_no_second_look_settles(mask, said):
     ("mask", "said"),
     [
         (together, ("and", "together", "return (abs(q - k) <= 290)")),
+        (lost_without_harm, ("and", "lost_without_harm", "return other & (abs(q - k) <= 290)")),
         (Own(np.arange(512) % 7), ("and", "Own.allows", "return (distance")),
         (jattn.masks.of(together) & jattn.masks.Causal(), ("and", "together", "return (abs(q - k) <= 290)")),
     ],
