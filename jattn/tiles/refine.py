@@ -2,8 +2,13 @@
 
 Intervals forget how two values go together: in `(start[k] <= q) & (q < stop[k])` both bounds of a key are taken for
 independent. In a smaller box there is less to forget, and in a single pair nothing. A tile is settled as soon as one
-of its boxes is allowed and another is not, so the diagonal of a causal mask takes one look. Only plans that are known
-while tracing are refined, and only within a budget: what it saves is run time, what it costs is tracing time.
+of its boxes is allowed and another is not, so the diagonal of a causal mask takes one look. Where that leaves doubt,
+the tile is looked at key by key and query by query, which is exact for look-ups of one side; then in smaller boxes.
+
+Only plans that are known while tracing are refined, and only within a budget: what it saves is run time, what it costs
+is tracing time. So these stay wider than they need be: longer plans with more than some thousand partial tiles, and
+plans of traced arrays, where a formula looks up both bounds of an interval by one position, takes remainders of a
+distance, or compares table entries of both sides that are not in order.
 """
 
 import dataclasses
@@ -13,8 +18,8 @@ import numpy as np
 
 from .intervals import Question
 
-BUDGET = 2**20
-"""Values that are looked at in one plan, at most about 0.1 s on one core. Where one look at every doubtful tile takes
+BUDGET = 2**21
+"""Values that are looked at in one plan, at most about 0.2 s on one core. Where one look at every doubtful tile takes
 more, none is refined."""
 CUT = 8
 """Boxes to a side that a box is cut into."""
@@ -58,7 +63,7 @@ def refined(question: Question, states: np.ndarray, q_tile: int, k_tile: int) ->
     everywhere = np.broadcast_to(states, (*question.lead, *states.shape[-2:]))
     sizes = min(q_tile, question.lengths[0]), min(k_tile, question.lengths[1])
     count = np.count_nonzero(everywhere == PARTIAL)
-    if count == 0 or count * _cost(question, sizes) > BUDGET:
+    if count == 0 or count * _cost(question, sizes, _parts(sizes)) > BUDGET:
         return states
     states = everywhere.copy()
     doubtful = np.argwhere(states == PARTIAL)
@@ -80,17 +85,28 @@ def search(question: Question, tiles: np.ndarray, q_tile: int, k_tile: int, budg
         budget: see `BUDGET`.
     """
     found = Search(question, tiles, q_tile, k_tile, budget)
-    boxes = found.whole()
+    boxes = found.cut(found.whole(), _parts(found.sizes))
+    for strip in ((found.sizes[0], 1), (1, found.sizes[1])):
+        still = np.unique(boxes.tile)
+        if boxes.sizes == (1, 1) or len(still) * _cost(question, found.sizes, strip) > found.budget:
+            break
+        boxes = boxes.chosen(np.isin(boxes.tile, found.cut(found.whole().chosen(still), strip).tile))
     while len(boxes) and boxes.sizes != (1, 1):
-        boxes = found.cut(boxes)
+        boxes = found.cut(boxes, _parts(boxes.sizes))
     return found
 
 
-def _cost(question: Question, sizes: tuple[int, int]) -> int:
+def _parts(sizes: tuple[int, int]) -> tuple[int, int]:
+    """The size of the parts that a box is cut into."""
+    q, k = (1 if size <= SMALL else -(-size // CUT) for size in sizes)
+    return q, k
+
+
+def _cost(question: Question, sizes: tuple[int, int], parts: tuple[int, int]) -> int:
     """How many values a look at a box takes."""
     q, k = sizes
     rank = question.rank
-    cost = q * k if q <= SMALL and k <= SMALL else CUT * CUT + q + k
+    cost = -(-q // parts[0]) * -(-k // parts[1]) + q + k
     for one in question.inputs:
         layout, own = one.shape[:rank], one.shape[rank:]
         if set(layout) > {1}:
@@ -130,17 +146,16 @@ class Search:
         partial = self.unsettled | (self.some_allowed == self.some_refused)
         return np.where(partial, PARTIAL, found).astype(np.uint8)
 
-    def cut(self, boxes: _Boxes) -> _Boxes:
+    def cut(self, boxes: _Boxes, sizes: tuple[int, int]) -> _Boxes:
         """Look at the parts of boxes; the parts that leave a tile in doubt."""
-        cost = _cost(self.question, boxes.sizes)
+        cost = _cost(self.question, boxes.sizes, sizes)
         fit = self.budget // cost
         self.unsettled[boxes.tile[fit:]] = True
         boxes = boxes.chosen(np.arange(min(fit, len(boxes))))
         self.budget -= cost * len(boxes)
         if not len(boxes):
             return boxes
-        q_size, k_size = sizes = tuple(1 if size <= SMALL else -(-size // CUT) for size in boxes.sizes)
-        every, any_ = self.asked(boxes).allowed(q_size, k_size)
+        every, any_ = self.asked(boxes).allowed(*sizes)
         shape = (len(boxes), *(-(-size // part) for size, part in zip(boxes.sizes, sizes, strict=True)))
         every, any_ = np.broadcast_to(every & any_, shape), np.broadcast_to(any_, shape)
         self.some_allowed[boxes.tile[every.any((1, 2))]] = True
@@ -153,7 +168,7 @@ class Search:
         starts = np.minimum(starts, self.ends[:, tile] - 1)
         if sizes == (1, 1):
             self.unsettled[tile] = self.undecided[tile] = True
-        return _Boxes(tile, starts, (q_size, k_size))
+        return _Boxes(tile, starts, sizes)
 
     def asked(self, boxes: _Boxes) -> Question:
         """The question about these boxes alone: `[box, query, key, own...]`."""
