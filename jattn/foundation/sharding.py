@@ -292,6 +292,10 @@ def summed_einsum(equation: str, *arrays: jax.Array, **options: Any) -> jax.Arra
     >>> summed_einsum("...qhd,hdf->...qf", jnp.ones((2, 3, 4, 5)), jnp.ones((4, 5, 6))).shape
     (2, 3, 6)
     """
+    mesh = mesh_of(*arrays)
+    if AxisType.Explicit not in mesh.axis_types:
+        return jnp.einsum(equation, *arrays, **options)
+    arrays = tuple(_on_mesh(array, mesh) for array in arrays)
     inputs, result = equation.replace(" ", "").split("->")
     found: dict[Any, Any] = {}
     for names, array in zip(inputs.split(","), arrays, strict=True):
@@ -309,5 +313,29 @@ def summed_einsum(equation: str, *arrays: jax.Array, **options: Any) -> jax.Arra
         axes = set(mesh_axes(found[name]))
         spec.append(None if axes & taken else found[name])
         taken |= axes
-    sharding = NamedSharding(mesh_of(*arrays), PartitionSpec(*spec))
-    return jnp.einsum(equation, *arrays, out_sharding=sharding, **options)
+    return jnp.einsum(equation, *arrays, out_sharding=NamedSharding(mesh, PartitionSpec(*spec)), **options)
+
+
+def _on_mesh(array: jax.Array, mesh: AbstractMesh) -> jax.Array:
+    """An array that is on no mesh yet (a parameter, a constant), on all devices of this one."""
+    known = isinstance(array, jax.Array) and not jax.typeof(array).sharding.mesh.empty
+    return array if known else reshard(array, mesh, PartitionSpec())
+
+
+def gather(array: jax.Array, axis: int) -> jax.Array:
+    """The array with this axis whole on every device, where it is split over Explicit axes."""
+    spec = list(spec_of(array))
+    if not spec or spec[axis] is None:
+        return array
+    spec[axis] = None
+    return reshard(array, mesh_of(array), PartitionSpec(*spec))
+
+
+def split_like(array: jax.Array, other: jax.Array) -> jax.Array:
+    """The array with its axes split over Explicit axes as those of `other`, where they are divided by the devices."""
+    mesh = mesh_of(other)
+    if AxisType.Explicit not in mesh.axis_types:
+        return array
+    names = Layout(range(array.ndim))
+    split = Split(mesh, tuple((axis, mesh_axes(over)) for axis, over in enumerate(spec_of(other))))
+    return reshard(array, mesh, split.spec(names, array.shape))

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core.shapes import check_batch, check_flags, check_multiple, check_positive, check_shapes
 from ..foundation.arrays import known_values
+from ..foundation.sharding import gather, split_like
 from ..front import attention
 from ..masks import Causal, SameSegment, SlidingWindow
 from ..positions import rotary
@@ -126,6 +127,7 @@ class CausalAttention(Generative):
                 f"end at {begin + length}."
             )
         at = before.position + jnp.arange(length)
+        given, inputs = inputs, gather(inputs, -2)
         wrong = ~jnp.isfinite(inputs).all(-1)
         clean = jnp.where(wrong[..., None], 0, inputs)
         query, key, value = project_heads(parameters, clean)
@@ -158,7 +160,7 @@ class CausalAttention(Generative):
         if starts is not None and length:
             last = jnp.where(starts, at, -1).max(-1)
             start = jnp.where(last >= 0, last, start)
-        return out, Cache(keys, values, start, before.position + length, gates)
+        return split_like(out, given), Cache(keys, values, start, before.position + length, gates)
 
     def _scores(
         self, parameters: Mapping[str, Any], inputs: jax.Array, wrong: jax.Array, before: Cache, *, fresh: bool
@@ -183,4 +185,5 @@ class CausalAttention(Generative):
 
     @staticmethod
     def _write(kept: jax.Array, new: jax.Array, position: jax.Array, axis: int = -3) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(kept, new.astype(kept.dtype), position, kept.ndim + axis)
+        new = gather(new.astype(kept.dtype), axis)
+        return jax.lax.dynamic_update_slice_in_dim(split_like(kept, new), new, position, kept.ndim + axis)

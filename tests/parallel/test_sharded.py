@@ -8,12 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jattn
+import jattn.linen
+import jattn.nnx
 from jattn import masks, normalizers, scores
 from jattn.implementations import Chunked
+from jattn.modules import CausalAttention, attention_fn
 
 BATCH, LENGTH, HEADS, DIM = 8, 32, 16, 8
 CHUNKED = Chunked(q_tile=16, k_tile=16)
@@ -269,3 +273,49 @@ def test_arrays_that_cannot_be_read_are_never_fetched(monkeypatch):
     assert mask != masks.SameSegment(other)
     query = jax.ShapeDtypeStruct((BATCH, LENGTH, HEADS, DIM), "float32")
     assert "decided at run time" in str(jattn.explain(query, query, query, mask=mask))
+
+
+def layers():
+    """Functions of parameters, which are on one device yet, and inputs."""
+    nnx_layer = jattn.nnx.MultiHeadAttention(8, 16, kv_heads=4, rotary=True, mask=masks.Causal(), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(nnx_layer)
+    linen_layer = jattn.linen.MultiHeadAttention(8, mask=masks.Causal())
+    causal = CausalAttention(16, 8, max_len=LENGTH)
+    draw = np.random.default_rng(1).standard_normal
+    shapes = jax.tree.leaves(causal.parameters(), is_leaf=lambda node: hasattr(node, "shape"))
+    tree = jax.tree.structure(causal.parameters(), is_leaf=lambda node: hasattr(node, "shape"))
+    parameters = tree.unflatten([draw(one.shape).astype(np.float32) / 4 for one in shapes])
+    fn = attention_fn(mask=masks.Causal())
+
+    def by_flax(parameters, inputs):
+        heads = inputs.reshape(*inputs.shape[:-1], 4, 4)
+        return fn(heads, heads, heads * parameters).reshape(inputs.shape)
+
+    return {
+        "nnx": (lambda state, x: nnx.merge(graph, state)(x), state),
+        "linen": (linen_layer.apply, linen_layer.init(jax.random.key(0), np.zeros((1, LENGTH, 16), np.float32))),
+        "attention_fn": (by_flax, np.float32(2)),
+        "CausalAttention": (causal, parameters),
+    }
+
+
+@pytest.mark.parametrize("spec", [BATCHES, pytest.param(P(None, "x"), marks=pytest.mark.exhaustive)], ids=str)
+@pytest.mark.parametrize("kind", [E, pytest.param(A, marks=pytest.mark.exhaustive)], ids=["Explicit", "Auto"])
+@pytest.mark.parametrize("name", ["nnx", "linen", "attention_fn", "CausalAttention"])
+def test_layers(name, kind, spec):
+    layer, parameters = layers()[name]
+    inputs = np.random.default_rng(0).standard_normal((BATCH, LENGTH, 16)).astype(np.float32)
+
+    @jax.jit
+    def run(parameters, inputs):
+        out, pull = jax.vjp(layer, parameters, inputs)
+        return out, pull(jnp.cos(out))
+
+    split = jax.device_put(inputs, NamedSharding(jax.make_mesh((8,), ("x",), axis_types=(kind,)), spec))
+    got, want = run(parameters, split), run(parameters, inputs)
+    for have, wish in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        if jnp.issubdtype(have.dtype, jnp.floating):
+            np.testing.assert_allclose(have, wish, rtol=1e-4, atol=1e-4 * max(1, np.abs(wish).max()))
+    assert (spec, kind) == (P(None, "x"), A) or got[0].sharding.is_equivalent_to(split.sharding, 3)
+    found = exchanged(run.lower(parameters, split).compile())
+    assert spec != BATCHES or all(one.startswith("all-reduce") for one in found), found
