@@ -53,6 +53,18 @@ class Factor(scores.Score):
         return scores * self.factor
 
 
+@piece
+class Branching(masks.Mask):
+    def allows(self, query, key):
+        return query > key if query > 3 else key > query
+
+
+@piece
+class Doubling(scores.Score):
+    def modify(self, scores, query, key):
+        return scores if query > key else 2 * scores
+
+
 ROWS = {
     # A class for an instance
     "class for a mask": (attend(mask=masks.Causal), "`mask`", "the class `Causal`", "`Causal(...)`"),
@@ -85,6 +97,8 @@ ROWS = {
     "int() in a mask": (attend(mask=lambda q, k: int(q) < k), "`function`", "`x.astype(int)`"),
     "a list in a mask": (attend(mask=lambda q, k: [0, 1, 1][q] < k), "`function`", "`jnp.asarray(table)[q]`"),
     "if in a score": (lambda: scores.of(lambda s, q, k: s if q > k else -s), "`function`", "`jnp.where("),
+    "if in a piece's mask": (attend(mask=Branching()), "`mask`", "`Branching.allows`", "`jnp.where("),
+    "if in a piece's score": (attend(scores=Doubling()), "`scores`", "`Doubling.modify`", "`jnp.where("),
     # Things of other kinds
     "a list of masks": (attend(mask=[masks.Causal()]), "`mask`", "[Causal()] (list)"),
     "an array and a mask": (lambda: np.ones((7, 7), bool) & masks.Causal(), "`mask`", "(7, 7)", "Dense"),

@@ -54,6 +54,17 @@ def inputs(row, seed):
 
 
 @EACH
+def test_float64_of_numpy_is_float32(row):
+    """Without a warning, where 64 bits are not enabled. JAX would warn while tracing."""
+    sizes = row.size()
+    arrays = row.draw(0, sizes)
+    wide = {name: one.astype(np.float64) if is_float(one) else jnp.asarray(one) for name, one in arrays.items()}
+    with row.within():
+        out = jax.eval_shape(lambda: row.run(wide, **row.given(sizes, False, None)))
+    assert all(leaf.dtype != np.float64 for leaf in jax.tree.leaves(out))
+
+
+@EACH
 def test_value_and_gradients_are_the_definition_and_traced_once(row):
     """With empty rows, NaN where nobody may look, odd lengths, and more queries than keys."""
     sizes, traces = row.size(), []

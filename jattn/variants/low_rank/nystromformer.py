@@ -83,8 +83,7 @@ def nystrom_attention(
     inside = present(lengths, query.shape[:-3], length)
     segments = jnp.asarray(_segments(length, landmarks))
     if inside is not None:
-        inside = inside[..., None, :]
-        segments = of_rank(segments, inside.ndim) & inside
+        segments = of_rank(segments, inside.ndim + 1) & inside[..., None, :]
     count = segments.sum(-1)
     weights = segments / jnp.maximum(count, 1)[..., None]
     query_mean, key_mean = (

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.shapes import check_positive, check_shapes
-from ...foundation.arrays import describe, of_rank
+from ...foundation.arrays import as_jax, describe, of_rank
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal, ones, project_heads
 from ...modules.norms import rms_norm
@@ -67,6 +67,7 @@ def differential(
         raise ValueError(
             f"`amount` must be a number or an array of numbers [heads] with heads = {heads}; got {describe(amount)}."
         )
+    query, key, value, amount = as_jax(query, key, value, amount)
     why = "both softmaxes would drop the same weights (drop parts of the output instead)"
     pieces = leave_out(pieces, why, "dropout")
     first, second = (

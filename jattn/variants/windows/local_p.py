@@ -10,6 +10,7 @@ import numpy as np
 
 from ...core.checks import check_pieces
 from ...core.shapes import check_positive, check_shapes
+from ...foundation.arrays import as_jax
 from ...front import partial_attention
 from ...masks import Lengths, Mask, as_mask
 from ...modules.layer import Layer, kernel
@@ -135,6 +136,7 @@ def local_p(
     (2, 7, 1, 16)
     """
     pieces = leave_out(pieces, "local-p has the softmax and its Gaussian", "normalizer", "dropout")
+    query, key, value, centers, distance = as_jax(query, key, value, centers, distance)
     near = Near(centers, distance)
     pieces["mask"] = near if mask is None else near & as_mask(mask)
     plain = check_pieces(None, None, scores, None, None)[2]

@@ -11,6 +11,7 @@ import numpy as np
 from ...core.call import Call, prepare
 from ...core.finite import multiply_values
 from ...core.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.arrays import as_jax
 from ...implementations.reference import scored
 from ...modules.layer import Initializer, Layer, bias, multi_head_parameters, project, project_heads
 from ...normalizers import Softmax
@@ -80,6 +81,7 @@ def multi_token(
                 raise ValueError(f"`{name}` of shape {mixture.shape} must mix groups * size = {heads} heads.")
     if 0 in window.shape:
         raise ValueError(f"`window` must span at least one query and one key; got {window.shape}.")
+    query, key, value, window, before, after = as_jax(query, key, value, window, before, after)
     call, query, key = prepare(
         query,
         key,

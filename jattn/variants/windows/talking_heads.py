@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.arrays import as_jax
 from ...front import attention
 from ...modules.layer import Layer, kernel, multi_head_parameters, project, project_heads
 from ...similarities import Dot
@@ -62,6 +63,7 @@ def talking_heads(
         before=(before, "qk_heads softmax_heads"),
         after=(after, "softmax_heads v_heads"),
     )
+    query, key, value, before, after = as_jax(query, key, value, before, after)
     wide = jnp.promote_types(jnp.result_type(query, before), jnp.float32)
     mixed = jnp.einsum("...qid,ih->...qhid", query.astype(wide), before.astype(wide))
     together = [one.reshape(*one.shape[:-2], one.shape[-2] * one.shape[-1]) for one in (mixed, key, value)]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ...core.call import prepare
 from ...core.finite import multiply_values
 from ...core.shapes import check_positive
+from ...foundation.arrays import as_jax
 from .best_keys import best_keys, score_chosen, take_chosen
 
 
@@ -59,6 +60,7 @@ def top_k(
     (2, 100, 8, 16)
     """
     check_positive(count=count)
+    query, key, value = as_jax(query, key, value)
     call, query, key = prepare(
         query,
         key,
