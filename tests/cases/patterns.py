@@ -291,17 +291,23 @@ PATTERNS = [
         lambda a: _neighborhood((37,), (5,), (2,)),
     ),
     mask_row(
-        "neighborhood", lambda a: masks.Neighborhood((5, 7), (3, 5)), lambda a: _neighborhood((5, 7), (3, 5), (1, 1))
+        "neighborhood",
+        lambda a: masks.Shifted(masks.Neighborhood((5, 7), (3, 5))),
+        lambda a: _neighborhood((5, 7), (3, 5), (1, 1)),
     ),
     mask_row(
         "neighborhood, three axes",
-        lambda a: masks.Neighborhood((3, 4, 3), (1, 3, 3)),
+        lambda a: masks.Shifted(masks.Neighborhood((3, 4, 3), (1, 3, 3))),
         lambda a: _neighborhood((3, 4, 3), (1, 3, 3), (1, 1, 1)),
     ),
-    mask_row("axial", lambda a: masks.Axial((5, 7), 0), lambda a: lambda q, k: (q % 7 == k % 7) & (q < 35) & (k < 35)),
+    mask_row(
+        "axial",
+        lambda a: masks.Shifted(masks.Axial((5, 7), 0)),
+        lambda a: lambda q, k: (q % 7 == k % 7) & (q < 35) & (k < 35),
+    ),
     mask_row(
         "axial, three axes",
-        lambda a: masks.Axial((3, 4, 3), 1),
+        lambda a: masks.Shifted(masks.Axial((3, 4, 3), 1)),
         lambda a: lambda q, k: (q % 3 == k % 3) & (q // 12 == k // 12) & (q < 36) & (k < 36),
     ),
 ]

@@ -9,7 +9,7 @@ from generative_layers import LAYERS, random_parameters
 from jattn import masks
 from jattn.modules import CausalAttention, multi_head
 
-NAMES = [name for name in LAYERS if isinstance(LAYERS[name], CausalAttention)]
+NAMES = [name for name in LAYERS if type(LAYERS[name]) is CausalAttention]
 LAYER = CausalAttention(8, 2, max_len=6)
 
 
