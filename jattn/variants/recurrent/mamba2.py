@@ -216,6 +216,6 @@ class Mamba2(Recurrent):
         return super()._output(parameters, out if gate is None else out * jax.nn.silu(gate), None)
 
     def _normalized(self, parameters: Mapping[str, Any], out: jax.Array) -> jax.Array:
-        groups = (-1, int(self.group_size or 0))
-        found = rms_norm(out.reshape(*out.shape[:-2], *groups), parameters["scale"].reshape(groups), self.norm_eps)
+        scale = parameters["scale"].reshape(-1, int(self.group_size or 0))
+        found = rms_norm(out.reshape(*out.shape[:-2], *scale.shape), scale, self.norm_eps)  # of no tokens, too
         return found.reshape(out.shape)
