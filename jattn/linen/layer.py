@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ..modules import layer as data
-from ..modules.options import check_dtype, check_layer
+from ..modules.options import check_dtype, check_layer, method_of
 
 
 class Layer(nn.Module):
@@ -47,4 +47,4 @@ class Layer(nn.Module):
             name: self.param(name, functools.partial(data.first_values, declared), self.param_dtype)
             for name, declared in self.layer.parameters().items()
         }
-        return getattr(self.layer, method)(parameters, *inputs, **options)
+        return method_of(self.layer, method)(parameters, *inputs, **options)

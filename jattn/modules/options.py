@@ -1,5 +1,6 @@
 """The choices of multi-head attention that are no arrays, checked where a layer is made, not where it is called."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -102,6 +103,19 @@ def check_layer(layer: Any) -> None:
     """
     if not isinstance(layer, Layer):
         raise ValueError(f"`layer` must be a layer of `jattn`, such as `RetNet(64, 4)`; got {describe(layer)}.")
+
+
+def method_of(layer: Layer, name: str) -> Callable[..., Any]:
+    """A method of a layer, by its name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    method = getattr(layer, name, None) if isinstance(name, str) else None
+    if not callable(method):
+        found = [one for one in dir(layer) if not one.startswith("_") and callable(getattr(layer, one))]
+        raise ValueError(f"`method` must be one of {', '.join(found)} of {type(layer).__name__}; got {name!r}.")
+    return method
 
 
 def check_rotary(rotary: Any) -> None:

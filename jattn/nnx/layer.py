@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..modules import layer as data
-from ..modules.options import check_dtype, check_layer
+from ..modules.options import check_dtype, check_layer, method_of
 from .multi_head import check_rngs
 
 
@@ -49,7 +49,7 @@ class Layer(nnx.Module):
 
     def run(self, method: str, *inputs: Any, **options: Any) -> Any:
         """Another method of the layer, such as `"step"`."""
-        return getattr(self.layer, method)(_parameters(self), *inputs, **options)
+        return method_of(self.layer, method)(_parameters(self), *inputs, **options)
 
     def parameters(self) -> dict[str, Any]:
         """The arrays, as the layer takes them."""
