@@ -9,6 +9,8 @@ import jattn
 from jattn.normalizers import Entmax15, Softmax, Sparsemax
 from jattn.recurrent import delta_rule, linear_recurrence
 from jattn.similarities import Additive
+from jattn.variants.low_rank import pseudo_inverse
+from jattn.variants.structured import chain_log_partition, nonprojective_log_partition, projective_log_partition
 
 COMPILED = []
 
@@ -53,6 +55,10 @@ CALLS = {
     "linear recurrence, chunked": lambda q, k, v: linear_recurrence(q, k, v, chunk=4),
     "delta rule, scan": lambda q, k, v: delta_rule(q / 4, k / 4, v, v[..., 0] * 0 + 0.5, form="scan"),
     "delta rule, chunked": lambda q, k, v: delta_rule(q / 4, k / 4, v, v[..., 0] * 0 + 0.5, chunk=4),
+    "projective trees": lambda q, k, v: projective_log_partition(q[..., 0, :3] @ q[..., 0, :3].mT),
+    "trees": lambda q, k, v: nonprojective_log_partition(q[..., 0, :3] @ q[..., 0, :3].mT),
+    "chain": lambda q, k, v: chain_log_partition(q[..., 0, :], k[0, :4, 0]),
+    "pseudo-inverse": lambda q, k, v: pseudo_inverse(q[..., 0, :]),
     "partial": lambda q, k, v: jattn.partial_attention(q, k, v, implementation="reference").lse,
 }
 

@@ -1,6 +1,7 @@
 """Nyströmformer: softmax attention through landmarks (Xiong et al. 2021)."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -129,6 +130,12 @@ def pseudo_inverse(matrix: jax.Array, iterations: int = 6) -> jax.Array:
     found = matrix.swapaxes(-1, -2) / jnp.where(norms == 0, 1, norms)[..., None, None]
     identity = jnp.eye(matrix.shape[-2], dtype=matrix.dtype)
 
+    return _iterated(matrix, found, identity, iterations)
+
+
+# Or every call outside of `jit` would compile its loop again.
+@functools.partial(jax.jit, static_argnames="iterations")
+def _iterated(matrix: jax.Array, found: jax.Array, identity: jax.Array, iterations: int) -> jax.Array:
     def step(found: jax.Array, _: None) -> tuple[jax.Array, None]:
         both = matrix @ found
         inner = 15 * identity - both @ (7 * identity - both)
@@ -137,6 +144,7 @@ def pseudo_inverse(matrix: jax.Array, iterations: int = 6) -> jax.Array:
     return jax.lax.scan(step, found, None, length=iterations)[0]
 
 
+@jax.jit
 def _convolved(value: jax.Array, weights: jax.Array) -> jax.Array:
     """out_i = Σ_t weights[head, t] value_{i + t - width // 2}, zeros beyond the ends."""
     width, length = weights.shape[-1], value.shape[-3]

@@ -94,6 +94,8 @@ class _Messages(NamedTuple):
     totals: jax.Array
 
 
+# Or every call outside of `jit` would compile its loop again.
+@jax.jit
 def _run(potentials: jax.Array, transitions: jax.Array, joined: jax.Array) -> _Messages:
     """Messages from the front; `transitions` with one step for all, or one for each."""
     length = potentials.shape[0]

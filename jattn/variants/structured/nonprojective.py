@@ -1,5 +1,6 @@
 """Non-projective dependency trees: the matrix-tree theorem, its determinant by elimination without a subtraction."""
 
+import functools
 from typing import Any
 
 import jax
@@ -58,6 +59,8 @@ def nonprojective_marginals(
     return marginals_of(nonprojective_log_partition, arcs, roots, single_root=single_root, lengths=lengths)
 
 
+# Or every call outside of `jit` would compile its loop again.
+@functools.partial(jax.jit, static_argnames="single_root")
 def _eliminate(arcs: jax.Array, roots: jax.Array, length: jax.Array, single_root: bool) -> jax.Array:
     """One word after the other. -inf in `arcs` is on the diagonal and behind the length.
 

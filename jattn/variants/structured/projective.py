@@ -59,6 +59,8 @@ def projective_marginals(
     return marginals_of(projective_log_partition, arcs, roots, single_root=single_root, lengths=lengths)
 
 
+# Or every call outside of `jit` would compile their loop again.
+@jax.jit
 def _single_root(arcs: jax.Array, roots: jax.Array, length: jax.Array) -> jax.Array:
     """One child of the root, j: a span [0, j] and a span [j, length), both headed by j."""
     if not arcs.shape[0]:
@@ -69,6 +71,7 @@ def _single_root(arcs: jax.Array, roots: jax.Array, length: jax.Array) -> jax.Ar
     return combined(summed(multiplied(separated(roots), first, last), 0))
 
 
+@jax.jit
 def _multi_root(arcs: jax.Array, roots: jax.Array, length: jax.Array) -> jax.Array:
     """The root is one more word, to the left of all, without a parent."""
     whole = jnp.pad(arcs, ((1, 0), (1, 0)), constant_values=-jnp.inf).at[0, 1:].set(roots)
