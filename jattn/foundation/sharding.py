@@ -146,7 +146,15 @@ def _layouts(layouts: Any) -> list[Layout]:
     return [names for names in jax.tree.leaves(layouts, is_leaf=lambda node: isinstance(node, Layout))]
 
 
-def run_split(function: Callable[..., Any], arrays: tuple, layouts: tuple, out_layouts: Any, split: Split) -> Any:
+def run_split(
+    function: Callable[..., Any],
+    arrays: tuple,
+    layouts: tuple,
+    out_layouts: Any,
+    split: Split,
+    *,
+    shared_vary: bool = True,
+) -> Any:
     """`function(*arrays)` on each device's shards of them, as `split` says; other axes are gathered in front.
 
     Differentiable, and under `vmap` over an axis that is split too. The gradient of each array has the array's own
@@ -159,6 +167,7 @@ def run_split(function: Callable[..., Any], arrays: tuple, layouts: tuple, out_l
         layouts: trees with the `Layout` of each array.
         out_layouts: of the result.
         split: from `split_of`.
+        shared_vary: as of `run_on_shards`.
     """
     specs = [
         split.spec(names, np.shape(leaf))
@@ -166,7 +175,7 @@ def run_split(function: Callable[..., Any], arrays: tuple, layouts: tuple, out_l
     ]
     # Inside, the sizes of the result are not known yet: what is split is so whatever its size.
     out_specs = jax.tree.map(lambda names: split.spec(names, (0,) * len(names)), out_layouts)
-    out = run_on_shards(function, arrays, specs, out_specs, mesh=split.mesh, axes=split.kept)
+    out = run_on_shards(function, arrays, specs, out_specs, mesh=split.mesh, axes=split.kept, shared_vary=shared_vary)
     return jax.tree.map(
         lambda array, names: reshard(array, split.mesh, split.spec(names, array.shape, gathered=False)),
         out,
@@ -190,11 +199,12 @@ def run_on_shards(
     *,
     mesh: AnyMesh,
     axes: tuple[str, ...] | None = None,
+    shared_vary: bool = True,
 ) -> Any:
     """`function(*arrays)`, on each device with its shards: `jax.shard_map` that keeps what is known known.
 
-    Inside, every array varies over all the mesh axes that any spec names, so that the gradients of what is shared are
-    summed over the devices once, where the array enters.
+    Inside, every array varies over all the mesh axes that any spec names (in JAX's types), so that the gradients of
+    what is shared are summed over the devices once, where the array enters.
 
     Args:
         function: of local arrays.
@@ -204,6 +214,8 @@ def run_on_shards(
         out_specs: of the result.
         mesh: whose axes are named.
         axes: the mesh axes that `function` no longer sees; by default all. The others keep their types.
+        shared_vary: False where shared arrays must not vary, as a result is made of them alone and is shared, too;
+            their gradients are then summed at every use.
     """
     leaves, tree = jax.tree.flatten(arrays)
     specs = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
@@ -214,7 +226,7 @@ def run_on_shards(
     kept = tuple(_Known(leaf) if stays else None for leaf, stays in zip(leaves, known, strict=True))
     moved_specs = tuple(spec for spec, stays in zip(specs, known, strict=True) if not stays)
     out_leaves, out_tree = jax.tree.flatten(out_specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
-    shards = _Shards(function, tree, kept, moved_specs, tuple(out_leaves), out_tree, mesh, axes)
+    shards = _Shards(function, tree, kept, moved_specs, tuple(out_leaves), out_tree, mesh, axes, shared_vary)
     if axes is None:
         return shards(*moved)
     # In a `jit`: outside of one, JAX 0.10 has no `shard_map` over a part of the mesh.
@@ -244,6 +256,7 @@ class _Shards:
     out_tree: Any
     mesh: AnyMesh
     axes: tuple[str, ...] | None
+    shared_vary: bool
 
     def __call__(self, *arrays: Any) -> Any:
         placed = [self.placed(array, spec) for array, spec in zip(arrays, self.specs, strict=True)]
@@ -266,7 +279,7 @@ class _Shards:
         return array
 
     def entering(self, *arrays: Any) -> Any:
-        used = dict.fromkeys(axis for spec in self.specs for axis in mesh_axes(*spec))
+        used = dict.fromkeys(axis for spec in self.specs for axis in mesh_axes(*spec)) if self.shared_vary else ()
         return self.local(
             *(
                 jax.lax.pcast(array, tuple(axis for axis in used if axis not in mesh_axes(*spec)), to="varying")

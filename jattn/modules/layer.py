@@ -4,13 +4,15 @@
 """
 
 import abc
+import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ..core.by_example import by_example
 from ..foundation.arrays import of_rank
 from ..foundation.sharding import summed_einsum
 from .parameters import Shape, Sizes, initialize, parameter_shapes
@@ -88,12 +90,27 @@ def project_heads(parameters: Mapping[str, Any], inputs: jax.Array) -> list[jax.
     return [project(parameters[name], inputs, "...lf,fhd->...lhd") for name in ("query", "key", "value")]
 
 
+OWN_AXES = {"__call__": "length features", "prefill": "length features", "step": "features"}
+"""By method, the axes of a layer's inputs behind those of the batch."""
+
+
 class Layer(abc.ABC):
     """A frozen dataclass of sizes and choices, without arrays.
 
     Subclasses say which parameters they have, and what they do with them. Every other public method takes the
-    parameters first, too.
+    parameters first, too. Inputs may be split over the examples of a batch (`core.by_example`).
     """
+
+    own_axes: ClassVar[Mapping[str, str]] = {}
+    """By method, the axes of its inputs behind those of the batch, where they are others than `OWN_AXES` says."""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        for name, axes in {**OWN_AXES, **cls.own_axes}.items():
+            method = vars(cls).get(name)
+            if method is not None:
+                inputs = list(inspect.signature(method).parameters)[2]  # behind the layer and its parameters
+                setattr(cls, name, by_example(by_shape=True, **{inputs: axes})(method))
 
     @abc.abstractmethod
     def parameters(self) -> Mapping[str, Any]:

@@ -11,6 +11,17 @@ from ..foundation.arrays import known_values
 FORMS = ("chunked", "scan")
 
 
+def axes_of_decay(log_decay: Any, batch_axes: int) -> str:
+    """The axes of a decay behind those of the batch: for all tokens, or of each one, for all channels or of each."""
+    rank = jnp.ndim(log_decay)
+    return "head" if rank == 1 else "length head" if rank == batch_axes + 2 else "length head dim"
+
+
+def axes_of_step_decay(log_decay: Any, batch_axes: int) -> str:
+    """Likewise for one token."""
+    return "head" if jnp.ndim(log_decay) in (1, batch_axes + 1) else "head dim"
+
+
 def state_dtype(*arrays: Any) -> Any:
     """Of the state, and of all sums: float32, or float64 where an array is."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)

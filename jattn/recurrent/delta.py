@@ -6,14 +6,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.by_example import by_example
 from ..core.shapes import check_choice, check_flags, check_positive
 from ..foundation.arrays import as_jax
-from .arguments import FORMS, check_log_decay, check_segments, check_sequences, check_state, state_dtype, widened
+from .arguments import (
+    FORMS,
+    axes_of_decay,
+    axes_of_step_decay,
+    check_log_decay,
+    check_segments,
+    check_sequences,
+    check_state,
+    state_dtype,
+    widened,
+)
 from .chunked import chunked_delta
 from .groups import copies_of, over_groups
 from .scan import delta_token, scan_tokens
 
 
+@by_example(
+    ("length head dim", "head dim dim"),
+    query="length head dim",
+    key="length head dim",
+    value="length head dim",
+    beta="length head",
+    log_decay=axes_of_decay,
+    initial_state="head dim dim",
+)
 def delta_rule(
     query: jax.Array,
     key: jax.Array,
@@ -99,6 +119,15 @@ def _run(query, key, value, beta, decay, starts, state, *, form, chunk, fresh, c
     return out.astype(value.dtype), state
 
 
+@by_example(
+    ("head dim", "head dim dim"),
+    query="head dim",
+    key="head dim",
+    value="head dim",
+    beta="head",
+    log_decay=axes_of_step_decay,
+    state="head dim dim",
+)
 def delta_step(
     query: jax.Array,
     key: jax.Array,

@@ -6,10 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.by_example import by_example
 from ..core.shapes import check_choice, check_positive
 from ..foundation.arrays import as_jax
 from .arguments import (
     FORMS,
+    axes_of_decay,
+    axes_of_step_decay,
     check_bonus,
     check_log_decay,
     check_segments,
@@ -23,6 +26,15 @@ from .groups import copies_of, over_groups
 from .scan import linear_token, scan_tokens
 
 
+@by_example(
+    ("length head dim", "head dim dim"),
+    query="length head dim",
+    key="length head dim",
+    value="length head dim",
+    log_decay=axes_of_decay,
+    bonus="head dim",
+    initial_state="head dim dim",
+)
 def linear_recurrence(
     query: jax.Array,
     key: jax.Array,
@@ -114,6 +126,15 @@ def _run(query, key, value, decay, bonus, starts, state, *, form, chunk, fresh):
     return out.astype(value.dtype), state
 
 
+@by_example(
+    ("head dim", "head dim dim"),
+    query="head dim",
+    key="head dim",
+    value="head dim",
+    log_decay=axes_of_step_decay,
+    bonus="head dim",
+    state="head dim dim",
+)
 def linear_step(
     query: jax.Array,
     key: jax.Array,

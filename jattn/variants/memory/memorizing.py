@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ...core.partial import Partial, merge
 from ...core.shapes import check_choice, check_multiple, check_positive, check_shapes
+from ...foundation.varying import vary, varying_axes
 from ...front import partial_attention
 from ...masks import Causal, Dense
 from ...masks.base import as_mask
@@ -157,7 +158,8 @@ def _largest(query: jax.Array, keys: jax.Array, written: jax.Array, top_k: int) 
         best, chosen = jax.lax.top_k(joined, top_k)
         return (best, jnp.take_along_axis(at, chosen, -1)), None
 
-    (best, places), _ = jax.lax.scan(search, (best, places), jnp.arange(0, size, block, dtype=jnp.int32))
+    begin = vary((best, places), varying_axes(query, keys, written))
+    (best, places), _ = jax.lax.scan(search, begin, jnp.arange(0, size, block, dtype=jnp.int32))
     return jnp.minimum(places, size - 1), ~jnp.isneginf(best)
 
 

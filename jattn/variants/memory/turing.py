@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +177,8 @@ class TuringMemory(Layer):
     >>> read.shape, state.memory.shape
     ((2, 1, 4), (2, 16, 4))
     """
+
+    own_axes: ClassVar[Mapping[str, str]] = {"__call__": "features"}
 
     features: int
     slots: int

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from ...core.shapes import check_shapes
+from ...foundation.varying import vary, varying_axes
 from ...similarities.base import accumulation_dtype
 from ..arguments import check_lengths, inside
 from .log_space import log_sum, normalized, probabilities
@@ -113,7 +114,7 @@ def _run(potentials: jax.Array, transitions: jax.Array, joined: jax.Array) -> _M
         return message, _Messages(message, arriving, total)
 
     given = (potentials[1:], transitions if shared is None else None, joined)
-    _, rest = jax.lax.scan(step, message, given)
+    _, rest = jax.lax.scan(step, vary(message, varying_axes(message, given, shared)), given)
     return jax.tree.map(lambda one, others: jnp.concatenate([one[None], others]), first, rest)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_flags
+from ...foundation.varying import vary, varying_axes
 from .log_space import log_add, log_sum
 from .trees import TreeMarginals, marginals_of, over_examples
 
@@ -90,5 +91,6 @@ def _eliminate(arcs: jax.Array, roots: jax.Array, length: jax.Array, single_root
         return jax.tree.map(lambda after, before: jnp.where(word < length, after, before), new, state), None
 
     begin = (arcs, roots, jnp.asarray(not single_root), jnp.zeros((), arcs.dtype))
+    begin = vary(begin, varying_axes(arcs, roots, length))
     (_, _, placed, total), _ = jax.lax.scan(step, begin, jnp.arange(arcs.shape[0]))
     return jnp.where(placed & ~jnp.isneginf(total), total, -jnp.inf)  # without a tree no score matters

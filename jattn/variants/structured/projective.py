@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_flags
+from ...foundation.varying import vary, varying_axes
 from .log_space import NOTHING, Log, combined, multiplied, separated, summed
 from .trees import TreeMarginals, marginals_of, over_examples
 
@@ -124,7 +125,6 @@ def _spans(arcs: jax.Array) -> tuple[Log, Log]:
         longer_left = summed(multiplied(starting(left), ending(open_left)), 1)
         return (write(right, longer_right), write(left, longer_left), open_right, open_left), None
 
-    (right, left, _, _), _ = jax.lax.scan(
-        step, (single, single, nothing, nothing), (jnp.arange(1, n), rightward, leftward)
-    )
+    begin = vary((single, single, nothing, nothing), varying_axes(rightward, leftward))
+    (right, left, _, _), _ = jax.lax.scan(step, begin, (jnp.arange(1, n), rightward, leftward))
     return jax.tree.map(lambda one: one[:, :n], (right, left))

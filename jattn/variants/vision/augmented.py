@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,8 @@ class AugmentedConvolution(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 7, 5, 3))).shape
     (2, 7, 5, 16)
     """
+
+    own_axes: ClassVar[Mapping[str, str]] = {"__call__": "height width channels"}
 
     height: int
     width: int

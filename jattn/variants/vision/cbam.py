@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ class Cbam(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 7, 5, 32))).shape
     (2, 7, 5, 32)
     """
+
+    own_axes: ClassVar[Mapping[str, str]] = {"__call__": "height width channels"}
 
     channels: int
     hidden: int

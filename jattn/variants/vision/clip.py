@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,8 @@ class AttentionPool(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 7, 5, 16))).shape
     (2, 8)
     """
+
+    own_axes: ClassVar[Mapping[str, str]] = {"__call__": "height width channels"}
 
     height: int
     width: int

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,8 @@ class NonLocal(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 7, 5, 32))).shape
     (2, 7, 5, 32)
     """
+
+    own_axes: ClassVar[Mapping[str, str]] = {"__call__": "height width channels"}
 
     channels: int
     hidden: int

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.call import Call
+from ...foundation.varying import full, varying_axes
 from ...implementations.reference import scored
 from ...pieces import take
 from ...similarities.base import accumulation_dtype
@@ -30,8 +31,8 @@ def best_keys(
         query: prepared, `[batch..., q_len, q_heads, dim]`.
         key: prepared, `[batch..., kv_len, kv_heads, dim]`, `kv_len` at least `count`.
         count: how many.
-        noise: a random key; standard Gumbel numbers are then added to the scores, so that the largest is a sample of
-            their softmax, and the `count` largest a sample without replacement.
+        noise: random keys `[batch..., q_heads]`; standard Gumbel numbers are then added to the scores, so that the
+            largest is a sample of their softmax, and the `count` largest a sample without replacement.
 
     Returns:
         Indices and whether there is such a key, both `[batch..., q_heads, q_len, count]`.
@@ -46,7 +47,7 @@ def best_keys(
         part = dataclasses.replace(part, kv_len=tile)
         scores, allowed = scored(part, query, jax.lax.dynamic_slice_in_dim(key, start, tile, rank))
         if noise is not None:
-            scores = scores + jax.random.gumbel(jax.random.fold_in(noise, index), scores.shape, scores.dtype)
+            scores = scores + _gumbel(noise, index, scores)
         places = jnp.broadcast_to(start + jnp.arange(tile, dtype=jnp.int32), scores.shape)
         scores = jnp.where(allowed & (places >= index * tile), scores, -jnp.inf)
         # What was kept comes first, and `top_k` keeps the first of equals.
@@ -54,10 +55,22 @@ def best_keys(
         return (values, jnp.take_along_axis(jnp.concatenate([best[1], places], -1), order, -1)), None
 
     shape = (*call.batch, call.q_heads, call.q_len, count)
-    first = jnp.full(shape, -jnp.inf, accumulation_dtype(query, key)), jnp.zeros(shape, jnp.int32)
+    axes = varying_axes(query, key, noise, *(getattr(call, name) for name in PIECES))
+    first = full(shape, -jnp.inf, accumulation_dtype(query, key), axes), full(shape, 0, jnp.int32, axes)
     tiles = jnp.arange(-(-call.kv_len // tile), dtype=jnp.int32)
     (values, chosen), _ = jax.lax.scan(visit, first, tiles)
     return chosen, ~jnp.isneginf(values)
+
+
+def _gumbel(keys: jax.Array, index: jax.Array, like: jax.Array) -> jax.Array:
+    """Of a tile, from the random key of each example and head: the same wherever they are computed."""
+
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.random.gumbel(jax.random.fold_in(key, index), like.shape[-2:], like.dtype)
+
+    for _ in range(keys.ndim):
+        draw = jax.vmap(draw)
+    return draw(keys)
 
 
 def score_chosen(call: Call, query: jax.Array, key: jax.Array, chosen: jax.Array) -> tuple[Call, jax.Array, jax.Array]:

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...core.by_example import by_example
 from ...core.call import prepare
+from ...core.checks import check_arrays
 from ...core.shapes import check_flags, check_key
 from ...front import attention, partial_attention
 from ..arguments import check_baseline, leave_out
@@ -69,8 +71,32 @@ def hard(
     """
     pieces = leave_out(pieces, "hard attention draws from the softmax", "normalizer", "dropout")
     check_flags(straight_through=straight_through)
+    keys = None
     if sample is not None:
         check_key("sample", sample)
+        if not jnp.issubdtype(sample.dtype, jax.dtypes.prng_key):
+            sample = jax.random.wrap_key_data(sample)
+        check_arrays(query, key, value)
+        keys = jax.random.split(sample, (*query.shape[:-3], query.shape[-2]))
+    return _hard(query, key, value, keys, straight_through, **pieces)
+
+
+@by_example(
+    Drawn("length head dim", "length head", "length head"),
+    query="length head dim",
+    key="length head dim",
+    value="length head dim",
+    sample="head",
+)
+def _hard(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    sample: jax.Array | None,
+    straight_through: bool,
+    **pieces: Any,
+) -> Drawn:
+    """With a random key of each example and head."""
     plain = {name: pieces.get(name) for name in ("mask", "similarity", "query_positions", "key_positions")}
     unknown = pieces.keys() - plain.keys() - {"scores", "implementation"}
     if unknown:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.by_example import by_example
 from ...core.call import Call, prepare
 from ...core.finite import multiply_values
 from ...core.shapes import check_multiple, check_positive, check_shapes
@@ -20,6 +21,7 @@ from ...pieces import take
 ROWS = 128
 
 
+@by_example(query="length heads dim", key="length heads dim", value="length heads dim")
 def multi_token(
     query: jax.Array,
     key: jax.Array,

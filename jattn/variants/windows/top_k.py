@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core.by_example import by_example
 from ...core.call import prepare
 from ...core.finite import multiply_values
 from ...core.shapes import check_positive
@@ -12,6 +13,7 @@ from ...foundation.arrays import as_jax
 from .best_keys import best_keys, score_chosen, take_chosen
 
 
+@by_example("length head dim", query="length head dim", key="length head dim", value="length head dim")
 def top_k(
     query: jax.Array,
     key: jax.Array,

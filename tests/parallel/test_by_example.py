@@ -1,0 +1,199 @@
+"""Layers, recurrences and variants of arrays whose examples or heads are split over Explicit mesh axes."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from generative_layers import FEATURES, LAYERS, random_parameters
+from jax.sharding import NamedSharding, PartitionSpec
+from recurrences import KINDS, inputs, run
+from variant_cases import ROWS, is_float
+
+from jattn.variants.convolutional.short_convolution import ShortConvolution
+from jattn.variants.gated import CaptioningAttention, CoverageAttention, GenerationGate, Modulation
+from jattn.variants.low_rank import Linformer, Nystromformer
+from jattn.variants.memory import Compressive, Memorizing, MemoryNetwork, TransformerXL
+from jattn.variants.recurrent.token_shift import TokenShift
+from jattn.variants.sparse import Longformer
+from jattn.variants.structured import Segmentation, SoftParents
+from jattn.variants.vision import AttentionPool, AugmentedConvolution, Cbam, CoAttention, NonLocal, SqueezeExcite
+from jattn.variants.windows import (
+    AttentionPooling,
+    Differential,
+    Location,
+    LuongGlobal,
+    LuongLocal,
+    MultiToken,
+    TalkingHeads,
+)
+
+EXAMPLES = 8
+COLLECTIVES = re.compile(r"(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)(?=\()")
+
+
+def some(names, *few):
+    """All of them as parameters; those that are not among the few run with `--everything`."""
+    return [pytest.param(name, marks=() if name in few else pytest.mark.exhaustive) for name in names]
+
+
+def placed(array, *spec):
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def check(function, split, shared, *, sums: bool):
+    """Values, shardings and collectives of `function(split, shared)`, as of arrays on one device.
+
+    Args:
+        function: to a tree of results and one of gradients of `split`, and one of gradients of `shared`.
+        split: a tree of arrays that begin with the examples.
+        shared: a tree of arrays on all devices.
+        sums: whether anything is summed over the devices.
+    """
+    want = jax.jit(function)(split, shared)
+    given = jax.tree.map(lambda leaf: placed(leaf, "data"), split)
+    program = jax.jit(function).lower(given, shared).compile()
+    got = program(given, shared)
+    for have, wish in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(have, wish, rtol=2e-5, atol=2e-5 * max(1, np.abs(wish).max(initial=0)))
+    for leaf in jax.tree.leaves(got[:2]):
+        assert leaf.shape[:1] != (EXAMPLES,) or leaf.sharding.spec[0] == "data", leaf.sharding
+    assert set(COLLECTIVES.findall(program.as_text())) <= ({"all-reduce"} if sums else set())
+
+
+def graded(function):
+    """Results and gradients of a sum of sines of all of them, as `check` wants them."""
+
+    def everything(split, shared):
+        def loss(split, shared):
+            out = function(split, shared)
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(out) if is_float(leaf)), out
+
+        (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(split, shared)
+        return out, *gradients
+
+    return everything
+
+
+def decoded(layer):
+    def run(split, parameters):
+        (inputs,) = split
+        out, state = layer.prefill(parameters, inputs[:, :-1])
+        last, state = layer.step(parameters, inputs[:, -1], state)
+        return out, last, state
+
+    return run
+
+
+@pytest.mark.parametrize("name", some(LAYERS, "attention, grouped, a window", "Gated DeltaNet", "Hyena"))
+def test_layers(name):
+    layer = LAYERS[name]
+    given = np.random.default_rng(0).normal(size=(EXAMPLES, 5, FEATURES)).astype(np.float32)
+    check(graded(decoded(layer)), (given,), random_parameters(layer), sums=True)
+
+
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).normal(size=(EXAMPLES, *shape)).astype(np.float32)
+
+
+IMAGES = normal(4, 3, 4)
+OTHERS = {
+    "Longformer": (Longformer(8, heads=2, window=3), (normal(9, 8),), {"global_tokens": [0]}),
+    "token shift": (TokenShift(8, ("key", "value")), (normal(5, 8),), {}),
+    "short convolution": (ShortConvolution(6, 4), (normal(5, 6),), {}),
+    "Linformer": (Linformer(8, heads=2, longest=16, projected=4), (normal(9, 8),), {}),
+    "Nystromformer": (Nystromformer(8, heads=2, landmarks=4, convolution=3), (normal(9, 8),), {}),
+    "squeeze and excitation": (SqueezeExcite(4, 2), (IMAGES,), {}),
+    "CBAM": (Cbam(4, 2, 3), (IMAGES,), {}),
+    "co-attention": (
+        CoAttention(8, 4, heads=2, head_dim=4, first_hidden=8, second_hidden=8),
+        (normal(5, 8), normal(3, 4)),
+        {},
+    ),
+    "non-local block": (NonLocal(4, 4, "dot"), (IMAGES,), {}),
+    "augmented convolution": (
+        AugmentedConvolution(4, 3, 4, 8, attention_channels=4, key_channels=4, heads=2),
+        (IMAGES,),
+        {},
+    ),
+    "attention pool": (AttentionPool(4, 3, 4, heads=2, out_features=4), (IMAGES,), {}),
+    "multi-token": (MultiToken(8, heads=4, group=2), (normal(9, 8),), {"mask": lambda q, k: k <= q}),
+    "talking heads": (TalkingHeads(8, heads=4, softmax_heads=6), (normal(9, 8),), {"mask": lambda q, k: k <= q}),
+    "differential": (Differential(8, heads=2, depth=1), (normal(9, 8),), {"mask": lambda q, k: k <= q}),
+    "attention pooling": (AttentionPooling(8, hidden=8, queries=3), (normal(9, 8),), {}),
+    "Luong, global": (LuongGlobal(8), (normal(5, 8), normal(9, 8)), {}),
+    "location": (Location(8, max_length=20), (normal(5, 8), normal(9, 4)), {}),
+    "Luong, local": (LuongLocal(8), (normal(5, 8), normal(9, 8)), {"distance": 2.0}),
+    "coverage": (CoverageAttention(8, 6, 4), (normal(5, 8), normal(9, 6)), {}),
+    "captioning": (CaptioningAttention(8, 6, 4), (normal(5, 8), normal(9, 6)), {}),
+    "generation gate": (GenerationGate(8, 8, 4), (normal(5, 8), normal(5, 8), normal(5, 4)), {}),
+    "modulation": (Modulation(8, 4, "film"), (normal(5, 8), normal(5, 4)), {}),
+    "Memorizing": (Memorizing(8, heads=2, memory_size=16, top_k=4), (normal(5, 8),), {}),
+    "Compressive": (Compressive(8, heads=2, memory_len=8, compressed_len=4, rate=2), (normal(6, 8),), {}),
+    "memory network": (
+        MemoryNetwork(words=20, features=8, hops=3, sentences=4),
+        (np.ones((EXAMPLES, 4, 4), np.int32), np.ones((EXAMPLES, 3), np.int32)),
+        {},
+    ),
+    "Transformer-XL": (TransformerXL(8, heads=2, memory_len=4), (normal(5, 8),), {}),
+    "soft parents": (SoftParents(8, hidden=4), (normal(5, 8),), {}),
+    "segmentation": (Segmentation(8, heads=2, head_dim=4), (normal(5, 8),), {"lengths": 4}),
+}
+
+
+@pytest.mark.parametrize("name", some(OTHERS, "CBAM", "multi-token", "coverage", "Memorizing", "soft parents"))
+def test_other_layers(name):
+    layer, given, options = OTHERS[name]
+    leaves, tree = jax.tree.flatten(layer.init(jax.random.key(0)))
+    rng = np.random.default_rng(1)
+    parameters = tree.unflatten([leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
+    ids = given if given[0].dtype == np.int32 else ()  # which have no gradient, but are split too
+    mesh_ids = tuple(placed(one, "data") for one in ids)
+
+    def function(split, parameters):
+        return layer(parameters, *(mesh_ids if ids else split), **options)
+
+    check(graded(function), () if ids else given, parameters, sums=True)
+
+
+@pytest.mark.parametrize("form", ["chunked", pytest.param("scan", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kind", some(KINDS, "constant", "channel delta"))
+def test_heads_of_recurrences(kind, form):
+    """Heads over the devices: what each has of its own goes with it, and nothing is exchanged, nor summed."""
+    given = inputs(kind, 12, heads=EXAMPLES)
+    heads = {name: 0 if name == "bonus" or one.ndim == 1 else 1 for name, one in given.items()}
+    turned = {name: np.moveaxis(one, axis, 0) for (name, one), axis in zip(given.items(), heads.values(), strict=True)}
+
+    def everything(split, segments):
+        def function(split):
+            back = {name: jnp.moveaxis(one, 0, heads[name]) for name, one in split.items()}
+            out, state = run(back, form=form, segment_ids=segments)
+            return jnp.moveaxis(out, -2, 0), state
+
+        out, pull = jax.vjp(function, split)
+        return out, *pull(out)
+
+    check(everything, turned, np.repeat([0, 1], [7, 5]), sums=False)
+
+
+FEW_ROWS = ("top-k", "hard, straight-through", "multi-token")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=row.name, marks=() if row.name in FEW_ROWS else pytest.mark.exhaustive) for row in ROWS],
+)
+def test_functions(row):
+    sizes = row.size(b=EXAMPLES, q=9, k=row.size()["k"] and 9)
+    arrays = row.draw(0, sizes)
+    split = {name: one for name, one in arrays.items() if row.shapes[name].startswith("b")}
+    shared = {name: one for name, one in arrays.items() if name not in split}
+    given = row.given(sizes, False, None)
+
+    def function(split, shared):
+        return row.run({**split, **shared}, **given)
+
+    with row.within():
+        check(graded(function), split, shared, sums=True)
