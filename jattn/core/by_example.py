@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -17,6 +17,8 @@ from ..foundation.arrays import as_array
 from ..foundation.sharding import Layout, Split, layout, run_split, split_of
 from ..masks.base import as_mask
 from ..pieces import Piece, map_fields
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 Axes = str | Callable[[Any, int], str]
 """The axes of an array behind the batch, as words; or a function of the array and the batch axes to them.
@@ -31,11 +33,11 @@ ALIKE: Mapping[str, Axes] = {
 """What is always called so."""
 
 
-def by_example(out: Any = None, *, by_shape: bool = False, **axes: Axes) -> Callable[[Callable], Callable]:
+def by_example(out: Any = None, *, by_shape: bool = False, **axes: Axes) -> Callable[[Function], Function]:
     """Decorate a function of arrays `[batch..., *axes]`.
 
     Args:
-        out: a tree of the axes of the results; by default, every result that begins with the batch axes has them.
+        out: the axes of each result, in order; by default, every result that begins with the batch axes has them.
         by_shape: whether arrays that `axes` does not name and that begin with the batch axes have them. Otherwise
             they have none; nor have `parameters`.
         axes: of each argument; the first decides how many batch axes there are.
@@ -45,7 +47,7 @@ def by_example(out: Any = None, *, by_shape: bool = False, **axes: Axes) -> Call
     assert isinstance(names, str)
     own = len(names.split())
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         (*_, last) = signature.parameters.values()
 
@@ -64,7 +66,7 @@ def by_example(out: Any = None, *, by_shape: bool = False, **axes: Axes) -> Call
                 arguments.update(arguments.pop(last.name, {}))
             return _run(function, arguments, {**ALIKE, **axes}, inputs.shape[: inputs.ndim - own], out, by_shape)
 
-        return run
+        return cast(Function, run)
 
     return decorate
 
@@ -112,7 +114,9 @@ def _run(
     if out is None:
         out = jax.tree.map(lambda leaf: _by_shape(leaf.shape, batch), shapes)
     else:
-        out = jax.tree.map(lambda names, leaf: _layout(leaf, names, len(batch)), out, shapes)
+        results, structure = jax.tree.flatten(shapes)
+        named = zip(results, jax.tree.leaves(out), strict=True)
+        out = structure.unflatten([_layout(leaf, names, len(batch)) for leaf, names in named])
     return run_split(function, (arrays,), (layouts,), out, split, shared_vary=False)
 
 

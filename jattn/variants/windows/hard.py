@@ -74,15 +74,16 @@ def hard(
     keys = None
     if sample is not None:
         check_key("sample", sample)
-        if not jnp.issubdtype(sample.dtype, jax.dtypes.prng_key):
-            sample = jax.random.wrap_key_data(sample)
         check_arrays(query, key, value)
-        keys = jax.random.split(sample, (*query.shape[:-3], query.shape[-2]))
+        typed = jnp.issubdtype(sample.dtype, jax.dtypes.prng_key)
+        keys = jax.random.split(
+            sample if typed else jax.random.wrap_key_data(sample), (*query.shape[:-3], query.shape[-2])
+        )
     return _hard(query, key, value, keys, straight_through, **pieces)
 
 
 @by_example(
-    Drawn("length head dim", "length head", "length head"),
+    ("length head dim", "length head", "length head"),
     query="length head dim",
     key="length head dim",
     value="length head dim",
