@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from .. import masks, scores
-from . import peers
+from . import compiling, peers
 from .sides import Choice, Shape, Side, jattn
 
 LENGTH, LONG, WINDOW = 4096, 16384, 512
@@ -122,6 +122,7 @@ def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
 
     usual, far = base(length), base(long)
     plain = Choice(causal)
+    layers = 12 if length >= 1024 else 1
     forward = jattn("jattn", plain)
     both = jattn("jattn", plain, backward=True)
     itself = jattn("plain causal", plain)
@@ -169,6 +170,14 @@ def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
             both,
             peers.jax_nn(backward=True),
             Bar(51, True),
+        ),
+        Speed(
+            "compile",
+            f"compiling the gradient of {layers} layers",
+            base(min(length, 1024)),
+            compiling.ours(layers),
+            compiling.jax_nn(layers),
+            Bar(4.0, True),
         ),
         argument("alibi", "ALiBi", Choice(causal, lambda shape: (scores.Alibi.standard(shape.q_heads),))),
         argument("soft-cap", "soft cap", Choice(causal, lambda shape: (scores.SoftCap(30.0),))),
