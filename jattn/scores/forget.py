@@ -56,6 +56,7 @@ class Forget(Score):
     key_rest: jax.Array | np.ndarray = array("head", "key")
     key_near: jax.Array | np.ndarray = array("head", "key")
     key_block: jax.Array | np.ndarray = array("head", "key")
+    finite_at_zero = True
 
     @classmethod
     def of(cls, log_gates: Any, *, queries: Any = None) -> Self:
