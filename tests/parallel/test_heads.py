@@ -322,7 +322,7 @@ def test_the_batch_alone(kind):
     arguments: dict[str, Any] = dict(
         mask=masks.Causal() & masks.Lengths(np.array([5, 12])), dropout=jattn.Dropout(0.5, jax.random.key(1))
     )
-    out = strategy.attention(*qkv(), **arguments)
+    out: Any = strategy.attention(*qkv(), **arguments)
     assert_close(np.asarray(out), np.asarray(jattn.attention(*qkv(), **arguments)))
     assert out.sharding.spec[0] == "data"
     x = draw(BATCH, LENGTH, 24)

@@ -3,7 +3,8 @@
 A dynamic slice along an axis that is split over a mesh axis of type Auto makes XLA gather the whole array, and how an
 array is split over Auto axes cannot be seen while tracing. So the loop slices the minor parts alone, one after
 another, and computes all of the major parts in one step: whatever is split, lies on them. On one device, and wherever
-the types of the arrays show no Auto mesh, nothing is folded.
+the types of the arrays show no Auto mesh, nothing is folded. All devices take the same steps: a tile is visited where
+any major part needs it, which the devices tell each other where that is not known while tracing.
 """
 
 import dataclasses
