@@ -324,6 +324,7 @@ def test_layers(name, kind, spec):
     for have, wish in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         if jnp.issubdtype(have.dtype, jnp.floating):
             np.testing.assert_allclose(have, wish, rtol=1e-4, atol=1e-4 * max(1, np.abs(wish).max()))
-    assert (spec, kind) == (P(None, "x"), A) or got[0].sharding.is_equivalent_to(split.sharding, 3)
+    whole = spec == P(None, "x") and (kind == A or name == "CausalAttention")  # a length that stays whole
+    assert whole or got[0].sharding.is_equivalent_to(split.sharding, 3)
     found = exchanged(run.lower(parameters, split).compile())
     assert spec != BATCHES or all(one.startswith("all-reduce") for one in found), found
