@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,8 @@ def compiling(label: str, attend: Callable[..., jax.Array], layers: int) -> Side
 
         # Another value of an option has it compiled anew, here of one that does nothing.
         def run():
-            return lowered.compile({"xla_dump_max_hlo_modules": next(_count)})
+            options: dict[str, Any] = {"xla_dump_max_hlo_modules": next(_count)}
+            return lowered.compile(options)
 
         return run
 

@@ -297,7 +297,7 @@ def _compiled(shards: _Shards) -> Callable[..., Any]:
     return jax.jit(shards)
 
 
-def summed_einsum(equation: str, *arrays: jax.Array, **options: Any) -> jax.Array:
+def summed_einsum(equation: str, *arrays: Any, **options: Any) -> jax.Array:
     """`jnp.einsum` where what is summed over may be split over Explicit axes: JAX asks how the sum shall be split.
 
     Each axis of the result is split as in the first array that has it.
