@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from generative_layers import FEATURES, LAYERS, random_parameters
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from recurrences import KINDS, inputs, run
 from variant_cases import ROWS, is_float
 
@@ -38,12 +38,12 @@ def some(names, *few):
     return [pytest.param(name, marks=() if name in few else pytest.mark.exhaustive) for name in names]
 
 
-def placed(array, *spec):
-    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+def placed(array, *spec, kind=AxisType.Explicit):
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(kind,))
     return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-def check(function, split, shared, *, sums: bool):
+def check(function, split, shared, *, sums: bool, kind=AxisType.Explicit):
     """Values, shardings and collectives of `function(split, shared)`, as of arrays on one device.
 
     Args:
@@ -51,9 +51,10 @@ def check(function, split, shared, *, sums: bool):
         split: a tree of arrays that begin with the examples.
         shared: a tree of arrays on all devices.
         sums: whether anything is summed over the devices.
+        kind: of the mesh axis.
     """
     want = jax.jit(function)(split, shared)
-    given = jax.tree.map(lambda leaf: placed(leaf, "data"), split)
+    given = jax.tree.map(lambda leaf: placed(leaf, "data", kind=kind), split)
     program = jax.jit(function).lower(given, shared).compile()
     got = program(given, shared)
     for have, wish in zip(jax.tree.leaves(got), map(np.asarray, jax.tree.leaves(want)), strict=True):
@@ -61,7 +62,8 @@ def check(function, split, shared, *, sums: bool):
             have, wish, rtol=2e-5, atol=2e-5 * max(1, np.abs(wish).max(initial=0, where=np.isfinite(wish)))
         )
     for leaf in jax.tree.leaves(got[:2]):
-        assert leaf.shape[:1] != (EXAMPLES,) or leaf.sharding.spec[0] == "data", leaf.sharding
+        constant = kind == AxisType.Auto and (leaf.ndim == 1 or not leaf.size)  # which XLA makes everywhere
+        assert leaf.shape[:1] != (EXAMPLES,) or constant or leaf.sharding.spec[0] == "data", leaf.sharding
     assert set(COLLECTIVES.findall(program.as_text())) <= ({"all-reduce"} if sums else set())
 
 
@@ -94,6 +96,14 @@ def test_layers(name):
     layer = LAYERS[name]
     given = np.random.default_rng(0).normal(size=(EXAMPLES, 5, FEATURES)).astype(np.float32)
     check(graded(decoded(layer)), (given,), random_parameters(layer), sums=True)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["attention", "GLA", "Gated DeltaNet", "Hyena", "AFT-local"])
+def test_layers_on_auto_axes(name):
+    given = np.random.default_rng(0).normal(size=(EXAMPLES, 5, FEATURES)).astype(np.float32)
+    function = graded(decoded(LAYERS[name]))
+    check(function, (given,), random_parameters(LAYERS[name]), sums=True, kind=AxisType.Auto)
 
 
 def normal(*shape):
