@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AnyMesh = Mesh | AbstractMesh
@@ -308,7 +309,8 @@ def summed_einsum(equation: str, *arrays: Any, **options: Any) -> jax.Array:
     mesh = mesh_of(*arrays)
     if AxisType.Explicit not in mesh.axis_types:
         return jnp.einsum(equation, *arrays, **options)
-    arrays = tuple(_on_mesh(array, mesh) for array in arrays)
+    placed = _mesh_of_devices(*arrays) or mesh
+    arrays = tuple(_on_mesh(array, placed) for array in arrays)
     inputs, result = equation.replace(" ", "").split("->")
     found: dict[Any, Any] = {}
     for names, array in zip(inputs.split(","), arrays, strict=True):
@@ -329,10 +331,19 @@ def summed_einsum(equation: str, *arrays: Any, **options: Any) -> jax.Array:
     return jnp.einsum(equation, *arrays, out_sharding=NamedSharding(mesh, PartitionSpec(*spec)), **options)
 
 
-def _on_mesh(array: jax.Array, mesh: AbstractMesh) -> jax.Array:
+def _mesh_of_devices(*arrays: Any) -> Mesh | None:
+    """The mesh of the arrays that are computed already, outside `jit`: JAX then asks for devices, not for names."""
+    given = (array.sharding for array in arrays if isinstance(array, jax.Array) and not isinstance(array, Tracer))
+    return next((one.mesh for one in given if isinstance(one, NamedSharding) and isinstance(one.mesh, Mesh)), None)
+
+
+def _on_mesh(array: Any, mesh: AnyMesh) -> jax.Array:
     """An array that is on no mesh yet (a parameter, a constant), on all devices of this one."""
-    known = isinstance(array, jax.Array) and not jax.typeof(array).sharding.mesh.empty
-    return array if known else reshard(array, mesh, PartitionSpec())
+    if isinstance(array, jax.Array) and not jax.typeof(array).sharding.mesh.empty:
+        return array
+    if isinstance(mesh, Mesh):
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec()))
+    return reshard(array, mesh, PartitionSpec())
 
 
 def gather(array: jax.Array, axis: int) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.by_example import by_example
 from ...core.contract import Unsupported
 from ...core.shapes import check_choice, check_multiple, check_positive, check_shapes
 from ...front import attention
@@ -18,6 +19,7 @@ SHARING = ("none", "heads", "kv", "layers")
 POOLING = ("linear", "mean", "convolution")
 
 
+@by_example(query="length heads dim", key="length heads dim", value="length heads dim")
 def linformer_attention(
     query: jax.Array,
     key: jax.Array,

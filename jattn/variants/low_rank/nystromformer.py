@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.by_example import by_example
 from ...core.contract import Unsupported
 from ...core.shapes import check_counts, check_multiple, check_positive, check_shapes
 from ...foundation.arrays import of_rank
@@ -19,6 +20,7 @@ from .linformer import _segments
 from .padding import present, without_padding
 
 
+@by_example(query="length heads dim", key="length heads dim", value="length heads dim")
 def nystrom_attention(
     query: jax.Array,
     key: jax.Array,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...core.by_example import by_example
 from ...core.partial import Partial, merge
 from ...core.shapes import check_choice, check_multiple, check_positive, check_shapes
 from ...foundation.varying import vary, varying_axes
@@ -86,6 +87,7 @@ def write_ring(ring: Ring, key: jax.Array, value: jax.Array) -> Ring:
     return Ring(write(ring.keys, key), write(ring.values, value), ring.written + length)
 
 
+@by_example(by_shape=True, query="length heads dim")
 def ring_attention(query: jax.Array, ring: Ring, *, top_k: int = 32, similarity: Any = None) -> Partial:
     """Attention of each query, in each head, over the `top_k` keys of the ring with the largest dot product.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.by_example import by_example
 from ...core.checks import check_positions
 from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...foundation.arrays import of_rank
@@ -24,6 +25,7 @@ from ..arguments import check_record, leave_out
 BASE = 10000.0
 
 
+@by_example(query="length heads dim", key="length heads dim", value="length heads dim")
 def relative_attention(
     query: jax.Array,
     key: jax.Array,

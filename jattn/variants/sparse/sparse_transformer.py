@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.by_example import by_example
 from ...core.checks import check_pieces
 from ...core.partial import Partial, merge
 from ...core.shapes import check_choice, check_counts, check_positive, check_shapes
@@ -118,6 +119,7 @@ class Summaries(Mask):
         return key % self.size >= self.size - self.count
 
 
+@by_example(query="length heads dim", key="length heads dim", value="length heads dim")
 def strided_attention(
     query: jax.Array,
     key: jax.Array,
@@ -178,6 +180,7 @@ def strided_attention(
     return _run(local, columns, (query, key, value), mask, options, how, layer)
 
 
+@by_example(query="length heads dim", key="length heads dim", value="length heads dim")
 def fixed_attention(
     query: jax.Array,
     key: jax.Array,

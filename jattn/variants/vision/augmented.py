@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ...core.by_example import by_example
 from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...front import attention
 from ...modules.layer import Layer, bias, kernel, normal
@@ -15,6 +16,7 @@ from ...similarities.base import accumulation_dtype
 from .images import convolve
 
 
+@by_example(query="height width heads dim", key="height width heads dim", value="height width heads dim")
 def relative_image_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, height_table: jax.Array, width_table: jax.Array
 ) -> jax.Array:

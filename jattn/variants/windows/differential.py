@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.by_example import by_example
 from ...core.shapes import check_positive, check_shapes
 from ...foundation.arrays import as_jax, describe, of_rank
 from ...front import attention
@@ -19,6 +20,7 @@ from ..arguments import leave_out
 EPSILON = 1e-5
 
 
+@by_example(query="length heads dim", key="length heads dim", value="length heads dim")
 def differential(
     query: jax.Array, key: jax.Array, value: jax.Array, amount: jax.Array | float, **pieces: Any
 ) -> jax.Array:

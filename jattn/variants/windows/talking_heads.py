@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core.by_example import by_example
 from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...foundation.arrays import as_jax
 from ...front import attention
@@ -15,6 +16,7 @@ from ...similarities import Dot
 from ..arguments import leave_out
 
 
+@by_example(query="length heads dim", key="length heads dim", value="length heads dim")
 def talking_heads(
     query: jax.Array,
     key: jax.Array,
