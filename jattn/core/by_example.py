@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import as_array
 from ..foundation.sharding import Layout, Split, layout, run_split, split_of
 from ..masks.base import as_mask
-from ..pieces import Piece, map_fields
+from ..pieces import Piece, indexed, map_fields
+from ..scores.base import as_score
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,19 +29,27 @@ The one called "head" may be split, too. An array with fewer axes than there are
 """
 
 ALIKE: Mapping[str, Axes] = {
-    **dict.fromkeys(("segment_ids", "positions", "query_positions", "key_positions"), "length"),
+    **dict.fromkeys(("segment_ids", "positions", "query_positions", "key_positions", "global_tokens"), "length"),
     "lengths": "",
 }
 """What is always called so."""
 
+WHOLE = ("parameters", "redraw", "written", "filled")
+"""What never has a batch, arguments and fields of records."""
 
-def by_example(out: Any = None, *, by_shape: bool = False, **axes: Axes) -> Callable[[Function], Function]:
+PIECES = ("mask", "similarity", "scores", "normalizer", "dropout")
+
+
+def by_example(
+    out: Any = None, *, by_shape: bool = False, whole: tuple[str, ...] = (), **axes: Axes
+) -> Callable[[Function], Function]:
     """Decorate a function of arrays `[batch..., *axes]`.
 
     Args:
-        out: the axes of each result, in order; by default, every result that begins with the batch axes has them.
+        out: the axes of each result, in order; by default, results whose shape follows the batch have its axes.
         by_shape: whether arrays that `axes` does not name and that begin with the batch axes have them. Otherwise
-            they have none; nor have `parameters`.
+            they have none.
+        whole: arguments whose arrays have no batch.
         axes: of each argument; the first decides how many batch axes there are.
     """
     deciding = next(iter(axes))
@@ -49,26 +59,61 @@ def by_example(out: Any = None, *, by_shape: bool = False, **axes: Axes) -> Call
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
-        (*_, last) = signature.parameters.values()
 
         @functools.wraps(function)
         def run(*args: Any, **options: Any) -> Any:
             try:
-                arguments = dict(signature.bind(*args, **options).arguments)
+                bound = signature.bind(*args, **options)
             except TypeError:
                 return function(*args, **options)  # which says what is wrong
-            inputs = arguments.get(deciding)
+            inputs = bound.arguments.get(deciding)
             if not isinstance(inputs, jax.Array) or inputs.ndim < own:
                 return function(*args, **options)
             if split_of(inputs, _layout(inputs, names, inputs.ndim - own)) is None:
                 return function(*args, **options)
-            if last.kind is last.VAR_KEYWORD:
-                arguments.update(arguments.pop(last.name, {}))
-            return _run(function, arguments, {**ALIKE, **axes}, inputs.shape[: inputs.ndim - own], out, by_shape)
+            batch = inputs.shape[: inputs.ndim - own]
+            heads = inputs.shape[-2] if names.split()[-2:] in (["head", "dim"], ["heads", "dim"]) else None
+            arguments = _settled(_flat(bound), batch, heads)
+            if arguments is None:  # its pieces read indices that are known out here alone
+                return function(*args, **options)
+            rules = _Rules({**ALIKE, **axes}, batch, (*WHOLE, *whole), by_shape)
+            return _run(function, arguments, inputs, rules, out)
 
         return cast(Function, run)
 
     return decorate
+
+
+def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments by name, those of `**options` among them."""
+    arguments: dict[str, Any] = {}
+    for name, one in bound.arguments.items():
+        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(one)
+        else:
+            arguments[name] = one
+    return arguments
+
+
+def _settled(arguments: dict[str, Any], batch: tuple[int, ...], heads: int | None) -> dict[str, Any] | None:
+    """Functions as pieces, with the indices of the whole call; lists as arrays. None if indices are not known."""
+    arguments = {name: one if name in PIECES else as_array(one) for name, one in arguments.items()}
+    if arguments.get("mask") is not None and not isinstance(arguments["mask"], jax.Array | np.ndarray):
+        arguments["mask"] = as_mask(arguments["mask"])
+    if "scores" in arguments:
+        scores = arguments["scores"]
+        several = isinstance(scores, (list, tuple))
+        arguments["scores"] = tuple(map(as_score, scores)) if several else as_score(scores)
+    for name in PIECES:
+        given = arguments.get(name)
+        parts = given if isinstance(given, tuple) else (given,)
+        if not all(isinstance(one, Piece) for one in parts):
+            continue
+        filled = indexed(given, batch, 1 if heads is None else heads)
+        if filled is not given and heads is None:
+            return None
+        arguments[name] = filled
+    return arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,78 +130,103 @@ class _OfArrays:
         return self.function(**self.tree.unflatten(leaves))
 
 
-def _run(
-    function: Callable[..., Any],
-    arguments: dict[str, Any],
-    axes: Mapping[str, Axes],
-    batch: tuple[int, ...],
-    out: Any,
-    by_shape: bool,
-) -> Any:
-    if arguments.get("mask") is not None and not isinstance(arguments["mask"], jax.Array | np.ndarray):
-        arguments["mask"] = as_mask(arguments["mask"])
-    for name in ("query_positions", "key_positions"):
-        if name in arguments:
-            arguments[name] = as_array(arguments[name])
-    heads = any(isinstance(one, str) and "head" in one.split() for one in axes.values())
-    found = {name: _layouts(name, one, axes, batch, by_shape, heads) for name, one in arguments.items()}
+@dataclasses.dataclass(frozen=True)
+class _Rules:
+    """Which axes the arrays of a call have."""
+
+    axes: Mapping[str, Axes]
+    batch: tuple[int, ...]
+    whole: tuple[str, ...]
+    by_shape: bool
+
+    @property
+    def heads(self) -> bool:
+        """Whether heads may be split."""
+        return any(isinstance(one, str) and "head" in one.split() for one in self.axes.values())
+
+    def layouts(self, name: str, argument: Any) -> Any:
+        """A `Layout` for every leaf of an argument."""
+        if name in self.whole:
+            return jax.tree.map(lambda leaf: Layout([None] * np.ndim(leaf)), argument)
+        if isinstance(argument, Piece) or (
+            isinstance(argument, tuple) and any(isinstance(one, Piece) for one in argument)
+        ):
+            return map_fields(argument, self._of_field)
+        if name in self.axes and isinstance(argument, jax.Array | np.ndarray):
+            return _layout(argument, self.axes[name], len(self.batch))
+        if hasattr(argument, "_fields"):
+            return type(argument)(*map(self.layouts, argument._fields, argument))
+        return jax.tree.map(self._of_shape, argument)
+
+    def _of_field(self, value: Any, names: tuple[str, ...], _: str) -> Layout:
+        return _layout(value, " ".join(one if self.heads else "whole" for one in names), np.ndim(value) - len(names))
+
+    def _of_shape(self, leaf: Any) -> Layout:
+        shape, rank = np.shape(leaf), len(self.batch)
+        if not self.by_shape or shape[:rank] != self.batch:
+            return Layout([None] * len(shape))
+        return layout(rank, *[None] * (len(shape) - rank))
+
+
+def _run(function: Callable[..., Any], arguments: dict[str, Any], inputs: jax.Array, rules: _Rules, out: Any) -> Any:
+    found = {name: rules.layouts(name, one) for name, one in arguments.items()}
     layouts = jax.tree.leaves(found, is_leaf=lambda node: isinstance(node, Layout))
     leaves, tree = jax.tree.flatten(arguments)
     is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
     others = tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
     arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
     layouts = [one for one, array in zip(layouts, is_array, strict=True) if array]
-    function = _OfArrays(function, tree, others)
-    split = split_of(arrays, layouts)
+    call = _OfArrays(function, tree, others)
+    first = next(names for array, names in zip(arrays, layouts, strict=True) if array is inputs)
+    split = split_of([inputs, *arrays], [first, *layouts])
     assert split is not None  # or the function would have run as it is
     split = _dividing(split, arrays, layouts)
-    shapes = _checked(function, arrays)
+    rank = len(rules.batch)
+    results, structure = jax.tree.flatten(_checked(call, arrays))
     if out is None:
-        out = jax.tree.map(lambda leaf: _by_shape(leaf.shape, batch), shapes)
+        twice = jax.tree.leaves(
+            _checked(call, arrays, [_twice(np.shape(a), n) for a, n in zip(arrays, layouts, strict=True)])
+        )
+        named = [
+            layout(rank, *[None] * (leaf.ndim - rank)) if leaf.shape != other.shape else Layout([None] * leaf.ndim)
+            for leaf, other in zip(results, twice, strict=True)
+        ]
     else:
-        results, structure = jax.tree.flatten(shapes)
-        named = zip(results, jax.tree.leaves(out), strict=True)
-        out = structure.unflatten([_layout(leaf, names, len(batch)) for leaf, names in named])
-    return run_split(function, (arrays,), (layouts,), out, split, shared_vary=False)
+        named = [_layout(leaf, axes, rank) for leaf, axes in zip(results, jax.tree.leaves(out), strict=True)]
+    return run_split(call, (arrays,), (layouts,), structure.unflatten(named), split, shared_vary=False)
 
 
-def _checked(function: Callable[..., Any], arrays: list[Any]) -> Any:
+def _twice(shape: tuple[int, ...], names: Layout) -> tuple[int, ...]:
+    """The shape with twice as many examples."""
+    return tuple(2 * size if isinstance(name, int) else size for size, name in zip(shape, names, strict=True))
+
+
+def _checked(function: Callable[..., Any], arrays: list[Any], shapes: list[tuple[int, ...]] | None = None) -> Any:
     """The shapes of the whole results. The function checks its arguments, by the sizes of the whole."""
-    known = [array if isinstance(array, np.ndarray) else None for array in arrays]
-    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays if not isinstance(array, np.ndarray)]
+    shapes = [np.shape(array) for array in arrays] if shapes is None else shapes
+    known = [
+        array if isinstance(array, np.ndarray) and array.shape == shape else None
+        for array, shape in zip(arrays, shapes, strict=True)
+    ]
+    given = [
+        jax.ShapeDtypeStruct(shape, array.dtype if isinstance(array, jax.Array) else jnp.result_type(array))
+        for array, shape, kept in zip(arrays, shapes, known, strict=True)
+        if kept is None
+    ]
 
     def fill(given: list[Any]) -> Any:
         rest = iter(given)
         return function([next(rest) if one is None else one for one in known])
 
-    return jax.eval_shape(fill, shapes)
+    return jax.eval_shape(fill, given)
 
 
 def _dividing(split: Split, arrays: list[Any], layouts: list[Layout]) -> Split:
-    """Without a split of heads that does not divide the heads of every array."""
+    """Without a split of heads that does not divide the heads of every array that has several."""
     counts = [array.shape[names.index("head")] for array, names in zip(arrays, layouts, strict=True) if "head" in names]
-    if all(count % split.parts("head") == 0 for count in counts):
+    if all(count == 1 or count % split.parts("head") == 0 for count in counts):
         return split
     return dataclasses.replace(split, axes=tuple(one for one in split.axes if one[0] != "head"))
-
-
-def _layouts(
-    name: str, argument: Any, axes: Mapping[str, Axes], batch: tuple[int, ...], by_shape: bool, heads: bool
-) -> Any:
-    """A `Layout` for every leaf of an argument."""
-
-    def visit(value: Any, names: tuple[str, ...], _: str) -> Layout:
-        return _layout(value, " ".join(one if heads else "whole" for one in names), np.ndim(value) - len(names))
-
-    if name == "parameters":
-        return jax.tree.map(lambda leaf: Layout([None] * np.ndim(leaf)), argument)
-    if isinstance(argument, Piece) or (isinstance(argument, tuple) and any(isinstance(one, Piece) for one in argument)):
-        return map_fields(argument, visit)
-    if name in axes and isinstance(argument, jax.Array | np.ndarray):
-        return _layout(argument, axes[name], len(batch))
-    return jax.tree.map(
-        lambda leaf: _by_shape(np.shape(leaf), batch) if by_shape else Layout([None] * np.ndim(leaf)), argument
-    )
 
 
 def _layout(array: Any, axes: Axes, batch_axes: int) -> Layout:
@@ -164,10 +234,3 @@ def _layout(array: Any, axes: Axes, batch_axes: int) -> Layout:
     rank = len(np.shape(array))
     own = [one if one == "head" else None for one in names][max(len(names) - rank, 0) :]
     return layout(max(rank - len(names), 0), *own)
-
-
-def _by_shape(shape: tuple[int, ...], batch: tuple[int, ...]) -> Layout:
-    """Of an array that begins with the batch, or has none."""
-    if shape[: len(batch)] != batch:
-        return Layout([None] * len(shape))
-    return Layout((*range(-len(batch), 0), *[None] * (len(shape) - len(batch))))

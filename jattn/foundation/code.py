@@ -1,25 +1,33 @@
 """What a Python function is made of: its code, and the objects that the code can reach."""
 
 import types
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import jax
 from jax.core import Tracer
 
 
 class Only:
-    """Equal to the same object alone, which it keeps alive so that its address is not given to another."""
+    """Equal to the same object alone, which it keeps alive so that its address is not given to another.
 
-    __slots__ = ("held",)
+    An array may be large: it is not kept alive, and behind its end nothing is equal to it.
+    """
+
+    __slots__ = ("_address", "_held")
 
     def __init__(self, held: Any):
-        self.held = held
+        self._held = weakref.ref(held) if isinstance(held, jax.Array) else lambda: held
+        self._address = id(held)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Only) and self.held is other.held
+        return self is other or (
+            isinstance(other, Only) and self._address == other._address and self._held() is other._held() is not None
+        )
 
     def __hash__(self) -> int:
-        return id(self.held)
+        return self._address
 
 
 def same_code(function: Callable[..., Any]) -> Hashable | None:
@@ -103,12 +111,14 @@ def copied(function: types.FunctionType, replace: Callable[[Any, Callable[[Any],
         replacements = {name: value for name, value in replacements.items() if value is not named[name]}
         defaults = tuple(replace(value, of_function) for value in one.__defaults__ or ())
         changed |= any(new is not old for new, old in zip(defaults, one.__defaults__ or (), strict=True))
+        by_name = {name: replace(value, of_function) for name, value in (one.__kwdefaults__ or {}).items()}
+        changed |= any(new is not (one.__kwdefaults__ or {})[name] for name, new in by_name.items())
         if not changed and not replacements:
             return one
         made = types.FunctionType(
             one.__code__, {**one.__globals__, **replacements}, one.__name__, defaults or None, tuple(cells)
         )
-        made.__kwdefaults__, made.__qualname__ = one.__kwdefaults__, one.__qualname__
+        made.__kwdefaults__, made.__qualname__ = by_name or None, one.__qualname__
         copies[id(one)] = made
         return made
 

@@ -51,7 +51,7 @@ class CausalAttention(Generative):
         features: of inputs and outputs.
         heads: of queries.
         max_len: places of the cache, the longest sequence. Tokens beyond are refused where their position is known,
-            and give NaN where it is traced.
+            and where it is traced, all tokens of a call that goes beyond are NaN.
         kv_heads: of keys and values, by default `heads`, a multiple of it.
         head_dim: by default `features / heads`.
         rotary: whether positions turn queries and keys.
@@ -155,7 +155,8 @@ class CausalAttention(Generative):
         places = {} if state is None else {"query_positions": at, "key_positions": np.arange(self.max_len)}
         out = attention(query, key, value, mask=mask, scores=scores, **places)
         out = project(parameters["out"], out, "...thd,hdf->...tf")
-        out = jnp.where((broken | (at >= self.max_len))[..., None], jnp.nan, out)
+        # What does not fit is written over earlier places.
+        out = jnp.where((broken | (before.position + length > self.max_len))[..., None], jnp.nan, out)
         start = before.start
         if starts is not None and length:
             last = jnp.where(starts, at, -1).max(-1)

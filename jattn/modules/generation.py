@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.shapes import check_shapes
-from .layer import Layer
+from .layer import OWN_AXES, Layer
 
 
 class Generative(Layer):
@@ -24,6 +24,8 @@ class Generative(Layer):
     Attributes:
         features: of inputs and outputs.
     """
+
+    own_axes = OWN_AXES
 
     features: int
 

@@ -90,27 +90,28 @@ def project_heads(parameters: Mapping[str, Any], inputs: jax.Array) -> list[jax.
     return [project(parameters[name], inputs, "...lf,fhd->...lhd") for name in ("query", "key", "value")]
 
 
-OWN_AXES = {"__call__": "length features", "prefill": "length features", "step": "features"}
-"""By method, the axes of a layer's inputs behind those of the batch."""
+OWN_AXES: Mapping[str, str] = {"__call__": "length features", "prefill": "length features", "step": "features"}
+"""`Layer.own_axes` of layers of sequences."""
 
 
 class Layer(abc.ABC):
     """A frozen dataclass of sizes and choices, without arrays.
 
     Subclasses say which parameters they have, and what they do with them. Every other public method takes the
-    parameters first, too. Inputs may be split over the examples of a batch (`core.by_example`).
+    parameters first, too.
     """
 
-    own_axes: ClassVar[Mapping[str, str]] = {}
-    """By method, the axes of its inputs behind those of the batch, where they are others than `OWN_AXES` says."""
+    own_axes: ClassVar[Mapping[str, str] | None] = None
+    """By method that computes each example of the batch by itself, the axes of its inputs behind those of the batch;
+    None if there is none. These methods run on each device's own examples where inputs are split (Explicit axes)."""
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
-        for name, axes in {**OWN_AXES, **cls.own_axes}.items():
+        for name, axes in (cls.own_axes or {}).items():
             method = vars(cls).get(name)
             if method is not None:
-                inputs = list(inspect.signature(method).parameters)[2]  # behind the layer and its parameters
-                setattr(cls, name, by_example(by_shape=True, **{inputs: axes})(method))
+                parameters, inputs = list(inspect.signature(method).parameters)[1:3]  # behind the layer itself
+                setattr(cls, name, by_example(by_shape=True, whole=(parameters,), **{inputs: axes})(method))
 
     @abc.abstractmethod
     def parameters(self) -> Mapping[str, Any]:

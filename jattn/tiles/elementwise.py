@@ -205,6 +205,8 @@ def _mixes(equation: Any, sizes: Sizes) -> bool:
         return some(first, [params.get("axis", params.get("reduction_dimension", -1))])
     if name in ("rev", "fft"):
         return some(first, params["dimensions"] if name == "rev" else range(-len(params["fft_lengths"]), 0))
+    if name == "split":
+        return some(first, [params["axis"]])
     if name == "concatenate":
         return any(some(shape, [params["dimension"]]) for shape in shapes)
     if name in ("iota", "random_bits", "rng_bit_generator", "rng_uniform"):

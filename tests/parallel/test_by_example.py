@@ -11,6 +11,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from recurrences import KINDS, inputs, run
 from variant_cases import ROWS, is_float
 
+import jattn
+from jattn import scores
+from jattn.modules import Layer
 from jattn.variants.convolutional.short_convolution import ShortConvolution
 from jattn.variants.gated import CaptioningAttention, CoverageAttention, GenerationGate, Modulation
 from jattn.variants.low_rank import Linformer, Nystromformer
@@ -27,6 +30,7 @@ from jattn.variants.windows import (
     LuongLocal,
     MultiToken,
     TalkingHeads,
+    top_k,
 )
 
 EXAMPLES = 8
@@ -204,3 +208,54 @@ def test_functions(row):
 
     with row.within():
         check(graded(function), split, shared, sums=True)
+
+
+def on_two(array):
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec("data")))
+
+
+ROWS_OF_TWO = np.random.default_rng(3).normal(size=(2, 6, 8)).astype(np.float32)
+DROPOUT = jattn.Dropout(0.5, np.array([1, 2], np.uint32))
+BIAS = np.ones((2, 1, 1, 6), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        pytest.param(Longformer(8, heads=2, window=3), {"global_tokens": [0, 1, 0, 0, 0, 1]}, id="tokens in a list"),
+        pytest.param(Longformer(8, heads=2, window=3), {"mask": lambda b, h, q, k: (k + b + h) % 3 > 0}, id="indices"),
+        pytest.param(Longformer(8, heads=2, window=3), {"dropout": DROPOUT}, id="dropout"),
+        pytest.param(Differential(8, heads=2, depth=1), {"scores": [scores.Bias(BIAS)]}, id="scores in a list"),
+        pytest.param(Linformer(8, heads=2, longest=16, projected=4), {"lengths": [5, 3]}, id="lengths in a list"),
+        pytest.param(Compressive(8, heads=2, memory_len=8, compressed_len=4, rate=2), {}, id="two counts"),
+    ],
+)  # fmt: skip
+def test_what_is_no_array_of_examples(layer, options):
+    """Lists, indices of the whole call, and arrays that are as long as the batch by chance."""
+    parameters = layer.init(jax.random.key(0))
+    run = jax.jit(lambda parameters, inputs: layer(parameters, inputs, **options))
+    got, want = run(parameters, on_two(ROWS_OF_TWO)), run(parameters, ROWS_OF_TWO)
+    for have, wish in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(have, wish, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_others_see_the_whole_batch():
+    class Centered(Layer):
+        def parameters(self):
+            return {}
+
+        def __call__(self, parameters, inputs):
+            return inputs - inputs.mean(0)
+
+    got = Centered()({}, on_two(ROWS_OF_TWO))
+    np.testing.assert_allclose(got, ROWS_OF_TWO - ROWS_OF_TWO.mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_the_query_decides():
+    """Where arrays are split in different ways."""
+    mesh = jax.make_mesh((2, 2), ("x", "y"), devices=jax.devices()[:4])
+    query, key = (
+        jax.device_put(np.ones((2, 4, 2, 8), np.float32), NamedSharding(mesh, PartitionSpec(axis))) for axis in "xy"
+    )
+    assert jax.jit(lambda query, key: top_k(query, key, key, 2))(query, key).sharding.spec[0] == "x"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.shapes import check_positive, check_shapes
-from ...modules.layer import Layer, bias, normal
+from ...modules.layer import OWN_AXES, Layer, bias, normal
 
 
 class Shifts(NamedTuple):
@@ -130,6 +130,8 @@ class ShortConvolution(Layer):
     >>> out.shape, past.shape
     ((2, 10, 6), (2, 3, 6))
     """
+
+    own_axes = OWN_AXES
 
     channels: int
     taps: int = 4

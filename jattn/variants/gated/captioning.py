@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ...core.shapes import check_key, check_positive, check_shapes
 from ...front import attention, attention_weights
-from ...modules.layer import Layer, bias, kernel
+from ...modules.layer import OWN_AXES, Layer, bias, kernel
 from ...similarities import Additive
 from ...similarities.base import accumulation_dtype
 from ..arguments import check_baseline
@@ -61,6 +61,8 @@ class CaptioningAttention(Layer):
     >>> layer.hard(parameters, states, annotations, jax.random.key(1)).context.shape
     (2, 5, 6)
     """
+
+    own_axes = OWN_AXES
 
     state_features: int
     annotation_features: int

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_flags, check_positive, check_shapes
-from ...modules.layer import Layer, bias, kernel
+from ...modules.layer import OWN_AXES, Layer, bias, kernel
 from ...similarities.base import accumulation_dtype
 
 
@@ -57,6 +57,8 @@ class CoverageAttention(Layer):
     >>> attended.context.shape, attended.weights.shape
     ((2, 5, 6), (2, 5, 9))
     """
+
+    own_axes = OWN_AXES
 
     state_features: int
     source_features: int

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_choice, check_positive, check_shapes
-from ...modules.layer import Layer, bias, kernel, zeros
+from ...modules.layer import OWN_AXES, Layer, bias, kernel, zeros
 from ...similarities.base import accumulation_dtype
 
 FORMS = ("gate", "scalar", "tanh", "film")
@@ -41,6 +41,8 @@ class Modulation(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 5, 8))).shape
     (2, 5, 16)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     context_features: int

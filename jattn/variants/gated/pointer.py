@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class GenerationGate(Layer):
     >>> gate(parameters, jnp.ones((2, 5, 16)), jnp.ones((2, 5, 8)), jnp.ones((2, 5, 4))).shape
     (2, 5)
     """
+
+    own_axes: ClassVar[Mapping[str, str] | None] = {"__call__": "features"}
 
     context_features: int
     state_features: int

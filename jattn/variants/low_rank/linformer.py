@@ -12,7 +12,7 @@ from ...core.by_example import by_example
 from ...core.contract import Unsupported
 from ...core.shapes import check_choice, check_multiple, check_positive, check_shapes
 from ...front import attention
-from ...modules.layer import Layer, Parameter, multi_head_parameters, normal, project
+from ...modules.layer import OWN_AXES, Layer, Parameter, multi_head_parameters, normal, project
 from .padding import without_padding
 
 SHARING = ("none", "heads", "kv", "layers")
@@ -196,6 +196,8 @@ class Linformer(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 50, 16))).shape
     (2, 50, 16)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     heads: int

@@ -15,7 +15,7 @@ from ...core.shapes import check_counts, check_multiple, check_positive, check_s
 from ...foundation.arrays import of_rank
 from ...front import attention, attention_weights
 from ...masks import Lengths
-from ...modules.layer import Layer, kernel, multi_head_parameters, project
+from ...modules.layer import OWN_AXES, Layer, kernel, multi_head_parameters, project
 from .linformer import _segments
 from .padding import present, without_padding
 
@@ -197,6 +197,8 @@ class Nystromformer(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 9, 16))).shape
     (2, 9, 16)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     heads: int

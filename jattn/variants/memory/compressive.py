@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ...core.shapes import check_positive, check_shapes
 from ...front import attention
 from ...masks import Sinks
-from ...modules.layer import Layer, bias, kernel
+from ...modules.layer import OWN_AXES, Layer, bias, kernel
 from ..arguments import check_record
 from .transformer_xl import TransformerXL
 
@@ -62,6 +62,8 @@ class Compressive(Layer):
     >>> out.shape, memory.compressed.shape, memory.filled.tolist()
     ((3, 6, 16), (3, 4, 16), [0, 6])
     """
+
+    own_axes = OWN_AXES
 
     features: int
     heads: int

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ...core.shapes import check_choice, check_positive, check_shapes
 from ...front import attention
 from ...masks import Dense
-from ...modules.layer import Layer, kernel, normal
+from ...modules.layer import OWN_AXES, Layer, kernel, normal
 from ...modules.layer import Parameter as Declared
 from ...similarities import Dot
 from ..arguments import known_range
@@ -126,6 +126,8 @@ class MemoryNetwork(Layer):
     >>> jax.jit(layer)(layer.init(jax.random.key(0)), story, question).shape
     (2, 20)
     """
+
+    own_axes = OWN_AXES
 
     words: int
     features: int

@@ -14,7 +14,7 @@ from ...foundation.varying import vary, varying_axes
 from ...front import partial_attention
 from ...masks import Causal, Dense
 from ...masks.base import as_mask
-from ...modules.layer import Layer, bias, kernel
+from ...modules.layer import OWN_AXES, Layer, bias, kernel
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype, grouped_dot
 from ...similarities.dot import unit
@@ -196,6 +196,8 @@ class Memorizing(Layer):
     >>> out.shape, int(memory.written)
     ((3, 5, 16), 10)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     heads: int

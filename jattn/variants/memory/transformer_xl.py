@@ -16,7 +16,7 @@ from ...front import attention
 from ...masks import Causal, Sinks
 from ...masks.arguments import integers
 from ...masks.base import as_mask
-from ...modules.layer import Layer, bias, kernel, normal
+from ...modules.layer import OWN_AXES, Layer, bias, kernel, normal
 from ...positions.angles import turned_angles
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype
@@ -195,6 +195,8 @@ class TransformerXL(Layer):
     >>> out.shape, memory.states.shape, int(memory.filled)
     ((2, 5, 16), (2, 8, 16), 8)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     heads: int

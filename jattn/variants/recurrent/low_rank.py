@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_positive
-from ...modules.layer import Layer, bias, kernel
+from ...modules.layer import OWN_AXES, Layer, bias, kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,8 @@ class LowRank(Layer):
     >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((10, 16))).shape
     (10, 2, 8)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     rank: int

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_positive
-from ...modules.layer import Layer, bias
+from ...modules.layer import OWN_AXES, Layer, bias
 from ..convolutional.short_convolution import shifts
 from .low_rank import LowRank
 
@@ -38,6 +38,8 @@ class TokenShift(Layer):
     >>> mixed["key"].shape, past.shape
     ((2, 10, 16), (2, 1, 16))
     """
+
+    own_axes = OWN_AXES
 
     features: int
     names: tuple[str, ...]

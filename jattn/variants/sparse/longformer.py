@@ -13,7 +13,7 @@ from ...front import attention
 from ...masks import Causal, Dilated
 from ...masks.arguments import Integers
 from ...masks.base import Mask, as_mask
-from ...modules.layer import Layer, bias, kernel, project
+from ...modules.layer import OWN_AXES, Layer, bias, kernel, project
 from .pieces import Flagged, readable
 
 Numbers = Integers | tuple[int, ...]
@@ -124,6 +124,8 @@ class Longformer(Layer):
     >>> layer(parameters, jax.numpy.ones((2, 9, 16)), global_tokens=[0]).shape
     (2, 9, 16)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     heads: int

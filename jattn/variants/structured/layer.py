@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_choice, check_flags, check_positive, check_shapes
-from ...modules.layer import Layer, bias, kernel, normal
+from ...modules.layer import OWN_AXES, Layer, bias, kernel, normal
 from ..arguments import check_lengths, inside
 from .nonprojective import nonprojective_marginals
 from .projective import projective_marginals
@@ -40,6 +40,8 @@ class SoftParents(Layer):
     >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((2, 5, 8))).shape
     (2, 5, 8)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     hidden: int

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.shapes import check_positive, check_shapes
-from ...modules.layer import Layer, bias, kernel, normal
+from ...modules.layer import OWN_AXES, Layer, bias, kernel, normal
 from ..arguments import check_lengths, inside
 from .chain import chain_marginals
 
@@ -69,6 +69,8 @@ class Segmentation(Layer):
     >>> jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 5, 8)), lengths=4).shape
     (3, 2, 4)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     heads: int = 1

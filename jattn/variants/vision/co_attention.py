@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.shapes import check_positive, check_shapes
-from ...modules.layer import Layer, bias, kernel, ones
+from ...modules.layer import OWN_AXES, Layer, bias, kernel, ones
 from ...modules.multi_head import multi_head
 from ...similarities.base import accumulation_dtype
 
@@ -41,6 +41,8 @@ class CoAttention(Layer):
     >>> first.shape, second.shape
     ((2, 9, 16), (2, 5, 8))
     """
+
+    own_axes = OWN_AXES
 
     first_features: int
     second_features: int

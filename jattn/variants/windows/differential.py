@@ -13,7 +13,7 @@ from ...core.by_example import by_example
 from ...core.shapes import check_positive, check_shapes
 from ...foundation.arrays import as_jax, describe, of_rank
 from ...front import attention
-from ...modules.layer import Layer, bias, kernel, normal, ones, project_heads
+from ...modules.layer import OWN_AXES, Layer, bias, kernel, normal, ones, project_heads
 from ...modules.norms import rms_norm
 from ..arguments import leave_out
 
@@ -105,6 +105,8 @@ class Differential(Layer):
     >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((2, 9, 32)), mask=lambda q, k: k <= q).shape
     (2, 9, 32)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     heads: int

@@ -13,7 +13,7 @@ from ...core.shapes import check_positive, check_shapes
 from ...foundation.arrays import as_jax
 from ...front import partial_attention
 from ...masks import Lengths, Mask, as_mask
-from ...modules.layer import Layer, kernel
+from ...modules.layer import OWN_AXES, Layer, kernel
 from ...pieces import array, number, piece
 from ...scores.arguments import Numbers, floats, parameter, settle
 from ...scores.base import Score
@@ -172,6 +172,8 @@ class LuongLocal(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 9, 16)), 4.0).shape
     (2, 5, 16)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     hidden: int | None = None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ...core.shapes import check_positive, check_shapes
 from ...front import attention
-from ...modules.layer import Layer, kernel
+from ...modules.layer import OWN_AXES, Layer, kernel
 from ...similarities import Dot
 from ..arguments import leave_out
 
@@ -37,6 +37,8 @@ class Location(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 9, 8))).shape
     (2, 5, 8)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     max_length: int

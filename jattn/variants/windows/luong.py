@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ...core.shapes import check_positive, check_shapes
 from ...front import attention
-from ...modules.layer import Layer, kernel
+from ...modules.layer import OWN_AXES, Layer, kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class LuongGlobal(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 9, 16))).shape
     (2, 5, 16)
     """
+
+    own_axes = OWN_AXES
 
     features: int
 

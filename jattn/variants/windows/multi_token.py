@@ -14,7 +14,7 @@ from ...core.finite import multiply_values
 from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...foundation.arrays import as_jax
 from ...implementations.reference import scored
-from ...modules.layer import Initializer, Layer, bias, multi_head_parameters, project, project_heads
+from ...modules.layer import OWN_AXES, Initializer, Layer, bias, multi_head_parameters, project, project_heads
 from ...normalizers import Softmax
 from ...pieces import take
 
@@ -184,6 +184,8 @@ class MultiToken(Layer):
     >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((2, 9, 16)), mask=lambda q, k: k <= q).shape
     (2, 9, 16)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     heads: int

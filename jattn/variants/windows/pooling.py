@@ -11,7 +11,7 @@ from ...core.finite import without_nonfinite
 from ...core.shapes import check_positive, check_shapes
 from ...foundation.arrays import of_rank
 from ...front import attention
-from ...modules.layer import Layer, bias, kernel, normal
+from ...modules.layer import OWN_AXES, Layer, bias, kernel, normal
 from ...similarities import Dot
 
 
@@ -38,6 +38,8 @@ class AttentionPooling(Layer):
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 9, 16))).shape
     (2, 3, 16)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     hidden: int | None = None

@@ -11,7 +11,7 @@ from ...core.by_example import by_example
 from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...foundation.arrays import as_jax
 from ...front import attention
-from ...modules.layer import Layer, kernel, multi_head_parameters, project, project_heads
+from ...modules.layer import OWN_AXES, Layer, kernel, multi_head_parameters, project, project_heads
 from ...similarities import Dot
 from ..arguments import leave_out
 
@@ -103,6 +103,8 @@ class TalkingHeads(Layer):
     >>> layer(layer.init(jax.random.key(0)), jax.numpy.ones((2, 9, 16)), mask=lambda q, k: k <= q).shape
     (2, 9, 16)
     """
+
+    own_axes = OWN_AXES
 
     features: int
     heads: int
