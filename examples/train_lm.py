@@ -34,7 +34,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from lm import devices, pictures, text
-from lm.checkpoints import Checkpoints
+from lm.checkpoints import Checkpoints, saved_settings
 from lm.model import GPT, SIZES, Size, bits_per_byte
 from lm.sample import sample
 from tqdm import tqdm
@@ -159,6 +159,8 @@ def sizes_of(given: argparse.Namespace, mesh: Mesh) -> Size:
         SystemExit: the mesh divides neither the batch that was asked for nor the heads.
     """
     chosen = {name: getattr(given, name) for name in ("steps", "batch", "length")}
+    if given.resume and given.batch is None:  # fewer devices may have begun with a smaller batch
+        chosen["batch"] = (saved_settings(given.out / "checkpoints") or {}).get("batch")
     size = dataclasses.replace(
         SIZES[given.size], **{name: value for name, value in chosen.items() if value is not None}
     )
@@ -167,8 +169,10 @@ def sizes_of(given: argparse.Namespace, mesh: Mesh) -> Size:
         raise SystemExit(f"--model-parallel {model} must divide the {size.heads} heads of the {given.size} model.")
     if size.batch % data:
         wider = -(-size.batch // data) * data
-        if given.batch is not None:
-            raise SystemExit(f"--batch {size.batch} must be a multiple of the {data} devices that share it: {wider}?")
+        if chosen["batch"] is not None:
+            raise SystemExit(
+                f"--batch {size.batch} must be a multiple of the {data} devices that share it, such as {wider}."
+            )
         say(f"{wider} rows in a step instead of {size.batch}, so that {data} devices share them evenly")
         size = dataclasses.replace(size, batch=wider)
     return size

@@ -77,5 +77,16 @@ class Checkpoints:
         self.manager.close()  # waits for what is being written
 
 
+def saved_settings(directory: Path) -> dict[str, Any] | None:
+    """The settings of the last checkpoint in a folder; None if there is none."""
+    if not directory.exists():
+        return None
+    with ocp.CheckpointManager(directory.resolve()) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        return manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
+
+
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -15,7 +15,12 @@ def known_while_tracing(tree: Any) -> Any:
     does one that spans processes, which cannot be read.
     """
     leaves, structure = jax.tree.flatten(tree)
-    concrete = [isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) for leaf in leaves]
+    concrete = [
+        isinstance(leaf, jax.Array)
+        and not isinstance(leaf, Tracer)
+        and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+        for leaf in leaves
+    ]
     # What is computed inside `jit` is traced, even of constants.
     if not any(concrete) or not isinstance(jnp.zeros((), bool), Tracer):
         return tree
@@ -23,3 +28,8 @@ def known_while_tracing(tree: Any) -> Any:
         np.asarray(jax.device_get(leaf)) if here and leaf.is_fully_addressable else leaf
         for leaf, here in zip(leaves, concrete, strict=True)
     )
+
+
+def has_numbers(array: jax.Array) -> bool:
+    """Whether NumPy can hold it, which has no random keys."""
+    return not jnp.issubdtype(array.dtype, jax.dtypes.extended)

@@ -202,6 +202,11 @@ def as_mask(value: Any) -> Mask:
     if callable(value):
         return of(value)  # pyright: ignore[reportArgumentType]  (what it returns is checked by `of`)
     remedy = "A boolean array [batch..., heads, q_len, kv_len] is `jattn.masks.Dense(array)`."
+    if isinstance(value, (tuple, list)) and any(isinstance(one, Mask) for one in value):
+        remedy = "Masks are joined by `&` or `|`."
     if len(getattr(as_array(value), "shape", ())) in (1, 2):
         remedy = FEW_AXES
-    raise ValueError(f"`mask` must be a mask piece or a function of two positions; got {describe(value)}. {remedy}")
+    raise ValueError(
+        f"`mask` must be a mask piece, or a function `(query, key)` of positions or `(batch, head, query, key)`; "
+        f"got {describe(value)}. {remedy}"
+    )

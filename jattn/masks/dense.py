@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ..foundation.arrays import as_array
-from ..pieces import array, piece
+from ..pieces import array, indexed, piece
 from .arguments import booleans, settle
 from .base import FEW_AXES, Mask, as_mask
 
@@ -64,8 +64,8 @@ def create(
     *,
     query_positions: Any = None,
     key_positions: Any = None,
-    batch: int = 1,
-    heads: int = 1,
+    batch: int | None = None,
+    heads: int | None = None,
 ) -> jax.Array:
     """Any mask as a boolean array, True where a query may attend to a key: `[batch..., heads, q_len, kv_len]`.
 
@@ -81,7 +81,8 @@ def create(
 
     Raises:
         ValueError: positions that are not said, as `jattn.attention`; an array of the mask does not fit the lengths;
-            positions beyond the mask's grid.
+            positions beyond the mask's grid; a function that reads the index of the example or head, and neither
+            `batch` nor `heads`.
 
     >>> from jattn import masks
     >>> print(masks.create(masks.Causal() & masks.SlidingWindow(1), 3, 3).astype(int))
@@ -91,4 +92,11 @@ def create(
     """
     from ..tiles.placed import dense  # here, not above: tiles are a later layer, which reads masks
 
-    return dense(as_mask(mask), q_len, kv_len, query_positions, key_positions, batch=batch, heads=heads)
+    piece = as_mask(mask)
+    if batch is None and heads is None and indexed(piece, (1,), 1) is not piece:
+        raise ValueError(
+            f"`batch` or `heads` must say how many examples and heads to ask about, as {piece!r} reads their indices; "
+            "got neither. For one of each: `batch=1, heads=1`."
+        )
+    counts = {"batch": 1 if batch is None else batch, "heads": 1 if heads is None else heads}
+    return dense(piece, q_len, kv_len, query_positions, key_positions, **counts)

@@ -253,7 +253,7 @@ def test_heads_are_chosen_by_what_they_do(lm):
         (["--devices", "9"], "--devices 9: there are 8"),
         (["--model-parallel", "3"], "must divide the number of devices, 8"),
         (["--model-parallel", "8"], "must divide the 4 heads of the tiny model"),
-        (["--batch", "12"], "must be a multiple of the 8 devices that share it: 16?"),
+        (["--batch", "12"], "must be a multiple of the 8 devices that share it, such as 16"),
     ],
 )
 def test_bad_flags(lm, capsys, tmp_path, flags, message):
@@ -263,8 +263,10 @@ def test_bad_flags(lm, capsys, tmp_path, flags, message):
     assert jax.default_backend() == "cpu"
 
 
-def test_the_batch_is_made_to_fit_the_devices(lm, capsys):
-    given = lm.script.arguments(["--size=small"])
+def test_the_batch_is_made_to_fit_the_devices(lm, whole, tmp_path, capsys):
+    given = lm.script.arguments(["--size=small", "--out", str(whole)])
+    assert lm.script.sizes_of(given, lm.devices.make_mesh(1, 1)).batch == 8, "of the checkpoint"
+    given = lm.script.arguments(["--size=small", "--out", str(tmp_path)])
     assert lm.script.sizes_of(given, lm.devices.make_mesh(None, 1)).batch == 8
     assert "8 rows in a step instead of 6" in capsys.readouterr().out
     assert lm.script.sizes_of(given, lm.devices.make_mesh(2, 1)).batch == 6

@@ -141,6 +141,7 @@ def test_create_takes_functions_lengths_and_positions():
         (lambda: positions.from_cu_seqlens(CU, key_cu_seqlens=CU[:2]), "`key_cu_seqlens` must have the shape"),
         (lambda: positions.from_attention_mask([0.0, 1.0]), "`attention_mask` must be"),
         (lambda: masks.create(masks.Causal(), 2, 3), "`query_positions` is needed"),
+        (lambda: masks.create(lambda b, h, q, k: q - k == h, 2, 2), "`batch` or `heads` must say"),
         (lambda: masks.create(masks.Causal(), 2.0, 3), "`q_len` must be"),  # type: ignore[arg-type]
         (lambda: masks.create(masks.Causal(), 2, 2, query_positions=np.arange(3)), "`query_positions` must be"),
         (lambda: masks.as_mask(RIGHT), "`jattn.masks.from_attention_mask.*SameSegment.*from_position_ids"),
