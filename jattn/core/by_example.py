@@ -154,8 +154,9 @@ class _Rules:
             return map_fields(argument, self._of_field)
         if name in self.axes and isinstance(argument, jax.Array | np.ndarray):
             return _layout(argument, self.axes[name], len(self.batch))
-        if hasattr(argument, "_fields"):
-            return type(argument)(*map(self.layouts, argument._fields, argument))
+        fields = getattr(argument, "_fields", None)  # of a record, such as a layer's state
+        if fields is not None:
+            return type(argument)(*map(self.layouts, fields, argument))
         return jax.tree.map(self._of_shape, argument)
 
     def _of_field(self, value: Any, names: tuple[str, ...], _: str) -> Layout:
