@@ -17,7 +17,7 @@ def slice_at(array: Any, starts: Sequence[Any], sizes: Sequence[int]) -> jax.Arr
     >>> print(slice_at(jnp.arange(6).reshape(2, 3), (1, 0), (1, 2)))
     [[3 4]]
     """
-    return jax.lax.dynamic_slice(array, starts, sizes, allow_negative_indices=False)
+    return jax.lax.dynamic_slice(array, _of_one_type(starts), sizes, allow_negative_indices=False)
 
 
 def quotient(number: Any, divisor: Any) -> tuple[Any, Any]:
@@ -42,4 +42,13 @@ def put_at(array: jax.Array, tile: jax.Array, starts: Sequence[Any]) -> jax.Arra
     >>> print(put_at(jnp.zeros(4), jnp.ones(2), (1,)))
     [0. 1. 1. 0.]
     """
-    return jax.lax.dynamic_update_slice(array, tile, starts, allow_negative_indices=False)
+    return jax.lax.dynamic_update_slice(array, tile, _of_one_type(starts), allow_negative_indices=False)
+
+
+def _of_one_type(starts: Sequence[Any]) -> Sequence[Any]:
+    """With 64-bit types Python numbers are int64, and an index may be int32: a slice wants one type."""
+    types = {start.dtype for start in starts if hasattr(start, "dtype")}
+    if not types or (len(types) == 1 and not jax.config.jax_enable_x64):
+        return starts
+    dtype = jnp.result_type(*types)
+    return [jnp.asarray(start, dtype) for start in starts]
