@@ -48,7 +48,7 @@ def put_at(array: jax.Array, tile: jax.Array, starts: Sequence[Any]) -> jax.Arra
 def _of_one_type(starts: Sequence[Any]) -> Sequence[Any]:
     """With 64-bit types Python numbers are int64, and an index may be int32: a slice wants one type."""
     types = {start.dtype for start in starts if hasattr(start, "dtype")}
-    if not types or (len(types) == 1 and not jax.config.jax_enable_x64):
+    if not types or types == {jnp.result_type(int)}:
         return starts
     dtype = jnp.result_type(*types)
     return [jnp.asarray(start, dtype) for start in starts]
