@@ -10,7 +10,7 @@ import numpy as np
 
 from . import bounds
 from .bounds import Context, Interval
-from .primitives import Rule, is_number
+from .primitives import Rule, is_number, registrar
 from .resolution import POSITIONS
 from .tables import look_up
 
@@ -18,12 +18,7 @@ RULES: dict[str, Rule] = {}
 """As in `primitives`."""
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+_rule = registrar(RULES)
 
 
 def _dtype(equation: Any) -> np.dtype:

@@ -3,7 +3,6 @@
 So `q ^ k` over tiles of 128 positions that begin at multiples of 128 is known down to its last 7 bits.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,18 +10,13 @@ import numpy as np
 
 from . import bounds
 from .bounds import Context, Interval
-from .primitives import Rule, compare_equal
+from .primitives import Rule, compare_equal, registrar
 
 RULES: dict[str, Rule] = {}
 """As in `primitives`."""
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+_rule = registrar(RULES)
 
 
 def _width(dtype: Any) -> int:

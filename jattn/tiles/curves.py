@@ -12,7 +12,7 @@ import numpy as np
 
 from . import bounds
 from .bounds import Context, Interval
-from .primitives import Rule
+from .primitives import Rule, registrar
 
 RULES: dict[str, Rule] = {}
 """As in `primitives`."""
@@ -22,12 +22,7 @@ STEPS, NARROW = 64, 4
 nearly; published errors are a few."""
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+_rule = registrar(RULES)
 
 
 def _widened(context: Context, dtype: Any, lo: Any, hi: Any, times: int = 1, *, near_zero: bool = True) -> Interval:

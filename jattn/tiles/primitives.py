@@ -16,12 +16,20 @@ RULES: dict[str, Rule] = {}
 Some = TypeVar("Some", bound=Rule)
 
 
-def _rule(*names: str) -> Callable[[Some], Some]:
-    def register(function: Some) -> Some:
-        RULES.update(dict.fromkeys(names, function))
-        return function
+def registrar(rules: dict[str, Any]) -> Callable[..., Callable[[Some], Some]]:
+    """A decorator that keeps a rule in `rules`, under the names of its primitives."""
 
-    return register
+    def of(*names: str) -> Callable[[Some], Some]:
+        def register(function: Some) -> Some:
+            rules.update(dict.fromkeys(names, function))
+            return function
+
+        return register
+
+    return of
+
+
+_rule = registrar(RULES)
 
 
 def _dtype(equation: Any) -> np.dtype:

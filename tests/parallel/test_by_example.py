@@ -9,6 +9,7 @@ import pytest
 from generative_layers import FEATURES, LAYERS, random_parameters
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from recurrences import KINDS, inputs, run
+from tiers import rows
 from variant_cases import ROWS, is_float
 
 import jattn
@@ -35,11 +36,6 @@ from jattn.variants.windows import (
 
 EXAMPLES = 8
 COLLECTIVES = re.compile(r"(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)(?=\()")
-
-
-def some(names, *few):
-    """All of them as parameters; those that are not among the few run with `--everything`."""
-    return [pytest.param(name, marks=() if name in few else pytest.mark.exhaustive) for name in names]
 
 
 def placed(array, *spec, kind=AxisType.Explicit):
@@ -96,7 +92,7 @@ def decoded(layer):
     return run
 
 
-@pytest.mark.parametrize("name", some(LAYERS, "attention, grouped, a window", "Gated DeltaNet", "Hyena"))
+@pytest.mark.parametrize("name", rows(LAYERS, ["attention, grouped, a window", "Gated DeltaNet", "Hyena"]))
 def test_layers(name):
     layer = LAYERS[name]
     given = np.random.default_rng(0).normal(size=(EXAMPLES, 5, FEATURES)).astype(np.float32)
@@ -160,7 +156,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", some(OTHERS, "CBAM", "multi-token", "coverage", "Memorizing", "soft parents"))
+@pytest.mark.parametrize("name", rows(OTHERS, ["CBAM", "multi-token", "coverage", "Memorizing", "soft parents"]))
 def test_other_layers(name):
     layer, given, options = OTHERS[name]
     leaves, tree = jax.tree.flatten(layer.init(jax.random.key(0)))
@@ -170,7 +166,7 @@ def test_other_layers(name):
 
 
 @pytest.mark.parametrize("form", ["chunked", pytest.param("scan", marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("kind", some(KINDS, "constant", "channel delta"))
+@pytest.mark.parametrize("kind", rows(KINDS, ["constant", "channel delta"]))
 def test_heads_of_recurrences(kind, form):
     """Heads over the devices: what each has of its own goes with it, and nothing is exchanged, nor summed."""
     given = inputs(kind, 12, heads=EXAMPLES)
@@ -189,13 +185,7 @@ def test_heads_of_recurrences(kind, form):
     check(everything, turned, np.repeat([0, 1], [7, 5]), sums=False)
 
 
-FEW_ROWS = ("top-k", "hard, straight-through", "multi-token")
-
-
-@pytest.mark.parametrize(
-    "row",
-    [pytest.param(row, id=row.name, marks=() if row.name in FEW_ROWS else pytest.mark.exhaustive) for row in ROWS],
-)
+@pytest.mark.parametrize("row", rows(ROWS, ["top-k", "hard, straight-through", "multi-token"], lambda row: row.name))
 def test_functions(row):
     sizes = row.size(b=EXAMPLES, q=9, k=row.size()["k"] and 9)
     arrays = row.draw(0, sizes)
