@@ -1,11 +1,21 @@
-"""Every attention, as one JAX function that knows how to skip, stream and shard."""
+"""Every attention, as one JAX function that knows how to skip, stream and shard.
 
-from . import implementations, masks, normalizers, positions, scores, similarities
-from .core.contract import Implementation, Unsupported
-from .core.dropout import Dropout
-from .core.partial import Partial, merge
-from .explain import Explanation, explain, explain_calls
-from .front import attention, attention_weights, dot_product_attention, partial_attention
+`jattn.layers`, `jattn.nnx`, `jattn.linen`, `jattn.parallel`, `jattn.variants` and `jattn.benchmarks` are imported when
+they are first asked for.
+"""
+
+import importlib
+import importlib.metadata
+from typing import Any
+
+from . import masks, normalizers, positions, scores, similarities
+from .ops.attention import implementations
+from .ops.attention.api import attention, attention_weights, dot_product_attention, partial_attention
+from .ops.attention.contract import Implementation, Unsupported
+from .ops.attention.dropout import Dropout
+from .ops.attention.explain import Explanation, explain, explain_calls
+from .ops.attention.partial import Partial, merge
+from .ops.recurrence import delta_rule, delta_step, linear_recurrence, linear_step
 
 __all__ = [
     "Dropout",
@@ -15,10 +25,14 @@ __all__ = [
     "Unsupported",
     "attention",
     "attention_weights",
+    "delta_rule",
+    "delta_step",
     "dot_product_attention",
     "explain",
     "explain_calls",
     "implementations",
+    "linear_recurrence",
+    "linear_step",
     "masks",
     "merge",
     "normalizers",
@@ -27,3 +41,17 @@ __all__ = [
     "scores",
     "similarities",
 ]
+
+_ON_DEMAND = ("benchmarks", "layers", "linen", "nnx", "parallel", "variants")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return importlib.import_module(f".{name}", __name__)
+    if name == "__version__":
+        return importlib.metadata.version(__name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_DEMAND, "__version__"})

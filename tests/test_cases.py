@@ -12,7 +12,7 @@ from tiers import rows
 
 import jattn
 
-REFUSED = {("chunked", "sparsemax"), ("chunked", "entmax 1.5")}  # they need whole rows
+REFUSED = {("tiled", "sparsemax"), ("tiled", "entmax 1.5")}  # they need whole rows
 
 # Where the axis that is mapped over stands in query, key, value and the arrays of the pieces.
 IN_AXES = [
@@ -26,11 +26,11 @@ IN_AXES = [
 
 # What `vmap` and bfloat16 are tested with in every run; with all rows, where --everything is asked for.
 FEW = {"causal", "grouped queries", "additive", "bias, then soft cap, then alibi, causal", "sigmoid", "entmax 1.5"}
-IMPLEMENTATIONS = pytest.mark.parametrize("name", ["reference", "chunked"])
+IMPLEMENTATIONS = pytest.mark.parametrize("name", ["reference", "tiled"])
 
 
 def implementation(case, name):
-    return TILES[case.name] if name == "chunked" else name
+    return TILES[case.name] if name == "tiled" else name
 
 
 def place(case, inputs, dtype):
@@ -70,7 +70,7 @@ def compiled(case, name):
     ("case", "name"),
     [
         pytest.param(*row.values, name, id=f"{row.id}-{name}", marks=row.marks)
-        for name, always in (("chunked", {case.name for case in CASES}), ("reference", {"sparsemax", *FEW}))
+        for name, always in (("tiled", {case.name for case in CASES}), ("reference", {"sparsemax", *FEW}))
         for row in rows(CASES, always, lambda case: case.name)
     ],
 )
@@ -117,7 +117,7 @@ WIDE = [
     ),
 )
 def test_float64_is_float64_throughout(case):
-    name = "reference" if ("chunked", case.name) in REFUSED else "chunked"
+    name = "reference" if ("tiled", case.name) in REFUSED else "tiled"
     inputs, wanted = draw(case, 0), truth(case, 0)
     key, value = poisoned(case, inputs.key, inputs.value)
     with jax.enable_x64(True):
@@ -192,13 +192,13 @@ def test_jit_equals_eager(case, name):
 def test_nested_vmap():
     """Two mapped axes over a call that has a batch of its own."""
     case = next(case for case in CASES if case.name == "window of each head")
-    run = everything(case, implementation(case, "chunked"))
+    run = everything(case, implementation(case, "tiled"))
     lanes = [place(case, draw(case, seed), "float32") for seed in range(4)]
     stack = jax.tree.map(lambda *leaves: np.stack(leaves).reshape(2, 2, *leaves[0].shape), *lanes)
     got = in_order(
         jax.jit(jax.vmap(jax.vmap(run, in_axes=1), in_axes=0))(*jax.tree.map(lambda x: x.swapaxes(1, 2), stack))
     )
-    one, _ = compiled(case, "chunked")
+    one, _ = compiled(case, "tiled")
     for seed in range(4):
         for have, want in zip(got, in_order(one(*lanes[seed])), strict=True):
             np.testing.assert_allclose(np.asarray(have)[divmod(seed, 2)], want, rtol=0, atol=1e-5)

@@ -7,7 +7,7 @@ from jax import monitoring
 
 import jattn
 from jattn.normalizers import Entmax15, Softmax, Sparsemax
-from jattn.recurrent import delta_rule, linear_recurrence
+from jattn.ops.recurrence import delta_rule, linear_recurrence
 from jattn.similarities import Additive
 from jattn.variants.low_rank import pseudo_inverse
 from jattn.variants.structured import chain_log_partition, nonprojective_log_partition, projective_log_partition
@@ -46,7 +46,7 @@ CALLS = {
         similarity=Additive(*(np.ones(shape, np.float32) for shape in ((4, 3), (4, 3), (3,)))),
         implementation="reference",
     ),
-    "chunked": attend(mask=CAUSAL, implementation="chunked"),
+    "tiled": attend(mask=CAUSAL, implementation="tiled"),
     "sparsemax": attend(normalizer=Sparsemax()),
     "sparsemax, gradient": gradient(normalizer=Sparsemax()),
     "entmax": attend(normalizer=Entmax15()),

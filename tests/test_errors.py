@@ -12,8 +12,8 @@ import pytest
 
 import jattn
 from jattn import masks, normalizers, scores, similarities
+from jattn.foundation.pieces import array, constants, number, part, piece
 from jattn.parallel import Heads, array_specs, partition_specs
-from jattn.pieces import array, constants, number, part, piece
 
 Q = np.ones((2, 7, 4, 8), np.float32)
 TORCH = types.SimpleNamespace(shape=(2, 7, 4, 8), dtype=types.SimpleNamespace(), ndim=4)
@@ -78,8 +78,8 @@ ROWS = {
     "class for dropout": (attend(dropout=jattn.Dropout), "`dropout`", "`Dropout(...)`"),
     "class for a part": (lambda: Factor(1.0, inner=scores.SoftCap), "`Factor.inner`", "`SoftCap(...)`"),
     # Pieces of a user's own
-    "no @piece": (lambda: Undecorated(), "`Undecorated`", "`@jattn.pieces.piece`"),
-    "no @piece on a subclass": (lambda: Inherited([1]), "`Inherited`", "`@jattn.pieces.piece`"),
+    "no @piece": (lambda: Undecorated(), "`Undecorated`", "`@jattn.foundation.pieces.piece`"),
+    "no @piece on a subclass": (lambda: Inherited([1]), "`Inherited`", "`@jattn.foundation.pieces.piece`"),
     "array('hed')": (lambda: array("hed"), "'hed'", "Did you mean 'head'?"),
     "number('queries')": (lambda: number("queries"), "'queries'", "Did you mean 'query'?"),
     "array('batch')": (lambda: array("batch", "head"), "batch axes are not declared"),
@@ -106,7 +106,7 @@ ROWS = {
     "nested scores": (attend(scores=[[scores.SoftCap(3.0)]]), "`scores[0]`", "(list)"),
     "a score for a normalizer": (attend(normalizer=scores.SoftCap(3.0)), "`normalizer`", "goes to `scores=`"),
     "a rate for dropout": (attend(dropout=0.1), "`dropout`", "`jattn.Dropout(rate, key)`"),
-    "a list for an implementation": (attend(implementation=["chunked"]), "`implementation`", "['chunked']"),
+    "a list for an implementation": (attend(implementation=["tiled"]), "`implementation`", "['tiled']"),
     "words for positions": (attend(query_positions="abc"), "`query_positions`", "'abc' (str)"),
     "ragged positions": (attend(query_positions=[[1], [2, 3]]), "`query_positions`", "[[1], [2, 3]]"),
     # Arrays of other libraries, dtypes and sizes
@@ -172,15 +172,15 @@ def test_pieces_are_arguments_of_exported_functions():
 
     def through_bytes(node):
         kind, aux = node.node_data() or (None, None)
-        if kind is not None and issubclass(kind, jattn.pieces.Piece):
-            assert jattn.pieces._from_bytes(jattn.pieces._to_bytes(kind, aux)) == aux
+        if kind is not None and issubclass(kind, jattn.foundation.pieces.Piece):
+            assert jattn.foundation.pieces._from_bytes(jattn.foundation.pieces._to_bytes(kind, aux)) == aux
         for child in node.children():
             through_bytes(child)
 
     through_bytes(tree)
     function = masks.of(lambda q, k: k <= q)
     with pytest.raises(ValueError, match=r"`Function.function` cannot be serialized: .*inside the function"):
-        jattn.pieces._to_bytes(type(function), jax.tree.structure(function).node_data()[1])
+        jattn.foundation.pieces._to_bytes(type(function), jax.tree.structure(function).node_data()[1])
 
     pytest.importorskip("flatbuffers")  # JAX's own need, to write an exported function down
     run = jax.jit(lambda query, pieces: jattn.partial_attention(query, query, query, mask=pieces[0], scores=pieces[1]))

@@ -10,8 +10,8 @@ import pytest
 
 import jattn
 from jattn import masks, scores
-from jattn.implementations import Chunked
 from jattn.normalizers import Softmax
+from jattn.ops.attention.implementations import Tiled
 
 LOWEST = float(np.finfo(np.float32).min)
 Q_LEN, KV_LEN, HEADS = 6, 9, 2
@@ -35,7 +35,7 @@ ROWS = {
     "a sink far below": (np.zeros(KV_LEN), LOWEST),
 }
 WHOLE, PARTS = (0, 9), (0, 4, 5, 9)
-IMPLEMENTATIONS = {"reference": "reference", "chunked": Chunked(4, 4)}
+IMPLEMENTATIONS = {"reference": "reference", "tiled": Tiled(4, 4)}
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-6, "float64": 1e-12}
 
 

@@ -7,9 +7,9 @@ import pytest
 
 import jattn
 from jattn import masks, normalizers, scores, similarities
-from jattn.implementations import Chunked
+from jattn.foundation.pieces import array, number, piece
 from jattn.normalizers import Normalizer
-from jattn.pieces import array, number, piece
+from jattn.ops.attention.implementations import Tiled
 from jattn.scores import Score
 from jattn.similarities import Similarity
 from jattn.similarities.base import Prepared
@@ -178,10 +178,10 @@ def by_definition(name, p, query, key, value):
     return ((w @ v) ** 2).sum()
 
 
-@pytest.mark.parametrize("how", ["reference", "chunked", "weights"])
+@pytest.mark.parametrize("how", ["reference", "tiled", "weights"])
 @pytest.mark.parametrize("name", list(CASES))
 def test_masked_pairs_reach_nothing(name, how):
-    if name == "sparsemax" and how == "chunked":
+    if name == "sparsemax" and how == "tiled":
         pytest.skip("sparsemax does not stream")
     rng = np.random.default_rng(1)
     arrays = [np.float32(0.7), *(rng.normal(size=(LENGTH, HEADS, DIM)).astype(np.float32) for _ in range(3))]
@@ -197,7 +197,7 @@ def test_masked_pairs_reach_nothing(name, how):
         if how == "weights":
             weights = jattn.attention_weights(query, key, **given(name, p))
             return (jnp.einsum("hqk,khd->qhd", weights, value) ** 2).sum()
-        tiles = Chunked(3, 2) if how == "chunked" else how
+        tiles = Tiled(3, 2) if how == "tiled" else how
         return (jattn.attention(query, key, value, **given(name, p), implementation=tiles) ** 2).sum()
 
     value, gradients = graded([jnp.asarray(one) for one in arrays])

@@ -12,8 +12,8 @@ from measure import exact, near, random
 import jattn
 from jattn import masks, normalizers, scores, similarities
 
-TILES = jattn.implementations.Chunked(q_tile=8, k_tile=8)
-BOTH = pytest.mark.parametrize("implementation", ["reference", TILES], ids=["reference", "chunked"])
+TILES = jattn.implementations.Tiled(q_tile=8, k_tile=8)
+BOTH = pytest.mark.parametrize("implementation", ["reference", TILES], ids=["reference", "tiled"])
 
 
 def graded(run, *arrays):
@@ -190,7 +190,7 @@ def test_precision_of_float64(implementation):
 )
 def test_unequal_lengths_without_positions(given):
     query, key, value = random((3, 2, 4), (7, 2, 4), (7, 2, 4))
-    for call in (jattn.attention, jattn.partial_attention, jattn.explain):
+    for call in (jattn.attention, jattn.partial_attention, jattn.ops.attention.explain):
         with pytest.raises(ValueError, match="`query_positions`") as caught:
             call(query, key, value, **given)
         message = str(caught.value)
@@ -226,7 +226,7 @@ def test_lengths_and_head_dims_that_are_no_multiple_of_a_tile(q_tile, k_tile):
             lambda *a: jattn.partial_attention(*a, mask=mask, implementation=implementation), query, key, value
         )
 
-    got, want = run(jattn.implementations.Chunked(q_tile, k_tile)), run("reference")
+    got, want = run(jattn.implementations.Tiled(q_tile, k_tile)), run("reference")
     for have, wish in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         near(have, wish)
 
@@ -289,7 +289,7 @@ def test_dropout():
 
     out = np.asarray(run("reference"))
     for q_tile, k_tile in ((8, 16), (7, 5), (None, None)):
-        near(run(jattn.implementations.Chunked(q_tile, k_tile)), out)
+        near(run(jattn.implementations.Tiled(q_tile, k_tile)), out)
     near(run(TILES, rows=slice(20, 40)), out[:, 20:])
     full = np.asarray(jattn.attention(query, key, value, mask=mask))
     dropped = (out == 0) & (full > 0)
@@ -314,7 +314,7 @@ def test_dropout_gradients(implementation):
         )[1](cotangent)
     )
     positions = np.arange(19)
-    indexed = jattn.pieces.align(dropout.indexed((2,), 4), (2,), {"head": 4, "query": 19, "key": 19})
+    indexed = jattn.foundation.pieces.align(dropout.indexed((2,), 4), (2,), {"head": 4, "query": 19, "key": 19})
     factor = np.asarray(indexed.factor(jnp.asarray(positions)[:, None], jnp.asarray(positions)[None]))
     leaves = [oracle.Num(np.asarray(array, np.float64)) for array in (query, key, value)]
     want = oracle.attention(*leaves, mask=lambda q, k: k <= q, dropout=factor)
@@ -342,7 +342,7 @@ FULL_OF_ARRAYS = {
 
 
 @pytest.mark.parametrize(
-    "implementation", [TILES, pytest.param("reference", marks=pytest.mark.exhaustive)], ids=["chunked", "reference"]
+    "implementation", [TILES, pytest.param("reference", marks=pytest.mark.exhaustive)], ids=["tiled", "reference"]
 )
 @pytest.mark.parametrize("name", FULL_OF_ARRAYS)
 def test_gradients_reach_every_array(name, implementation):

@@ -10,7 +10,7 @@ import jattn
 MIB = 2**20
 
 
-def gradient_temporaries(length, *, heads=8, dim=64, implementation="chunked", lse=False, **given):
+def gradient_temporaries(length, *, heads=8, dim=64, implementation="tiled", lse=False, **given):
     """Bytes that the compiled gradient takes beside its inputs and outputs."""
     array = jax.ShapeDtypeStruct((1, length, heads, dim), "float32")
 

@@ -84,8 +84,8 @@ def test_symbolic_sizes():
         arrays = (shape((*sizes, 4, 8)), shape((*sizes, 2, 8)), shape((*sizes, 2, 8)))
         exported = jax.export.export(jax.jit(run))(*arrays)
         near(exported.call(QUERY, KEY, VALUE), run(QUERY, KEY, VALUE), 1e-5)
-    with pytest.raises(jattn.Unsupported, match=r"`chunked` refuses this call: .*symbols \(of `jax.export`\)"):
-        run = functools.partial(jattn.attention, implementation="chunked")
+    with pytest.raises(jattn.Unsupported, match=r"`tiled` refuses this call: .*symbols \(of `jax.export`\)"):
+        run = functools.partial(jattn.attention, implementation="tiled")
         jax.export.export(jax.jit(run))(*(shape((2, length, 4, 8)),) * 3)
 
 
@@ -109,7 +109,7 @@ FORWARD = {
 
 @pytest.mark.parametrize("derivative", FORWARD.values(), ids=FORWARD)
 def test_derivatives_that_chunked_has_not_name_the_reference(derivative):
-    with pytest.raises(jattn.Unsupported, match=r"`chunked` has first derivatives in reverse mode .*'reference'"):
+    with pytest.raises(jattn.Unsupported, match=r"`tiled` has first derivatives in reverse mode .*'reference'"):
         derivative()
 
 

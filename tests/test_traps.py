@@ -15,8 +15,8 @@ from test_memory import gradient_temporaries
 import jattn
 from jattn import masks, normalizers, scores, similarities
 
-TILES = jattn.implementations.Chunked(q_tile=8, k_tile=8)
-BOTH = pytest.mark.parametrize("implementation", ["reference", TILES], ids=["reference", "chunked"])
+TILES = jattn.implementations.Tiled(q_tile=8, k_tile=8)
+BOTH = pytest.mark.parametrize("implementation", ["reference", TILES], ids=["reference", "tiled"])
 
 
 def attend(*arrays, implementation, **given):
@@ -40,7 +40,7 @@ def test_trap_01_fully_masked_row():
     """Not the mean of V, over the row or over the live tile; nothing depends on the tile; no gradient into V."""
     query, key, value = random((32, 1, 4), (32, 1, 4), (32, 1, 4))
     mask = masks.of(lambda q, k: (k <= q) & ((q < 8) | (q > 16)))  # a whole tile of 8 queries and one row more
-    for implementation in ("reference", *(jattn.implementations.Chunked(size, size) for size in (4, 8, 16, 32))):
+    for implementation in ("reference", *(jattn.implementations.Tiled(size, size) for size in (4, 8, 16, 32))):
         out, lse = attend(query, key, value, mask=mask, implementation=implementation)
         assert (out[8:17] == 0).all() and np.isneginf(lse[8:17]).all()
         assert np.isfinite(out).all() and np.isfinite(lse[17:]).all()
@@ -181,12 +181,12 @@ def test_trap_09_options_are_never_lost(name):
         def attend(**given):
             return jattn.attention(query, key, value, **given)
 
-        kinds = (None, "chunked", jattn.implementations.Chunked(2, 2))
+        kinds = (None, "tiled", jattn.implementations.Tiled(2, 2))
         return (
             attend(implementation="reference"),
             attend(**option, implementation="reference"),
             [attend(**option, implementation=one) for one in kinds],
-            [attend(**option, dropout=dropout, implementation=one) for one in ("reference", "chunked")],
+            [attend(**option, dropout=dropout, implementation=one) for one in ("reference", "tiled")],
             jattn.attention_weights(query, key, **option)[0],
         )
 
@@ -294,7 +294,7 @@ def test_trap_14_a_sink_is_counted_once_a_row(k_tile):
         key,
         value,
         normalizer=normalizers.Softmax(sink),
-        implementation=jattn.implementations.Chunked(q_tile=64, k_tile=k_tile),
+        implementation=jattn.implementations.Tiled(q_tile=64, k_tile=k_tile),
     )
     near(got, exact(query, key, value, normalizer=oracle.softmax(np.asarray(sink, np.float64))).out)
 
@@ -307,10 +307,12 @@ def test_trap_15_bfloat16_inputs_are_accumulated_in_float32(dropout):
     given, factor = {}, None
     if dropout:
         given["dropout"] = jattn.Dropout(0.5, jax.random.key(0))
-        indexed = jattn.pieces.align(given["dropout"].indexed((), 1), (), {"head": 1, "query": 4, "key": 1024})
+        indexed = jattn.foundation.pieces.align(
+            given["dropout"].indexed((), 1), (), {"head": 1, "query": 4, "key": 1024}
+        )
         factor = np.asarray(indexed.factor(jnp.arange(4)[:, None], jnp.arange(1024)[None]))[None]
     want = exact(query, key, value, dropout=factor)
-    got = attend(query, key, value, **given, implementation=jattn.implementations.Chunked(4, 8))
+    got = attend(query, key, value, **given, implementation=jattn.implementations.Tiled(4, 8))
     near(got.lse, want.lse, 2e-6)
     near(got.out, want.out, 0.006)  # rounding of the weights and of the output itself
 

@@ -17,7 +17,7 @@ from report import Result, main
 from sequences import LENGTH, WIDTH, Model, Softmax, recalled
 
 import jattn
-from jattn.modules import multi_head
+from jattn.layers import multi_head
 from jattn.variants.convolutional import Hyena
 from jattn.variants.kernelized import LinearTransformer
 

@@ -27,7 +27,7 @@ import optax
 from report import Result, main
 
 import jattn
-from jattn.implementations.chunked import Chunked
+from jattn.ops.attention.implementations.tiled import Tiled
 from jattn.scores import RelativeBuckets
 
 TOKENS, FEATURES, HEADS, BLOCKS, BLOCK, SEEN = 8, 32, 3, 16, 4, 7
@@ -121,7 +121,7 @@ def _trained(tables, steps, seed, batch=16):
         q, k, v = (jnp.einsum("blf,fhd->lbhd", x, parameters[name]).reshape(LENGTH, -1, dim) for name in "qkv")
         distance = RelativeBuckets(10 * jnp.tile(parameters["distance"], (1, len(inputs))))
         mask = jattn.masks.Blocks(table[None], BLOCK)
-        seen = jattn.attention(q, k, v, mask=mask, scores=distance, implementation=Chunked(BLOCK, BLOCK))
+        seen = jattn.attention(q, k, v, mask=mask, scores=distance, implementation=Tiled(BLOCK, BLOCK))
         seen = seen.reshape(LENGTH, len(inputs), HEADS, dim)[BLOCK:-BLOCK]
         return jnp.einsum("lbhd,hdat->blat", seen, parameters["read"])
 

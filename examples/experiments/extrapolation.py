@@ -20,7 +20,7 @@ from report import Result, main
 from sequences import Softmax, Task, train
 
 import jattn
-from jattn.modules import Layer, multi_head
+from jattn.layers import Layer, multi_head
 from jattn.positions import sinusoidal
 from jattn.variants.recurrent import GLA, RetNet
 

@@ -13,7 +13,7 @@ import optax
 from report import Result, main
 
 import jattn
-from jattn.implementations.chunked import Chunked
+from jattn.ops.attention.implementations.tiled import Tiled
 from jattn.variants.sparse import longformer_mask
 
 ANSWERS, FEATURES, HEADS = 8, 32, 2
@@ -23,7 +23,7 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
     """Accuracy with one global token beside that of the window alone."""
     length, steps, batch = (128, 80, 16) if fast else (512, 200, 16)
     window = length // (8 if fast else 16)
-    tiles = Chunked(window, window)
+    tiles = Tiled(window, window)
 
     def accuracy(mask):
         return _trained(mask, tiles, length, steps, batch, seed)

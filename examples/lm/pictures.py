@@ -134,7 +134,7 @@ def busiest_start(topic: np.ndarray, size: int) -> int:
 def plan_states(kind: str, length: int, topic: np.ndarray, tile: int) -> np.ndarray:
     """0 for each tile that is skipped, 1 where the mask has to be looked at, 2 where every pair attends."""
     array = jax.ShapeDtypeStruct((1, len(topic), 1, 16), jnp.float32)
-    tiled = jattn.implementations.Chunked(q_tile=tile, k_tile=tile)
+    tiled = jattn.implementations.Tiled(q_tile=tile, k_tile=tile)
     explanation = jattn.explain(array, array, array, mask=mask_of(kind, length, topic[None]), implementation=tiled)
     return explanation.plan.states.reshape(explanation.plan.states.shape[-2:])
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..front import dot_product_attention
+from ..ops.attention.api import dot_product_attention
 from .sides import Run, Shape, Side
 
 _count = itertools.count(time.time_ns() % 2**30)  # so that a persistent cache has none of them

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..front import attention
-from ..recurrent import delta_rule, linear_recurrence, linear_step
+from ..ops.attention.api import attention
+from ..ops.recurrence import delta_rule, linear_recurrence, linear_step
 from . import peers
 from .cases import Bar, Memory, Speed, causal
 from .sides import Choice, Run, Shape, Side, gradient_temporaries, inputs, jattn, jax_run
@@ -51,7 +51,7 @@ def recurrence(kind: str, *, form: str = "chunked", length: int | None = None) -
 
     Args:
         kind: its name.
-        form: as of `jattn.recurrent`.
+        form: as of `jattn.ops.recurrence`.
         length: instead of the row's.
     """
     function, gates = KINDS[kind]

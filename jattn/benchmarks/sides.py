@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..explain import explain
-from ..front import attention
-from ..tiles import Plan
+from ..ops.attention.api import attention
+from ..ops.attention.explain import explain
+from ..ops.attention.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)

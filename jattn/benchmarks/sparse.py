@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import masks
-from ..explain import explain_calls
-from ..front import attention
-from ..implementations.chunked import Chunked
-from ..pieces import align
+from ..foundation.pieces import align
+from ..ops.attention.api import attention
+from ..ops.attention.explain import explain_calls
+from ..ops.attention.implementations.tiled import Tiled
 from ..variants.sparse import bigbird_mask, longformer_mask, random_blocks, strided_attention
 from .cases import LENGTH, Bar, Memory, Speed
 from .sides import Shape, Side, gradient_temporaries, jax_run
@@ -110,7 +110,7 @@ def _pairs(shape: Shape, attend: Callable[..., jax.Array]) -> float:
     return sum(plan.counts()[0] * plan.q_tile * plan.k_tile / plan.states.shape[-3] for plan in plans)
 
 
-def _by_mask(name: str, mask: Callable[[Shape], Any], tiles: Chunked | None) -> Pattern:
+def _by_mask(name: str, mask: Callable[[Shape], Any], tiles: Tiled | None) -> Pattern:
     return Pattern(
         name,
         lambda shape: functools.partial(attention, mask=mask(shape), implementation=tiles),
@@ -127,7 +127,7 @@ def _bigbird(shape: Shape) -> Any:
 
 
 def _strided() -> Pattern:
-    tiles = Chunked(128, 128)
+    tiles = Tiled(128, 128)
 
     def stride(shape: Shape) -> int:
         return int(np.sqrt(shape.length))
@@ -142,8 +142,8 @@ def _strided() -> Pattern:
 
 
 PATTERNS = (
-    _by_mask("Longformer", _longformer, Chunked(64, 64)),
-    _by_mask("BigBird", _bigbird, Chunked(64, 64)),
+    _by_mask("Longformer", _longformer, Tiled(64, 64)),
+    _by_mask("BigBird", _bigbird, Tiled(64, 64)),
     _strided(),
 )
 """A window of 256 on either side and one global token; blocks of 64, three random of each head; stride √length."""

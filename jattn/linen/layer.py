@@ -6,12 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ..modules import layer as data
-from ..modules.options import check_dtype, check_layer, method_of
+from ..layers import layer as data
+from ..layers.options import check_dtype, check_layer, method_of
 
 
 class Layer(nn.Module):
-    """The parameters of a `jattn.modules.Layer`, in linen; with the same numbers equal to `jattn.nnx.Layer`.
+    """The parameters of a `jattn.layers.Layer`, in linen; with the same numbers equal to `jattn.nnx.Layer`.
 
     Attributes:
         layer: sizes and choices, such as `jattn.variants.low_rank.Linformer(...)`.

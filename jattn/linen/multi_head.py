@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ..core.checks import check_pieces
-from ..core.dropout import Dropout
-from ..core.shapes import check_key
 from ..foundation.arrays import known_values
+from ..foundation.shapes import check_key
+from ..layers import learned as pieces_of
+from ..layers.multi_head import multi_head, multi_head_weights
+from ..layers.norms import QKNorm, as_qk_norm
+from ..layers.options import check_inputs, check_options
+from ..layers.parameters import Shape, Sizes, initialize, parameter_shapes
 from ..masks.base import restricted
-from ..modules import learned as pieces_of
-from ..modules.multi_head import multi_head, multi_head_weights
-from ..modules.norms import QKNorm, as_qk_norm
-from ..modules.options import check_inputs, check_options
-from ..modules.parameters import Shape, Sizes, initialize, parameter_shapes
+from ..ops.attention.checks import check_pieces
+from ..ops.attention.dropout import Dropout
 from ..parallel import Heads
 
 
@@ -44,7 +44,7 @@ def _constant(leaf: Any) -> Any:
 class MultiHeadAttention(nn.Module):
     """Multi-head attention with every choice of pieces, in linen.
 
-    The equation and the meaning of the arguments are those of `jattn.modules.multi_head`, and the attributes those of
+    The equation and the meaning of the arguments are those of `jattn.layers.multi_head`, and the attributes those of
     `jattn.nnx.MultiHeadAttention`; with the same weights the two are equal. Parameters are named and shaped as in
     `flax.linen.MultiHeadAttention` (`query/kernel [features, heads, head_dim]`, ..., `out/kernel`), so that a tree
     of its weights fits; sizes of inputs are read from them.
@@ -57,7 +57,7 @@ class MultiHeadAttention(nn.Module):
         use_bias: whether projections add a bias; or the names of those that do, `("query", "value", "out")` for
             Whisper, whose keys have none.
         qk_norm: whether query and key are normed, each head by its root mean square, with learned scales; or a
-            `jattn.modules.QKNorm` that says how: over all heads, by mean and variance, with 1 + w.
+            `jattn.layers.QKNorm` that says how: over all heads, by mean and variance, with 1 + w.
         mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
         rotary: True, or a function of `x [..., length, heads, dim]` and positions.
         learned: the names of pieces whose floating-point arrays are parameters: `"normalizer"` trains a sink.
@@ -70,7 +70,7 @@ class MultiHeadAttention(nn.Module):
         parallel: `jattn.parallel.Heads(...)` to split the heads over devices.
 
     Raises:
-        ValueError: at the call; as `jattn.modules.multi_head`.
+        ValueError: at the call; as `jattn.layers.multi_head`.
 
     >>> import jax, jattn.linen
     >>> layer = jattn.linen.MultiHeadAttention(8, kv_heads=2, rotary=True, mask=jattn.masks.Causal())
@@ -145,7 +145,7 @@ class MultiHeadAttention(nn.Module):
             key_inputs: `[..., kv_len, features]`; by default `inputs`.
             value_inputs: likewise; by default `key_inputs`.
             mask: restricts the module's own, as `&` does. To attend with another in its place: `layer.clone(mask=...)`.
-            positions, key_positions: as of `jattn.modules.multi_head`.
+            positions, key_positions: as of `jattn.layers.multi_head`.
             deterministic: whether to leave dropout out, over the attribute.
             dropout_rng: a random key, instead of one made from the rng `"dropout"`.
             weights: return the weights `[..., heads, queries, kv_len]`, before dropout, and not the output.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import as_array, describe
-from ..functions import Traced, fill_indices, given_indices, indices_of, takes_indices, trace
-from ..pieces import Piece, array, constants, part, parts, piece
+from ..foundation.functions import Traced, fill_indices, given_indices, indices_of, takes_indices, trace
+from ..foundation.pieces import Piece, array, constants, part, parts, piece
 
 FEW_AXES = (
     "Ones and zeros [batch, kv_len], one for each key, are `jattn.masks.from_attention_mask(array)`; ids of packed "
@@ -68,7 +68,7 @@ class Mask(Piece, abc.ABC):
         tiles of 1 queries x 1 keys
         """
         # Here, not above: tiles are a later layer, which reads masks. Only this method, for people, looks ahead.
-        from ..tiles.picture import picture_of_mask
+        from ..ops.attention.plan.picture import picture_of_mask
 
         return picture_of_mask(self, q_len, kv_len, query_positions)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..pieces import array, number, piece
+from ..foundation.pieces import array, number, piece
 from .arguments import Integers, block_sizes, booleans, integers, settle
 from .base import Mask
 

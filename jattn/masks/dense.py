@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ..foundation.arrays import as_array
-from ..pieces import array, indexed, piece
+from ..foundation.pieces import array, indexed, piece
 from .arguments import booleans, settle
 from .base import FEW_AXES, Mask, as_mask
 
@@ -90,7 +90,7 @@ def create(
       [1 1 0]
       [0 1 1]]]
     """
-    from ..tiles.placed import dense  # here, not above: tiles are a later layer, which reads masks
+    from ..ops.attention.plan.placed import dense  # here, not above: tiles are a later layer, which reads masks
 
     piece = as_mask(mask)
     if batch is None and heads is None and indexed(piece, (1,), 1) is not piece:

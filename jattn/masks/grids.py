@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..pieces import piece
+from ..foundation.pieces import piece
 from .arguments import LARGEST, settle, sizes
 from .base import Mask
 

@@ -6,7 +6,7 @@ new values never retrace.
 
 import jax.numpy as jnp
 
-from ..pieces import number, piece
+from ..foundation.pieces import number, piece
 from .arguments import LARGEST, Integers, integers, settle
 from .base import Mask
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from ..pieces import array, number, piece
+from ..foundation.pieces import array, number, piece
 from .arguments import LARGEST, Integers, integers, settle
 from .base import Mask
 
@@ -32,7 +32,7 @@ class SameSegment(Mask):
     >>> from jattn import masks
     >>> ids = jnp.array([1, 1, 2, 0])
     >>> mask = masks.SameSegment(ids, padding_id=0)
-    >>> from jattn.pieces import align
+    >>> from jattn.foundation.pieces import align
     >>> aligned = align(mask, batch=(), sizes={"head": 1, "query": 4, "key": 4})
     >>> print(aligned.allows(jnp.arange(4)[:, None], jnp.arange(4))[0].astype(int))
     [[1 1 0 0]

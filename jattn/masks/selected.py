@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import describe
-from ..pieces import array, number, piece
+from ..foundation.pieces import array, number, piece
 from .arguments import LARGEST, Integers, block_sizes, integers, settle
 from .base import Mask
 

@@ -1,6 +1,6 @@
 """A mask of positions that are counted from another one than 0."""
 
-from ..pieces import number, part, piece
+from ..foundation.pieces import number, part, piece
 from .arguments import Integers, integers, settle
 from .base import Mask
 

@@ -1,6 +1,6 @@
 """Layers for Flax nnx. Importing this module imports Flax; `import jattn` alone does not."""
 
-from ..modules.attention_fn import attention_fn
+from ..layers.attention_fn import attention_fn
 from .layer import Layer
 from .multi_head import MultiHeadAttention, PieceArray
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..modules import layer as data
-from ..modules.options import check_dtype, check_layer, method_of
+from ..layers import layer as data
+from ..layers.options import check_dtype, check_layer, method_of
 from .multi_head import check_rngs
 
 
 class Layer(nnx.Module):
-    """The parameters of a `jattn.modules.Layer`, in nnx.
+    """The parameters of a `jattn.layers.Layer`, in nnx.
 
     Args:
         layer: sizes and choices, such as `jattn.variants.low_rank.Linformer(...)`.

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..core.checks import check_pieces
-from ..core.dropout import Dropout
-from ..core.shapes import check_flags, check_key
 from ..foundation.arrays import describe, dtype_of
+from ..foundation.shapes import check_flags, check_key
+from ..layers import learned as pieces_of
+from ..layers.multi_head import multi_head, multi_head_weights
+from ..layers.norms import QKNorm, as_qk_norm
+from ..layers.options import check_options
+from ..layers.parameters import Shape, Sizes, initialize, parameter_shapes
 from ..masks.base import restricted
-from ..modules import learned as pieces_of
-from ..modules.multi_head import multi_head, multi_head_weights
-from ..modules.norms import QKNorm, as_qk_norm
-from ..modules.options import check_options
-from ..modules.parameters import Shape, Sizes, initialize, parameter_shapes
+from ..ops.attention.checks import check_pieces
+from ..ops.attention.dropout import Dropout
 from ..parallel import Heads
 
 
@@ -50,7 +50,7 @@ class _Group(nnx.Module):
 class MultiHeadAttention(nnx.Module):
     """Multi-head attention with every choice of pieces, in nnx.
 
-    The equation and the meaning of the arguments are those of `jattn.modules.multi_head`. Parameters are named and
+    The equation and the meaning of the arguments are those of `jattn.layers.multi_head`. Parameters are named and
     shaped as in `flax.nnx.MultiHeadAttention` (`query.kernel [features, heads, head_dim]`, ..., `out.kernel`), so
     that a state of its parameters fits; with the same weights the two are equal, where Flax can express the choice.
 
@@ -64,7 +64,7 @@ class MultiHeadAttention(nnx.Module):
         use_bias: whether projections add a bias; or the names of those that do, `("query", "value", "out")` for
             Whisper, whose keys have none.
         qk_norm: whether query and key are normed, each head by its root mean square, with learned scales; or a
-            `jattn.modules.QKNorm` that says how: over all heads, by mean and variance, with 1 + w.
+            `jattn.layers.QKNorm` that says how: over all heads, by mean and variance, with 1 + w.
         mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
         rotary: True, or a function of `x [..., length, heads, dim]` and positions, such as
             `functools.partial(jattn.positions.rotary, base=500000.0)`.
@@ -81,7 +81,7 @@ class MultiHeadAttention(nnx.Module):
         rngs: of the parameters, and of dropout.
 
     Raises:
-        ValueError: sizes that do not fit; a wrong piece; at the call, as `jattn.modules.multi_head`.
+        ValueError: sizes that do not fit; a wrong piece; at the call, as `jattn.layers.multi_head`.
 
     >>> import jax, jattn.nnx
     >>> from flax import nnx
@@ -184,7 +184,7 @@ class MultiHeadAttention(nnx.Module):
             value_inputs: likewise; by default `key_inputs`.
             mask: restricts the module's own, as `&` does. To attend with another in its place:
                 `layer.with_pieces(mask=...)`.
-            positions, key_positions: as of `jattn.modules.multi_head`.
+            positions, key_positions: as of `jattn.layers.multi_head`.
             deterministic: whether to leave dropout out, over the module's own.
             rngs: of dropout, instead of the module's own: `nnx.Rngs`, one of its streams, or a random key.
         """
@@ -253,7 +253,7 @@ class MultiHeadAttention(nnx.Module):
             self.deterministic = deterministic
 
     def parameters(self) -> dict[str, dict[str, jax.Array]]:
-        """The arrays, as the tree that `jattn.modules.multi_head` takes."""
+        """The arrays, as the tree that `jattn.layers.multi_head` takes."""
         return _parameters(self)
 
     def _arguments(self, mask: Any, positions: Any, key_positions: Any) -> dict[str, Any]:

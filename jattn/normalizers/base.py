@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import jax
 
-from ..pieces import Piece
+from ..foundation.pieces import Piece
 from ..scores.base import Score
 
 

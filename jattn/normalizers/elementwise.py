@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..pieces import number, piece
+from ..foundation.pieces import number, piece
 from ..scores.arguments import Numbers, parameter, settle
 from ..scores.bias import Shift
 from .base import Normalizer

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..pieces import array, piece
+from ..foundation.pieces import array, piece
 from ..scores.arguments import floats, settle
 from .base import Normalizer
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.arrays import of_rank
-from ..pieces import piece
+from ..foundation.pieces import piece
 from .base import Normalizer
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from ..core.call import prepare
-from ..core.checks import check_arrays, check_pieces
-from ..core.dropout import Dropout
 from ..foundation.arrays import as_array, describe
+from ..foundation.pieces import indexed
 from ..foundation.sharding import AnyMesh, mesh_axes, run_on_shards
-from ..front import attention
-from ..pieces import indexed
+from ..ops.attention.api import attention
+from ..ops.attention.call import prepare
+from ..ops.attention.checks import check_arrays, check_pieces
+from ..ops.attention.dropout import Dropout
 from .meshes import check_batch_axes, check_mesh, check_mesh_axes, current_mesh
 from .specs import MeshAxis, array_specs, partition_spec, partition_specs
 

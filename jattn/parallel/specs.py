@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ..pieces import map_fields
+from ..foundation.pieces import map_fields
 from .meshes import check_batch_axes
 
 MeshAxis = str | tuple[str, ...] | None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import describe, dtype_of, known_values
-from ..pieces import Piece
+from ..foundation.pieces import Piece
 
 Numbers = float | np.ndarray | jax.Array
 """A Python number (static), or a floating-point array (a leaf)."""

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..functions import Traced, fill_indices, given_indices, indices_of, takes_indices, trace
-from ..pieces import Piece, array, constants, piece
+from ..foundation.functions import Traced, fill_indices, given_indices, indices_of, takes_indices, trace
+from ..foundation.pieces import Piece, array, constants, piece
 
 
 class Score(Piece, abc.ABC):

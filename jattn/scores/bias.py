@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from ..pieces import array, number, piece
+from ..foundation.pieces import array, number, piece
 from .arguments import Numbers, floats, parameter, settle
 from .base import Score
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import describe, dtype_of
-from ..pieces import array, piece
+from ..foundation.pieces import array, piece
 from .arguments import floats, settle
 from .base import Score
 from .look_up import check_coordinates, distances_of, look_up

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import known_values
-from ..pieces import array, piece
+from ..foundation.pieces import array, piece
 from .arguments import floats
 from .base import Score
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.pieces import array, piece
 from ..masks.grids import coordinates_of, grid_shape, inside
-from ..pieces import array, piece
 from .arguments import floats, settle
 from .base import Score
 from .look_up import look_up

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.arrays import as_array, describe, dtype_of
-from ..pieces import Piece
+from ..foundation.pieces import Piece
 from .arguments import settle
 
 

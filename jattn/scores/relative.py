@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..pieces import array, piece
+from ..foundation.pieces import array, piece
 from .arguments import floats, settle
 from .base import Score
 from .look_up import check_coordinates, distances_of, look_up

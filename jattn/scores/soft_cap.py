@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ..pieces import number, piece
+from ..foundation.pieces import number, piece
 from .arguments import Numbers, parameter, settle
 from .base import Score
 

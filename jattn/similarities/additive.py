@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..pieces import array, piece
+from ..foundation.pieces import array, piece
 from ..scores.arguments import floats, settle
 from .base import Prepared, Similarity, accumulation_dtype
 from .bilinear import check_features, project
@@ -18,7 +18,7 @@ VECTOR = ("head", "feature")
 class Additive(Similarity):
     """vᵀ tanh(W q + U k + b) (Bahdanau et al. 2015, arXiv:1409.0473); Luong's `concat` with its matrix split in two.
 
-    No dot product in disguise: Wq + b and Uk are computed once, the features of the pairs tile by tile. `chunked`
+    No dot product in disguise: Wq + b and Uk are computed once, the features of the pairs tile by tile. `tiled`
     holds them for one tile; `reference` for all pairs. All in float32 (float64).
 
     Args:

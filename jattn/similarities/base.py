@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..pieces import Piece
+from ..foundation.pieces import Piece
 from ..scores.base import Score
 
 

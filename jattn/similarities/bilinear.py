@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..pieces import array, number, piece
+from ..foundation.pieces import array, number, piece
 from ..scores.arguments import Numbers, floats, parameter, settle
 from ..scores.bias import Shift
 from .base import Prepared, Similarity, accumulation_dtype

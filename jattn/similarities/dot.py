@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ..pieces import number, piece
+from ..foundation.pieces import number, piece
 from ..scores.arguments import Numbers, parameter, settle
 from ..scores.base import Score
 from ..scores.scale import Scale

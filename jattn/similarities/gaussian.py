@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.arrays import of_rank
-from ..pieces import number, piece
+from ..foundation.pieces import number, piece
 from ..scores.arguments import Numbers, parameter, settle
 from ..scores.bias import Bias
 from .base import Prepared, Similarity, accumulation_dtype
@@ -25,7 +25,7 @@ class Gaussian(Similarity):
 
     gamma = 0 is the mean of the values; unit-norm keys with gamma = 1/(2√qk_dim) are the scaled dot product; a large
     gamma approaches the nearest key, where the gradient is 0: to within gamma times the rounding of the output, as
-    `chunked` takes the mean of the values off in sums of its own.
+    `tiled` takes the mean of the values off in sums of its own.
 
     Args:
         gamma: a number of at least 0, or a floating-point array `[batch..., head]` of such, one for each query head.

@@ -143,7 +143,7 @@ def test_is_batched_by_vmap():
 
 
 def _two_heads(mask):
-    from jattn.pieces import align
+    from jattn.foundation.pieces import align
 
     aligned = align(mask, (), {"head": 2, "query": 5, "key": 5})
     return aligned.allows(np.arange(5).reshape(1, 5, 1), np.arange(5).reshape(1, 1, 5))

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import jattn
 from jattn import masks, scores
-from jattn.core.call import prepare
+from jattn.ops.attention.call import prepare
 from jattn.parallel import Heads
 
 BATCH, HEADS, LENGTH = 2, 4, 12
@@ -39,7 +39,7 @@ def dense(rows=slice(None), heads=slice(None)):
     return jattn.attention(QUERY[rows, :, heads], KEY[rows, :, heads], VALUE[rows, :, heads], **pieces)
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("implementation", ["tiled", "reference"])
 def test_indices_are_those_of_the_arrays(implementation):
     def attend(table):
         return jattn.attention(

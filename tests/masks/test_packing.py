@@ -49,7 +49,7 @@ MASKS = {
 def tiles(mask, q_len, kv_len):
     """Which tiles of 4 x 4 attention visits."""
     q, k = (jax.ShapeDtypeStruct((2, length, 1, 4), "float32") for length in (q_len, kv_len))
-    cut = jattn.implementations.Chunked(4, 4)
+    cut = jattn.implementations.Tiled(4, 4)
     found = jattn.explain(q, k, k, mask=mask, query_positions=np.arange(q_len), implementation=cut)
     return np.asarray(found.plan.states) > 0
 
@@ -161,7 +161,7 @@ def test_a_window_of_no_keys_allows_nothing():
     q, k, v = (jax.random.normal(jax.random.key(i), (9, 2, 4)) for i in range(3))
     window = masks.SlidingWindow(-1, 0)
     assert not masks.create(window, 3, 3).any() and not tiles(window, 9, 9).any()
-    for implementation in ("chunked", "reference"):
+    for implementation in ("tiled", "reference"):
         total = lambda *x, of=implementation: jattn.attention(*x, mask=window, implementation=of).sum()  # noqa: E731
         out, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
         assert out == 0 and not any(grad.any() for grad in grads)

@@ -7,9 +7,9 @@ import pytest
 
 import jattn
 from jattn import masks
-from jattn.implementations import Chunked
-from jattn.pieces import align
-from jattn.tiles import make_plan
+from jattn.foundation.pieces import align
+from jattn.ops.attention.implementations import Tiled
+from jattn.ops.attention.plan import make_plan
 
 LENGTH, TILE = 48, 8
 CHOICES = {
@@ -59,7 +59,7 @@ def test_whole_tiles_occur_above():
     assert (states(masks.Selected(drawn("small blocks, whole tiles")[1], (4, 2))) == 2).any()
 
 
-@pytest.mark.parametrize("implementation", ["reference", Chunked(8, 8)], ids=["reference", "chunked"])
+@pytest.mark.parametrize("implementation", ["reference", Tiled(8, 8)], ids=["reference", "tiled"])
 def test_a_token_in_a_cache_has_the_last_list(implementation):
     """`first_query` says where the first list begins; traced, so that decoding compiles once."""
     size, indices = drawn("key blocks of queries")
@@ -95,7 +95,7 @@ def test_a_router_keeps_its_gradient():
         return (jattn.attention(q, k, v, mask=mask, implementation=implementation) ** 2).sum()
 
     want = jax.grad(loss)(k, False, "reference")
-    for implementation in ("reference", Chunked(8, 16)):
+    for implementation in ("reference", Tiled(8, 16)):
         np.testing.assert_allclose(jax.grad(loss)(k, True, implementation), want, atol=3e-5)
 
 

@@ -9,11 +9,11 @@ import pytest
 from differences import check, close, normal, summed
 
 import jattn
-from jattn.implementations import Chunked
 from jattn.normalizers import Relu, Sigmoid
+from jattn.ops.attention.implementations import Tiled
 
 ALLOWED: Any = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
-IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["reference", Chunked(3, 2)], ids=["reference", "chunked"])
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["reference", Tiled(3, 2)], ids=["reference", "tiled"])
 BOTH = pytest.mark.parametrize("normalizer", [Sigmoid(), Relu(), Relu(0.5)], ids=repr)
 
 

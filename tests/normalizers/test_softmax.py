@@ -9,9 +9,9 @@ import pytest
 from differences import check, close, normal
 
 import jattn
-from jattn.implementations import Chunked
+from jattn.foundation.pieces import align
 from jattn.normalizers import Softmax
-from jattn.pieces import align
+from jattn.ops.attention.implementations import Tiled
 from jattn.scores import Bias
 
 HEADS, ROWS, KEYS = 2, 4, 5
@@ -77,7 +77,7 @@ def attend(q, k, v, sink):
     return np.einsum("hqk,khd->qhd", softmax(scores, sink, np.tri(*scores.shape[1:], dtype=bool)), np.repeat(v, 2, 1))
 
 
-@pytest.mark.parametrize("implementation", ["reference", Chunked(3, 2), Chunked(6, 6)], ids=["reference", "3x2", "6x6"])
+@pytest.mark.parametrize("implementation", ["reference", Tiled(3, 2), Tiled(6, 6)], ids=["reference", "3x2", "6x6"])
 def test_a_sink_counts_once_a_row_and_is_learnt(implementation):
     q, k, v, sink = normal(4, (6, 4, 3), (6, 2, 3), (6, 2, 2), (4,))
 
@@ -89,7 +89,7 @@ def test_a_sink_counts_once_a_row_and_is_learnt(implementation):
     check(ours, attend, q, k, v, sink)
 
 
-@pytest.mark.parametrize("implementation", ["reference", Chunked(3, 2)], ids=["reference", "chunked"])
+@pytest.mark.parametrize("implementation", ["reference", Tiled(3, 2)], ids=["reference", "tiled"])
 def test_empty_rows_with_a_sink_are_0_with_finite_gradients(implementation):
     q, k, v, sink = normal(5, (6, 2, 3), (6, 2, 3), (6, 2, 2), (2,))
     bias = np.zeros((1, 6, 1), np.float32)

@@ -149,7 +149,7 @@ def test_attention_with_gradients_everywhere(normalizer):
 def test_streaming_implementations_refuse_with_the_reason(normalizer):
     q = jnp.ones((3, 2, 4))
     with pytest.raises(jattn.Unsupported, match="sorting"):
-        jattn.attention(q, q, q, normalizer=normalizer, implementation="chunked")
+        jattn.attention(q, q, q, normalizer=normalizer, implementation="tiled")
 
 
 @BOTH

@@ -14,7 +14,7 @@ from variant_cases import ROWS, is_float
 
 import jattn
 from jattn import scores
-from jattn.modules import Layer
+from jattn.layers import Layer
 from jattn.variants.convolutional.short_convolution import ShortConvolution
 from jattn.variants.gated import CaptioningAttention, CoverageAttention, GenerationGate, Modulation
 from jattn.variants.low_rank import Linformer, Nystromformer

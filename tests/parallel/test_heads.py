@@ -14,13 +14,13 @@ from jax.sharding import PartitionSpec as P
 import jattn
 from jattn import masks, normalizers, scores, similarities
 from jattn.foundation.sharding import run_on_shards
-from jattn.implementations import Chunked
-from jattn.modules import Sizes, multi_head, parameter_shapes, parameter_specs
-from jattn.modules.parameters import initialize
+from jattn.layers import Sizes, multi_head, parameter_shapes, parameter_specs
+from jattn.layers.parameters import initialize
+from jattn.ops.attention.implementations import Tiled
 from jattn.parallel import Heads, array_specs, partition_specs
 
 BATCH, LENGTH, Q_HEADS, KV_HEADS, DIM = 2, 12, 16, 8, 4
-SMALL_TILES = Chunked(q_tile=4, k_tile=4)
+SMALL_TILES = Tiled(q_tile=4, k_tile=4)
 SEGMENTS = np.array([[0] * 5 + [1] * 7, [0] * 9 + [1] * 3])
 
 

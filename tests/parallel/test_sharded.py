@@ -16,11 +16,11 @@ import jattn
 import jattn.linen
 import jattn.nnx
 from jattn import masks, normalizers, scores
-from jattn.implementations import Chunked
-from jattn.modules import CausalAttention, attention_fn
+from jattn.layers import CausalAttention, attention_fn
+from jattn.ops.attention.implementations import Tiled
 
 BATCH, LENGTH, HEADS, DIM = 8, 32, 16, 8
-CHUNKED = Chunked(q_tile=16, k_tile=16)
+CHUNKED = Tiled(q_tile=16, k_tile=16)
 E, A = AxisType.Explicit, AxisType.Auto
 KEY = np.array([1, 2], np.uint32)
 WINDOWS = np.arange(3, 3 + HEADS)

@@ -8,9 +8,9 @@ from jax.sharding import PartitionSpec as P
 
 import jattn
 from jattn import masks, normalizers, scores, similarities
+from jattn.foundation.pieces import Piece, piece
+from jattn.foundation.pieces import array as array_field
 from jattn.parallel import array_specs, partition_spec, partition_specs
-from jattn.pieces import Piece, piece
-from jattn.pieces import array as array_field
 
 NAMES = dict(batch=("data",), head="model", query="rows", key="columns")
 KEY = jax.random.key(0)

@@ -53,7 +53,7 @@ def everything(case: str):
         def attend(floats):
             given_now = {**given, **floats}
             qkv = (given_now[name] for name in ("query", "key", "value"))
-            return jattn.attention(*qkv, **CASES[case](given_now), implementation="chunked")
+            return jattn.attention(*qkv, **CASES[case](given_now), implementation="tiled")
 
         out, pull = jax.vjp(attend, {name: given[name] for name in FLOATS})
         return out, *pull(jnp.cos(out))
@@ -86,7 +86,7 @@ def main(port: str, processes: str, process: str) -> None:
     assert piece == piece and piece == masks.SameSegment(given["segments"])
     qkv = [given[one] for one in ("query", "key", "value")]
     for one in (piece, masks.Lengths(given["lengths"]), masks.Causal() & piece):
-        assert "chunked" in str(jattn.explain(*qkv, mask=one))
+        assert "tiled" in str(jattn.explain(*qkv, mask=one))
     print("equal")
 
 

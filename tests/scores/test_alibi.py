@@ -6,7 +6,7 @@ import pytest
 from differences import check, close, normal
 
 import jattn
-from jattn.pieces import align
+from jattn.foundation.pieces import align
 from jattn.scores import Alibi
 
 
@@ -22,7 +22,7 @@ def test_the_score_falls_with_distance():
     check(ours, lambda s, slopes: s - slopes[:, None, None] * distance, s, slopes)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("implementation", ["reference", "tiled"])
 def test_slopes_have_gradients_through_attention(implementation):
     q, k, v, slopes = normal(1, (6, 4, 3), (6, 2, 3), (6, 2, 3), (4,))
 

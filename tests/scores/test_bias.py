@@ -7,11 +7,11 @@ import pytest
 from differences import check, normal, summed
 
 import jattn
-from jattn.pieces import align
+from jattn.foundation.pieces import align
 from jattn.scores import Bias, Scale, Shift
 
 HERE, THERE = np.arange(3)[:, None], np.arange(4)
-BOTH = pytest.mark.parametrize("implementation", ["reference", "chunked"])
+BOTH = pytest.mark.parametrize("implementation", ["reference", "tiled"])
 
 
 def modified(score, scores, batch=(2,), heads=2):

@@ -9,8 +9,8 @@ from flax import nnx
 
 import jattn
 import jattn.nnx
-from jattn.implementations import Chunked
-from jattn.pieces import align
+from jattn.foundation.pieces import align
+from jattn.ops.attention.implementations import Tiled
 from jattn.scores import RelativeBuckets, RelativeGrid, RelativeLogits
 from jattn.similarities import RelativeDot
 from jattn.variants.memory import relative_attention
@@ -22,7 +22,7 @@ def added(score, length):
     return aligned.modify(jnp.zeros((1, 1, length, length)), jnp.arange(length)[:, None], jnp.arange(length))[0, 0]
 
 
-@pytest.mark.parametrize("implementation", ["reference", Chunked(2, 3)], ids=["reference", "chunked"])
+@pytest.mark.parametrize("implementation", ["reference", Tiled(2, 3)], ids=["reference", "tiled"])
 def test_shaw_is_a_number_of_the_query_at_each_clipped_distance(implementation):
     """(q_i·k_j + q_i·a_clip(j - i, -2, 1)) / √dim, with its gradients in the query and in a."""
     q, k, v, a = normal(0, (7, 2, 4), (7, 2, 4), (7, 2, 3), (4, 4))
@@ -103,7 +103,7 @@ def test_nothing_as_large_as_the_scores_is_kept():
         def loss(q, a):
             scores = RelativeLogits.of_query(q, a, first=-8)
             mask = jattn.masks.SlidingWindow(100, 0)
-            return jattn.attention(q, q, q, scores=scores, mask=mask, implementation=Chunked(128, 128)).sum()
+            return jattn.attention(q, q, q, scores=scores, mask=mask, implementation=Tiled(128, 128)).sum()
 
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(q, a).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -118,7 +118,7 @@ def test_nothing_as_large_as_the_scores_is_kept():
         q,
         scores=RelativeLogits(logits, first=-8),
         mask=jattn.masks.SlidingWindow(100, 0),
-        implementation=Chunked(128, 128),
+        implementation=Tiled(128, 128),
     )
     assert found.plan.counts()[0] == 15
 

@@ -7,8 +7,8 @@ import pytest
 from differences import check, close, normal
 
 import jattn
+from jattn.foundation.pieces import align
 from jattn.masks import Causal
-from jattn.pieces import align
 from jattn.scores import Forget, forget
 
 
@@ -49,7 +49,7 @@ def test_length_costs_no_digits(kept):
     @jax.jit
     def run(query, key, value, gates, cotangent):
         def attend(query, gates):
-            return jattn.attention(query, key, value, mask=Causal(), scores=Forget.of(gates), implementation="chunked")
+            return jattn.attention(query, key, value, mask=Causal(), scores=Forget.of(gates), implementation="tiled")
 
         out, pull = jax.vjp(attend, query, gates)
         return out, *pull(cotangent)

@@ -6,8 +6,8 @@ import pytest
 from differences import check, normal
 
 import jattn
-from jattn.implementations import Chunked
-from jattn.pieces import align
+from jattn.foundation.pieces import align
+from jattn.ops.attention.implementations import Tiled
 from jattn.scores import RelativeBuckets
 from jattn.scores.relative import relative_bucket
 
@@ -80,7 +80,7 @@ def test_tiles_change_nothing():
             v,
             similarity=jattn.similarities.Dot(),
             scores=RelativeBuckets(table, max_distance=6),
-            implementation=Chunked(3, 2),
+            implementation=Tiled(3, 2),
         )
 
     check(ours, truth, q, k, v, table)

@@ -7,7 +7,7 @@ import pytest
 from differences import check, close, normal
 
 import jattn
-from jattn.pieces import align
+from jattn.foundation.pieces import align
 from jattn.scores import Bias, SoftCap
 
 HERE, THERE = jnp.zeros((3, 1), int), jnp.arange(4)
@@ -32,7 +32,7 @@ def test_the_derivative_is_1_minus_tanh_squared():
     close(gradient, 1 - np.tanh(np.asarray(s, float) / 1.5) ** 2, 1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("implementation", ["reference", "tiled"])
 def test_gradients_through_attention_have_that_factor(implementation):
     q, k, v, cap = normal(1, (5, 2, 3), (5, 2, 3), (5, 2, 3), (2,), spread=3.0)
     cap = np.abs(cap) + 1

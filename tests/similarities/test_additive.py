@@ -10,7 +10,7 @@ from differences import check, close, normal
 from pairs import pair_numbers, per_query_head
 
 import jattn
-from jattn.implementations import Chunked
+from jattn.ops.attention.implementations import Tiled
 from jattn.similarities import Additive
 
 Q, K = (2, 3, 4, 3), (2, 4, 2, 3)
@@ -52,7 +52,7 @@ def test_it_streams_with_all_gradients():
         return np.einsum("hqk,khd->qhd", weights, per_query_head(value, 2))
 
     def ours(q, k, value, *rest):
-        return jattn.attention(q, k, value, similarity=Additive(*rest), implementation=Chunked(2, 3))
+        return jattn.attention(q, k, value, similarity=Additive(*rest), implementation=Tiled(2, 3))
 
     check(ours, truth, q, k, value, w, u, v, b)
 

@@ -95,7 +95,7 @@ def test_bfloat16_numbers_are_float32(similarity):
     assert gradient.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("implementation", ["reference", "tiled"])
 def test_learnt_numbers_have_gradients_through_attention(implementation):
     q, k, v, scale = normal(7, (6, 4, 5), (6, 2, 5), (6, 2, 3), (4,))
     scale = np.abs(scale) + 0.5

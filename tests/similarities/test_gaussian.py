@@ -12,7 +12,7 @@ from jattn import normalizers, scores
 from jattn.similarities import Gaussian
 
 Q, K = (2, 3, 4, 5), (2, 4, 2, 5)
-BOTH = pytest.mark.parametrize("implementation", ["reference", "chunked"])
+BOTH = pytest.mark.parametrize("implementation", ["reference", "tiled"])
 
 
 def distances(q, k):

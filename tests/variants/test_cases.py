@@ -8,7 +8,7 @@ from measure import as_near, near
 from tiers import rows
 from variant_cases import ROWS, is_float, pullback, truth
 
-from jattn.implementations import Chunked
+from jattn.ops.attention.implementations import Tiled
 
 
 def each(table=ROWS, always=("local-p", "strided, merged", "Linformer")):
@@ -17,7 +17,7 @@ def each(table=ROWS, always=("local-p", "strided, merged", "Linformer")):
 
 EACH = each(always=[row.name for row in ROWS])
 WIDE = each()  # three in every run
-TILES = Chunked(8, 16)
+TILES = Tiled(8, 16)
 
 
 def split(arrays):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jattn.modules import Layer
+from jattn.layers import Layer
 from jattn.variants import catalogue, markdown
 from jattn.variants.catalogue import GROUPS
 

@@ -1,4 +1,4 @@
-"""A small causal language model whose mixing of tokens is any `jattn.modules.Layer`, and its training."""
+"""A small causal language model whose mixing of tokens is any `jattn.layers.Layer`, and its training."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 import jattn
-from jattn.modules import Layer, multi_head
-from jattn.modules.layer import kernel
+from jattn.layers import Layer, multi_head
+from jattn.layers.layer import kernel
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jattn.modules import Layer
+from jattn.layers import Layer
 from jattn.positions import sinusoidal
 
 from .model import Task, train

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.partial import Partial, merge
-from ...core.shapes import check_batch, check_counts, check_positive, check_shapes
-from ...front import attention, partial_attention
+from ...foundation.shapes import check_batch, check_counts, check_positive, check_shapes
+from ...layers.generation import check_state
 from ...masks import Causal, SlidingWindow
-from ...modules.generation import check_state
+from ...ops.attention.api import attention, partial_attention
+from ...ops.attention.partial import Partial, merge
 from ...scores import Bias
 from ...similarities import Dot
 from ..arguments import check_record

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.partial import Partial, merge
-from ...core.shapes import check_batch, check_multiple, check_positive, check_shapes
 from ...foundation.arrays import known_values
+from ...foundation.shapes import check_batch, check_multiple, check_positive, check_shapes
+from ...layers.generation import Generative
+from ...layers.layer import bias, kernel, normal
 from ...masks import SlidingWindow
-from ...modules.generation import Generative
-from ...modules.layer import bias, kernel, normal
+from ...ops.attention.partial import Partial, merge
 from .aft import at_positions, gate, prefixes, split_broken_keys, windowed
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_shapes
+from ...foundation.shapes import check_shapes
 
 
 def long_convolution(inputs: jax.Array, filters: jax.Array, skip: jax.Array | None = None) -> jax.Array:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_batch, check_positive, check_shapes
-from ...modules.generation import Generative
-from ...modules.layer import bias, kernel, normal, ones
+from ...foundation.shapes import check_batch, check_positive, check_shapes
+from ...layers.generation import Generative
+from ...layers.layer import bias, kernel, normal, ones
 from .convolution import long_convolution, split_broken
 from .short_convolution import ShortConvolution
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.shapes import check_positive, check_shapes
-from ...modules.layer import OWN_AXES, Layer, bias, normal
+from ...foundation.shapes import check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, normal
 
 
 class Shifts(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_key, check_positive, check_shapes
-from ...front import attention, attention_weights
-from ...modules.layer import OWN_AXES, Layer, bias, kernel
+from ...foundation.shapes import check_key, check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, kernel
+from ...ops.attention.api import attention, attention_weights
 from ...similarities import Additive
 from ...similarities.base import accumulation_dtype
 from ..arguments import check_baseline

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_flags, check_positive, check_shapes
-from ...modules.layer import OWN_AXES, Layer, bias, kernel
+from ...foundation.shapes import check_flags, check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, kernel
 from ...similarities.base import accumulation_dtype
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...modules.causal import Cache, CausalAttention
-from ...modules.layer import bias, kernel
+from ...layers.causal import Cache, CausalAttention
+from ...layers.layer import bias, kernel
 from ...scores import Forget
 
 
@@ -24,7 +24,7 @@ class ForgettingAttention(CausalAttention):
     of the output, norms of queries and keys, and keys and values mixed with those of the token before. Heads may share
     keys, which the authors' code leaves out.
 
-    Args and errors as of `jattn.modules.CausalAttention`; `rotary` is False.
+    Args and errors as of `jattn.layers.CausalAttention`; `rotary` is False.
 
     >>> import jax
     >>> layer = ForgettingAttention(16, 2, max_len=64)

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_choice, check_positive, check_shapes
-from ...modules.layer import OWN_AXES, Layer, bias, kernel, zeros
+from ...foundation.shapes import check_choice, check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, kernel, zeros
 from ...similarities.base import accumulation_dtype
 
 FORMS = ("gate", "scalar", "tanh", "film")

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
-from ...modules.layer import Layer, bias, kernel
+from ...foundation.shapes import check_positive, check_shapes
+from ...layers.layer import Layer, bias, kernel
 from ...similarities.base import accumulation_dtype
 from ..arguments import known_range
 

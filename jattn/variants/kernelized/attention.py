@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_batch, check_choice, check_flags, check_positive, check_shapes
 from ...foundation.arrays import describe
-from ...recurrent import linear_recurrence, linear_step
-from ...recurrent.arguments import FORMS, check_segments
-from ...recurrent.chunks import largest_so_far
+from ...foundation.shapes import check_batch, check_choice, check_flags, check_positive, check_shapes
+from ...ops.recurrence import linear_recurrence, linear_step
+from ...ops.recurrence.arguments import FORMS, check_segments
+from ...ops.recurrence.chunks import largest_so_far
 from ..arguments import check_record
 from .features import FeatureMap, check_at, check_features
 
@@ -48,7 +48,7 @@ def kernelized_attention(
               = φ(q_i)ᵀ S / (φ(q_i)ᵀ z + ε),    S = Σ_j φ(k_j) v_jᵀ,   z = Σ_j φ(k_j)
 
     Katharopoulos et al. 2020 (arXiv:2006.16236), with any feature map. The causal form is
-    `jattn.recurrent.linear_recurrence`, with a column of ones beside the values for z. Where the map has a stabiliser
+    `jattn.linear_recurrence`, with a column of ones beside the values for z. Where the map has a stabiliser
     c (random features), keys are summed relative to the largest c so far, a running maximum that enters as a decay; it
     cancels in a normalised output. Without `normalize`, out_i = Σ_j φ(q_i)·φ(k_j) v_j, stabilisers multiplied back.
 

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.checks import check_positions
-from ...core.shapes import check_shapes
 from ...foundation.arrays import known_values
-from ...pieces import Piece, array, piece
+from ...foundation.pieces import Piece, array, piece
+from ...foundation.shapes import check_shapes
+from ...ops.attention.checks import check_positions
 
 
 class FeatureMap(Piece):
     """A map of queries and keys, `[..., length, heads, dim] -> [..., length, heads, features]`.
 
-    A subclass is a frozen piece (decorated with `@jattn.pieces.piece`) whose arrays are leaves.
+    A subclass is a frozen piece (decorated with `@jattn.foundation.pieces.piece`) whose arrays are leaves.
     """
 
     nonnegative = True

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_choice, check_key, check_multiple, check_positive, check_shapes
-from ...modules.generation import Generative
-from ...modules.layer import bias, kernel
+from ...foundation.shapes import check_choice, check_key, check_multiple, check_positive, check_shapes
+from ...layers.generation import Generative
+from ...layers.layer import bias, kernel
 from .attention import KernelState, kernel_state, kernelized_attention, kernelized_step
 from .features import Cosine, Elu, FeatureMap, Learned, Taylor
 from .performer import KINDS, RandomFeatures, orthogonal_projection
@@ -66,7 +66,7 @@ class KernelizedAttention(Generative):
         return self.feature_map(parameters)
 
     def parameters(self) -> dict[str, Any]:
-        """`query`, `key`, `value` and `out`, named and shaped as those of `jattn.modules.multi_head`, no biases."""
+        """`query`, `key`, `value` and `out`, named and shaped as those of `jattn.layers.multi_head`, no biases."""
         narrow, wide = int(self.qk_dim or 0), int(self.head_dim or 0)
         return {
             "query": {"kernel": kernel(self.features, self.heads, narrow)},

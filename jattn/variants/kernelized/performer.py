@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.shapes import check_choice, check_key, check_positive, check_shapes
-from ...pieces import array, piece
+from ...foundation.pieces import array, piece
+from ...foundation.shapes import check_choice, check_key, check_positive, check_shapes
 from .features import FeatureMap
 
 KINDS = ("positive", "hyperbolic", "relu")

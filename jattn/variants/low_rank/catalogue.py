@@ -15,6 +15,6 @@ VARIANTS: tuple[Variant, ...] = (
         "softmax through landmarks and an iterated pseudo-inverse",
         "Xiong et al. 2021, arXiv:2102.03902",
         "jattn.variants.low_rank.Nystromformer",
-        "tests/variant_cases/low_rank.py",
+        "tests/support/variant_cases/low_rank.py",
     ),
 )

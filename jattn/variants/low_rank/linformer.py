@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.by_example import by_example
-from ...core.contract import Unsupported
-from ...core.shapes import check_choice, check_multiple, check_positive, check_shapes
-from ...front import attention
-from ...modules.layer import OWN_AXES, Layer, Parameter, multi_head_parameters, normal, project
+from ...foundation.shapes import check_choice, check_multiple, check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, Parameter, multi_head_parameters, normal, project
+from ...ops.attention.api import attention
+from ...ops.attention.by_example import by_example
+from ...ops.attention.contract import Unsupported
 from .padding import without_padding
 
 SHARING = ("none", "heads", "kv", "layers")

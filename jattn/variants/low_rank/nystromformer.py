@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.by_example import by_example
-from ...core.contract import Unsupported
-from ...core.shapes import check_counts, check_multiple, check_positive, check_shapes
 from ...foundation.arrays import of_rank
-from ...front import attention, attention_weights
+from ...foundation.shapes import check_counts, check_multiple, check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, kernel, multi_head_parameters, project
 from ...masks import Lengths
-from ...modules.layer import OWN_AXES, Layer, kernel, multi_head_parameters, project
+from ...ops.attention.api import attention, attention_weights
+from ...ops.attention.by_example import by_example
+from ...ops.attention.contract import Unsupported
 from .linformer import _segments
 from .padding import present, without_padding
 

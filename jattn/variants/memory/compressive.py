@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
-from ...front import attention
+from ...foundation.shapes import check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, kernel
 from ...masks import Sinks
-from ...modules.layer import OWN_AXES, Layer, bias, kernel
+from ...ops.attention.api import attention
 from ..arguments import check_record
 from .transformer_xl import TransformerXL
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_choice, check_positive, check_shapes
-from ...front import attention
+from ...foundation.shapes import check_choice, check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, kernel, normal
+from ...layers.layer import Parameter as Declared
 from ...masks import Dense
-from ...modules.layer import OWN_AXES, Layer, kernel, normal
-from ...modules.layer import Parameter as Declared
+from ...ops.attention.api import attention
 from ...similarities import Dot
 from ..arguments import known_range
 

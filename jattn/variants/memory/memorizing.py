@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.by_example import by_example
-from ...core.partial import Partial, merge
-from ...core.shapes import check_choice, check_multiple, check_positive, check_shapes
+from ...foundation.shapes import check_choice, check_multiple, check_positive, check_shapes
 from ...foundation.varying import vary, varying_axes
-from ...front import partial_attention
+from ...layers.layer import OWN_AXES, Layer, bias, kernel
 from ...masks import Causal, Dense
 from ...masks.base import as_mask
-from ...modules.layer import OWN_AXES, Layer, bias, kernel
+from ...ops.attention.api import partial_attention
+from ...ops.attention.by_example import by_example
+from ...ops.attention.partial import Partial, merge
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype, grouped_dot
 from ...similarities.dot import unit

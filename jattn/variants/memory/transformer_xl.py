@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.by_example import by_example
-from ...core.checks import check_positions
-from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...foundation.arrays import of_rank
-from ...front import attention
+from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, kernel, normal
 from ...masks import Causal, Sinks
 from ...masks.arguments import integers
 from ...masks.base import as_mask
-from ...modules.layer import OWN_AXES, Layer, bias, kernel, normal
+from ...ops.attention.api import attention
+from ...ops.attention.by_example import by_example
+from ...ops.attention.checks import check_positions
 from ...positions.angles import turned_angles
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
-from ...front import attention_weights
-from ...modules.layer import Layer, bias, kernel
+from ...foundation.shapes import check_positive, check_shapes
+from ...layers.layer import Layer, bias, kernel
+from ...ops.attention.api import attention_weights
 from ...scores import Scale
 from ...similarities import Cosine
 from ...similarities.base import accumulation_dtype

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...modules.layer import Parameter, bias
+from ...layers.layer import Parameter, bias
 
 RATES = (1.0, 16.0)
 STEP_SIZES = (1e-3, 1e-1)

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from ...core.shapes import check_flags, check_multiple, check_positive
-from ...modules.layer import kernel
-from ...recurrent import delta_rule, delta_step
+from ...foundation.shapes import check_flags, check_multiple, check_positive
+from ...layers.layer import kernel
+from ...ops.recurrence import delta_rule, delta_step
 from ..convolutional.short_convolution import ShortConvolution
 from .layer import Made, Recurrent, RecurrentState, check_above_zero, to_heads, unit, wide
 

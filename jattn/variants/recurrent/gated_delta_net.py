@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...modules.layer import kernel
+from ...layers.layer import kernel
 from .decay import log_rate, step_size_bias
 from .delta_net import DeltaNet
 from .layer import Made, RecurrentState, projection, to_heads, wide

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ...core.shapes import check_positive
+from ...foundation.shapes import check_positive
 from ..convolutional.short_convolution import ShortConvolution
 from .layer import Grouped, Made, RecurrentState, projection, to_heads, wide
 from .low_rank import LowRank

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive
+from ...foundation.shapes import check_positive
 from .decay import log_rate, step_size_bias
 from .delta_net import DeltaNet
 from .layer import Made, RecurrentState, wide

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_batch, check_multiple, check_positive, check_shapes
-from ...modules.generation import Generative
-from ...modules.layer import Parameter, bias, kernel, ones
-from ...modules.norms import rms_norm
-from ...recurrent import linear_recurrence, linear_step
-from ...recurrent.arguments import check_segments
+from ...foundation.shapes import check_batch, check_multiple, check_positive, check_shapes
+from ...layers.generation import Generative
+from ...layers.layer import Parameter, bias, kernel, ones
+from ...layers.norms import rms_norm
+from ...ops.recurrence import linear_recurrence, linear_step
+from ...ops.recurrence.arguments import check_segments
 
 
 class RecurrentState(NamedTuple):

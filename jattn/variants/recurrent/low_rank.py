@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive
-from ...modules.layer import OWN_AXES, Layer, bias, kernel
+from ...foundation.shapes import check_positive
+from ...layers.layer import OWN_AXES, Layer, bias, kernel
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...foundation.arrays import known_values
-from ...modules.layer import kernel
-from ...modules.norms import rms_norm
-from ...recurrent import linear_recurrence, linear_step
+from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...layers.layer import kernel
+from ...layers.norms import rms_norm
+from ...ops.recurrence import linear_recurrence, linear_step
 from ..arguments import leave_out
 from ..convolutional.short_convolution import ShortConvolution
 from .decay import log_rate, step_size_bias
@@ -40,7 +40,7 @@ def ssd(
         entry: B, `[..., length, groups, state_dim]`; heads that are neighbours share a group's.
         readout: C, `[..., length, groups, state_dim]`.
         skip: D, `[heads]`, or None.
-        **options: of `jattn.recurrent.linear_recurrence`, on which it runs: `initial_state`, `segment_ids`, `form`,
+        **options: of `jattn.linear_recurrence`, on which it runs: `initial_state`, `segment_ids`, `form`,
             `chunk`.
 
     Returns:

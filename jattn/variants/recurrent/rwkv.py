@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_flags, check_positive
-from ...modules.layer import bias
-from ...modules.norms import layer_norm
+from ...foundation.shapes import check_flags, check_positive
+from ...layers.layer import bias
+from ...layers.norms import layer_norm
 from .layer import Made, Recurrent, RecurrentState, projection, scale, to_heads, wide
 from .low_rank import LowRank
 from .token_shift import TokenShift

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive
-from ...modules.layer import OWN_AXES, Layer, bias
+from ...foundation.shapes import check_positive
+from ...layers.layer import OWN_AXES, Layer, bias
 from ..convolutional.short_convolution import shifts
 from .low_rank import LowRank
 

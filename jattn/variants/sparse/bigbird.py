@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.shapes import check_counts, check_positive, check_shapes
+from ...foundation.shapes import check_counts, check_positive, check_shapes
 from ...masks import Blocks, Lengths, Shifted, Sinks
 from ...masks.arguments import LARGEST
 from ...masks.base import Mask
@@ -24,7 +24,7 @@ def bigbird_mask(length: int, block: int, random_blocks: Any) -> Mask:
     attend nothing, and nothing attends them.
 
     A mask skips tiles, head by head. Random blocks are scattered: tiles much larger than a block visit nearly all of
-    the pairs, so choose them alike, with `Chunked(q_tile=block, k_tile=block)` for an `implementation`; a table in
+    the pairs, so choose them alike, with `Tiled(q_tile=block, k_tile=block)` for an `implementation`; a table in
     NumPy is known while tracing.
 
     Args:

@@ -1,8 +1,8 @@
 """Block diffusion: training on noisy blocks that see the clean blocks before them (Arriola et al. 2025)."""
 
+from ...foundation.pieces import piece
 from ...masks.arguments import settle, size
 from ...masks.base import Mask
-from ...pieces import piece
 
 
 @piece

@@ -1,8 +1,8 @@
 """Blocked local attention: the query's own block and its neighbours."""
 
+from ...foundation.pieces import number, piece
 from ...masks.arguments import Integers, integers, settle, size
 from ...masks.base import Mask
-from ...pieces import number, piece
 
 
 @piece

@@ -8,14 +8,14 @@ VARIANTS: tuple[Variant, ...] = (
         "a window and every l-th earlier key; columns brought together so that tiles are skipped",
         "Child et al. 2019, arXiv:1904.10509",
         "jattn.variants.sparse.strided_attention",
-        "tests/variant_cases/sparse.py",
+        "tests/support/variant_cases/sparse.py",
     ),
     Variant(
         "Sparse Transformer, fixed",
         "own block and the last keys of every block, gathered",
         "Child et al. 2019, arXiv:1904.10509",
         "jattn.variants.sparse.fixed_attention",
-        "tests/variant_cases/sparse.py",
+        "tests/support/variant_cases/sparse.py",
     ),
     Variant(
         "Longformer",
@@ -66,7 +66,7 @@ VARIANTS: tuple[Variant, ...] = (
         "many continuations of a prefix that is kept and attended once: a merge of two partials",
         "Juravsky et al. 2024, arXiv:2402.05099",
         "jattn.variants.sparse.shared_prefix_attention",
-        "tests/variant_cases/sparse.py",
+        "tests/support/variant_cases/sparse.py",
     ),
     Variant(
         "Packed patterns",

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.shapes import check_multiple, check_positive, check_shapes
-from ...front import attention
+from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, kernel, project
 from ...masks import Causal, Dilated
 from ...masks.arguments import Integers
 from ...masks.base import Mask, as_mask
-from ...modules.layer import OWN_AXES, Layer, bias, kernel, project
+from ...ops.attention.api import attention
 from .pieces import Flagged, readable
 
 Numbers = Integers | tuple[int, ...]

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ...core.shapes import check_positive
+from ...foundation.pieces import Piece, array, map_fields, piece
+from ...foundation.shapes import check_positive
 from ...masks.arguments import booleans, settle
 from ...masks.base import Mask
-from ...pieces import Piece, array, map_fields, piece
 
 
 @piece

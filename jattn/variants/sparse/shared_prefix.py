@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.partial import merge
-from ...core.shapes import check_shapes
-from ...front import partial_attention
+from ...foundation.shapes import check_shapes
 from ...masks import Causal, SameSegment
 from ...masks.base import Mask
+from ...ops.attention.api import partial_attention
+from ...ops.attention.partial import merge
 from .pieces import readable
 
 

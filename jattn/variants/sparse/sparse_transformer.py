@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.by_example import by_example
-from ...core.checks import check_pieces
-from ...core.partial import Partial, merge
-from ...core.shapes import check_choice, check_counts, check_positive, check_shapes
-from ...front import partial_attention
+from ...foundation.pieces import align, indexed, number, piece
+from ...foundation.shapes import check_choice, check_counts, check_positive, check_shapes
 from ...masks import Causal, SameSegment, SlidingWindow, Strided
 from ...masks import Chunked as OwnChunk
 from ...masks.arguments import Integers, integers, settle
 from ...masks.base import Mask, as_mask
-from ...pieces import align, indexed, number, piece
+from ...ops.attention.api import partial_attention
+from ...ops.attention.by_example import by_example
+from ...ops.attention.checks import check_pieces
+from ...ops.attention.partial import Partial, merge
 from .pieces import split_between_heads, taken
 
 HOW = ("merged", "split", "interleaved")

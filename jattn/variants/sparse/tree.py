@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.shapes import check_shapes
+from ...foundation.shapes import check_shapes
 from ...masks import Blocks, Lengths, Shifted
 from ...masks.arguments import Integers
 from ...masks.base import Mask

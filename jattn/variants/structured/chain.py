@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ...core.shapes import check_shapes
+from ...foundation.shapes import check_shapes
 from ...foundation.varying import vary, varying_axes
 from ...similarities.base import accumulation_dtype
 from ..arguments import check_lengths, inside

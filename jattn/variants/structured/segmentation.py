@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
-from ...modules.layer import OWN_AXES, Layer, bias, kernel, normal
+from ...foundation.shapes import check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, kernel, normal
 from ..arguments import check_lengths, inside
 from .chain import chain_marginals
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_shapes
+from ...foundation.shapes import check_shapes
 from ...similarities.base import accumulation_dtype
 from ..arguments import check_lengths, inside
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ...core.by_example import by_example
-from ...core.shapes import check_multiple, check_positive, check_shapes
-from ...front import attention
-from ...modules.layer import Layer, bias, kernel, normal
+from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...layers.layer import Layer, bias, kernel, normal
+from ...ops.attention.api import attention
+from ...ops.attention.by_example import by_example
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype
 from .images import convolve

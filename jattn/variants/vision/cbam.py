@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive
-from ...modules.layer import Layer, kernel
+from ...foundation.shapes import check_positive
+from ...layers.layer import Layer, kernel
 from ...similarities.base import accumulation_dtype
 from .images import check_images, convolve, widened
 

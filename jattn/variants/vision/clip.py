@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_multiple, check_positive, check_shapes
-from ...front import partial_attention
-from ...modules.layer import Layer, bias, kernel, normal
-from ...modules.multi_head import multi_head
+from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...layers.layer import Layer, bias, kernel, normal
+from ...layers.multi_head import multi_head
+from ...ops.attention.api import partial_attention
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype
 from ...similarities.dot import unit

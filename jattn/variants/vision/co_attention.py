@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.shapes import check_positive, check_shapes
-from ...modules.layer import OWN_AXES, Layer, bias, kernel, ones
-from ...modules.multi_head import multi_head
+from ...foundation.shapes import check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, kernel, ones
+from ...layers.multi_head import multi_head
 from ...similarities.base import accumulation_dtype
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_shapes
+from ...foundation.shapes import check_shapes
 
 
 def check_images(images: Any, channels: int) -> None:

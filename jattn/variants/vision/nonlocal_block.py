@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_choice, check_positive, check_shapes
-from ...front import attention
-from ...modules.layer import Layer, kernel, zeros
+from ...foundation.shapes import check_choice, check_positive, check_shapes
+from ...layers.layer import Layer, kernel, zeros
 from ...normalizers import Relu
+from ...ops.attention.api import attention
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype
 from .images import as_tokens, widened

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from ...core.shapes import check_positive
-from ...modules.layer import Layer, bias, kernel
+from ...foundation.shapes import check_positive
+from ...layers.layer import Layer, bias, kernel
 from ...similarities.base import accumulation_dtype
 from .images import check_images, widened
 

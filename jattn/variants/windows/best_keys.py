@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.call import Call
+from ...foundation.pieces import take
 from ...foundation.varying import full, varying_axes
-from ...implementations.reference import scored
-from ...pieces import take
+from ...ops.attention.call import Call
+from ...ops.attention.implementations.reference import scored
 from ...similarities.base import accumulation_dtype
 
 TILE = 512

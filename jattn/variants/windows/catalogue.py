@@ -4,7 +4,7 @@ from ..catalogue import Variant
 
 LUONG = "Luong et al. 2015, arXiv:1508.04025"
 HERE = "jattn.variants.windows"
-ROWS = "tests/variant_cases/windows.py"
+ROWS = "tests/support/variant_cases/windows.py"
 
 VARIANTS: tuple[Variant, ...] = (
     Variant(

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.by_example import by_example
-from ...core.shapes import check_positive, check_shapes
 from ...foundation.arrays import as_jax, describe, of_rank
-from ...front import attention
-from ...modules.layer import OWN_AXES, Layer, bias, kernel, normal, ones, project_heads
-from ...modules.norms import rms_norm
+from ...foundation.shapes import check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, kernel, normal, ones, project_heads
+from ...layers.norms import rms_norm
+from ...ops.attention.api import attention
+from ...ops.attention.by_example import by_example
 from ..arguments import leave_out
 
 EPSILON = 1e-5

@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
-from ...front import attention
 from ...masks import SlidingWindow, as_mask
+from ...ops.attention.api import attention
 
 
 def local_m(

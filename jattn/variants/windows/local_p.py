@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.checks import check_pieces
-from ...core.shapes import check_positive, check_shapes
 from ...foundation.arrays import as_jax
-from ...front import partial_attention
+from ...foundation.pieces import array, number, piece
+from ...foundation.shapes import check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, kernel
 from ...masks import Lengths, Mask, as_mask
-from ...modules.layer import OWN_AXES, Layer, kernel
-from ...pieces import array, number, piece
+from ...ops.attention.api import partial_attention
+from ...ops.attention.checks import check_pieces
 from ...scores.arguments import Numbers, floats, parameter, settle
 from ...scores.base import Score
 from ..arguments import check_lengths, leave_out

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.shapes import check_positive, check_shapes
-from ...front import attention
-from ...modules.layer import OWN_AXES, Layer, kernel
+from ...foundation.shapes import check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, kernel
+from ...ops.attention.api import attention
 from ...similarities import Dot
 from ..arguments import leave_out
 

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.by_example import by_example
-from ...core.call import Call, prepare
-from ...core.finite import multiply_values
-from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...foundation.arrays import as_jax
-from ...implementations.reference import scored
-from ...modules.layer import OWN_AXES, Initializer, Layer, bias, multi_head_parameters, project, project_heads
+from ...foundation.pieces import take
+from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Initializer, Layer, bias, multi_head_parameters, project, project_heads
 from ...normalizers import Softmax
-from ...pieces import take
+from ...ops.attention.by_example import by_example
+from ...ops.attention.call import Call, prepare
+from ...ops.attention.finite import multiply_values
+from ...ops.attention.implementations.reference import scored
 
 ROWS = 128
 

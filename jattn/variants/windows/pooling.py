@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.finite import without_nonfinite
-from ...core.shapes import check_positive, check_shapes
 from ...foundation.arrays import of_rank
-from ...front import attention
-from ...modules.layer import OWN_AXES, Layer, bias, kernel, normal
+from ...foundation.shapes import check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, bias, kernel, normal
+from ...ops.attention.api import attention
+from ...ops.attention.finite import without_nonfinite
 from ...similarities import Dot
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.by_example import by_example
-from ...core.shapes import check_multiple, check_positive, check_shapes
 from ...foundation.arrays import as_jax
-from ...front import attention
-from ...modules.layer import OWN_AXES, Layer, kernel, multi_head_parameters, project, project_heads
+from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...layers.layer import OWN_AXES, Layer, kernel, multi_head_parameters, project, project_heads
+from ...ops.attention.api import attention
+from ...ops.attention.by_example import by_example
 from ...similarities import Dot
 from ..arguments import leave_out
 

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...core.by_example import by_example
-from ...core.call import prepare
-from ...core.finite import multiply_values
-from ...core.shapes import check_positive
 from ...foundation.arrays import as_jax
+from ...foundation.shapes import check_positive
+from ...ops.attention.by_example import by_example
+from ...ops.attention.call import prepare
+from ...ops.attention.finite import multiply_values
 from .best_keys import best_keys, score_chosen, take_chosen
 
 

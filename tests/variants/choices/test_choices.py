@@ -8,10 +8,10 @@ from differences import close, normal, summed
 
 import jattn
 from jattn import masks, normalizers, similarities
-from jattn.implementations import Chunked
-from jattn.tiles import make_plan
+from jattn.ops.attention.implementations import Tiled
+from jattn.ops.attention.plan import make_plan
 
-BOTH = pytest.mark.parametrize("implementation", ["reference", Chunked(4, 4)], ids=["reference", "chunked"])
+BOTH = pytest.mark.parametrize("implementation", ["reference", Tiled(4, 4)], ids=["reference", "tiled"])
 PLACES = np.arange(24)
 Q, K = PLACES[:, None], PLACES
 BLOCKED = masks.of(lambda q, k: abs(q // 3 - k // 3) <= 1)
@@ -56,7 +56,7 @@ def test_a_query_far_along_the_nearest_key(implementation):
 def test_the_scaled_dot_product_has_variance_1():
     for dim in (4, 64, 256):
         q, k = normal(dim, (200, 1, dim), (200, 1, dim))
-        call, q, k = jattn.core.call.prepare(
+        call, q, k = jattn.ops.attention.call.prepare(
             q,
             k,
             k,

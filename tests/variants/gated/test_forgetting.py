@@ -9,7 +9,7 @@ from differences import normal
 from generative_layers import FEATURES, LAYERS, random_parameters
 from variant_layers import check_layer
 
-from jattn.modules import CausalAttention
+from jattn.layers import CausalAttention
 
 NAME = "FoX, grouped"
 

@@ -8,7 +8,7 @@ from differences import check, close, normal
 from variant_layers import check_layer
 
 from jattn import masks, similarities
-from jattn.implementations import Chunked
+from jattn.ops.attention.implementations import Tiled
 from jattn.variants.memory import TransformerXL, relative_attention
 
 FREQUENCIES = 3
@@ -39,7 +39,7 @@ def arrays(q_len=3, kv_len=5, seed=0):
     return normal(seed, (q_len, 2, 4), (kv_len, 2, 4), (kv_len, 2, 3), (2 * FREQUENCIES, 2, 4), (2, 4), (2, 4))
 
 
-@pytest.mark.parametrize("implementation", ["reference", Chunked(2, 3)])
+@pytest.mark.parametrize("implementation", ["reference", Tiled(2, 3)])
 def test_relative_attention_is_its_definition(implementation):
     causal = np.tril(np.ones((3, 5), bool), 2)
     check(
@@ -70,7 +70,7 @@ def test_it_skips_tiles_and_streams():
     query, key, value, kernel, u, v = arrays(65, 65, seed=3)
     near = masks.SlidingWindow(4, 0)
     value[:20] = np.nan
-    out = call(query, key, value, kernel, u, v, mask=near, implementation=Chunked(8, 8))
+    out = call(query, key, value, kernel, u, v, mask=near, implementation=Tiled(8, 8))
     offsets = np.arange(65)[:, None] - np.arange(65)
     want = dense(query, key, np.nan_to_num(value), kernel, u, v, (offsets >= 0) & (offsets <= 4))
     close(out[24:], want[24:], 1e-5)

@@ -6,7 +6,7 @@ import pytest
 from pattern_oracle import dense, written_out
 
 import jattn
-from jattn.implementations.chunked import Chunked
+from jattn.ops.attention.implementations.tiled import Tiled
 from jattn.variants.sparse import bigbird_etc_mask, bigbird_mask, random_blocks
 
 
@@ -60,7 +60,7 @@ def test_sampler_never_repeats(internal):
 def test_tiles_follow_the_blocks_of_each_head():
     shape = jax.ShapeDtypeStruct((4096, 2, 8), "float32")
     table = random_blocks(4096, 64, heads=2, count=3, seed=0)
-    plan = jattn.explain(shape, shape, shape, mask=bigbird_mask(4096, 64, table), implementation=Chunked(64, 64)).plan
+    plan = jattn.explain(shape, shape, shape, mask=bigbird_mask(4096, 64, table), implementation=Tiled(64, 64)).plan
     # Two full rows; three window, two global and three random blocks in the others, of which two see a global one.
     wanted = 2 * 64 + 62 * 8 - 2
     assert plan.counts() == (2 * wanted, 2 * wanted, 2 * 64 * 64)

@@ -26,7 +26,7 @@ def test_blocked_local_is_its_definition():
     want = written_out(11, 2, lambda h, i, j: -(1, 2)[h] <= j // 3 - i // 3 <= (1, 0)[h])
     np.testing.assert_array_equal(dense(mask, 11, heads=2), want)
     shape = jax.ShapeDtypeStruct((1024, 1, 8), "float32")
-    tiles = jattn.implementations.chunked.Chunked(64, 64)
+    tiles = jattn.implementations.Tiled(64, 64)
     plan = jattn.explain(shape, shape, shape, mask=BlockedLocal(64), implementation=tiles).plan
     assert plan.counts() == (16 + 2 * 15, 16 + 2 * 15, 256)
     with pytest.raises(ValueError, match="`size` must be a Python integer of at least 1"):
@@ -121,7 +121,7 @@ def test_block_diffusion_packed_and_skipped():
         alone = jattn.attention(query[rows], key[rows], value[rows], mask=BlockDiffusion(stop - start, 2))
         np.testing.assert_allclose(got[rows], alone, atol=1e-6)
     shape = jax.ShapeDtypeStruct((1024, 1, 8), "float32")
-    tiles = jattn.implementations.chunked.Chunked(64, 64)
+    tiles = jattn.implementations.Tiled(64, 64)
     plan = jattn.explain(shape, shape, shape, mask=BlockDiffusion(512, 64), implementation=tiles).plan
     assert plan.counts() == (8 + 28 + 36, 8 + 28 + 36, 256)
     with pytest.raises(ValueError, match="`block` must be a Python integer of at least 1; got 0"):

@@ -107,7 +107,7 @@ def test_blocks_that_start_with_the_document():
 
 def test_columns_skip_tiles_and_a_mask_alone_would_not():
     shape = jax.ShapeDtypeStruct((4096, 2, 8), "float32")
-    dtypes = {"implementation": jattn.implementations.chunked.Chunked(64, 64)}
+    dtypes = {"implementation": jattn.implementations.Tiled(64, 64)}
     causal = jattn.explain(shape, shape, shape, mask=masks.Causal(), **dtypes).plan.counts()[0]
     window, columns = jattn.explain_calls(lambda q, k, v: strided_attention(q, k, v, 64, **dtypes), shape, shape, shape)
     assert window.plan.counts()[0] == 127 and columns.plan.counts()[0] == 64 < causal / 30

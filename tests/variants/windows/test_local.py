@@ -9,8 +9,8 @@ from variant_layers import check_layer
 
 import jattn
 from jattn import masks
-from jattn.core.call import prepare
-from jattn.tiles import make_plan
+from jattn.ops.attention.call import prepare
+from jattn.ops.attention.plan import make_plan
 from jattn.variants.windows import LuongGlobal, LuongLocal, Near, local_m, local_p
 
 CENTERS = np.float32([0.3, 2.6, 4.0])

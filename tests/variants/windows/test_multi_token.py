@@ -11,7 +11,7 @@ from variant_layers import check_layer
 
 import jattn
 from jattn import masks, similarities
-from jattn.modules import multi_head
+from jattn.layers import multi_head
 from jattn.variants.windows import MultiToken, multi_token
 
 MODULE = importlib.import_module("jattn.variants.windows.multi_token")

@@ -1,0 +1,247 @@
+"""A user's function of scalars, traced once, so that the arrays it closes over are arrays like any other.
+
+Captured arrays must be leaves of the piece that holds the function: only then are they differentiated, batched and
+sharded with it.
+"""
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from .dependence import needed_inputs
+from .identity import identity
+from .inside import evaluate_varying
+from .tables import with_tables
+from .varying import varying_axes, without_mesh
+
+
+class Traced:
+    """The jaxpr of a function of scalars; its captured constants are kept elsewhere and passed to `__call__`.
+
+    Equal to another if they do the same: the same equations, the same numbers written in them.
+
+    Attributes:
+        name: of the function.
+        jaxpr: of scalars, and of the constants.
+        reads: for each argument, whether the result depends on it.
+    """
+
+    def __init__(self, function: Callable[..., Any], closed: ClosedJaxpr):
+        # The function itself is not kept: it may hold large arrays, and compiled programs are kept by this.
+        self.name = getattr(function, "__qualname__", None) or repr(function)
+        self.jaxpr = closed.jaxpr
+        self.reads = tuple(needed_inputs(closed.jaxpr, [True] * len(closed.jaxpr.outvars)))
+        self._identity = identity(closed.jaxpr, function)
+
+    def __call__(self, constants: tuple[jax.Array, ...], *arguments: jax.Array) -> jax.Array:
+        """Apply to arrays of arguments, elementwise, by broadcasting.
+
+        `constants` may have been aligned: the axes in front of each constant's own then broadcast too.
+        """
+        ranks = [variable.aval.ndim for variable in self.jaxpr.constvars]
+        signature = ",".join(f"({','.join(f'c{i}_{axis}' for axis in range(rank))})" for i, rank in enumerate(ranks))
+        scalars = ",".join("()" for _ in arguments)
+        signature = f"{signature}{',' if ranks else ''}{scalars}->()"
+
+        def one(*values):
+            constants, scalars = values[: len(ranks)], values[len(ranks) :]
+            if varying_axes(values):
+                return evaluate_varying(self.jaxpr, constants, scalars)[0]
+            return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, constants))(*scalars)[0]
+
+        dtypes = [variable.aval.dtype for variable in self.jaxpr.invars]
+        given = [jnp.asarray(value).astype(dtype) for value, dtype in zip(arguments, dtypes, strict=True)]
+        with jax.numpy_rank_promotion("allow"):  # positions and constants are meant to broadcast
+            return jnp.vectorize(one, signature=signature)(*constants, *given)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Traced):
+            return NotImplemented
+        return self is other or self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __deepcopy__(self, memo: Any) -> "Traced":
+        return self  # it never changes, and a jaxpr cannot be copied
+
+
+def takes_indices(function: Callable[..., Any], without: int, written: str) -> bool:
+    """Whether a function takes a batch and a head index too, told by the number of its arguments.
+
+    Args:
+        function: of `without` arguments, or of two more. Arguments with defaults count only where they are needed.
+        without: the number of arguments without the indices.
+        written: both signatures, for the message.
+
+    Raises:
+        ValueError: another number of arguments.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):  # written in C, and silent about it
+        return False
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    least = sum(one.default is one.empty for one in positional)
+    most = math.inf if any(one.kind == one.VAR_POSITIONAL for one in parameters) else len(positional)
+    for count in (without, without + 2):
+        if least <= count <= most:
+            return count > without
+    raise ValueError(f"`function` must take {written}; {function!r} takes {least} arguments.")
+
+
+def indices_of(piece: Any) -> tuple[Any, ...]:
+    """The batch index and the head index for a piece's function, aligned; () if it takes none, 0 for one it ignores."""
+    if len(piece.function.reads) < 4:
+        return ()
+    return tuple(np.int32(0) if index is None else index for index in (piece.examples, piece.heads))
+
+
+def given_indices(traced: Traced, heads: Any, examples: Any) -> dict[str, Any]:
+    """The index fields of a piece made of a function, from what the user gave.
+
+    Raises:
+        ValueError: an index that is not an array of integers, or one that the function does not take.
+    """
+    given = {}
+    for name, value, place in (("examples", examples, -4), ("heads", heads, -3)):
+        if value is None:
+            continue
+        value = value if isinstance(value, jax.Array) else np.asarray(value)
+        if len(traced.reads) < 4:
+            raise ValueError(f"`{name}` is the index of a function of (batch, head, query, key); {traced} takes none.")
+        if not jnp.issubdtype(value.dtype, jnp.integer) or (name == "heads" and value.ndim == 0):
+            wanted = "[heads]" if name == "heads" else "[batch...]"
+            raise ValueError(
+                f"`{name}` must be integers {wanted}; got an array of dtype {value.dtype} and shape {value.shape}."
+            )
+        if traced.reads[place]:
+            given[name] = value.astype(np.int32)
+    return given
+
+
+def fill_indices(piece: Any, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...], reader: str) -> Any:
+    """`Piece.indexed` of a piece made of a function: the indices that it reads and that were not given.
+
+    Raises:
+        ValueError: an index is not known.
+    """
+    reads = piece.function.reads
+    wanted = [
+        name
+        for name, place in (("examples", -4), ("heads", -3))
+        if len(reads) >= 4 and reads[place] and getattr(piece, name) is None
+    ]
+    if not wanted:
+        return piece
+    if split:
+        raise ValueError(
+            f"`{reader}`: the function reads its {'batch' if wanted[0] == 'examples' else 'head'} index, which is not "
+            f"known inside `jax.shard_map`: each device has a part of the arrays, split over the mesh axes {split}. "
+            f"Give this device's indices, `{reader}(function, heads=..., examples=...)`; `jattn.parallel.Heads` "
+            "does so by itself."
+        )
+    filled = {}
+    if "examples" in wanted:
+        if len(batch) != 1:
+            raise ValueError(
+                f"`{reader}`: the function reads its batch index, which counts along the one batch axis of the call; "
+                f"this call has the batch axes {batch} (`jax.vmap` takes away the axis that it maps). Give the index: "
+                f"`{reader}(function, examples=...)`, integers [batch...]."
+            )
+        filled["examples"] = np.arange(batch[0], dtype=np.int32)
+    if "heads" in wanted:
+        filled["heads"] = np.arange(q_heads, dtype=np.int32)
+    return piece.replace(**filled)
+
+
+def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[Any, ...], jax.ShapeDtypeStruct]:
+    """The traced function, the arrays it closes over, and the shape and dtype of what it returns.
+
+    Raises:
+        ValueError: as `one_expression`.
+    """
+    scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in dtypes]
+    with one_expression("function", function), without_mesh():
+        try:
+            closed, result = jax.make_jaxpr(function, return_shape=True)(*scalars)
+        except (jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError) as error:
+            try:
+                closed, result = jax.make_jaxpr(with_tables(function), return_shape=True)(*scalars)
+            except (AttributeError, TypeError):  # what `jax.numpy` has not, or takes otherwise
+                raise error from None
+    captured = (one if isinstance(one, jax.Array) else np.asarray(one) for one in closed.consts)
+    return Traced(function, closed), tuple(captured), result
+
+
+@contextlib.contextmanager
+def one_expression(name: str, function: Any) -> Iterator[None]:
+    """What JAX says of a function that asks for the value of a traced number, in words that name the remedy.
+
+    Args:
+        name: of the argument that the function is, or is a part of.
+        function: of which the message speaks.
+
+    Raises:
+        ValueError: the function decides something in Python, or hands a traced number to NumPy or Python.
+    """
+    try:
+        yield
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, ValueError) as error:
+        found = [
+            (doing, remedy)
+            for kind, doing, remedy in _REMEDIES
+            if (kind in str(error) if isinstance(kind, str) else isinstance(error, kind))
+        ]
+        if not found:
+            raise
+        doing, remedy = found[0]
+        what = function if isinstance(function, str) else getattr(function, "__qualname__", None) or repr(function)
+        raise ValueError(f"`{name}` must be one JAX expression for all pairs; `{what}` {doing}. {remedy}") from error
+
+
+_DECIDES = (
+    "asks in Python whether something holds",
+    "Write `&`, `|` and `~` for `and`, `or` and `not`, with each comparison in parentheses; `(a < b) & (b < c)` "
+    "for `a < b < c`; and `jnp.where(condition, x, y)` for `x if condition else y`.",
+)
+# By the kind of the error, or by words in it.
+_REMEDIES: tuple[tuple[type[Exception] | str, str, str], ...] = (
+    (jax.errors.TracerBoolConversionError, *_DECIDES),
+    ("truth value of an array", *_DECIDES),
+    (
+        "out of bounds for array of dimension 0",
+        "looks along an axis, and is given one pair at a time",
+        "What turns whole rows of scores into weights is a normalizer (`jattn.normalizers`).",
+    ),
+    (
+        jax.errors.TracerIntegerConversionError,
+        "indexes a list, or counts in Python, with a traced number",
+        "Make an array of the list first: `jnp.asarray(table)[q]`.",
+    ),
+    (
+        jax.errors.TracerArrayConversionError,
+        "gives a traced number to NumPy",
+        "Write `jnp` for `np`; an array of NumPy that is indexed by a position is `jnp.asarray(table)[q]`.",
+    ),
+    (
+        jax.errors.ConcretizationTypeError,
+        "makes a Python number of a traced one",
+        "Write `x.astype(int)` for `int(x)`, `x.astype(float)` for `float(x)`, and `jnp.floor(x)` for `math.floor(x)`.",
+    ),
+    (
+        jax.errors.NonConcreteBooleanIndexError,
+        "indexes with a condition",
+        "Write `jnp.where(condition, x, y)`.",
+    ),
+)

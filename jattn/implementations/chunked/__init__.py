@@ -1,5 +1,0 @@
-"""XLA-only attention in tiles: linear in memory, on any device, at a cost that follows the plan."""
-
-from .implementation import Chunked
-
-__all__ = ["Chunked"]

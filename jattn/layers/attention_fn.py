@@ -1,0 +1,207 @@
+"""jattn as the `attention_fn` of Flax's own modules."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..foundation.arrays import counted
+from ..foundation.pieces import array, piece
+from ..foundation.shapes import check_rate
+from ..masks import Dense, Mask
+from ..ops.attention.api import attention, attention_weights
+from ..ops.attention.checks import check_pieces
+from ..ops.attention.dropout import Dropout
+from ..scores import Bias
+
+
+@piece
+class _IndexCausal(Mask):
+    """What Flax calls causal: a query sees keys up to its own index in the array, whatever their positions."""
+
+    query_index: np.ndarray = array("query")
+    key_index: np.ndarray = array("key")
+
+    def allows(self, query, key):
+        del query, key
+        return self.key_index <= self.query_index
+
+
+def attention_fn(
+    *,
+    mask: Any = None,
+    similarity: Any = None,
+    scores: Any = (),
+    normalizer: Any = None,
+    query_positions: Any = None,
+    key_positions: Any = None,
+    implementation: Any = None,
+) -> Callable[..., jax.Array]:
+    """A function that `flax.nnx.MultiHeadAttention(attention_fn=...)` and its linen namesake accept.
+
+    Arguments as of `jattn.attention`. What the module passes at a call is honoured, or refused by a `ValueError` that
+    names it; nothing is dropped:
+
+    - `mask`, an array that broadcasts to `[batch..., heads, q_len, kv_len]`, may attend where it is not 0 (Flax's own
+      helpers make float32 masks of 0 and 1), and where the mask given here allows it too;
+    - `bias`, likewise an array, is added to the similarity, before the scores given here;
+    - `is_causal`: a query sees keys up to its own index in the array. With other lengths it is refused, as it is open
+      where the queries are; but one query that comes with a mask, as when Flax decodes with a cache, is the last token
+      and sees all keys of the mask;
+    - `dropout_rate`, `dropout_rng`, `deterministic`; `broadcast_dropout` drops the same pairs in every batch element
+      and head. The rate is Flax's, the bits are jattn's own;
+    - `dtype`, `promote_dtype`: query, key and value are converted first. Scores and softmax are float32 at least, so
+      `force_fp32_for_softmax` changes nothing;
+    - `module`: the weights are computed once more and sown as `attention_weights`;
+    - `input_positions`: of queries and keys, for pieces that look at positions;
+    - `precision` other than the default, `einsum_dot_general`, `qk_attn_weights_einsum` and
+      `attn_weights_value_einsum` are refused.
+
+    A query that may attend to nothing gets 0 (in Flax, the mean of the values). Arrays in the pieces given here are
+    constants of the function: to train them, use `jattn.nnx.MultiHeadAttention(learned=...)` or its linen namesake.
+
+    Raises:
+        ValueError: the pieces are no pieces; at a call, what is refused, and all that `jattn.attention` raises.
+
+    >>> import jax, jattn
+    >>> from flax import nnx
+    >>> from jattn.layers import attention_fn
+    >>> windowed = attention_fn(mask=lambda q, k: (k <= q) & (q - k < 4))
+    >>> layer = nnx.MultiHeadAttention(4, 32, attention_fn=windowed, decode=False, rngs=nnx.Rngs(0))
+    >>> layer(jax.numpy.ones((2, 10, 32))).shape
+    (2, 10, 32)
+    """
+    own_mask, similarity, own_scores, normalizer, _ = check_pieces(mask, similarity, scores, normalizer, None)
+    at = {"query_positions": query_positions, "key_positions": key_positions}
+
+    # Linen passes only the arguments it finds in the signature, so everything Flax knows stands in it.
+    def attend(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        broadcast_dropout: bool = True,
+        dropout_rng: jax.Array | None = None,
+        dropout_rate: float = 0.0,
+        deterministic: bool = False,
+        dtype: Any = None,
+        precision: Any = None,
+        module: Any = None,
+        force_fp32_for_softmax: bool = False,
+        einsum_dot_general: Any = None,
+        qk_attn_weights_einsum: Any = None,
+        attn_weights_value_einsum: Any = None,
+        *,
+        promote_dtype: Callable[..., Any] | None = None,
+        is_causal: bool = False,
+        input_positions: Any = None,
+    ) -> jax.Array:
+        del force_fp32_for_softmax  # it always is
+        _refuse(
+            precision=None if _is_default_precision(precision) else precision,
+            einsum_dot_general=einsum_dot_general,
+            qk_attn_weights_einsum=qk_attn_weights_einsum,
+            attn_weights_value_einsum=attn_weights_value_einsum,
+        )
+        query, key, value = _promoted(query, key, value, dtype, promote_dtype)
+        q_len, kv_len = query.shape[-3], key.shape[-3]
+        pieces = dict(
+            mask=_combined(own_mask, mask, is_causal, q_len, kv_len),
+            similarity=similarity,
+            scores=own_scores if bias is None else (Bias(_with_heads("bias", bias)), *own_scores),
+            normalizer=normalizer,
+            **_positions(at, input_positions, q_len, kv_len),
+        )
+        dropout = None
+        check_rate("dropout_rate", dropout_rate)
+        if dropout_rate > 0 and not deterministic:
+            if dropout_rng is None:
+                raise ValueError(f"`dropout_rng` must be a random key for `dropout_rate` {dropout_rate}; got None.")
+            dropout = _dropout(dropout_rate, dropout_rng, broadcast_dropout, query.shape)
+        if module is not None:
+            _sow(module, attention_weights(query, key, **pieces).astype(query.dtype))
+        return attention(query, key, value, **pieces, dropout=dropout, implementation=implementation)
+
+    return attend
+
+
+def _refuse(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            remedy = "compute the products in another way inside jattn's attention, so leave it None."
+            if name == "precision":
+                remedy = (
+                    "choose it for part of a call only, so leave it None, and set it for a whole program: "
+                    "`jax.config.update('jax_default_matmul_precision', ...)`."
+                )
+            raise ValueError(f"`{name}` is not supported by jattn's `attention_fn`; got {value!r}. It cannot {remedy}")
+
+
+def _is_default_precision(precision: Any) -> bool:
+    both = precision if isinstance(precision, tuple) else (precision,)
+    return all(one in (None, "default", jax.lax.Precision.DEFAULT) for one in both)
+
+
+def _promoted(query: Any, key: Any, value: Any, dtype: Any, promote_dtype: Any) -> tuple[Any, Any, Any]:
+    if promote_dtype is not None:
+        return tuple(promote_dtype((query, key, value), dtype=dtype))  # type: ignore[return-value]  (three, as it got)
+    dtype = jnp.result_type(query, key, value) if dtype is None else dtype
+    return query.astype(dtype), key.astype(dtype), value.astype(dtype)
+
+
+def _combined(own: Mask | None, given: Any, is_causal: bool, q_len: int, kv_len: int) -> Mask | None:
+    """The mask of the pieces, the array that Flax gives, and causality: what all of them allow."""
+    whole = own
+    if given is not None:
+        given = _with_heads("mask", given)
+        dense = Dense(given if given.dtype == bool else given != 0)
+        whole = dense if whole is None else whole & dense
+    if is_causal and not (q_len == 1 < kv_len and given is not None):
+        if q_len != kv_len:
+            raise ValueError(
+                f"`is_causal` with q_len {q_len} and kv_len {kv_len} leaves open where the queries are among the keys. "
+                "Leave it False and give the causal part in `mask`, or make the `attention_fn` with "
+                "`mask=jattn.masks.Causal()` and `query_positions`."
+            )
+        causal = _IndexCausal(counted(q_len), counted(kv_len))
+        whole = causal if whole is None else whole & causal
+    return whole
+
+
+def _with_heads(name: str, value: Any) -> jax.Array:
+    """An array that broadcasts to `[batch..., heads, q_len, kv_len]`, with at least the last three axes written out."""
+    value = jnp.asarray(value)
+    if value.ndim == 0:
+        raise ValueError(
+            f"`{name}` must be an array that broadcasts to [batch..., heads, q_len, kv_len]; got a scalar."
+        )
+    return value.reshape((1,) * (3 - value.ndim) + value.shape)
+
+
+def _positions(at: dict[str, Any], given: Any, q_len: int, kv_len: int) -> dict[str, Any]:
+    if given is None:
+        return at
+    if any(positions is not None for positions in at.values()):
+        raise ValueError("`input_positions` came with a call of an `attention_fn` that was made with positions.")
+    if q_len != kv_len:
+        raise ValueError(
+            f"`input_positions` are of queries and keys both; got a call with q_len {q_len} and kv_len {kv_len}. "
+            "Make the `attention_fn` with `query_positions` and `key_positions`."
+        )
+    return {"query_positions": given, "key_positions": given}
+
+
+def _dropout(rate: float, key: jax.Array, shared: bool, shape: tuple[int, ...]) -> Dropout:
+    if not shared:
+        return Dropout(rate, key)
+    return Dropout(rate, key, heads=np.zeros(shape[-2], np.uint32), examples=np.zeros(shape[:-3], np.uint32))
+
+
+def _sow(module: Any, weights: jax.Array) -> None:
+    from flax import nnx  # a Flax module called us, so Flax is loaded; `jattn.layers` itself does without
+
+    kind = nnx.Intermediate if isinstance(module, nnx.Module) else "intermediates"
+    module.sow(kind, "attention_weights", weights)

@@ -1,0 +1,143 @@
+"""A layer as data: sizes that know the parameters they need, and pure functions of those parameters.
+
+`jattn.nnx.Layer` and `jattn.linen.Layer` hold the parameters of any of them.
+"""
+
+import abc
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..foundation.arrays import of_rank
+from ..foundation.sharding import summed_einsum
+from ..ops.attention.by_example import by_example
+from .parameters import Shape, Sizes, initialize, parameter_shapes
+
+Initializer = Callable[..., Any]
+lecun_normal: Initializer = jax.nn.initializers.lecun_normal()
+zeros: Initializer = jax.nn.initializers.zeros
+ones: Initializer = jax.nn.initializers.ones
+
+
+def normal(deviation: float) -> Initializer:
+    """Normal numbers of this standard deviation."""
+    return jax.nn.initializers.normal(deviation)
+
+
+class Parameter(NamedTuple):
+    """An array that a layer trains.
+
+    Attributes:
+        shape: of the array.
+        init: its first value, from `(key, shape, dtype)`, such as `jax.nn.initializers.lecun_normal()`.
+        inputs: how many leading axes are summed over when it is applied. `init` sees a matrix of them and the rest;
+            with 0, an array of one axis.
+    """
+
+    shape: tuple[int, ...]
+    init: Initializer = lecun_normal
+    inputs: int = 1
+
+    def first(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
+        """The value that training starts from."""
+        return initialize(self.init, key, Shape(self.shape, self.inputs), dtype)
+
+
+def kernel(*shape: int, inputs: int = 1) -> Parameter:
+    """A projection: LeCun's normal numbers over the first `inputs` axes."""
+    return Parameter(shape, lecun_normal, inputs)
+
+
+def bias(*shape: int, init: Initializer = zeros) -> Parameter:
+    """Numbers that are added or multiplied, not summed over."""
+    return Parameter(shape, init, 0)
+
+
+def multi_head_parameters(features: int, heads: int, *, use_bias: bool, **sizes: int | None) -> dict[str, Any]:
+    """`query`, `key`, `value` and `out`, named and shaped as those of multi-head attention; biases start at 0.
+
+    `sizes` as of `Sizes`: `kv_heads`, `head_dim`.
+    """
+
+    def one(shape: Shape) -> Parameter:
+        return Parameter(shape.shape, lecun_normal if shape.inputs else zeros, shape.inputs)
+
+    shapes = parameter_shapes(Sizes(heads, features, **sizes), use_bias=use_bias, qk_norm=False)
+    return {group: {name: one(shape) for name, shape in members.items()} for group, members in shapes.items()}
+
+
+def project(projection: Mapping[str, Any], inputs: jax.Array, axes: str) -> jax.Array:
+    """`einsum(axes, inputs, kernel)`, and the `bias` where there is one.
+
+    >>> project({"kernel": jnp.ones((3, 2))}, jnp.ones((5, 3)), "...f,fo->...o").shape
+    (5, 2)
+    """
+    found = summed_einsum(axes, inputs, projection["kernel"])
+    return found + of_rank(projection["bias"], found.ndim) if "bias" in projection else found
+
+
+def project_heads(parameters: Mapping[str, Any], inputs: jax.Array) -> list[jax.Array]:
+    """Queries, keys and values `[..., length, heads, dim]` of inputs `[..., length, features]`.
+
+    >>> tree = {name: {"kernel": jnp.ones((3, 2, 4))} for name in ("query", "key", "value")}
+    >>> [one.shape for one in project_heads(tree, jnp.ones((5, 3)))]
+    [(5, 2, 4), (5, 2, 4), (5, 2, 4)]
+    """
+    return [project(parameters[name], inputs, "...lf,fhd->...lhd") for name in ("query", "key", "value")]
+
+
+OWN_AXES: Mapping[str, str] = {"__call__": "length features", "prefill": "length features", "step": "features"}
+"""`Layer.own_axes` of layers of sequences."""
+
+
+class Layer(abc.ABC):
+    """A frozen dataclass of sizes and choices, without arrays.
+
+    Subclasses say which parameters they have, and what they do with them. Every other public method takes the
+    parameters first, too.
+    """
+
+    own_axes: ClassVar[Mapping[str, str] | None] = None
+    """By method that computes each example of the batch by itself, the axes of its inputs behind those of the batch;
+    None if there is none. These methods run on each device's own examples where inputs are split (Explicit axes)."""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        for name, axes in (cls.own_axes or {}).items():
+            method = vars(cls).get(name)
+            if method is not None:
+                parameters, inputs = list(inspect.signature(method).parameters)[1:3]  # behind the layer itself
+                setattr(cls, name, by_example(by_shape=True, whole=(parameters,), **{inputs: axes})(method))
+
+    @abc.abstractmethod
+    def parameters(self) -> Mapping[str, Any]:
+        """The parameters, in a nested dict by name."""
+
+    @abc.abstractmethod
+    def __call__(self, parameters: Mapping[str, Any], *inputs: Any, **options: Any) -> Any:
+        """Apply the layer: a pure function of parameters and inputs."""
+
+    def init(self, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:
+        """First values of all parameters, as a nested dict of arrays."""
+        return first_values(dict(self.parameters()), key, dtype)
+
+
+def first_values(declared: Any, key: jax.Array, dtype: Any = jnp.float32) -> Any:
+    """The first value of a `Parameter`, or those of a nested dict of them."""
+    leaves, tree = jax.tree.flatten(declared, is_leaf=is_parameter)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    return jax.tree.unflatten(tree, [one.first(at, dtype) for one, at in zip(leaves, keys, strict=False)])
+
+
+def is_parameter(node: Any) -> bool:
+    """Whether a node of a tree is a declaration, not a dict of them."""
+    return isinstance(node, Parameter)
+
+
+def parameter_count(layer: Layer) -> int:
+    """How many numbers a layer trains."""
+    return sum(math.prod(one.shape) for one in jax.tree.leaves(dict(layer.parameters()), is_leaf=is_parameter))

@@ -1,0 +1,279 @@
+"""Multi-head attention, as a pure function of its parameters."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..foundation.arrays import describe, of_rank
+from ..foundation.pieces import indexed
+from ..foundation.sharding import summed_einsum
+from ..foundation.varying import split_axes
+from ..ops.attention.api import attention, attention_weights
+from ..ops.attention.checks import check_pieces, check_positions, reject_ambiguous_positions, renamed
+from ..ops.attention.dropout import Dropout
+from ..ops.attention.plan import check_lone_query_positions
+from ..parallel import Heads
+from ..parallel.heads import as_arrays
+from ..positions import rotary as default_rotary
+from .norms import QKNorm, as_qk_norm
+from .options import check_dtype, check_inputs, check_parallel, check_rotary
+from .parameters import parameter_specs
+
+Array = jax.Array | np.ndarray
+Parameters = Mapping[str, Mapping[str, Array]]
+Rotation = Callable[[jax.Array, Any], jax.Array]
+
+
+def multi_head(
+    parameters: Parameters,
+    inputs: Array,
+    key_inputs: Array | None = None,
+    value_inputs: Array | None = None,
+    *,
+    mask: Any = None,
+    similarity: Any = None,
+    scores: Any = (),
+    normalizer: Any = None,
+    rotary: Rotation | bool | None = None,
+    positions: Any = None,
+    key_positions: Any = None,
+    dropout: Dropout | None = None,
+    implementation: Any = None,
+    dtype: Any = None,
+    qk_norm: QKNorm | None = None,
+    parallel: Heads | None = None,
+) -> jax.Array:
+    """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762), with every choice of pieces.
+
+        q, k, v = x W_q + b_q,  y W_k + b_k,  z W_v + b_v                   one projection for each head
+        q, k = norm(q),  norm(k)                                            where there are norms (`QKNorm`)
+        q, k = rotary(q, positions),  rotary(k, key_positions)              where asked for
+        out = Σ_heads attention(q, k, v) W_o + b_o
+
+    Args:
+        parameters: `query`, `key` and `value`, each with a `kernel [features, heads, head_dim]` and perhaps a
+            `bias [heads, head_dim]`; `out` with a `kernel [q_heads, head_dim, features]` and perhaps a
+            `bias [features]`; perhaps `query_norm` and `key_norm`, each with a `scale [head_dim]` or
+            `[heads, head_dim]` and perhaps a `bias` like it. Fewer key and value heads than query heads are
+            grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245).
+        inputs: x, `[..., q_len, features]`.
+        key_inputs: y, `[..., kv_len, features]`; by default x (self-attention).
+        value_inputs: z, likewise; by default y.
+        mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
+        rotary: True for `jattn.positions.rotary`, or any function of `x [..., length, heads, dim]` and positions
+            `[..., length]`, such as `functools.partial(jattn.positions.rotary, base=500000.0)`.
+        positions: of x, integers `[q_len]` or `[..., q_len]`, by default 0, 1, ...; in self-attention of the keys too.
+        key_positions: of y.
+        dropout: on the weights.
+        dtype: to compute in; by default the one that inputs and parameters promote to.
+        qk_norm: which norm that of queries and keys is, where there are parameters of one; by default `QKNorm()`, over
+            each head by the root mean square.
+        parallel: `Heads(...)` splits the heads over devices: each has its part of the projections and attends with
+            it, and one all-reduce sums the output. By default nothing is split by hand.
+
+    Returns:
+        `[..., q_len, features]`. Sums over heads and features are in float32, the result in `dtype`. NaN and inf in a
+        token that is masked out reach no other token's output, but they do reach the gradients of the kernels that
+        project it, where they meet a gradient of 0: fill padding with numbers.
+
+    Raises:
+        ValueError: shapes that do not fit; `value_inputs` without `key_inputs`; `q_len != kv_len` with a rotation and
+            no `positions`; all that `attention` raises.
+
+    >>> import jax
+    >>> from jattn.layers import Sizes, multi_head, parameter_shapes
+    >>> shapes = parameter_shapes(Sizes(8, 64, kv_heads=2), use_bias=False, qk_norm=True)
+    >>> is_shape = lambda node: hasattr(node, "shape")
+    >>> parameters = jax.tree.map(lambda s: jax.numpy.ones(s.shape), shapes, is_leaf=is_shape)
+    >>> multi_head(parameters, jax.numpy.ones((2, 10, 64)), rotary=True).shape
+    (2, 10, 64)
+    """
+    _check(parameters, inputs, key_inputs, value_inputs)
+    check_rotary(rotary)
+    check_parallel(parallel)
+    dtype = _computation_dtype(dtype, parameters, inputs, key_inputs, value_inputs)
+    mask, similarity, scores, normalizer, dropout = check_pieces(mask, similarity, scores, normalizer, dropout)
+    at = _positions(inputs, key_inputs, positions, key_positions, rotary)
+    batch = inputs.shape[:-2]
+    q_heads, kv_heads = (parameters[name]["kernel"].shape[1] for name in ("query", "key"))
+    axes = split_axes(inputs)
+    pieces = dict(
+        mask=indexed(mask, batch, q_heads, axes),
+        similarity=similarity,
+        scores=indexed(scores, batch, q_heads, axes),
+        normalizer=normalizer,
+        dropout=None if dropout is None else dropout.indexed(batch, q_heads, axes),
+    )
+    sources = (inputs, key_inputs, value_inputs)
+    out_bias = parameters["out"].get("bias")
+    split = {name: group for name, group in parameters.items() if name != "out"}
+    split["out"] = {"kernel": parameters["out"]["kernel"]}  # its bias is added once, after the sum over heads
+
+    norm = functools.partial(_norm(qk_norm).apply, mesh_axis=None if parallel is None else parallel.axis)
+
+    def local(parameters: Parameters, sources: tuple, pieces: dict, at: dict) -> jax.Array:
+        query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, norm=norm)
+        attended = attention(query, key, value, **pieces, **at, implementation=implementation)
+        kernel = parameters["out"]["kernel"].astype(dtype)
+        return summed_einsum("...qhd,hdf->...qf", attended, kernel, preferred_element_type=_wide(dtype))
+
+    with renamed(query_positions="positions"):
+        if parallel is None:
+            summed = local(split, sources, pieces, at)
+        else:
+            parallel.check(batch, kv_heads)
+            specs = (
+                parameter_specs(split, head=parallel.axis),
+                parallel.specs_of_inputs(sources),
+                parallel.specs(pieces),
+                parallel.specs_of_positions(at),
+            )
+            summed = parallel.sum_over_heads(local, (split, sources, pieces, at), specs, len(batch))
+    return _biased(summed.astype(dtype), out_bias, dtype)
+
+
+def multi_head_weights(
+    parameters: Parameters,
+    inputs: Array,
+    key_inputs: Array | None = None,
+    *,
+    mask: Any = None,
+    similarity: Any = None,
+    scores: Any = (),
+    normalizer: Any = None,
+    rotary: Rotation | bool | None = None,
+    positions: Any = None,
+    key_positions: Any = None,
+    dtype: Any = None,
+    qk_norm: QKNorm | None = None,
+    heads: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
+) -> jax.Array:
+    """The attention weights of `multi_head`, before dropout: `[..., heads, queries, kv_len]`, recomputed.
+
+    Arguments as of `multi_head`, and `heads` and `queries` as of `jattn.attention_weights`.
+    """
+    _check(parameters, inputs, key_inputs, None)
+    check_rotary(rotary)
+    dtype = _computation_dtype(dtype, parameters, inputs, key_inputs)
+    at = _positions(inputs, key_inputs, positions, key_positions, rotary)
+    norm = _norm(qk_norm).apply
+    query, key, _ = _project(parameters, inputs, key_inputs, None, rotary=rotary, at=at, dtype=dtype, norm=norm)
+    pieces = dict(mask=mask, similarity=similarity, scores=scores, normalizer=normalizer)
+    with renamed(query_positions="positions"):
+        return attention_weights(query, key, **pieces, **at, heads=heads, queries=queries)
+
+
+def _project(
+    parameters: Parameters,
+    inputs: Array,
+    key_inputs: Array | None,
+    value_inputs: Array | None,
+    *,
+    rotary: Rotation | bool | None,
+    at: dict[str, Any],
+    dtype: Any,
+    norm: Callable[..., jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Query, key and value `[..., length, heads, head_dim]`, normed and rotated."""
+    key_inputs = inputs if key_inputs is None else key_inputs
+    value_inputs = key_inputs if value_inputs is None else value_inputs
+    made = []
+    for name, source in (("query", inputs), ("key", key_inputs), ("value", value_inputs)):
+        kernel = parameters[name]["kernel"].astype(dtype)
+        projected = summed_einsum("...tf,fhd->...thd", source.astype(dtype), kernel)
+        made.append(_biased(projected, parameters[name].get("bias"), dtype))
+    query, key, value = made
+    if "query_norm" in parameters:
+        query = norm(query, parameters["query_norm"])
+    if "key_norm" in parameters:
+        key = norm(key, parameters["key_norm"])
+    if rotary:
+        rotate = default_rotary if rotary is True else rotary
+        query_at, key_at = at["query_positions"], at["key_positions"]
+        query = rotate(query, jnp.arange(query.shape[-3]) if query_at is None else query_at)
+        key = rotate(key, jnp.arange(key.shape[-3]) if key_at is None else key_at)
+    return query, key, value
+
+
+def _norm(qk_norm: Any) -> QKNorm:
+    return as_qk_norm(qk_norm) or QKNorm()
+
+
+def _biased(x: jax.Array, bias: Array | None, dtype: Any) -> jax.Array:
+    return x if bias is None else x + of_rank(bias.astype(dtype), x.ndim)
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _computation_dtype(dtype: Any, parameters: Parameters, *sources: Array | None) -> Any:
+    if dtype is None:
+        dtype = jnp.result_type(*(item for item in sources if item is not None), *jax.tree.leaves(parameters))
+    check_dtype("dtype", dtype)
+    return dtype
+
+
+def _check(parameters: Parameters, inputs: Any, key_inputs: Any, value_inputs: Any) -> None:
+    """The shapes of inputs and kernels fit together."""
+    if value_inputs is not None and key_inputs is None:
+        raise ValueError("`value_inputs` needs `key_inputs`: give `key_inputs=inputs` if keys are made of the inputs.")
+    check_inputs(inputs=inputs, key_inputs=key_inputs, value_inputs=value_inputs)
+    for group in ("query", "key", "value", "out"):
+        if not isinstance(parameters, Mapping) or "kernel" not in parameters.get(group, ()):
+            raise ValueError(f"`parameters` must have a `kernel` in {group!r}; got {describe(parameters)}.")
+    key_source = inputs if key_inputs is None else key_inputs
+    value_source = key_source if value_inputs is None else value_inputs
+    sources = {"query": ("inputs", inputs), "key": ("key_inputs", key_source), "value": ("value_inputs", value_source)}
+    for group, (name, source) in sources.items():
+        kernel = parameters[group]["kernel"]
+        if source.shape[-1] != kernel.shape[0]:
+            raise ValueError(
+                f"`{name}` must have shape [..., length, {kernel.shape[0]}] for a {group} kernel of shape "
+                f"{kernel.shape}; got {jnp.shape(source)}."
+            )
+        if source.shape[:-2] != inputs.shape[:-2]:
+            raise ValueError(
+                f"`{name}` must have the batch axes of `inputs` (all but the last two); got {name} {source.shape} and "
+                f"inputs {inputs.shape}."
+            )
+    if key_source.shape[-2] != value_source.shape[-2]:
+        raise ValueError(
+            f"`key_inputs` and `value_inputs` must have the same length; got {key_source.shape} and "
+            f"{value_source.shape}."
+        )
+    out, query = parameters["out"]["kernel"], parameters["query"]["kernel"]
+    if out.shape[0] != query.shape[1]:
+        raise ValueError(f"`parameters` must have as many heads in out {out.shape} as in query {query.shape}.")
+
+
+def _positions(inputs: Any, key_inputs: Any, positions: Any, key_positions: Any, rotary: Any) -> dict[str, Any]:
+    """Where queries and keys are, by the names that `attention` has for them."""
+    positions, key_positions = as_arrays(positions, key_positions)
+    if key_inputs is None:
+        if key_positions is not None and positions is None:
+            raise ValueError("`key_positions` without `key_inputs`: in self-attention give `positions`, for both.")
+        key_positions = positions if key_positions is None else key_positions
+    elif rotary and positions is None and inputs.shape[-2] != key_inputs.shape[-2]:
+        with renamed(query_positions="positions"):
+            reject_ambiguous_positions(inputs.shape[-2], key_inputs.shape[-2], "rotary")
+    elif inputs.shape[-2] == key_inputs.shape[-2]:  # as in `attention`: one alone is for both, the other is open
+        if positions is None:
+            positions = key_positions
+        elif key_positions is None and rotary:
+            with renamed(query_positions="positions"):
+                check_lone_query_positions(positions, inputs.shape[-2], {"rotary": True})
+    key_source, key_name = (inputs, "inputs") if key_inputs is None else (key_inputs, "key_inputs")
+    key_argument = "positions" if key_inputs is None and key_positions is positions else "key_positions"
+    for name, where, of, source in (
+        ("positions", positions, "inputs", inputs),
+        (key_argument, key_positions, key_name, key_source),
+    ):
+        if where is not None:
+            check_positions(name, where, source.shape[:-2], source.shape[-2], of)
+    return {"query_positions": positions, "key_positions": key_positions}

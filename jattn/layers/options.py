@@ -1,0 +1,144 @@
+"""The choices of multi-head attention that are no arrays, checked where a layer is made, not where it is called."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from ..foundation.arrays import describe, dtype_of
+from ..foundation.shapes import check_flags, check_rate
+from ..ops.attention.api import named
+from ..parallel import Heads
+from .layer import Layer
+from .norms import as_qk_norm
+from .parameters import biased
+
+
+def check_options(
+    *,
+    rotary: Any,
+    dropout_rate: Any,
+    implementation: Any,
+    parallel: Any,
+    dtypes: dict[str, Any],
+    initializers: dict[str, Any],
+    use_bias: Any = True,
+    qk_norm: Any = None,
+    **flags: Any,
+) -> None:
+    """What a layer of multi-head attention is made with.
+
+    Args:
+        rotary: None, a flag or a function.
+        dropout_rate: a probability.
+        implementation: as of `jattn.attention`.
+        parallel: None or `Heads`.
+        dtypes: by the names of their arguments; None is left out.
+        initializers: likewise.
+        use_bias: a flag, or names of projections.
+        qk_norm: a flag, or a `QKNorm`.
+        **flags: True or False.
+
+    Raises:
+        ValueError: naming the argument, what came and what was expected.
+
+    >>> options = dict(rotary="yes", dropout_rate=0.1, implementation=None, parallel=None, dtypes={}, initializers={})
+    >>> check_options(**options)
+    Traceback (most recent call last):
+    ...
+    ValueError: `rotary` must be True, False or a function such as `jattn.positions.rotary`; got 'yes' (str).
+    """
+    check_flags(**flags)
+    biased(use_bias)
+    as_qk_norm(qk_norm)
+    check_rotary(rotary)
+    check_rate("dropout_rate", dropout_rate)
+    if implementation is not None:
+        named(implementation)
+    check_parallel(parallel)
+    for name, dtype in dtypes.items():
+        if dtype is not None:
+            check_dtype(name, dtype)
+    for name, initializer in initializers.items():
+        if initializer is not None and not callable(initializer):
+            raise ValueError(
+                f"`{name}` must be a function of a key, a shape and a dtype, such as "
+                f"`jax.nn.initializers.lecun_normal()`; got {describe(initializer)}."
+            )
+
+
+def check_parallel(parallel: Any) -> None:
+    """None, or how heads are split over devices.
+
+    Raises:
+        ValueError: something else.
+    """
+    if parallel is not None and not isinstance(parallel, Heads):
+        raise ValueError(f"`parallel` must be `jattn.parallel.Heads(...)`, or None; got {describe(parallel)}.")
+
+
+def check_inputs(**sources: Any) -> None:
+    """Inputs are arrays `[..., length, features]`; None is left out.
+
+    Raises:
+        ValueError: naming the one that is not.
+
+    >>> check_inputs(inputs=[[1.0, 2.0]])
+    Traceback (most recent call last):
+    ...
+    ValueError: `inputs` must be an array [..., length, features], of JAX or NumPy; got [[1.0, 2.0]] (list).
+    """
+    for name, source in sources.items():
+        if source is not None and (dtype_of(source) is None or len(source.shape) < 2):
+            raise ValueError(
+                f"`{name}` must be an array [..., length, features], of JAX or NumPy; got {describe(source)}."
+            )
+
+
+def check_layer(layer: Any) -> None:
+    """A layer that is data.
+
+    Raises:
+        ValueError: something else, such as its class.
+    """
+    if not isinstance(layer, Layer):
+        raise ValueError(f"`layer` must be a layer of `jattn`, such as `RetNet(64, 4)`; got {describe(layer)}.")
+
+
+def method_of(layer: Layer, name: str) -> Callable[..., Any]:
+    """A method of a layer, by its name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    method = getattr(layer, name, None) if isinstance(name, str) else None
+    if not callable(method):
+        found = [one for one in dir(layer) if not one.startswith("_") and callable(getattr(layer, one))]
+        raise ValueError(f"`method` must be one of {', '.join(found)} of {type(layer).__name__}; got {name!r}.")
+    return method
+
+
+def check_rotary(rotary: Any) -> None:
+    """None, True, False, or what turns queries and keys.
+
+    Raises:
+        ValueError: something else.
+    """
+    if rotary is not None and not isinstance(rotary, bool) and not callable(rotary):
+        raise ValueError(
+            f"`rotary` must be True, False or a function such as `jattn.positions.rotary`; got {describe(rotary)}."
+        )
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """A floating-point dtype of at least 16 bits, which attention can add up in.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"`{name}` must be a dtype, such as `jax.numpy.bfloat16`; got {describe(dtype)}.") from None
+    if not jnp.issubdtype(kind, jnp.floating) or jnp.finfo(kind).bits < 16:
+        raise ValueError(f"`{name}` must be floating-point, of at least 16 bits; got {kind}.")

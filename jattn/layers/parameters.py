@@ -1,0 +1,165 @@
+"""The parameters of multi-head attention: their names, axes, shapes, first values and partition specs."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..foundation.shapes import check_multiple, check_positive
+from ..parallel import partition_spec
+from .norms import as_qk_norm
+
+AXES: dict[str, dict[str, tuple[str, ...]]] = {
+    "query": {"kernel": ("feature", "head", "dim"), "bias": ("head", "dim")},
+    "key": {"kernel": ("feature", "head", "dim"), "bias": ("head", "dim")},
+    "value": {"kernel": ("feature", "head", "dim"), "bias": ("head", "dim")},
+    "query_norm": {"scale": ("head", "dim"), "bias": ("head", "dim")},
+    "key_norm": {"scale": ("head", "dim"), "bias": ("head", "dim")},
+    "out": {"kernel": ("head", "dim", "feature"), "bias": ("feature",)},
+}
+"""The axes of each parameter; norms that all heads share leave the head out. Names and shapes of the projections are
+those of Flax's own `MultiHeadAttention`."""
+
+
+class Shape(NamedTuple):
+    """The shape of a parameter, and how many of its axes are summed over when it is applied."""
+
+    shape: tuple[int, ...]
+    inputs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes of a multi-head attention; `None` is filled in.
+
+    Args:
+        q_heads: query heads.
+        in_features: features of the inputs that queries are made of.
+        kv_heads: key and value heads, by default `q_heads`; `q_heads` must be a multiple of it.
+        head_dim: features of a head, by default `in_features / q_heads`; any size.
+        in_kv_features: features of the inputs that keys and values are made of, by default `in_features`.
+        out_features: of the output, by default `in_features`.
+
+    Raises:
+        ValueError: a size below 1; heads that do not divide; no whole `head_dim`.
+
+    >>> Sizes(8, 64, kv_heads=2).head_dim
+    8
+    """
+
+    q_heads: int
+    in_features: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    in_kv_features: int | None = None
+    out_features: int | None = None
+
+    def __post_init__(self):
+        if self.head_dim is None and self.q_heads > 0:
+            check_multiple("q_heads", in_features=self.in_features, q_heads=self.q_heads, unless="head_dim")
+        defaults = {
+            "kv_heads": self.q_heads,
+            "head_dim": self.in_features // max(self.q_heads, 1),
+            "in_kv_features": self.in_features,
+            "out_features": self.in_features,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name, value in dataclasses.asdict(self).items():
+            check_positive(**{name: value})
+        check_multiple("kv_heads", q_heads=self.q_heads, kv_heads=int(self.kv_heads or 0))
+
+
+PROJECTIONS = ("query", "key", "value", "out")
+
+
+def biased(use_bias: Any) -> tuple[str, ...]:
+    """The projections that add a bias: all, none, or those named.
+
+    Raises:
+        ValueError: something else.
+
+    >>> biased(("query", "value", "out"))  # as in Whisper, whose keys have none
+    ('query', 'value', 'out')
+    """
+    if isinstance(use_bias, bool):
+        return PROJECTIONS if use_bias else ()
+    named = (use_bias,) if isinstance(use_bias, str) else use_bias
+    if not isinstance(named, (tuple, list, set, frozenset)) or not set(named) <= set(PROJECTIONS):
+        raise ValueError(
+            f"`use_bias` must be True, False or names among {', '.join(map(repr, PROJECTIONS))}; got {use_bias!r}."
+        )
+    return tuple(name for name in PROJECTIONS if name in named)
+
+
+def parameter_shapes(sizes: Sizes, *, use_bias: Any, qk_norm: Any) -> dict[str, dict[str, Shape]]:
+    """The shape of each parameter, as a tree of the names in `AXES`.
+
+    Args:
+        sizes: of the attention.
+        use_bias: True, False, or the names of the projections that have a bias.
+        qk_norm: True, False, or a `QKNorm`.
+    """
+    norm, with_bias = as_qk_norm(qk_norm), biased(use_bias)
+    extent = {
+        "query": {"feature": sizes.in_features, "head": sizes.q_heads},
+        "key": {"feature": sizes.in_kv_features, "head": sizes.kv_heads},
+        "value": {"feature": sizes.in_kv_features, "head": sizes.kv_heads},
+        "out": {"feature": sizes.out_features, "head": sizes.q_heads},
+    }
+    inputs = {"query": 1, "key": 1, "value": 1, "out": 2}
+    tree: dict[str, dict[str, Shape]] = {}
+    for group, axes in AXES.items():
+        if norm is None and group.endswith("_norm"):
+            continue
+        of = group.removesuffix("_norm")
+        known: dict[str, Any] = {**extent[of], "dim": sizes.head_dim}  # no None: `Sizes` filled them in
+        if norm is not None and group != of:
+            shape = Shape(tuple(known[axis] for axis in norm.axes), 0)
+            tree[group] = {"scale": shape, "bias": shape} if norm.use_bias else {"scale": shape}
+            continue
+        tree[group] = {
+            name: Shape(tuple(known[axis] for axis in names), inputs[group] if name == "kernel" else 0)
+            for name, names in axes.items()
+            if name != "bias" or group in with_bias
+        }
+    return tree
+
+
+def initialize(init: Callable[..., Any], key: jax.Array, shape: Shape, dtype: Any) -> Any:
+    """The first value of a parameter: `init` sees the matrix [inputs, outputs], so that its fan-in is right."""
+    sizes, inputs = shape
+    flat = (math.prod(sizes[:inputs]), math.prod(sizes[inputs:])) if inputs else (math.prod(sizes),)
+    value = init(key, flat, dtype)
+    if hasattr(value, "replace_boxed"):  # an array in a box of metadata, as linen's `with_partitioning` makes
+        return value.replace_boxed(jnp.reshape(value.unbox(), sizes))
+    if hasattr(value, "raw_value"):  # likewise, as nnx's does
+        value.raw_value = jnp.reshape(value.raw_value, sizes)
+        return value
+    return jnp.reshape(value, sizes)
+
+
+def _axes(group: str, name: str, value: Any) -> tuple[str, ...]:
+    axes = AXES[group][name]
+    return axes[len(axes) - len(value.shape) :] if group.endswith("_norm") else axes
+
+
+def parameter_specs(parameters: Mapping[str, Any], *, head: str | None = None) -> dict[str, Any]:
+    """A `PartitionSpec` for each parameter, with heads split over the mesh axis `head`.
+
+    >>> import jax
+    >>> tree = {"out": {"kernel": jax.ShapeDtypeStruct((8, 16, 128), "float32")}}
+    >>> parameter_specs(tree, head="model")
+    {'out': {'kernel': P('model', None, None)}}
+    """
+    return {
+        group: {
+            name: partition_spec(value.shape, _axes(group, name, value), name=f"{group}.{name}", head=head)
+            for name, value in members.items()
+        }
+        for group, members in parameters.items()
+    }

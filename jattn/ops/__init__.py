@@ -1,0 +1,1 @@
+"""The operations: attention and recurrences, each with several implementations."""

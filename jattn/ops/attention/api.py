@@ -1,0 +1,358 @@
+"""The front door: attention, its partial form, its weights, and an explanation of what would run."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...foundation.arrays import FOREIGN, as_array, counted, describe, dtype_of, of_rank
+from ...masks.base import Mask, restricted
+from ...normalizers import Normalizer
+from ...scores.base import Score
+from ...similarities import Similarity
+from .call import Call
+from .checks import check_arrays, renamed
+from .contract import Implementation, Unsupported
+from .dropout import Dropout
+from .implementations import DEFAULTS
+from .implementations.reference import weights_of
+from .partial import Partial
+from .select import select
+from .split import run_call
+
+Scores = Score | Callable[..., Any] | Sequence[Score | Callable[..., Any]]
+
+WATCHER: ContextVar[Callable[..., None] | None] = ContextVar("WATCHER", default=None)
+"""Called with the arrays, the call and the implementation asked for, whenever an attention is about to run."""
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: Mask | Any = None,
+    similarity: Similarity | None = None,
+    scores: Scores = (),
+    normalizer: Normalizer | None = None,
+    query_positions: Any = None,
+    key_positions: Any = None,
+    dropout: Dropout | None = None,
+    implementation: str | Implementation | None = None,
+) -> jax.Array:
+    """Every attention: out_i = Σ_j w_ij value_j, with w_i = normalizer(scores(similarity(query_i, key_j)) | mask).
+
+    By default the scaled dot product (Vaswani et al. 2017, arXiv:1706.03762): w = softmax(q·k / √qk_dim).
+
+    Args:
+        query: `[..., q_len, q_heads, qk_dim]`, any floating-point dtype, any number of leading batch axes (also none).
+        key: `[..., kv_len, kv_heads, qk_dim]`; `q_heads` must be a multiple of `kv_heads` (grouped queries:
+            consecutive query heads share a key head).
+        value: `[..., kv_len, kv_heads, v_dim]`.
+        mask: who may attend: a piece of `jattn.masks`, or a function `(query_position, key_position) -> bool` or
+            `(batch, head, query_position, key_position) -> bool` (see `jattn.masks.of`).
+        similarity: from a query and a key to a number; by default `ScaledDot()`.
+        scores: one score or several, applied in the order written: biases, ALiBi, soft caps, functions
+            `(score, query_position, key_position) -> score` or `(score, batch, head, query_position, key_position) ->
+            score` (see `jattn.scores.of`).
+        normalizer: from scores to weights; by default `Softmax()`.
+        query_positions: absolute token positions, integers `[q_len]` or `[..., q_len]`; by default 0, 1, ... NumPy
+            arrays are known while tracing, and so is the plan of tiles that follows from them; inside `jax.jit` so
+            are arrays of JAX that are not traced.
+        key_positions: likewise `[kv_len]` or `[..., kv_len]`. With as many keys as queries, key positions alone hold
+            for both (self-attention), and query positions alone are refused where a piece looks at key positions,
+            unless they are known to be 0, 1, ...: the keys may be at the same positions or at 0, 1, ... With other
+            lengths, as when decoding with a cache, query positions alone leave the keys at 0, 1, ...
+        dropout: `Dropout(rate, key)` on the weights.
+        implementation: None takes the first that accepts; `"tiled"`, `"reference"` or an `Implementation` insists.
+
+    Returns:
+        `[..., q_len, q_heads, v_dim]`, in the dtype of `value`. Scores, softmax and sums are float32 (float64 for
+        float64 inputs). A query that may attend to nothing gets 0 and zero gradients; NaN or inf in a masked-out key
+        or value reaches neither the output nor a gradient.
+
+    Raises:
+        ValueError: an argument of the wrong shape, dtype or kind; `q_len != kv_len` with a mask or score that looks
+            at query positions, and no `query_positions`; query positions alone, as above; positions outside int32, or
+            beyond a mask's grid, as far as they are known; a mask or score that is not elementwise.
+        Unsupported: (a `ValueError`) the named implementation refuses the call; the message has its reason.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (1, 100, 8, 16)) for i in range(3))
+    >>> out = jattn.attention(q, k, v, mask=lambda q, k: (k <= q) & (q - k < 30))
+    >>> out.shape
+    (1, 100, 8, 16)
+    """
+    return _attend(locals()).out
+
+
+def partial_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: Mask | Any = None,
+    similarity: Similarity | None = None,
+    scores: Scores = (),
+    normalizer: Normalizer | None = None,
+    query_positions: Any = None,
+    key_positions: Any = None,
+    dropout: Dropout | None = None,
+    implementation: str | Implementation | None = None,
+) -> Partial:
+    """Attention over some of the keys, with what `merge` needs to join it with attention over the others.
+
+    lse_i = log Σ_j exp(score_ij) over the keys that query i may attend. Arguments as of `attention`; give
+    `key_positions` when these are not the first keys.
+
+    Returns:
+        `Partial(out [..., q_len, q_heads, v_dim], lse [..., q_len, q_heads])`; lse is float32 (float64 for float64
+        inputs), -inf where a query attends to nothing. Both are differentiable. Beside them `remainder`, with which
+        huge scores merge exactly.
+
+    Raises:
+        ValueError: as `attention`; also a normaliser whose partial results do not merge by their lse.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (8, 2, 4)) for i in range(3))
+    >>> jattn.partial_attention(q, k, v).lse.shape
+    (8, 2)
+    """
+    arguments = locals()
+    if normalizer is not None and not getattr(normalizer, "mergeable", True):
+        raise ValueError(
+            f"`normalizer` must be a plain `Softmax()` for partial attention; partial results of {normalizer!r} do "
+            "not merge by their lse. With a sink: merge plain partials first, then "
+            "`Softmax(sink).finish(merged.out, merged.lse, merged.remainder)`."
+        )
+    return _attend(arguments)
+
+
+def attention_weights(
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    mask: Mask | Any = None,
+    similarity: Similarity | None = None,
+    scores: Scores = (),
+    normalizer: Normalizer | None = None,
+    query_positions: Any = None,
+    key_positions: Any = None,
+    heads: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
+) -> jax.Array:
+    """The weights that `attention` sums the values with, before dropout, recomputed.
+
+    Arguments as of `attention`. Memory and time are those of the rows asked for.
+
+    Args:
+        heads: the query heads wanted, by index; by default all.
+        queries: the query rows wanted, by index (not by position); by default all.
+
+    Returns:
+        `[..., heads, queries, kv_len]`, float32 (float64 for float64 inputs). Rows sum to 1 (less with a sink or a
+        sigmoid; 0 for a query that attends to nothing).
+
+    Raises:
+        ValueError: as `attention`; an index out of range.
+
+    >>> import jax, jattn
+    >>> q, k = (jax.random.normal(jax.random.key(i), (1, 100, 8, 16)) for i in range(2))
+    >>> jattn.attention_weights(q, k, mask=jattn.masks.Causal(), heads=[0, 3], queries=[99]).shape
+    (1, 2, 1, 100)
+    """
+    pieces = dict(
+        mask=mask,
+        similarity=similarity,
+        scores=scores,
+        normalizer=normalizer,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        dropout=None,
+    )
+    chosen = (None if indices is None else tuple(indices) for indices in (heads, queries))
+    whole = heads is not None
+    return run_call(_Weights(*chosen), (query, key, key), pieces, "weights", whole_heads=whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """The weights of some heads and queries."""
+
+    heads: tuple[int, ...] | None
+    queries: tuple[int, ...] | None
+
+    def __call__(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        del value
+        call, query, key = select(call, query, key, heads=self.heads, queries=self.queries)
+        return weights_of(call, query, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attend:
+    """The output and its mass, by an implementation."""
+
+    implementation: str | Implementation | None
+
+    def __call__(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        return choose(call, self.implementation).attend(call, query, key, value)
+
+
+def _attend(arguments: dict[str, Any]) -> Partial:
+    implementation = arguments.pop("implementation")
+    arrays = arguments.pop("query"), arguments.pop("key"), arguments.pop("value")
+    watcher = WATCHER.get()
+    watch = None if watcher is None else lambda call: watcher(arrays, call, implementation)
+    names: Any = ("out", "lse", "lse")
+    return run_call(_Attend(implementation), arrays, arguments, Partial(*names), watch=watch)
+
+
+def named(implementation: str | Implementation) -> Implementation:
+    """The implementation of that name.
+
+    Raises:
+        ValueError: there is none; the message lists the known ones.
+    """
+    if isinstance(implementation, Implementation):
+        return implementation
+    known = {one.name: one for one in DEFAULTS}
+    if not isinstance(implementation, str) or implementation not in known:
+        raise ValueError(
+            f"`implementation` must be None, an `Implementation`, or one of {', '.join(map(repr, known))}; "
+            f"got {implementation!r}."
+        )
+    return known[implementation]
+
+
+def choose(call: Call, implementation: str | Implementation | None) -> Implementation:
+    """The implementation that runs the call: the named one, or the first that does not refuse."""
+    if implementation is not None:
+        one = named(implementation)
+        reason = one.refuses(call)
+        if reason is not None:
+            raise Unsupported(f"implementation `{one.name}` refuses this call: {reason}. Others: {_verdicts(call)}.")
+        return one
+    for one in DEFAULTS:
+        if one.refuses(call) is None:
+            return one
+    raise Unsupported(f"no implementation accepts this call: {_verdicts(call)}.")
+
+
+def _verdicts(call: Call) -> str:
+    return "; ".join(f"`{one.name}` {one.refuses(call) or 'accepts'}" for one in DEFAULTS)
+
+
+def dot_product_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: jax.Array | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: str | Implementation | None = None,
+    return_residual: bool = False,
+) -> Any:
+    """`jax.nn.dot_product_attention`, by its signature: changing the import is enough.
+
+    Args:
+        query: `[batch, q_len, q_heads, dim]` or without batch.
+        key: `[batch, kv_len, kv_heads, dim]`.
+        value: `[batch, kv_len, kv_heads, v_dim]`.
+        bias: `[batch, q_heads, q_len, kv_len]`, each size 1 where shared; axes in front may be left out. Added after
+            the scale.
+        mask: boolean, of such a shape; True may attend.
+        scale: by default `1/√dim`.
+        is_causal: a query sees the keys up to its own index, counted from the first of both (as in `jax.nn`).
+        query_seq_lengths: `[batch]`; queries from there on get 0.
+        key_value_seq_lengths: `[batch]`; keys from there on are not attended.
+        local_window_size: `(left, right)`, or one int for both, around a query's own index.
+        implementation: as of `attention`; `"xla"` is the default, whichever it is. `"cudnn"` is refused.
+        return_residual: also return the lse `[batch, q_len, q_heads]`, float32.
+
+    Where it differs from `jax.nn`: a query that may attend to nothing gets 0 (there, the mean of all values),
+    masked NaN stays out, memory is linear, `v_dim` is free.
+
+    Raises:
+        ValueError: as `attention`.
+        Unsupported: (a `ValueError`) for `"cudnn"`.
+
+    >>> import jax, jattn
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (1, 10, 2, 4)) for i in range(3))
+    >>> jattn.dot_product_attention(q, k, v, is_causal=True).shape
+    (1, 10, 2, 4)
+    """
+    from ... import masks, scores, similarities
+
+    check_arrays(query, key, value)
+    if isinstance(implementation, str) and implementation == "cudnn":
+        raise Unsupported(
+            "`implementation` must not be 'cudnn': jattn has no kernels of cuDNN. Leave it out, or call "
+            "`jax.nn.dot_product_attention` on a GPU that has them."
+        )
+    unbatched = query.ndim == 3
+    arrays = [array[None] if unbatched else array for array in (query, key, value)]
+    lengths = {"query_seq_lengths": query_seq_lengths, "key_value_seq_lengths": key_value_seq_lengths}
+    for name, length in lengths.items():
+        if length is not None and np.shape(length) != arrays[0].shape[:-3]:
+            raise ValueError(
+                f"`{name}` must have the shape {arrays[0].shape[:-3]} of the batch; got {np.shape(length)}."
+            )
+    window = (local_window_size,) * 2 if isinstance(local_window_size, int | np.integer) else local_window_size
+    if window is not None and len(window) != 2:
+        raise ValueError(f"`local_window_size` must be one int, or (left, right); got {local_window_size!r}.")
+    limited = query_seq_lengths is not None or key_value_seq_lengths is not None
+    key_lengths = key.shape[-3] if key_value_seq_lengths is None else key_value_seq_lengths
+    with renamed(**_NAMES_OF_JAX):
+        whole = restricted(
+            None if mask is None else masks.Dense(_with_four_axes("mask", mask)),
+            masks.Causal() if is_causal else None,
+            None if window is None else masks.SlidingWindow(*window),
+            masks.Lengths(key_lengths, query_seq_lengths) if limited else None,
+        )
+        residual = _attend(
+            dict(
+                query=arrays[0],
+                key=arrays[1],
+                value=arrays[2],
+                mask=whole,
+                similarity=None if scale is None else similarities.Dot(scale),
+                scores=() if bias is None else (scores.Bias(_with_four_axes("bias", bias)),),
+                normalizer=None,
+                query_positions=counted(query.shape[-3]),
+                key_positions=None,
+                dropout=None,
+                implementation=None if isinstance(implementation, str) and implementation == "xla" else implementation,
+            )
+        )
+    out, lse = (array[0] if unbatched else array for array in residual)
+    return (out, lse) if return_residual else out
+
+
+_NAMES_OF_JAX = {
+    "Dense.array": "mask",
+    "array": "mask",
+    "Bias.values": "bias",
+    "key_lengths": "key_value_seq_lengths",
+    "query_lengths": "query_seq_lengths",
+}
+"""What errors of the pieces speak of, by the names of the arguments here."""
+
+
+def _with_four_axes(name: str, array: Any) -> Any:
+    """`[batch, heads, q_len, kv_len]`, with size 1 for axes in front that were left out."""
+    array = as_array(array)
+    dtype = dtype_of(array)
+    if dtype is None:
+        raise ValueError(f"`{name}` must be an array [batch, heads, q_len, kv_len]; got {describe(array)}. {FOREIGN}")
+    if name == "bias" and not jnp.issubdtype(dtype, jnp.floating):
+        array = array.astype(np.float32)
+    return of_rank(array, max(array.ndim, 4))

@@ -1,0 +1,237 @@
+"""Functions of arrays that are split over Explicit mesh axes: each device runs them on its own examples and heads.
+
+Attention itself does so at its door (`split`). What loops, cuts or reshapes on its own (a recurrence, a layer) says
+which axes its arrays have, and runs on the shards that a device holds; everything along other axes is whole there.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...foundation.arrays import as_array
+from ...foundation.pieces import Piece, indexed, map_fields
+from ...foundation.sharding import Layout, Split, layout, run_split, split_of
+from ...masks.base import as_mask
+from ...scores.base import as_score
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+Axes = str | Callable[[Any, int], str]
+"""The axes of an array behind the batch, as words; or a function of the array and the batch axes to them.
+
+The one called "head" may be split, too. An array with fewer axes than there are words has no batch.
+"""
+
+ALIKE: Mapping[str, Axes] = {
+    **dict.fromkeys(("segment_ids", "positions", "query_positions", "key_positions", "global_tokens"), "length"),
+    "lengths": "",
+}
+"""What is always called so."""
+
+WHOLE = ("parameters", "redraw", "written", "filled")
+"""What never has a batch, arguments and fields of records."""
+
+PIECES = ("mask", "similarity", "scores", "normalizer", "dropout")
+
+
+def by_example(
+    out: Any = None, *, by_shape: bool = False, whole: tuple[str, ...] = (), **axes: Axes
+) -> Callable[[Function], Function]:
+    """Decorate a function of arrays `[batch..., *axes]`.
+
+    Args:
+        out: the axes of each result, in order; by default, results whose shape follows the batch have its axes.
+        by_shape: whether arrays that `axes` does not name and that begin with the batch axes have them. Otherwise
+            they have none.
+        whole: arguments whose arrays have no batch.
+        axes: of each argument; the first decides how many batch axes there are.
+    """
+    deciding = next(iter(axes))
+    names = axes[deciding]
+    assert isinstance(names, str)
+    own = len(names.split())
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def run(*args: Any, **options: Any) -> Any:
+            try:
+                bound = signature.bind(*args, **options)
+            except TypeError:
+                return function(*args, **options)  # which says what is wrong
+            inputs = bound.arguments.get(deciding)
+            if not isinstance(inputs, jax.Array) or inputs.ndim < own:
+                return function(*args, **options)
+            if split_of(inputs, _layout(inputs, names, inputs.ndim - own)) is None:
+                return function(*args, **options)
+            batch = inputs.shape[: inputs.ndim - own]
+            heads = inputs.shape[-2] if names.split()[-2:] in (["head", "dim"], ["heads", "dim"]) else None
+            arguments = _settled(_flat(bound), batch, heads)
+            if arguments is None:  # its pieces read indices that are known out here alone
+                return function(*args, **options)
+            rules = _Rules({**ALIKE, **axes}, batch, (*WHOLE, *whole), by_shape)
+            return _run(function, arguments, inputs, rules, out)
+
+        return cast(Function, run)
+
+    return decorate
+
+
+def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments by name, those of `**options` among them."""
+    arguments: dict[str, Any] = {}
+    for name, one in bound.arguments.items():
+        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(one)
+        else:
+            arguments[name] = one
+    return arguments
+
+
+def _settled(arguments: dict[str, Any], batch: tuple[int, ...], heads: int | None) -> dict[str, Any] | None:
+    """Functions as pieces, with the indices of the whole call; lists as arrays. None if indices are not known."""
+    arguments = {name: one if name in PIECES else as_array(one) for name, one in arguments.items()}
+    if arguments.get("mask") is not None and not isinstance(arguments["mask"], jax.Array | np.ndarray):
+        arguments["mask"] = as_mask(arguments["mask"])
+    if "scores" in arguments:
+        scores = arguments["scores"]
+        several = isinstance(scores, (list, tuple))
+        arguments["scores"] = tuple(map(as_score, scores)) if several else as_score(scores)
+    for name in PIECES:
+        given = arguments.get(name)
+        parts = given if isinstance(given, tuple) else (given,)
+        if not all(isinstance(one, Piece) for one in parts):
+            continue
+        filled = indexed(given, batch, 1 if heads is None else heads)
+        if filled is not given and heads is None:
+            return None
+        arguments[name] = filled
+    return arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfArrays:
+    """A call of a function, as a function of the arrays among its arguments; the other leaves of the tree are known."""
+
+    function: Callable[..., Any]
+    tree: Any
+    others: tuple[Any, ...]  # None for an array
+
+    def __call__(self, arrays: list[Any]) -> Any:
+        rest = iter(arrays)
+        leaves = [next(rest) if one is None else one for one in self.others]
+        return self.function(**self.tree.unflatten(leaves))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rules:
+    """Which axes the arrays of a call have."""
+
+    axes: Mapping[str, Axes]
+    batch: tuple[int, ...]
+    whole: tuple[str, ...]
+    by_shape: bool
+
+    @property
+    def heads(self) -> bool:
+        """Whether heads may be split."""
+        return any(isinstance(one, str) and "head" in one.split() for one in self.axes.values())
+
+    def layouts(self, name: str, argument: Any) -> Any:
+        """A `Layout` for every leaf of an argument."""
+        if name in self.whole:
+            return jax.tree.map(lambda leaf: Layout([None] * np.ndim(leaf)), argument)
+        if isinstance(argument, Piece) or (
+            isinstance(argument, tuple) and any(isinstance(one, Piece) for one in argument)
+        ):
+            return map_fields(argument, self._of_field)
+        if name in self.axes and isinstance(argument, jax.Array | np.ndarray):
+            return _layout(argument, self.axes[name], len(self.batch))
+        fields = getattr(argument, "_fields", None)  # of a record, such as a layer's state
+        if fields is not None:
+            return type(argument)(*map(self.layouts, fields, argument))
+        return jax.tree.map(self._of_shape, argument)
+
+    def _of_field(self, value: Any, names: tuple[str, ...], _: str) -> Layout:
+        return _layout(value, " ".join(one if self.heads else "whole" for one in names), np.ndim(value) - len(names))
+
+    def _of_shape(self, leaf: Any) -> Layout:
+        shape, rank = np.shape(leaf), len(self.batch)
+        if not self.by_shape or shape[:rank] != self.batch:
+            return Layout([None] * len(shape))
+        return layout(rank, *[None] * (len(shape) - rank))
+
+
+def _run(function: Callable[..., Any], arguments: dict[str, Any], inputs: jax.Array, rules: _Rules, out: Any) -> Any:
+    found = {name: rules.layouts(name, one) for name, one in arguments.items()}
+    layouts = jax.tree.leaves(found, is_leaf=lambda node: isinstance(node, Layout))
+    leaves, tree = jax.tree.flatten(arguments)
+    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    others = tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
+    arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
+    layouts = [one for one, array in zip(layouts, is_array, strict=True) if array]
+    call = _OfArrays(function, tree, others)
+    first = next(names for array, names in zip(arrays, layouts, strict=True) if array is inputs)
+    split = split_of([inputs, *arrays], [first, *layouts])
+    assert split is not None  # or the function would have run as it is
+    split = _dividing(split, arrays, layouts)
+    rank = len(rules.batch)
+    results, structure = jax.tree.flatten(_checked(call, arrays))
+    if out is None:
+        twice = jax.tree.leaves(
+            _checked(call, arrays, [_twice(np.shape(a), n) for a, n in zip(arrays, layouts, strict=True)])
+        )
+        named = [
+            layout(rank, *[None] * (leaf.ndim - rank)) if leaf.shape != other.shape else Layout([None] * leaf.ndim)
+            for leaf, other in zip(results, twice, strict=True)
+        ]
+    else:
+        named = [_layout(leaf, axes, rank) for leaf, axes in zip(results, jax.tree.leaves(out), strict=True)]
+    return run_split(call, (arrays,), (layouts,), structure.unflatten(named), split, shared_vary=False)
+
+
+def _twice(shape: tuple[int, ...], names: Layout) -> tuple[int, ...]:
+    """The shape with twice as many examples."""
+    return tuple(2 * size if isinstance(name, int) else size for size, name in zip(shape, names, strict=True))
+
+
+def _checked(function: Callable[..., Any], arrays: list[Any], shapes: list[tuple[int, ...]] | None = None) -> Any:
+    """The shapes of the whole results. The function checks its arguments, by the sizes of the whole."""
+    shapes = [np.shape(array) for array in arrays] if shapes is None else shapes
+    known = [
+        array if isinstance(array, np.ndarray) and array.shape == shape else None
+        for array, shape in zip(arrays, shapes, strict=True)
+    ]
+    given = [
+        jax.ShapeDtypeStruct(shape, array.dtype if isinstance(array, jax.Array) else jnp.result_type(array))
+        for array, shape, kept in zip(arrays, shapes, known, strict=True)
+        if kept is None
+    ]
+
+    def fill(given: list[Any]) -> Any:
+        rest = iter(given)
+        return function([next(rest) if one is None else one for one in known])
+
+    return jax.eval_shape(fill, given)
+
+
+def _dividing(split: Split, arrays: list[Any], layouts: list[Layout]) -> Split:
+    """Without a split of heads that does not divide the heads of every array that has several."""
+    counts = [array.shape[names.index("head")] for array, names in zip(arrays, layouts, strict=True) if "head" in names]
+    if all(count == 1 or count % split.parts("head") == 0 for count in counts):
+        return split
+    return dataclasses.replace(split, axes=tuple(one for one in split.axes if one[0] != "head"))
+
+
+def _layout(array: Any, axes: Axes, batch_axes: int) -> Layout:
+    names = (axes if isinstance(axes, str) else axes(array, batch_axes)).split()
+    rank = len(np.shape(array))
+    own = [one if one == "head" else None for one in names][max(len(names) - rank, 0) :]
+    return layout(max(rank - len(names), 0), *own)

@@ -1,0 +1,179 @@
+"""What would run, why the others would not, which tiles it visits and what memory it takes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ...foundation.arrays import known_values
+from ...foundation.stateful import is_stateful, on_copies
+from .api import WATCHER, choose
+from .call import Call
+from .checks import check_arrays
+from .implementations import DEFAULTS, Implementation
+from .plan import doubt, picture
+from .split import gathered, look_at_call
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Prints what `attention` would do with the same arguments.
+
+    Attributes:
+        implementation: the name of the one that would run.
+        reasons: for every other one, why it would not.
+        plan: the tile plan, or None where there is none.
+        memory: in words.
+        doubt: where tiles are visited, or masked, that need not be: the operation of the mask that knows too little,
+            its line in the function that was given, and what would help; None where nothing is amiss.
+        gathered: what is on all devices before the call runs, though it was split over some: arrays along their length
+            or features, as far as their types and shardings show it.
+    """
+
+    implementation: str
+    reasons: dict[str, str]
+    plan: Any
+    memory: str
+    shapes: str
+    doubt: str | None = None
+    gathered: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"attention over {self.shapes}", f"runs: {self.implementation}"]
+        lines += [f"not {name}: {reason}" for name, reason in self.reasons.items()]
+        if self.plan is not None:
+            if isinstance(self.plan.states, np.ndarray):
+                lines += [f"tiles of {self.plan.q_tile} queries x {self.plan.k_tile} keys:", picture(self.plan)]
+            else:
+                lines += ["tiles: decided at run time, from arrays that are not known while tracing"]
+        if self.gathered:
+            lines += [f"gathered on all devices before it runs: {', '.join(self.gathered)}"]
+        if self.doubt is not None:
+            lines += [self.doubt]
+        lines += [f"memory beside inputs, outputs and gradients: {self.memory}"]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def explain(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    implementation: str | Implementation | None = None,
+    **options: Any,
+) -> Explanation:
+    """What `attention` would do with the same arguments; prints as text. Nothing is computed.
+
+    Args:
+        query: an array or a `jax.ShapeDtypeStruct`, and so for key, value and the arrays in pieces.
+        key: likewise.
+        value: likewise.
+        implementation: as of `attention`.
+        options: the other arguments of `attention`.
+
+    Raises:
+        ValueError: whatever `attention` would raise for these arguments.
+
+    >>> import jax, jattn
+    >>> array = jax.ShapeDtypeStruct((1, 4096, 8, 64), "float32")
+    >>> jattn.explain(array, array, array, mask=jattn.masks.Causal()).implementation
+    'tiled'
+    """
+    names = ("mask", "similarity", "scores", "normalizer", "query_positions", "key_positions", "dropout")
+    unknown = options.keys() - set(names)
+    if unknown:
+        raise ValueError(f"`explain` takes the arguments of `attention`; got {sorted(unknown)}.")
+    arguments = {"scores": (), **{name: options.get(name) for name in names if name != "scores"}, **options}
+    leaves, tree = jax.tree.flatten(arguments)
+    # Concrete arrays are shown the plan of their values, which `attention` itself reads at run time.
+    concrete = [_known(leaf) for leaf in leaves]
+    abstract = [i for i, leaf in enumerate(concrete) if isinstance(leaf, jax.ShapeDtypeStruct | Tracer | jax.Array)]
+    arrays = query, key, value
+    found: list[Explanation] = []
+
+    def trace(traced, given):
+        filled = list(concrete)
+        for i, leaf in zip(abstract, given, strict=True):
+            filled[i] = leaf
+        pieces = jax.tree.unflatten(tree, filled)
+        look_at_call(traced, pieces, lambda call: found.append(_explained(arrays, call, implementation)))
+        return ()
+
+    check_arrays(*arrays)
+    jax.eval_shape(trace, arrays, [leaves[i] for i in abstract])
+    return found[0]
+
+
+def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> list[Explanation]:
+    """What every attention within a function would do, in the order of the calls. Nothing is computed.
+
+    For a variant that is made of several, a layer, a whole model. Models of Flax nnx are traced as copies, so that the
+    counters of their random keys stay as they are; they are found among the arguments, in the function's closure and
+    among the globals that it names. A call in a loop or in a part that is differentiated is listed as often as JAX
+    traces it; one within a function that is jitted already, and was called before, is not: JAX does not trace it again.
+
+    Args:
+        function: of the arguments.
+        *arguments: arrays, `jax.ShapeDtypeStruct`s, models, or pytrees of them. Arrays among them are not known while
+            tracing, as under `jax.jit`: tiles that depend on them are decided at run time.
+        **keywords: go to the function as they are: flags, pieces, arrays that are known.
+
+    Raises:
+        ValueError: `function` is not callable; whatever the function would raise.
+
+    >>> import jax, jattn
+    >>> from jattn.variants.sparse import strided_attention
+    >>> array = jax.ShapeDtypeStruct((4096, 8, 64), "float32")
+    >>> window, columns = jattn.explain_calls(lambda q, k, v: strided_attention(q, k, v, 256), array, array, array)
+    >>> window.plan.states.shape
+    (1, 8, 8)
+    """
+    if not callable(function):
+        raise ValueError(
+            f"`function` must be a function that attends; got {function!r}. For one call: `jattn.explain`."
+        )
+    found: list[Explanation] = []
+    token = WATCHER.set(lambda *watched: found.append(_explained(*watched)))
+    leaves, tree = jax.tree.flatten(arguments, is_leaf=is_stateful)
+    traced = [place for place, leaf in enumerate(leaves) if not is_stateful(leaf)]
+
+    def run(*given: Any) -> None:
+        every = {**dict(enumerate(leaves)), **dict(zip(traced, given, strict=True))}
+        on_copies(function)(*jax.tree.unflatten(tree, every.values()), **keywords)
+
+    try:
+        jax.eval_shape(run, *(leaves[place] for place in traced))
+    finally:
+        WATCHER.reset(token)
+    return found
+
+
+def _explained(arrays: tuple[Any, ...], call: Call, implementation: str | Implementation | None) -> Explanation:
+    chosen = choose(call, implementation)
+    reasons = {
+        one.name: one.refuses(call) or f"`{chosen.name}` was asked for"
+        if implementation is not None
+        else one.refuses(call) or f"it would accept, but `{chosen.name}` comes first"
+        for one in DEFAULTS
+        if one.name != chosen.name
+    }
+    plan, memory = chosen.describe(call)
+    if plan is not None and not isinstance(plan.states, np.ndarray):
+        plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
+    shapes = (f"{name} {one.shape} {one.dtype}" for name, one in zip(("query", "key", "value"), arrays, strict=True))
+    doubtful = None if plan is None else doubt(call.mask, call.query_positions, call.key_positions, plan)
+    return Explanation(chosen.name, reasons, plan, memory, ", ".join(shapes), doubtful, gathered(arrays))
+
+
+def _known(leaf: Any) -> Any:
+    """A concrete array as NumPy, so that the plan that follows from it is known; not one that spans processes."""
+    if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        values = known_values(leaf)
+        return leaf if values is None else values
+    return leaf

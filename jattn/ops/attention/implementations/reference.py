@@ -1,0 +1,94 @@
+"""The definition: every weight at once, in float32 or float64, differentiable any number of times."""
+
+import jax
+import jax.numpy as jnp
+
+from ....similarities.base import accumulation_dtype, folded_scale
+from .. import pairs
+from ..call import Call
+from ..contract import Implementation
+from ..finite import multiply_values, without_nonfinite
+from ..partial import Partial, log_of_sum
+
+
+class Reference(Implementation):
+    """`softmax(scores) @ value` as it is written, with memory q_len x kv_len. Refuses nothing."""
+
+    name = "reference"
+
+    def refuses(self, call: Call) -> str | None:
+        del call
+        return None
+
+    def attend(self, call, query, key, value):
+        return _attend(call, query, key, value)
+
+    def run(self, call, query, key, value):
+        return self.attend(call, query, key, value)
+
+    def describe(self, call: Call) -> tuple[None, str]:
+        rows = call.q_heads * call.q_len * call.kv_len
+        for size in call.batch:
+            rows *= size
+        held = f"{2 * 4 * rows / 2**20:,.0f} MiB"
+        return None, f"all scores and weights at once: about {held}, several times in the backward pass"
+
+
+@jax.jit  # or every call outside of `jit` would compile its branches again
+def _attend(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+    scores, allowed = scored(call, query, key)
+    weights = _weights(call, scores, allowed)
+    if call.dropout is not None:
+        weights = weights * call.dropout.factor(call.query_positions, call.key_positions)
+    # In the dtype of the sums, or the cotangent of the weights would be rounded to that of the values.
+    values = jnp.swapaxes(value, -3, -2).astype(accumulation_dtype(weights, value))
+    out = jnp.swapaxes(multiply_values(weights, values, allowed), -3, -2)
+    lse, remainder = (jnp.swapaxes(one, -2, -1) for one in log_mass(call, scores, allowed))
+    return Partial(out.astype(value.dtype), lse, remainder)
+
+
+@jax.jit
+def weights_of(call: Call, query: jax.Array, key: jax.Array) -> jax.Array:
+    """The weights `[batch..., q_heads, q_len, kv_len]`, before dropout."""
+    return _weights(call, *scored(call, query, key))
+
+
+def _weights(call: Call, scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    normalizer, scores = pairs.for_normalizer(call.normalizer, scores, allowed)
+    return normalizer.weights(scores, allowed)
+
+
+def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """All scores `[batch..., q_heads, q_len, kv_len]`, and the pairs that may attend, of the same shape."""
+    query, key = jnp.swapaxes(query, -3, -2), jnp.swapaxes(key, -3, -2)
+
+    def score(query, key):
+        query, scale = folded_scale(call.similarity, query, call.scale)
+        scores = pairs.pair(call.similarity, query, key, allowed).astype(accumulation_dtype(query, key)) * scale
+        return pairs.modify(scores, call.scores, call.query_positions, call.key_positions, allowed)
+
+    allowed = None if call.mask is None else call.mask.allows(call.query_positions, call.key_positions)
+    # A masked pair must not reach a gradient even as 0 * NaN: differentiate with the non-finite entries set to 0,
+    # and add what they did to the scores as a constant.
+    clean_query, clean_key = without_nonfinite(query), without_nonfinite(key)
+    scores = score(clean_query, clean_key)
+    broken = ~jnp.isfinite(query).all(-1)[..., :, None] | jnp.repeat(
+        ~jnp.isfinite(key).all(-1)[..., None, :], call.q_heads // call.kv_heads, axis=-3
+    )
+    raw = jax.lax.stop_gradient(score(query, key))
+    scores = jnp.where(broken, raw + (scores - jax.lax.stop_gradient(scores)), scores)
+    return scores, jnp.broadcast_to(True if allowed is None else allowed, scores.shape)
+
+
+def log_mass(call: Call, scores: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The lse of each row and its remainder (see `Partial`).
+
+    For an elementwise normaliser, the log of the number of keys it may attend.
+    """
+    if call.normalizer.streams == "elementwise":
+        counts = jnp.log(allowed.sum(-1).astype(scores.dtype))
+        return counts, jnp.zeros_like(counts)
+    masked = jnp.where(allowed, scores, -jnp.inf)
+    top = jax.lax.stop_gradient(masked.max(-1, initial=-jnp.inf))
+    total = jnp.exp(masked - jnp.where(jnp.isneginf(top), 0, top)[..., None]).sum(-1)
+    return log_of_sum(top, total)

@@ -1,0 +1,245 @@
+"""The backward pass: one sweep over the tiles of the plan that recomputes the weights and adds up every gradient."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .....foundation.slices import put_at, slice_at
+from .....foundation.varying import full, varying_axes
+from .....similarities.base import accumulation_dtype, folded_scale
+from ... import pairs
+from ...finite import grouped_product, without_nonfinite
+from .tile import Lists, Pieces, allowed_pairs, fresh_rows, put_rows, rows_of, slice_pieces, sweep
+from .tiling import Tiling
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a gradient is due."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def split(pieces: Pieces) -> tuple[list[Any], Any]:
+    """The floating-point leaves of the pieces, and how to put others in their place."""
+    leaves, tree = jax.tree.flatten(pieces)
+    floats = [leaf for leaf in leaves if is_float(leaf)]
+
+    def rebuild(new: list[Any]) -> Pieces:
+        rest = iter(new)
+        return jax.tree.unflatten(tree, [next(rest) if is_float(leaf) else leaf for leaf in leaves])
+
+    return floats, rebuild
+
+
+def gradients(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    pieces: Pieces,
+    lists: Lists,
+    tiling: Tiling,
+    scale: float,
+    out: jax.Array,
+    lse: jax.Array,
+    remainder: jax.Array,
+    out_cotangent: jax.Array,
+    lse_cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
+    """Gradients of query, key, value and of every floating-point array of the pieces."""
+    dtype = accumulation_dtype(query, key, value)
+    axes = varying_axes(query, key, value, pieces, lists, out_cotangent, lse_cotangent)
+    softmax = pieces.normalizer.streams == "softmax"
+    # What stands in for pairs that may not attend costs too much for a tile in which all may.
+    apart = not all(one.finite_at_zero for one in (*pieces.scores, pieces.normalizer))
+    apart |= not (pieces.similarity.is_dot or pieces.similarity.finite)
+    rank, group = tiling.rank, tiling.group
+    lane_batch = [size if whole else 1 for size, whole in zip(tiling.batch, tiling.whole, strict=True)]
+
+    def zeros(shape, dtype):
+        return full(shape, 0, dtype, axes)
+
+    # One array of what there is for each row, so that a tile slices it once.
+    shift = jnp.zeros_like(lse)
+    if softmax:
+        dead = jnp.isneginf(lse)
+        along = (jnp.where(dead[..., None], 0, out_cotangent).astype(dtype) * out.astype(dtype)).sum(-1)
+        shift = jnp.where(dead, 0, lse_cotangent - along)
+    rows = jnp.stack([lse, remainder, shift], -1)
+
+    def one_lane(lane, carry):
+        d_query, d_key, d_value, d_floats = carry
+        # Transposed, [heads, dim, length]: contracting the query axis of [q, k] against rows that are contiguous
+        # along it is about three times faster on a CPU than producing [length, dim].
+        d_key_lane = zeros((*lane_batch, tiling.kv_heads, key.shape[-1], tiling.kv_len), dtype)
+        d_value_lane = zeros((*lane_batch, tiling.kv_heads, value.shape[-1], tiling.kv_len), dtype)
+
+        def one_query_tile(q_index, carry):
+            d_query, *sums = carry
+            starts = tiling.starts(lane, q_index, 0)
+            d_query_tile, *sums = _query_tile(lane, q_index, starts, sums)
+            return put_rows(d_query, d_query_tile, tiling, starts, fresh_rows(tiling, q_index)), *sums
+
+        carry = (d_query, d_key_lane, d_value_lane, d_floats)
+        d_query, d_key_lane, d_value_lane, d_floats = jax.lax.fori_loop(0, tiling.q_tiles, one_query_tile, carry)
+        starts = tiling.starts(lane, 0, 0)
+        place = [*(starts.get(axis, 0) for axis in range(rank)), 0, tiling.key_head(starts), 0]
+
+        def put_lane(whole, lane_sum):
+            lane_sum = jnp.moveaxis(lane_sum, -1, rank)
+            if tiling.shares > 1:
+                return _add_at(whole, lane_sum, place)
+            return put_at(whole, lane_sum.astype(whole.dtype), place)
+
+        return d_query, put_lane(d_key, d_key_lane), put_lane(d_value, d_value_lane), d_floats
+
+    def _query_tile(lane, q_index, starts, sums):
+        query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
+        cotangent = _operand(rows_of(out_cotangent, tiling, starts, keys=False), value.dtype)
+        lse_tile, remainder_tile, shift_tile = jnp.moveaxis(rows_of(rows, tiling, starts, keys=False), -1, 0)
+        live = ~jnp.isneginf(lse_tile)
+        cotangent = jnp.where(live[..., None], cotangent, 0)
+        safe_lse = jnp.where(live, lse_tile, 0)
+        if pieces.mask is not None or any(tiling.ragged):
+            query_tile = without_nonfinite(query_tile)  # the scores of a row that had others have an lse of NaN
+        # Written out once per query tile, or the compiler transposes them again at every key tile.
+        query_columns, cotangent_columns = jax.lax.optimization_barrier(
+            (jnp.swapaxes(_by_kv_head(query_tile, group), -1, -2), jnp.swapaxes(_by_kv_head(cotangent, group), -1, -2))
+        )
+
+        def scores_of(raw, tile, allowed):
+            scores = raw if left == 1.0 else raw * left
+            return pairs.modify(scores, tile.scores, tile.query_positions, tile.key_positions, allowed)
+
+        def visit(place, carry, partial):
+            d_query_tile, d_key_lane, d_value_lane, d_floats = carry
+            k_index = lists.tile(place)
+            starts = tiling.starts(lane, q_index, k_index)
+            tile = slice_pieces(pieces, tiling, starts)
+            floats, rebuild = split(tile)
+            key_tile = rows_of(key, tiling, starts, keys=True)
+            value_tile = rows_of(value, tiling, starts, keys=True)
+            allowed = allowed_pairs(tile, tiling, q_index, k_index, partial)
+            raw_key_tile = key_tile
+            if allowed is not None:
+                key_tile, value_tile = without_nonfinite(key_tile), without_nonfinite(value_tile)
+
+            if tile.similarity.is_dot:
+                # NaN of a key that may not attend goes no further than its scores, which nothing looks at.
+                raw = tile.similarity.pair(query_tile, raw_key_tile)
+                scores, pull = jax.vjp(lambda raw, floats: scores_of(raw, rebuild(floats), allowed), raw, floats)
+            else:
+
+                def score(query_rows, key_tile, floats):
+                    tile = rebuild(floats)
+                    return scores_of(pairs.pair(tile.similarity, query_rows, key_tile, allowed), tile, allowed)
+
+                scores, pull = jax.vjp(score, query_tile, key_tile, floats)
+                if allowed is not None:
+                    broken = jnp.repeat(~jnp.isfinite(raw_key_tile).all(-1), group, axis=rank)
+                    scores = jnp.where(broken[..., None, :], jnp.nan, scores)
+
+            factor = None
+            if tile.dropout is not None:
+                factor = tile.dropout.factor(tile.query_positions, tile.key_positions)
+            d_weights = _grouped_scores(cotangent, value_tile)
+            if factor is not None:
+                d_weights = d_weights * factor
+            if softmax:
+                exponent = (scores - safe_lse[..., None]) - remainder_tile[..., None]
+                if allowed is not None:
+                    exponent = jnp.where(allowed, exponent, -jnp.inf)
+                weights = jnp.exp(exponent)
+                d_scores = weights * (d_weights + shift_tile[..., None])
+            else:
+
+                def weigh(scores, floats):
+                    normalizer, scores = pairs.for_normalizer(rebuild(floats).normalizer, scores, allowed)
+                    return normalizer.activation(scores)
+
+                weights, pull_weights = jax.vjp(weigh, scores, floats)
+                if allowed is not None:
+                    weights, d_weights = jnp.where(allowed, weights, 0), jnp.where(allowed, d_weights, 0)
+                d_scores, d_floats_weights = pull_weights(d_weights)
+            if factor is not None:
+                weights = weights * factor
+
+            d_value_tile = _columns_product(cotangent_columns, _operand(weights, value_tile.dtype), group)
+            if tile.similarity.is_dot:
+                d_raw, d_floats_tile = pull(d_scores)
+                d_raw = _operand(d_raw, key_tile.dtype)
+                d_query_rows = grouped_product(d_raw, key_tile)
+                d_key_tile = _columns_product(query_columns, d_raw, group)
+            else:
+                d_query_rows, d_key_tile, d_floats_tile = pull(d_scores)
+                d_key_tile = jnp.swapaxes(d_key_tile, -1, -2)
+            if not softmax:
+                d_floats_tile = jax.tree.map(jnp.add, d_floats_tile, d_floats_weights)
+
+            at = [0] * (rank + 2) + [starts[rank + 2]]
+            return (
+                d_query_tile + d_query_rows.astype(dtype),
+                _add_at(d_key_lane, d_key_tile, at),
+                _add_at(d_value_lane, d_value_tile, at),
+                [_add_field(*item, starts) for item in zip(d_floats, d_floats_tile, strict=True)],
+            )
+
+        carry = (zeros(query_tile.shape, dtype), *sums)
+        d_query_tile, *sums = sweep(visit, lists.row(starts, tiling, q_index), carry, apart)
+        folded = scale if left == 1.0 else 1.0
+        return d_query_tile * folded, *sums
+
+    floats, _ = split(pieces)
+    carry = (
+        zeros(query.shape, query.dtype),
+        # Lanes that share key heads add up; rounding to the input's dtype comes once, behind that.
+        zeros(key.shape, key.dtype if tiling.shares == 1 else dtype),
+        zeros(value.shape, value.dtype if tiling.shares == 1 else dtype),
+        [zeros(jnp.shape(leaf), jnp.promote_types(jnp.result_type(leaf), dtype)) for leaf in floats],
+    )
+    d_query, d_key, d_value, d_floats = jax.lax.fori_loop(0, tiling.lanes, one_lane, carry)
+    d_floats = [grad.astype(jnp.result_type(leaf)) for grad, leaf in zip(d_floats, floats, strict=True)]
+    return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype), d_floats
+
+
+def _operand(weights: jax.Array, dtype: Any) -> jax.Array:
+    """Weights, or gradients of scores, as they enter a matrix product with an array of this dtype.
+
+    Rounded to it where there are matrix units for it. A CPU gains nothing by that, and keeps the digits.
+    """
+    return weights if jax.default_backend() == "cpu" else weights.astype(dtype)
+
+
+def _by_kv_head(rows: jax.Array, group: int) -> jax.Array:
+    """`[..., q_heads, q, d]` -> `[..., kv_heads, group * q, d]`."""
+    *batch, heads, length, dim = rows.shape
+    return rows.reshape(*batch, heads // group, group * length, dim)
+
+
+def _grouped_scores(rows: jax.Array, values: jax.Array) -> jax.Array:
+    """Cotangents of the weights: `rows [..., q_heads, q, d]` against `values [..., kv_heads, k, d]`."""
+    group = rows.shape[-3] // values.shape[-3]
+    out = jnp.einsum(
+        "...hqd,...hkd->...hqk", _by_kv_head(rows, group), values, preferred_element_type=accumulation_dtype(values)
+    )
+    return out.reshape(*rows.shape[:-1], values.shape[-2])
+
+
+def _columns_product(columns: jax.Array, weights: jax.Array, group: int) -> jax.Array:
+    """`columns [..., kv_heads, d, group * q]` times `weights [..., q_heads, q, k]` -> `[..., kv_heads, d, k]`."""
+    return jnp.einsum(
+        "...hdq,...hqk->...hdk",
+        columns,
+        _by_kv_head(weights, group),
+        preferred_element_type=accumulation_dtype(weights),
+    )
+
+
+def _add_at(whole: jax.Array, tile: jax.Array, at: list[Any]) -> jax.Array:
+    old = slice_at(whole, at, tile.shape)
+    return put_at(whole, old + tile.astype(whole.dtype), at)
+
+
+def _add_field(whole: jax.Array, tile: jax.Array, starts: dict[int, Any]) -> jax.Array:
+    """Add a tile's gradient of an aligned array where the array was sliced."""
+    at = [starts.get(axis, 0) if whole.shape[axis] != 1 and axis in starts else 0 for axis in range(whole.ndim)]
+    return _add_at(whole, tile, at)

@@ -1,0 +1,115 @@
+"""The forward pass: for each query tile, an online sum over the key tiles of the plan."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .....foundation.slices import quotient
+from .....foundation.varying import full, varying_axes
+from .....similarities.base import accumulation_dtype, folded_scale
+from ...finite import grouped_product, multiply_values
+from ...partial import log_of_sum
+from .tile import Lists, Pieces, allowed_pairs, fresh_rows, modify_scores, put_rows, rows_of, slice_pieces, sweep
+from .tiling import Tiling
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces, lists: Lists, tiling: Tiling, scale: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The sum `[batch..., q_len, q_heads, v_dim]`, its log mass `[batch..., q_len, q_heads]`, the remainder."""
+    dtype = accumulation_dtype(query, key, value)
+    axes = varying_axes(query, key, value, pieces, lists)
+    softmax = pieces.normalizer.streams == "softmax"
+    # Not in the dtype of the value yet: what `finish` does to it would round a second time, and the backward pass
+    # subtracts its product with the cotangent from every score's gradient.
+    out = full((*query.shape[:-1], value.shape[-1]), 0, dtype, axes)
+    tops_and_masses = full((*query.shape[:-1], 2), 0, dtype, axes)
+
+    def one_query_tile(step, carry):
+        lane, q_index = quotient(step, tiling.q_tiles)
+        starts = tiling.starts(lane, q_index, 0)
+        query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
+        rows = query_tile.shape[:-1]
+        state = (
+            full(rows, -jnp.inf, dtype, axes),  # the largest score so far
+            full(rows, 0, dtype, axes),  # mass
+            full((*rows, value.shape[-1]), 0, dtype, axes),  # weighted values
+        )
+
+        def visit(place, state, partial):
+            k_index = lists.tile(place)
+            starts = tiling.starts(lane, q_index, k_index)
+            tile = slice_pieces(pieces, tiling, starts)
+            key_tile = rows_of(key, tiling, starts, keys=True)
+            value_tile = rows_of(value, tiling, starts, keys=True)
+            if jax.default_backend() == "cpu":
+                # Weights are rounded to the dtype of the value for their product. A CPU gains nothing by it, and the
+                # backward pass, which rounds none there, needs rows of score gradients that sum to 0.
+                value_tile = value_tile.astype(dtype)
+            raw = tile.similarity.pair(query_tile, key_tile)
+            scores = modify_scores(raw, left, tile)
+            allowed = allowed_pairs(tile, tiling, q_index, k_index, partial)
+            factor = None
+            if tile.dropout is not None:
+                factor = tile.dropout.factor(tile.query_positions, tile.key_positions)
+            update = _softmax if softmax else _elementwise
+            return update(state, scores, allowed, factor, value_tile, tile.normalizer)
+
+        top, mass, summed = sweep(visit, lists.row(starts, tiling, q_index), state, apart=False)
+        if softmax:
+            summed = summed / jnp.where(mass == 0, 1, mass)[..., None]
+        rows = summed, jnp.stack([top, mass], -1)
+        fresh = fresh_rows(tiling, q_index)
+        return tuple(put_rows(whole, tile, tiling, starts, fresh) for whole, tile in zip(carry, rows, strict=True))
+
+    carry = (out, tops_and_masses)
+    out, tops_and_masses = jax.lax.fori_loop(0, tiling.lanes * tiling.q_tiles, one_query_tile, carry)
+    top, mass = tops_and_masses[..., 0], tops_and_masses[..., 1]
+    return out, *(log_of_sum(top, mass) if softmax else (jnp.log(mass), jnp.zeros_like(mass)))
+
+
+def _product(weights: jax.Array, allowed: jax.Array | None, value_tile: jax.Array) -> jax.Array:
+    if allowed is None:
+        return grouped_product(weights.astype(value_tile.dtype), value_tile)
+    return multiply_values(weights, value_tile, allowed)
+
+
+def _softmax(state, scores, allowed, factor, value_tile, normalizer):
+    del normalizer
+    top, mass, summed = state
+    if allowed is not None:
+        scores = jnp.where(allowed, scores, -jnp.inf)
+    new_top = jnp.maximum(top, scores.max(-1))
+    safe_top = jnp.where(jnp.isneginf(new_top), 0, new_top)
+    weights = jnp.exp(scores - safe_top[..., None])
+    shrink = jnp.exp(top - safe_top)
+    mass = mass * shrink + weights.sum(-1)
+    if factor is not None:
+        weights = weights * factor
+    return new_top, mass, summed * shrink[..., None] + _product(weights, allowed, value_tile)
+
+
+def _elementwise(state, scores, allowed, factor, value_tile, normalizer):
+    top, count, summed = state
+    weights = normalizer.activation(scores)
+    if allowed is None:
+        count = count + scores.shape[-1]
+    else:
+        weights = jnp.where(allowed, weights, 0)
+        count = count + jnp.broadcast_to(allowed, scores.shape).sum(-1).astype(count.dtype)
+    if factor is not None:
+        weights = weights * factor
+    return top, count, summed + _product(weights, allowed, value_tile)
+
+
+def empty(call: Any, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The result over no keys (or for no queries): there is no tile to visit."""
+    dtype = accumulation_dtype(query, key, value)
+    axes = varying_axes(query, key, value)
+    shape = (*call.batch, call.q_len, call.q_heads)
+    return (
+        full((*shape, call.v_dim), 0, dtype, axes),
+        full(shape, -jnp.inf, dtype, axes),
+        full(shape, 0, dtype, axes),
+    )

@@ -1,0 +1,216 @@
+"""How a call is cut: into lanes (batch elements and heads that are computed together) and tiles."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from .....foundation.arrays import of_rank
+from .....foundation.sharding import major_size
+from .....foundation.slices import quotient
+from ...call import Call
+from ...plan import EMPTY, FULL, PARTIAL, Plan, make_plan
+from .folding import Fold
+
+CPU_TILE = 512  # large enough for the matrix products of a CPU to reach most of their speed
+CPU_ROWS = 1024  # query rows (over all heads of a step) computed together: one head's tile for each of a few cores
+WIDER = 2  # times as many heads in a step of the forward pass, which holds fewer tiles at once than the backward pass
+ACCELERATOR_TILE = 512
+PAIRWISE_TILE = 128  # for similarities that hold [q, k, features] at once
+JOINED = 1.1  # times as many tiles are worth it to compute heads together, whose plans differ
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Static sizes of one step of the tile loop.
+
+    A lane is `kv_heads` key heads with `group` query heads each, of one batch element, or of all of those along the
+    axes that are `whole`. All query heads of a key head are in one lane, or in `shares` lanes, each of which then has
+    a single key head. Batch axes and heads are those of the folded arrays.
+    """
+
+    fold: Fold
+    q_len: int
+    kv_len: int
+    total_kv_heads: int
+    group: int
+    q_tile: int
+    k_tile: int
+    kv_heads: int
+    shares: int = 1
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch axes of the folded arrays."""
+        return self.fold.sizes
+
+    @property
+    def whole(self) -> tuple[bool, ...]:
+        """Which batch axes are computed at once."""
+        return self.fold.whole
+
+    @property
+    def rank(self) -> int:
+        """The number of batch axes."""
+        return len(self.batch)
+
+    @property
+    def q_heads(self) -> int:
+        return self.kv_heads * self.group
+
+    @property
+    def head_blocks(self) -> int:
+        return self.total_kv_heads // self.kv_heads * self.shares
+
+    @property
+    def lanes(self) -> int:
+        looped = (size for size, whole in zip(self.batch, self.whole, strict=True) if not whole)
+        return self.head_blocks * math.prod(looped)
+
+    @property
+    def q_tiles(self) -> int:
+        return -(-self.q_len // self.q_tile)
+
+    @property
+    def ragged(self) -> tuple[bool, bool]:
+        """Whether the last query tile and the last key tile reach back into the one before."""
+        return self.q_len % self.q_tile != 0, self.kv_len % self.k_tile != 0
+
+    def by_plan(self, states: Any) -> "Tiling":
+        """With fewer heads to a lane, where the heads of one would visit tiles for each other's sake.
+
+        A device with many cores is left as it is: it computes all heads at once.
+
+        Args:
+            states: of the plan; its head axis has size 1 where all heads are alike.
+        """
+        states = self.fold.aligned(states)
+        if not self.fold.looped or states.shape[-3] == 1:
+            return self
+        choices = [dataclasses.replace(self, kv_heads=size) for size in _divisors(self.kv_heads)]
+        one = choices[-1]
+        if self.group_may_part:
+            shares = _divisors(self.group)
+            choices += [dataclasses.replace(one, group=size, shares=self.group // size) for size in shares]
+        apart = choices[-1]
+        if not isinstance(states, np.ndarray):
+            return apart  # what each head will visit is not known yet
+        least = apart.visits(states)
+        return next(choice for choice in choices if choice.visits(states) <= JOINED * least)
+
+    def wider(self, states: Any) -> "Tiling":
+        """With `WIDER` as many key heads to a step, where that visits no tile more: heads of a step share their lists.
+
+        Args:
+            states: as of `by_plan`.
+        """
+        states = self.fold.aligned(states)
+        if not self.fold.looped or self.shares > 1 or self.total_kv_heads % (WIDER * self.kv_heads):
+            return self
+        wide = dataclasses.replace(self, kv_heads=WIDER * self.kv_heads)
+        if states.shape[-3] == 1:
+            return wide
+        known = isinstance(states, np.ndarray)
+        return wide if known and wide.visits(states) == self.visits(states) else self
+
+    @property
+    def group_may_part(self) -> bool:
+        """Whether the query heads of a key head may be in several lanes: not if the devices may divide them."""
+        heads = self.total_kv_heads * self.group * self.shares * self.fold.heads
+        return major_size(heads, self.fold.devices) == self.fold.heads
+
+    def visits(self, states: np.ndarray) -> int:
+        """How many tiles of a head are computed, over all heads: each that any head of its lane visits."""
+        seen = states != EMPTY
+        seen = seen.any(tuple(axis for axis, whole in enumerate(self.whole) if whole), keepdims=True)
+        seen = seen.reshape(*seen.shape[:-3], -1, self.q_heads, *seen.shape[-2:])
+        return self.q_heads * int(seen.any(-3).sum())
+
+    def key_head(self, starts: dict[int, Any]) -> Any:
+        """The first key head of a lane, from its `starts`."""
+        return quotient(starts[self.rank], self.group * self.shares)[0]
+
+    def starts(self, lane: Any, q_index: Any, k_index: Any) -> dict[int, Any]:
+        """Where an aligned array (`[batch..., head, query, key]`) is sliced for a tile of a lane.
+
+        The last tile of a length that is no multiple of the tile starts early, so that it is whole.
+        """
+        # With 64-bit types the loop counts in int64 and the plan's lists stay int32; one slice wants one type.
+        lane, q_index, k_index = (jax.numpy.asarray(index, int) for index in (lane, q_index, k_index))
+        starts: dict[int, Any] = {}
+        lane, block = quotient(lane, self.head_blocks)
+        for axis in reversed(range(self.rank)):
+            if not self.whole[axis]:
+                lane, starts[axis] = quotient(lane, self.batch[axis])
+        starts[self.rank] = block * self.q_heads
+        starts[self.rank + 1] = self.q_start(q_index)
+        starts[self.rank + 2] = self.k_start(k_index)
+        return starts
+
+    def q_start(self, q_index: Any) -> Any:
+        start = q_index * self.q_tile
+        return jax.numpy.minimum(start, self.q_len - self.q_tile) if self.ragged[0] else start
+
+    def k_start(self, k_index: Any) -> Any:
+        start = k_index * self.k_tile
+        return jax.numpy.minimum(start, self.kv_len - self.k_tile) if self.ragged[1] else start
+
+    def sizes(self) -> dict[int, int]:
+        """The sizes of the slices that `starts` begins."""
+        batch = {axis: self.batch[axis] if whole else 1 for axis, whole in enumerate(self.whole)}
+        return {**batch, self.rank: self.q_heads, self.rank + 1: self.q_tile, self.rank + 2: self.k_tile}
+
+
+def choose(call: Call, q_tile: int | None, k_tile: int | None) -> Tiling:
+    """Tile and lane sizes for the default device."""
+    on_cpu = jax.default_backend() == "cpu"
+    group = call.q_heads // call.kv_heads
+    pairwise = not call.similarity.is_dot
+    tile = PAIRWISE_TILE if pairwise else (CPU_TILE if on_cpu else ACCELERATOR_TILE)
+    heads = major_size(call.kv_heads, call.devices) if on_cpu else 1
+    fold = Fold(call.batch, looped=on_cpu, devices=call.devices, heads=heads)
+    # Of what is folded, so much is on each device if all of them share in it.
+    at_once = max(1, math.prod(fold.majors) * heads // call.devices)
+    if q_tile is None:
+        q_tile = max(tile // (max(group // 2, 1) * at_once if on_cpu else 1), 64)
+    q_tile = min(q_tile, call.q_len)
+    k_tile = min(k_tile or tile, call.kv_len)
+    kv_heads = call.kv_heads // heads
+    if on_cpu:
+        wanted = max(1, CPU_ROWS // (q_tile * group * at_once)) if not pairwise else 1
+        kv_heads = max(size for size in range(1, wanted + 1) if kv_heads % size == 0)
+    return Tiling(
+        fold=fold,
+        q_len=call.q_len,
+        kv_len=call.kv_len,
+        total_kv_heads=call.kv_heads // heads,
+        group=group,
+        q_tile=q_tile,
+        k_tile=k_tile,
+        kv_heads=kv_heads,
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    """Of a number, the largest first."""
+    return [size for size in range(number, 0, -1) if number % size == 0]
+
+
+def with_plan(call: Call, q_tile: int | None, k_tile: int | None) -> tuple[Tiling, Plan]:
+    """How to cut a call, and the tiles to visit, before the heads of a lane are joined."""
+    tiling = choose(call, q_tile, k_tile)
+    plan = make_plan(call.mask, call.query_positions, call.key_positions, tiling.q_tile, tiling.k_tile)
+    return tiling.by_plan(plan.states), plan
+
+
+def with_ragged_partial(states: Any, tiling: Tiling) -> Any:
+    """Full tiles that start early repeat pairs of the tile before: they are partial, so that these are masked."""
+    rows, columns = states.shape[-2:]
+    ragged_q, ragged_k = tiling.ragged
+    last = np.zeros((rows, columns), bool)
+    last[-1:] |= ragged_q
+    last[:, -1:] |= ragged_k
+    backend = np if isinstance(states, np.ndarray) else jax.numpy
+    return backend.where(of_rank(last, states.ndim) & (states == FULL), np.uint8(PARTIAL), states)

@@ -1,0 +1,187 @@
+"""Scores of pairs, of which those that may not attend have no say, forward or backward.
+
+A pair that is masked out has a cotangent of 0, and 0 times the infinite slope of a root at a negative distance is NaN,
+which a sum over pairs carries to every array. So a function that is not finite everywhere never sees such a pair: it is
+evaluated at the inputs of one that may attend (its score, its positions, its entries of every array), where it is as
+finite as the caller made it. A score of -inf takes a pair out in the same way.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...normalizers import Normalizer
+from ...scores.base import Score
+from ...similarities import Similarity
+
+SINGULAR = {"acos", "acosh", "asin", "atan2", "atanh", "cbrt", "digamma", "div", "erf_inv", "exp", "exp2", "expm1"}
+SINGULAR |= {"cosh", "custom_vjp_call", "igamma", "integer_pow", "lgamma", "log", "log1p", "pow", "rem", "rsqrt"}
+SINGULAR |= {"sinh", "sqrt", "tan"}
+"""Primitives whose result or slope may be infinite for finite numbers."""
+
+
+class StandIn:
+    """For each batch element and head, one pair that may attend; one of another head, where there is none.
+
+    Called with an aligned array, it gives that array with other entries wherever only pairs that may not attend would
+    see them (with `each`, pair by pair also where the array has axes of its own). No gradient flows to what stands in,
+    nor to anything if no pair may attend.
+
+    Args:
+        allowed: boolean, of the layout `[batch..., head, query, key]`, of size 1 wherever all are alike.
+    """
+
+    def __init__(self, allowed: jax.Array):
+        self.allowed = allowed
+        outer = allowed.shape[:-2]
+        rows = allowed.any(-1)
+        query = jnp.argmax(rows, -1)
+        key = jnp.argmax(jnp.take_along_axis(allowed, query[..., None, None], -2)[..., 0, :], -1)
+        self.some = rows.any(-1)
+        self.places = [_along(axis, size, len(outer)) for axis, size in enumerate(outer)]
+        if math.prod(outer) > 1:
+            first = jnp.argmax(self.some)
+            query, key = (jnp.where(self.some, own, own.reshape(-1)[first]) for own in (query, key))
+            other = jnp.unravel_index(first, outer)
+            self.places = [jnp.where(self.some, own, one) for own, one in zip(self.places, other, strict=True)]
+        self.places += [query, key]
+
+    def __call__(self, array: Any, *, each: bool = False) -> Any:
+        rank = self.allowed.ndim
+        sizes = array.shape[:rank]
+        if max(sizes[-2:]) > 1:
+            kept = self.allowed
+            for axis in (-2, -1):
+                # The row that a query or a key has in a table is too large to have one for each pair.
+                if not each and array.ndim > rank and sizes[axis] == 1:
+                    kept = kept.any(axis, keepdims=True)
+        elif any(have > 1 and size > 1 for have, size in zip(self.some.shape, sizes, strict=False)):
+            kept = self.some[..., None, None]
+        else:  # the same for the pair that stands in
+            kept = self.some.any(keepdims=True)[..., None, None]
+        other = array if kept.size == 1 else self._entries(array)
+        return jnp.where(jnp.expand_dims(kept, range(rank, array.ndim)), array, jax.lax.stop_gradient(other))
+
+    def _entries(self, array: Any) -> Any:
+        """What the pairs that stand in see of an array, `[batch..., head, 1, 1, own...]`."""
+        rank = self.allowed.ndim
+        index = []
+        for axis, place in enumerate(self.places):
+            size = array.shape[axis]
+            shared = axis < rank - 2 and self.allowed.shape[axis] == 1
+            index.append(np.zeros((), int) if size == 1 else _along(axis, size, rank - 2) if shared else place)
+        found = jnp.asarray(array).at[tuple(index)].get(mode="promise_in_bounds")
+        own = array.ndim - rank
+        found = jax.lax.expand_dims(found, range(rank - 2 - (found.ndim - own)))
+        return jnp.expand_dims(found, (rank - 2, rank - 1))
+
+
+def modify(scores: jax.Array, chain: Sequence[Score], query: Any, key: Any, allowed: jax.Array | None) -> jax.Array:
+    """The scores of all pairs behind a chain of scores. Those of pairs that may not attend mean nothing.
+
+    Args:
+        scores: `[batch..., head, q, k]`.
+        chain: the scores to apply, aligned.
+        query: positions, aligned.
+        key: likewise.
+        allowed: which pairs may attend, broadcastable to the scores; None for all.
+    """
+    if allowed is not None:
+        allowed = _as_layout(allowed, scores.ndim)
+    every = None
+    for score in chain:
+        if score.finite_at_zero:
+            scores = score.modify(scores if allowed is None else jnp.where(allowed, scores, 0), query, key)
+            continue
+        out = None
+        if may_be_singular(lambda score, *pair: score.modify(*pair), score, scores, query, key):
+            out = jnp.isneginf(jax.lax.stop_gradient(score.modify(scores, query, key)))
+            inside = StandIn(~out if allowed is None else allowed & ~out)
+        elif allowed is not None:
+            inside = every = every or StandIn(allowed)
+        else:
+            scores = score.modify(scores, query, key)
+            continue
+        scores = jax.tree.map(inside, score).modify(inside(scores), inside(query), inside(key))
+        if out is not None:
+            scores = jnp.where(out, -jnp.inf, scores)
+    return scores
+
+
+def pair(similarity: Similarity, query: jax.Array, key: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    """`similarity.pair`, of pairs that may attend; the numbers of the others mean nothing.
+
+    One that may be singular is computed pair by pair, with a query and a key for each: q k dim numbers for each head.
+    """
+    if allowed is None or similarity.is_dot or similarity.finite:
+        return similarity.pair(query, key)
+    if not may_be_singular(lambda similarity, *sides: similarity.pair(*sides), similarity, query, key):
+        return similarity.pair(query, key)
+    rank = query.ndim
+    key = jnp.repeat(key, query.shape[-3] // key.shape[-3], axis=-3)
+    inside = StandIn(_as_layout(allowed, rank))
+    sizes = query.shape[-2], key.shape[-2]
+
+    def one_by_one(array: jax.Array) -> jax.Array:
+        """From the layout `[batch..., head, q, k, own...]` to `[q * k, batch..., head, 1, 1, own...]`."""
+        array = inside(array, each=True)
+        array = jnp.broadcast_to(array, (*array.shape[: rank - 2], *sizes, *array.shape[rank:]))
+        array = jnp.moveaxis(array, (rank - 2, rank - 1), (0, 1))
+        return jnp.expand_dims(array.reshape(-1, *array.shape[2:]), (rank - 1, rank))
+
+    leaves, tree = jax.tree.flatten(similarity)
+    per_pair = [max(leaf.shape[rank - 2 : rank]) > 1 for leaf in leaves]
+    leaves = [one_by_one(leaf) if own else inside(leaf) for leaf, own in zip(leaves, per_pair, strict=True)]
+
+    def number(query, key, leaves):  # [batch..., head, 1, 1, dim]
+        return jax.tree.unflatten(tree, leaves).pair(query[..., 0, :], key[..., 0, :])[..., 0, 0]
+
+    axes = [0 if own else None for own in per_pair]
+    sides = one_by_one(query[..., :, None, :]), one_by_one(key[..., None, :, :])
+    numbers = jax.vmap(number, (0, 0, axes))(*sides, leaves)
+    return jnp.moveaxis(numbers.reshape(*sizes, *numbers.shape[1:]), (0, 1), (-2, -1))
+
+
+def for_normalizer(normalizer: Normalizer, scores: jax.Array, allowed: jax.Array | None) -> tuple[Any, jax.Array]:
+    """The normaliser and scores that it may be differentiated at, whatever it makes of pairs that may not attend."""
+    if allowed is None:
+        return normalizer, scores
+    allowed = _as_layout(allowed, scores.ndim)
+    if normalizer.finite_at_zero:
+        return normalizer, jnp.where(allowed, scores, 0)
+    inside = StandIn(allowed)
+    return jax.tree.map(inside, normalizer), inside(scores)
+
+
+def may_be_singular(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function of arrays has a primitive that may be infinite, or have an infinite slope, at finite numbers.
+
+    >>> may_be_singular(lambda x: 2 * jnp.tanh(x), 1.0), may_be_singular(lambda x: 2 * jnp.sqrt(x), 1.0)
+    (False, True)
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
+    return _singular(jax.make_jaxpr(function)(*shapes).jaxpr)
+
+
+def _singular(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        inner = [one for value in equation.params.values() for one in jax.tree.leaves(value) if hasattr(one, "eqns")]
+        inner += [one.jaxpr for one in jax.tree.leaves(equation.params) if hasattr(one, "jaxpr")]
+        if any(map(_singular, inner)):
+            return True
+        floats = any(jnp.issubdtype(variable.aval.dtype, jnp.inexact) for variable in equation.outvars)
+        if floats and equation.primitive.name in SINGULAR and equation.params.get("y", -1) < 0:
+            return True
+    return False
+
+
+def _along(axis: int, size: int, rank: int) -> np.ndarray:
+    return np.arange(size).reshape([size if one == axis else 1 for one in range(rank)])
+
+
+def _as_layout(allowed: jax.Array, rank: int) -> jax.Array:
+    return jax.lax.expand_dims(allowed, range(rank - allowed.ndim))

@@ -1,0 +1,234 @@
+"""Whether a mask or a score treats each pair by itself, and whether it looks at positions: read from its jaxpr.
+
+A piece is evaluated a tile at a time, so a primitive that looks along the queries or keys (a sum, a sort, a count of
+places) would see a tile and not the row, and its result would change with the tile size. The piece is traced once with
+arrays whose sizes along batch, head, query and key are primes that nothing else has: an axis is then known by its
+size, wherever the piece moves it.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ....foundation.dependence import needed_inputs
+from ....foundation.functions import one_expression
+from ....foundation.pieces import LAYOUT, map_fields, own_rank, parts
+from ....foundation.varying import without_mesh
+from ....masks.base import Mask
+from ....scores.base import Score
+
+Sizes = tuple[int, ...]
+
+
+def mask_reads_positions(mask: Mask | None) -> tuple[bool, bool]:
+    """Whether an aligned mask depends on the query positions, and on the key positions.
+
+    Raises:
+        ValueError: it is no function of one pair at a time.
+
+    >>> import jattn
+    >>> mask_reads_positions(jattn.masks.Causal()), mask_reads_positions(jattn.masks.Sinks(4))
+    ((True, True), (False, True))
+    """
+    return (False, False) if mask is None else _read(mask, jnp.float32)
+
+
+def score_reads_positions(score: Score, dtype: Any = jnp.float32) -> tuple[bool, bool]:
+    """Whether an aligned score depends on the query positions, and on the key positions.
+
+    Args:
+        score: aligned.
+        dtype: of the scores, which it must keep.
+
+    Raises:
+        ValueError: it does not change each score by itself.
+    """
+    return _read(score, dtype)
+
+
+def _read(piece: Any, dtype: Any) -> tuple[bool, bool]:
+    ranks, shapes = [len(LAYOUT)], []
+
+    def look(value: Any, axes: tuple[str, ...], name: str) -> Any:
+        del name
+        shape, own = tuple(jnp.shape(value)), own_rank(axes)
+        constant = any(axis.startswith("own") for axis in axes)  # whose axes in front have size 1
+        ranks.append(0 if constant else len(shape) - own)
+        shapes.append((shape, len(shape) if constant else own, jax.dtypes.canonicalize_dtype(value.dtype)))
+        return value
+
+    map_fields(piece, look)
+    structure = jax.tree.structure(piece)
+    try:
+        hash(structure)
+    except TypeError:  # a static field that has no hash
+        return _examine.__wrapped__(structure, tuple(shapes), max(ranks), jnp.dtype(dtype))
+    return _examine(structure, tuple(shapes), max(ranks), jnp.dtype(dtype))
+
+
+@functools.lru_cache(maxsize=1024)
+def _examine(structure: Any, shapes: tuple, rank: int, dtype: Any) -> tuple[bool, bool]:
+    """Once for each structure of a piece and its arrays' shapes."""
+    taken = {size for shape, own, _ in shapes for size in shape[len(shape) - own :] if size}
+    free = (one for one in itertools.count(1009, 2) if all(one % other for other in range(3, 100, 2)))
+    sizes = tuple(itertools.islice((prime for prime in free if all(size % prime for size in taken)), rank))
+
+    def abstract(shape: tuple[int, ...], own: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        lead = len(shape) - own
+        tile = [1 if have == 1 else want for have, want in zip(shape[:lead], sizes[rank - lead :], strict=True)]
+        return jax.ShapeDtypeStruct((*tile, *shape[lead:]), dtype)
+
+    piece = structure.unflatten([abstract(*one) for one in shapes])
+    alone = (1,) * (rank - 2)  # every axis but the last two
+    query, key = (jax.ShapeDtypeStruct((*alone, *pair), jnp.int32) for pair in ((sizes[-2], 1), (1, sizes[-1])))
+    if isinstance(piece, Mask):
+        name, method = "mask", "allows"
+        function: Callable[..., Any] = lambda piece, q, k: piece.allows(q, k)  # noqa: E731
+        operands: tuple[Any, ...] = (piece, query, key)
+    else:
+        name, method = "scores", "modify"
+        function = lambda piece, s, q, k: piece.modify(s, q, k)  # noqa: E731
+        operands = (piece, jax.ShapeDtypeStruct(sizes, dtype), query, key)
+    function_name = getattr(getattr(piece, "function", None), "name", None)
+    what = function_name or f"{type(piece).__name__}.{method}"
+    with one_expression(name, what), without_mesh():
+        try:
+            with jax.numpy_rank_promotion("allow"):  # the arrays of a call all have its rank, not so these
+                closed, result = jax.make_jaxpr(function, return_shape=True)(*operands)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, jax.errors.JAXTypeError) or "truth value" in str(error):
+                raise
+            raise ValueError(
+                f"`{name}` must be elementwise: `{what}` fails on arrays that broadcast to [batch..., head, query, "
+                f"key]: "
+                f"{error}"
+            ) from error
+    _check_result(name, what, result, sizes, dtype)
+    for primitive in _looking_along(closed.jaxpr, sizes):
+        for part in parts(piece):  # rather name the part
+            if isinstance(part, Mask | Score):
+                _read(part, dtype)
+        _refuse(name, what, primitive)
+    needed = needed_inputs(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return needed[-2], needed[-1]
+
+
+def _check_result(name: str, what: str, result: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    got = f"`{what}` returns {result}" if not hasattr(result, "dtype") else f"`{what}` returns {result.dtype}"
+    if name == "mask":
+        if getattr(result, "dtype", None) != np.bool_:
+            raise ValueError(f"`mask` must say True or False of each pair; {got}. Compare: `a <= b`.")
+        if not _fits(result.shape, shape, (1,)):
+            raise ValueError(f"`mask` must answer for each pair of positions; {_odd_shape(what, result)}")
+        return
+    if getattr(result, "dtype", None) != dtype:
+        raise ValueError(
+            f"`scores` must keep their dtype, {dtype}; {got}. Convert at the end: `.astype(scores.dtype)`."
+        )
+    if not _fits(result.shape, shape, ()):
+        raise ValueError(f"`scores` must keep their shape; {_odd_shape(what, result)}")
+
+
+def _fits(found: tuple[int, ...], wanted: tuple[int, ...], also: tuple[int, ...]) -> bool:
+    """Whether the last axes have the sizes that are wanted (or `also`); axes in front have size 1, of the batch."""
+    while len(found) > len(wanted) and found[0] == 1:
+        found = found[1:]
+    if also:
+        found = (1,) * (len(wanted) - len(found)) + found
+    return len(found) == len(wanted) and all(
+        have == want or have in also for have, want in zip(found, wanted, strict=True)
+    )
+
+
+def _odd_shape(what: str, result: Any) -> str:
+    return (
+        f"`{what}` returns an array with {result.ndim} axes that does not fit the scores [batch..., head, query, key]. "
+        "Arrays of the piece come with these axes already, and broadcast."
+    )
+
+
+def _refuse(name: str, what: str, primitive: str) -> None:
+    if primitive in ("iota", "random_bits"):
+        remedy = "the places in a tile, which are not those in the sequence: use the positions `query` and `key`"
+    elif name == "mask":
+        remedy = "several pairs at once: write it for one query and one key"
+    else:
+        remedy = "several scores at once: what turns whole rows into weights is a normalizer (`jattn.normalizers`)"
+    raise ValueError(
+        f"`{name}` must be elementwise, as it is computed a tile at a time; `{what}` has the primitive `{primitive}`, "
+        f"which looks at {remedy}."
+    )
+
+
+def _looking_along(jaxpr: Any, sizes: Sizes) -> Iterator[str]:
+    """The names of primitives that mix elements along a batch, head, query or key axis."""
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            for one in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(one, "jaxpr", one)
+                if hasattr(inner, "eqns"):
+                    yield from _looking_along(inner, sizes)
+        if _mixes(equation, sizes):
+            yield equation.primitive.name
+
+
+def _mixes(equation: Any, sizes: Sizes) -> bool:
+    name, params = equation.primitive.name, equation.params
+    shapes = [tuple(getattr(atom.aval, "shape", ())) for atom in equation.invars]
+    first = shapes[0] if shapes else ()
+
+    def layout(size: int) -> bool:
+        return any(size % prime == 0 for prime in sizes) and size > 0
+
+    def some(shape: tuple[int, ...], axes: Any) -> bool:
+        return any(layout(shape[axis]) for axis in axes)
+
+    def changed(new: Any) -> bool:
+        return any(layout(have) and have != want for have, want in zip(first, new, strict=True))
+
+    if name == "reduce_precision":
+        return False
+    if name.startswith(("reduce_", "arg")) or name == "reduce":
+        axes = params.get("axes", params.get("dimensions", ()))
+        # A reduction over no axes is that of a scalar: a function written for one pair, which meant a row.
+        return some(first, axes) if axes else some(first, range(len(first)))
+    if name in ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"):
+        return some(first, [params["axis"]])
+    if name == "sort":
+        return some(first, [params["dimension"]])
+    if name in ("top_k", "approx_top_k"):
+        return some(first, [params.get("axis", params.get("reduction_dimension", -1))])
+    if name in ("rev", "fft"):
+        return some(first, params["dimensions"] if name == "rev" else range(-len(params["fft_lengths"]), 0))
+    if name == "split":
+        return some(first, [params["axis"]])
+    if name == "concatenate":
+        return any(some(shape, [params["dimension"]]) for shape in shapes)
+    if name in ("iota", "random_bits", "rng_bit_generator", "rng_uniform"):
+        return any(some(atom.aval.shape, range(len(atom.aval.shape))) for atom in equation.outvars)
+    if name == "dot_general":
+        left, right = params["dimension_numbers"][0]
+        return some(first, left) or some(shapes[1], right)
+    if name in ("slice", "pad"):
+        return changed(equation.outvars[0].aval.shape)
+    if name == "dynamic_slice":
+        return changed(params["slice_sizes"])
+    if name == "dynamic_update_slice":
+        return changed(shapes[1])
+    if name == "gather":
+        return some(first, params["dimension_numbers"].start_index_map)
+    if name.startswith("scatter"):
+        return some(first, params["dimension_numbers"].scatter_dims_to_operand_dims)
+    if name == "reshape":  # two axes in one
+        return any(layout(size) and size not in sizes for size in equation.outvars[0].aval.shape)
+    if name == "scan":
+        return layout(params["length"])
+    if name.startswith(("reduce_window", "conv_general", "select_and")):
+        return some(first, range(len(first)))
+    linear = ("cholesky", "eigh", "eig", "svd", "lu", "qr", "triangular_solve", "householder_product", "schur")
+    return name in linear and some(first, range(-min(2, len(first)), 0))

@@ -1,0 +1,130 @@
+"""What a mask says of whole tiles: its jaxpr, evaluated with intervals of positions in place of positions.
+
+"Queries 512..639, keys 0..127" goes through the equations of `mask.allows`, for all tiles at once, and comes out as a
+pair of booleans per tile: whether every pair is allowed, and whether any may be. An equation without a rule gives
+"anything", so a tile is never skipped wrongly. Nothing larger than the lengths and the grid of tiles is built.
+"""
+
+import dataclasses
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ....foundation.identity import identity
+from ....masks.base import Mask
+from . import bounds
+from .bounds import Context, Interval
+from .evaluate import Watch, evaluate
+from .resolution import at_tiles
+
+
+def is_known(value: Any) -> bool:
+    """Whether a value can be read while tracing: NumPy arrays and Python numbers."""
+    return isinstance(value, (np.ndarray, np.generic, int, float))
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """Which pairs a mask allows, as a jaxpr and the aligned arrays that go into it.
+
+    Attributes:
+        closed: of the mask's arrays, the query positions and the key positions, without the axes of the layout.
+        inputs: `[batch..., head, query, key, own...]`; the positions last.
+        rank: the number of axes of the layout.
+    """
+
+    closed: Any
+    inputs: list[Any]
+    rank: int
+
+    @property
+    def known(self) -> bool:
+        """Whether everything it asks of can be read while tracing."""
+        return all(is_known(one) for one in self.inputs) and not any(
+            isinstance(constant, Tracer) for constant in self.closed.consts
+        )
+
+    @property
+    def size(self) -> int:
+        """How many numbers go into it."""
+        return sum(math.prod(np.shape(one)) for one in (*self.inputs, *self.closed.consts))
+
+    @property
+    def identity(self) -> Hashable:
+        """Of one that is known: equal for questions that are the same, bit for bit."""
+        arrays = [np.asarray(one) for one in (*self.inputs, *self.closed.consts)]
+        return identity(self.closed.jaxpr), tuple((one.shape, one.dtype, one.tobytes()) for one in arrays)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Queries and keys."""
+        return self.inputs[-2].shape[-2], self.inputs[-1].shape[-1]
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The axes in front of the queries; size 1 where all are alike."""
+        return np.broadcast_shapes(*(jnp.shape(one)[: self.rank - 2] for one in self.inputs))
+
+    def allowed(self, q_tile: int, k_tile: int, watch: Watch | None = None) -> Interval:
+        """Per tile `[batch..., head, query tile, key tile]` (size 1 where all are alike): (all allowed, any allowed).
+
+        Args:
+            q_tile: queries of a tile; the last may have fewer.
+            k_tile: keys of a tile, likewise.
+            watch: see `evaluate`.
+        """
+        cuts = tuple(zip(self.lengths, (q_tile, k_tile), strict=True))
+        tiles = [-(-length // tile) for length, tile in cuts]
+        limit = int(np.prod(self.lead)) * tiles[0] * tiles[1]
+        context = Context(np if self.known else jnp, self.rank, limit, (cuts[0], cuts[1]))
+        with np.errstate(all="ignore"):
+            intervals = [
+                _values(context, one, variable.aval.dtype)
+                for one, variable in zip(self.inputs, self.closed.jaxpr.invars, strict=True)
+            ]
+            (allowed,) = evaluate(context, self.closed.jaxpr, self.closed.consts, intervals, watch)
+            return at_tiles(context, at_tiles(context, allowed, 0), 1)
+
+
+def ask(mask: Mask, query_positions: Any, key_positions: Any) -> Question:
+    """The question of an aligned mask.
+
+    Args:
+        mask: aligned.
+        query_positions: `[batch..., 1, q_len, 1]`, not empty.
+        key_positions: `[batch..., 1, 1, kv_len]`, not empty.
+
+    Raises:
+        ValueError: `mask.allows` does not return one boolean for a pair of positions.
+    """
+    rank = query_positions.ndim
+    leaves, tree = jax.tree.flatten(mask)
+    avals = [jax.ShapeDtypeStruct(jnp.shape(one)[rank:], jax.dtypes.canonicalize_dtype(one.dtype)) for one in leaves]
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    closed = jax.make_jaxpr(lambda leaves, q, k: jax.tree.unflatten(tree, leaves).allows(q, k))(avals, scalar, scalar)
+    result: Any = closed.out_avals[0] if len(closed.out_avals) == 1 else None
+    if result is None or result.dtype != np.bool_ or result.shape != ():
+        raise ValueError(
+            f"`mask.allows` of {type(mask).__name__} must return one boolean for a pair of scalar positions; got "
+            f"{closed.out_avals}. Write it with elementwise operations and a comparison."
+        )
+    return Question(closed, [*leaves, query_positions, key_positions], rank)
+
+
+def _values(context: Context, value: Any, dtype: Any) -> Interval:
+    """An aligned array at each position; pairs, at each tile."""
+    if not bounds.is_float(dtype) and dtype != np.bool_ and not bounds.is_integer(dtype):
+        return bounds.everything(context, jax.ShapeDtypeStruct(value.shape[context.rank :], dtype))
+    if context.xp is np:
+        value = np.asarray(value).astype(dtype, copy=False)
+    else:
+        value = jax.lax.stop_gradient(jnp.asarray(value, dtype))
+    found = bounds.outward(context, value)
+    if value.shape[context.rank - 2] > 1 and value.shape[context.rank - 1] > 1:
+        found = at_tiles(context, at_tiles(context, found, 0), 1)
+    return bounds.held(context, found)

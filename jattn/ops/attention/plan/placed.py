@@ -1,0 +1,88 @@
+"""A mask on its own, aligned to lengths and positions as a call would align it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ....foundation.pieces import align, indexed, map_fields
+from ....masks.base import Mask
+from .elementwise import mask_reads_positions
+from .positions import check_extent, check_lone_query_positions
+
+
+def placed(
+    mask: Mask,
+    q_len: int,
+    kv_len: int,
+    query_positions: Any,
+    key_positions: Any = None,
+    *,
+    batch: int = 1,
+    heads: int = 1,
+) -> tuple[Mask, Any, Any]:
+    """The aligned mask, and the positions as `[batch..., 1, q_len, 1]` and `[batch..., 1, 1, kv_len]`.
+
+    The batch and the number of heads are those that the mask's arrays and the positions have. A function that reads
+    their indices is asked about the first `batch` and `heads`.
+
+    Raises:
+        ValueError: lengths that differ without the `query_positions` that the mask looks at, or equal ones with
+            `query_positions` alone; shapes that do not fit; positions beyond the mask's grid.
+    """
+    for name, size in (("q_len", q_len), ("kv_len", kv_len), ("batch", batch), ("heads", heads)):
+        if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 0:
+            raise ValueError(f"`{name}` must be an integer of at least 0; got {size!r}.")
+    batches: list[tuple[int, ...]] = [()]
+    mask, counts = indexed(mask, (batch,), heads), [1]
+
+    def look(value: Any, axes: tuple[str, ...], name: str) -> Any:
+        del name
+        shape = jnp.shape(value)
+        if not any(axis.startswith("own") for axis in axes):
+            batches.append(shape[: len(shape) - len(axes)])
+            if "head" in axes:
+                counts.append(shape[len(shape) - len(axes) + axes.index("head")])
+        return value
+
+    map_fields(mask, look)
+    given = {"query_positions": (query_positions, q_len), "key_positions": (key_positions, kv_len)}
+    for name, (positions, length) in given.items():
+        if positions is None:
+            continue
+        shape = jnp.shape(positions)
+        if not shape or shape[-1] != length or not jnp.issubdtype(jnp.result_type(positions), jnp.integer):
+            raise ValueError(f"`{name}` must be integers [batch..., {length}]; got shape {shape}.")
+        batches.append(shape[:-1])
+    lead = np.broadcast_shapes(*batches)
+    aligned = align(mask, lead, {"head": max(counts), "query": q_len, "key": kv_len})
+    if query_positions is None:
+        if q_len != kv_len and mask_reads_positions(aligned)[0]:
+            raise ValueError(
+                f"`query_positions` is needed: {q_len} queries and {kv_len} keys do not say where the queries are. "
+                f"Give np.arange({q_len}) if they are the first, np.arange({kv_len} - {q_len}, {kv_len}) if the last."
+            )
+        query_positions = np.arange(q_len) if key_positions is None or q_len != kv_len else key_positions
+    elif key_positions is None and q_len == kv_len:
+        check_lone_query_positions(query_positions, q_len, {"mask": mask_reads_positions(aligned)[1]})
+    key_positions = np.arange(kv_len) if key_positions is None else key_positions
+
+    def spread(positions: Any, layout: tuple[int, ...]) -> Any:
+        xp: Any = jnp if isinstance(positions, jax.Array) else np
+        positions = xp.asarray(positions).astype(np.int32)
+        own = positions.shape[:-1]
+        return positions.reshape((1,) * (len(lead) - len(own)) + own + layout)
+
+    rows, columns = spread(query_positions, (1, q_len, 1)), spread(key_positions, (1, 1, kv_len))
+    check_extent(aligned, rows, columns)
+    return aligned, rows, columns
+
+
+def dense(
+    mask: Mask, q_len: int, kv_len: int, query_positions: Any, key_positions: Any, *, batch: int, heads: int
+) -> jax.Array:
+    """See `jattn.masks.create`."""
+    aligned, rows, columns = placed(mask, q_len, kv_len, query_positions, key_positions, batch=batch, heads=heads)
+    allowed = jnp.asarray(aligned.allows(rows, columns))
+    return jnp.broadcast_to(allowed, jnp.broadcast_shapes(allowed.shape, rows.shape, columns.shape))

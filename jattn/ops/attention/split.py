@@ -1,0 +1,204 @@
+"""A call whose batch or heads are split over Explicit mesh axes: it runs on each device's part of them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import NamedSharding
+
+from ...foundation.arrays import as_array, as_jax
+from ...foundation.known import known_while_tracing
+from ...foundation.pieces import indexed, map_fields
+from ...foundation.sharding import Layout, Split, Whole, layout, mesh_axes, run_split, spec_of, split_of
+from ...foundation.varying import split_axes
+from .call import Call, prepare
+from .checks import check_arrays, check_pieces
+
+LAYOUTS = {
+    "query": (Whole("query"), "head", Whole("query features")),
+    "key": (Whole("key"), "key head", Whole("key features")),
+    "value": (Whole("key"), "key head", Whole("value features")),
+    "out": (Whole("query"), "head", Whole("value features")),
+    "lse": (Whole("query"), "head"),
+    "weights": ("head", Whole("query"), Whole("key")),
+}
+"""The axes behind the batch."""
+
+NAMES = ("query", "key", "value")
+
+Arrays = tuple[jax.Array, ...]
+Pieces = dict[str, Any]
+
+
+def run_call(
+    function: Callable[..., Any],
+    arrays: Arrays,
+    pieces: Pieces,
+    results: Any,
+    *,
+    watch: Callable[[Call], None] | None = None,
+    whole_heads: bool = False,
+) -> Any:
+    """`function(call, query, key, value)` of the prepared call, on each device with its batch elements and heads.
+
+    Args:
+        function: from a call to a tree of results; comparable, as `run_split` wants it.
+        arrays: query, key and value.
+        pieces: the other arguments of `prepare`.
+        results: a tree of the names in `LAYOUTS` of the results.
+        watch: called with the whole call, before it runs.
+        whole_heads: every device needs all heads.
+
+    Raises:
+        ValueError: as `prepare`.
+    """
+    check_arrays(*arrays)
+    arrays = as_jax(*arrays)
+    split = split_of_call(arrays, whole_heads)
+    if split is None:
+        call, query, key = prepare(*arrays, **pieces)
+        if watch is not None:
+            watch(call)
+        return function(call, query, key, arrays[2])
+    pieces = _settled(arrays, pieces)
+    _look_at_whole(arrays, pieces, watch)
+    rank, group = arrays[0].ndim - 3, arrays[0].shape[-2] // arrays[1].shape[-2]
+    alone = tuple(axis for axis in split.over("head") if axis not in split.over("key head"))
+    layouts = (tuple(layout(rank, *LAYOUTS[name]) for name in NAMES), layouts_of(pieces))
+    out = jax.tree.map(lambda name: layout(rank, *LAYOUTS[name]), results)
+    return run_split(_Local(function, alone, group), (arrays, pieces), layouts, out, split)
+
+
+def look_at_call(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None]) -> None:
+    """`run_call` up to the point where `watch` sees the whole call. Nothing runs."""
+    check_arrays(*arrays)
+    if split_of_call(arrays) is None:
+        watch(prepare(*arrays, **pieces)[0])
+    else:
+        _look_at_whole(arrays, _settled(arrays, pieces), watch)
+
+
+def gathered(arrays: Arrays) -> tuple[str, ...]:
+    """What is on all devices before a call runs, though it was split: in words, as far as the arrays show it.
+
+    The type of an array shows what Explicit axes split. Outside of `jit`, its sharding shows Auto axes too.
+    """
+    split = split_of_call(arrays)
+    rank, found = len(arrays[0].shape) - 3, []
+    words = [*(f"batch axis {axis}" for axis in range(rank)), "length", "heads", "features"]
+    for name, array in zip(NAMES, arrays, strict=True):
+        sharding = None if isinstance(array, Tracer) else getattr(array, "sharding", None)
+        own = tuple(sharding.spec) if isinstance(sharding, NamedSharding) else spec_of(array)
+        kept = own if split is None else tuple(split.spec(layout(rank, *LAYOUTS[name]), array.shape))
+        for axis, over in enumerate(own):
+            if over is not None and (words[axis] in ("length", "features") or over != kept[axis]):
+                found.append(f"`{name}` along its {words[axis]} (mesh axes {', '.join(map(repr, mesh_axes(over)))})")
+    return tuple(found)
+
+
+def split_of_call(arrays: Arrays, whole_heads: bool = False) -> Split | None:
+    """How batch and heads are split: as the query's, else as the key's or value's; None without Explicit axes.
+
+    A device has the key heads of its query heads. Fewer key heads than devices are split as far as they go.
+    """
+    rank = arrays[0].ndim - 3
+    split = split_of(arrays, tuple(layout(rank, *LAYOUTS[name]) for name in NAMES))
+    if split is None:
+        return None
+    axes = dict(split.axes)
+    axes["head"] = () if whole_heads else axes.get("head") or axes.get("key head", ())
+    parts, key_axes = 1, []
+    for axis in axes["head"]:
+        parts *= split.mesh.shape[axis]
+        if arrays[1].shape[-2] % parts:
+            break
+        key_axes.append(axis)
+    axes["key head"] = tuple(key_axes)
+    return dataclasses.replace(split, axes=tuple(axes.items()))
+
+
+def layouts_of(pieces: Pieces) -> dict[str, Any]:
+    """Of every array in the pieces, and of positions."""
+
+    def visit(value: Any, axes: tuple[str, ...], name: str) -> Layout:
+        del name
+        return layout(np.ndim(value) - len(axes), *("head" if axis == "head" else None for axis in axes))
+
+    def one(name: str, item: Any) -> Any:
+        if name.endswith("positions"):
+            return None if item is None else layout(np.ndim(item) - 1, None)
+        return map_fields(item, visit)
+
+    return {name: one(name, item) for name, item in pieces.items()}
+
+
+def _settled(arrays: Arrays, pieces: Pieces) -> Pieces:
+    """The pieces as instances, with the indices of the whole call where they read any; positions as arrays."""
+    batch, q_heads = arrays[0].shape[:-3], arrays[0].shape[-2]
+    names = ("mask", "similarity", "scores", "normalizer", "dropout")
+    pieces = {**pieces, **dict(zip(names, check_pieces(*(pieces[name] for name in names)), strict=True))}
+    axes = split_axes(*arrays)
+    for name in ("mask", "scores", "dropout"):
+        pieces[name] = indexed(pieces[name], batch, q_heads, axes)
+    pieces["mask"] = known_while_tracing(pieces["mask"])
+    for name in ("query_positions", "key_positions"):
+        pieces[name] = as_array(pieces[name])
+    return pieces
+
+
+def _look_at_whole(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None] | None) -> None:
+    """All checks, by the sizes of the whole: on a device, messages would have those of a shard. Then `watch`."""
+
+    def check(arrays: Arrays, pieces: Pieces) -> tuple:
+        call, *_ = prepare(*arrays, **pieces)
+        if watch is not None:
+            watch(call)
+        return ()
+
+    leaves, tree = jax.tree.flatten((arrays, pieces))
+    known = [isinstance(leaf, np.ndarray) for leaf in leaves]
+    # Without their shardings: what is prepared here never runs.
+    shapes = [
+        jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf, stays in zip(leaves, known, strict=True) if not stays
+    ]
+
+    def fill(given: list[Any]) -> tuple:
+        rest = iter(given)
+        return check(
+            *tree.unflatten([leaf if stays else next(rest) for leaf, stays in zip(leaves, known, strict=True)])
+        )
+
+    jax.eval_shape(fill, shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Local:
+    """What runs on a device.
+
+    alone: the mesh axes that split query heads and not key heads.
+    group: query heads to a key head.
+    """
+
+    function: Callable[..., Any]
+    alone: tuple[str, ...]
+    group: int
+
+    def __call__(self, arrays: Arrays, pieces: Pieces) -> Any:
+        query, *others = arrays
+        if self.alone:
+            count = query.shape[-2]
+            first = jax.lax.axis_index(self.alone) * count
+
+            def of_query_heads(array: jax.Array) -> jax.Array:
+                if self.group % count == 0:  # one key head for them all
+                    return jax.lax.dynamic_slice_in_dim(array, first // self.group, 1, array.ndim - 2)
+                return jnp.take(array, (first + np.arange(count)) // self.group, axis=-2, mode="clip")
+
+            others = map(of_query_heads, others)
+        key, value = others
+        call, query, key = prepare(query, key, value, **pieces)
+        return self.function(call, query, key, value)

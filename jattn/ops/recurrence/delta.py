@@ -1,0 +1,176 @@
+"""The delta rule: each token replaces what the state recalls for its key by its value."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...foundation.arrays import as_jax
+from ...foundation.shapes import check_choice, check_flags, check_positive
+from ..attention.by_example import by_example
+from .arguments import (
+    FORMS,
+    axes_of_decay,
+    axes_of_step_decay,
+    check_log_decay,
+    check_segments,
+    check_sequences,
+    check_state,
+    state_dtype,
+    widened,
+)
+from .chunked import chunked_delta
+from .groups import copies_of, over_groups
+from .scan import delta_token, scan_tokens
+
+
+@by_example(
+    ("length head dim", "head dim dim"),
+    query="length head dim",
+    key="length head dim",
+    value="length head dim",
+    beta="length head",
+    log_decay=axes_of_decay,
+    initial_state="head dim dim",
+)
+def delta_rule(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    beta: jax.Array,
+    *,
+    log_decay: jax.Array | None = None,
+    initial_state: jax.Array | None = None,
+    segment_ids: Any = None,
+    form: str = "chunked",
+    chunk: int = 64,
+    correct: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """A state that learns key-value pairs by the delta rule, in time and memory linear in the length.
+
+        S_t = (I - β_t k_t k_tᵀ) diag(α_t) S_{t-1} + β_t k_t v_tᵀ,    out_t = S_tᵀ q_t
+
+    Schlag et al. 2021 (arXiv:2102.11174), Yang et al. 2024 (arXiv:2406.06484); with a decay of each head Yang et al.
+    2024 (arXiv:2412.06464), of each channel Kimi Team 2025 (arXiv:2510.26692). There is no scale inside, and keys are
+    taken as they are: with ‖k‖ > 1 and β ‖k‖² > 2 the state grows without bound, so give keys unit length. With β near
+    2 and keys that are nearly all alike the chunked form, whose triangular systems are then ill-conditioned, is off by
+    up to 5e-5 of its root mean square in float32 (5e-4 without `correct`). State, dtypes and NaN as in
+    `linear_recurrence`.
+
+    Args:
+        query: `[..., length, q_heads, k_dim]`, any leading batch axes; heads as of `linear_recurrence`.
+        key: `[..., length, k_heads, k_dim]`.
+        value: `[..., length, heads, v_dim]`.
+        beta: β in [0, 2], `[..., length, heads]`. Traced values are not checked.
+        log_decay: log α, at most 0; -inf forgets everything. None (α = 1), `[..., length, heads]` (Gated DeltaNet), or
+            `[..., length, heads, k_dim]` (Kimi Delta Attention). Traced values are not checked.
+        initial_state: S_0, `[..., heads, k_dim, v_dim]`, float32; by default zeros. It belongs to the first segment.
+        segment_ids: integers `[..., length]` or `[length]` that never decrease; the state restarts at zero where they
+            change. Traced ids are not checked.
+        form: `"chunked"`, by the WY representation: a triangular system within each chunk, and a state from chunk to
+            chunk; or `"scan"`, the definition, token by token.
+        chunk: tokens in a chunk; a matter of speed.
+        correct: whether the chunked form corrects what it found for a chunk by what the residual says. Where no
+            β ‖k‖² is above 1, nothing is lost without.
+
+    Returns:
+        The output `[..., length, heads, v_dim]` in the value's dtype, and the final state, float32. With more heads of
+        queries than of values the output has those of the queries.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit; gates outside their range; ids that decrease; an unknown `form`;
+            `correct` that is neither True nor False.
+
+    >>> import jax, jax.numpy as jnp
+    >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 100, 2, 16)) / 4
+    >>> out, state = delta_rule(query, key, value, jnp.full((100, 2), 0.5))
+    >>> out.shape, state.shape
+    ((100, 2, 16), (2, 16, 16))
+    """
+    sizes = check_sequences(query, key, value, beta)
+    query, key, value, beta, log_decay = as_jax(query, key, value, beta, log_decay)
+    dtype = state_dtype(query, key, value)
+    decay = check_log_decay(log_decay, query, sizes, per_token=True, constant=False)
+    state = check_state("initial_state", initial_state, query, sizes, dtype, per_token=True)
+    starts = check_segments(segment_ids, query)
+    check_choice("form", form, FORMS)
+    check_positive(chunk=chunk)
+    check_flags(correct=correct)
+    options: dict[str, Any] = {"form": form, "chunk": chunk, "fresh": initial_state is None, "correct": correct}
+    return _run(query, key, value, beta[..., None], decay, starts, state, **options)
+
+
+# Or every call outside of `jit` would compile its loops again.
+@functools.partial(jax.jit, static_argnames=("form", "chunk", "fresh", "correct"))
+def _run(query, key, value, beta, decay, starts, state, *, form, chunk, fresh, correct):
+    copies = copies_of(query, key, value)
+
+    def token(query, key, value, beta, decay, state):
+        return delta_token(query, key, value, beta[..., 0], None if decay is None else jnp.exp(decay), state)
+
+    def run(query, key, value, beta, decay, state):
+        if form == "chunked" and query.shape[-3]:
+            options = {"fresh": fresh, "copies": copies, "correct": correct}
+            return chunked_delta(query, key, value, beta, decay, starts, state, chunk, **options)
+        return scan_tokens(token, (query, key, value, beta, decay), starts, state, fresh=fresh)
+
+    out, state = over_groups(run, query, key, {"value": value, "beta": beta, "decay": decay}, state)
+    return out.astype(value.dtype), state
+
+
+@by_example(
+    ("head dim", "head dim dim"),
+    query="head dim",
+    key="head dim",
+    value="head dim",
+    beta="head",
+    log_decay=axes_of_step_decay,
+    state="head dim dim",
+)
+def delta_step(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    beta: jax.Array,
+    state: jax.Array,
+    *,
+    log_decay: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One token of `delta_rule`, for decoding.
+
+    Args:
+        query: `[..., q_heads, k_dim]`, heads as there.
+        key: `[..., k_heads, k_dim]`.
+        value: `[..., heads, v_dim]`.
+        beta: `[..., heads]`.
+        state: `[..., heads, k_dim, v_dim]`, float32; zeros for the first token.
+        log_decay: None, `[..., heads]` or `[..., heads, k_dim]`.
+
+    Returns:
+        The output `[..., heads, v_dim]` in the value's dtype, and the new state.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit; gates outside their range.
+
+    >>> import jax.numpy as jnp
+    >>> pair = jnp.ones((2, 4)) / 2
+    >>> out, state = delta_step(pair, pair, jnp.ones((2, 3)), jnp.ones(2), jnp.zeros((2, 4, 3)))
+    >>> out  # what was written for the key is read for the same query
+    Array([[1., 1., 1.],
+           [1., 1., 1.]], dtype=float32)
+    """
+    sizes = check_sequences(query, key, value, beta, axis="")
+    query, key, value, beta, log_decay = as_jax(query, key, value, beta, log_decay)
+    dtype = state_dtype(query, key, value)
+    decay = check_log_decay(log_decay, query, sizes, per_token=False, constant=False)
+    state = check_state("state", state, query, sizes, dtype, per_token=False)
+    arrays = widened(dtype, query=query, key=key, value=value, beta=beta[..., None], decay=decay)
+    if decay is not None:
+        arrays["decay"] = jnp.exp(arrays["decay"])
+
+    def token(query, key, value, beta, decay, state):
+        return delta_token(query, key, value, beta[..., 0], decay, state)
+
+    out, state = over_groups(token, arrays.pop("query"), arrays.pop("key"), arrays, state)
+    return out.astype(value.dtype), state

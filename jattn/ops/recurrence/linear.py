@@ -1,0 +1,178 @@
+"""The linear recurrence: a state that decays, and to which each token adds its key times its value."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...foundation.arrays import as_jax
+from ...foundation.shapes import check_choice, check_positive
+from ..attention.by_example import by_example
+from .arguments import (
+    FORMS,
+    axes_of_decay,
+    axes_of_step_decay,
+    check_bonus,
+    check_log_decay,
+    check_segments,
+    check_sequences,
+    check_state,
+    state_dtype,
+    widened,
+)
+from .chunked import chunked_linear
+from .groups import copies_of, over_groups
+from .scan import linear_token, scan_tokens
+
+
+@by_example(
+    ("length head dim", "head dim dim"),
+    query="length head dim",
+    key="length head dim",
+    value="length head dim",
+    log_decay=axes_of_decay,
+    bonus="head dim",
+    initial_state="head dim dim",
+)
+def linear_recurrence(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    log_decay: jax.Array | None = None,
+    bonus: jax.Array | None = None,
+    initial_state: jax.Array | None = None,
+    segment_ids: Any = None,
+    form: str = "chunked",
+    chunk: int = 64,
+) -> tuple[jax.Array, jax.Array]:
+    """Causal linear attention with decay, in time and memory linear in the length.
+
+        S_t = diag(α_t) S_{t-1} + k_t v_tᵀ,    out_t = S_tᵀ q_t
+
+    There is no scale inside: scale the query. With a `bonus` u, as in RWKV-5 and -6, the current token is weighted by
+    u, and the state is read before it decays:
+
+        out_t = (S_{t-1} + diag(u) k_t v_tᵀ)ᵀ q_t
+
+    The state and all sums are float32 (float64 for float64 inputs). NaN and inf reach neither earlier tokens, nor their
+    gradients, nor other segments; in a key, value or gate they make all later outputs of the head in the segment NaN.
+
+    Args:
+        query: `[..., length, q_heads, k_dim]`, any leading batch axes; `q_heads` is `k_heads`, or a multiple of
+            `heads`: queries that are neighbors read the same state.
+        key: `[..., length, k_heads, k_dim]`.
+        value: `[..., length, heads, v_dim]`; `heads` is a multiple of `k_heads`: values that are neighbors share a key,
+            each with a state and a decay of its own. Keys are not repeated for that.
+        log_decay: log α, at most 0; -inf forgets everything. None (α = 1), `[heads]` (RetNet), `[..., length, heads]`
+            (Mamba-2), `[..., length, heads, k_dim]` (GLA). Traced values are not checked.
+        bonus: u, `[heads, k_dim]`, or None.
+        initial_state: S_0, `[..., heads, k_dim, v_dim]`, float32; by default zeros. It belongs to the first segment.
+        segment_ids: integers `[..., length]` or `[length]` that never decrease; the state restarts at zero where they
+            change. Traced ids are not checked.
+        form: `"chunked"`, matrix products within a chunk and a state from chunk to chunk; or `"scan"`, the definition,
+            token by token. The backward pass of the chunked form computes a chunk's insides again; that of the scan
+            keeps every state.
+        chunk: tokens in a chunk; a matter of speed.
+
+    Returns:
+        The output `[..., length, heads, v_dim]` in the value's dtype, and the final state, float32. With more heads of
+        queries than of values the output has those of the queries.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit; gates above 0; ids that decrease; an unknown `form`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 100, 2, 16))
+    >>> out, state = linear_recurrence(query, key, value, log_decay=jnp.log(jnp.array([0.9, 0.99])))
+    >>> out.shape, state.shape
+    ((100, 2, 16), (2, 16, 16))
+    """
+    sizes = check_sequences(query, key, value)
+    query, key, value, log_decay, bonus = as_jax(query, key, value, log_decay, bonus)
+    dtype = state_dtype(query, key, value)
+    decay = check_log_decay(log_decay, query, sizes, per_token=True, constant=True)
+    check_bonus(bonus, sizes)
+    state = check_state("initial_state", initial_state, query, sizes, dtype, per_token=True)
+    starts = check_segments(segment_ids, query)
+    check_choice("form", form, FORMS)
+    check_positive(chunk=chunk)
+    if bonus is not None:
+        bonus = bonus.astype(dtype)
+    if decay is not None:
+        decay = decay.astype(dtype)
+        if log_decay is not None and log_decay.ndim == 1:
+            decay = jnp.broadcast_to(decay, (*value.shape[:-1], 1))
+    options: dict[str, Any] = {"form": form, "chunk": chunk, "fresh": initial_state is None}
+    return _run(query, key, value, decay, bonus, starts, state, **options)
+
+
+# Or every call outside of `jit` would compile its loops again.
+@functools.partial(jax.jit, static_argnames=("form", "chunk", "fresh"))
+def _run(query, key, value, decay, bonus, starts, state, *, form, chunk, fresh):
+    copies = copies_of(query, key, value)
+
+    def token(bonus, query, key, value, decay, state):
+        return linear_token(query, key, value, None if decay is None else jnp.exp(decay), bonus, state)
+
+    def run(query, key, value, decay, bonus, state):
+        if form == "chunked" and query.shape[-3]:
+            return chunked_linear(query, key, value, decay, bonus, starts, state, chunk, fresh=fresh, copies=copies)
+        one = functools.partial(token, bonus)
+        return scan_tokens(one, (query, key, value, decay), starts, state, fresh=fresh)
+
+    out, state = over_groups(run, query, key, {"value": value, "decay": decay, "bonus": bonus}, state)
+    return out.astype(value.dtype), state
+
+
+@by_example(
+    ("head dim", "head dim dim"),
+    query="head dim",
+    key="head dim",
+    value="head dim",
+    log_decay=axes_of_step_decay,
+    bonus="head dim",
+    state="head dim dim",
+)
+def linear_step(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    state: jax.Array,
+    *,
+    log_decay: jax.Array | None = None,
+    bonus: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One token of `linear_recurrence`, for decoding: time and memory do not depend on how many came before.
+
+    Args:
+        query: `[..., q_heads, k_dim]`, heads as there.
+        key: `[..., k_heads, k_dim]`.
+        value: `[..., heads, v_dim]`.
+        state: `[..., heads, k_dim, v_dim]`, float32; zeros for the first token.
+        log_decay: None, `[heads]`, `[..., heads]` or `[..., heads, k_dim]`.
+        bonus: `[heads, k_dim]`, or None.
+
+    Returns:
+        The output `[..., heads, v_dim]` in the value's dtype, and the new state.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit; gates above 0.
+
+    >>> import jax.numpy as jnp
+    >>> out, state = linear_step(jnp.ones((2, 4)), jnp.ones((2, 4)), jnp.ones((2, 3)), jnp.zeros((2, 4, 3)))
+    >>> out.shape, state.shape
+    ((2, 3), (2, 4, 3))
+    """
+    sizes = check_sequences(query, key, value, axis="")
+    query, key, value, log_decay, bonus = as_jax(query, key, value, log_decay, bonus)
+    dtype = state_dtype(query, key, value)
+    decay = check_log_decay(log_decay, query, sizes, per_token=False, constant=True)
+    check_bonus(bonus, sizes)
+    state = check_state("state", state, query, sizes, dtype, per_token=False)
+    arrays = widened(dtype, query=query, key=key, value=value, decay=decay, bonus=bonus)
+    if decay is not None:
+        arrays["decay"] = jnp.broadcast_to(jnp.exp(arrays["decay"]), (*value.shape[:-1], decay.shape[-1]))
+    out, state = over_groups(linear_token, arrays.pop("query"), arrays.pop("key"), arrays, state)
+    return out.astype(value.dtype), state

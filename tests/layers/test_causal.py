@@ -1,0 +1,72 @@
+"""Causal attention with a cache is multi-head attention; what layers that generate promise has tests of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from generative_layers import LAYERS, random_parameters
+
+from jattn import masks
+from jattn.layers import CausalAttention, multi_head
+
+NAMES = [name for name in LAYERS if type(LAYERS[name]) is CausalAttention]
+LAYER = CausalAttention(8, 2, max_len=6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_call_is_multi_head_attention(name):
+    layer = LAYERS[name]
+    parameters = random_parameters(layer)
+    inputs = np.random.default_rng(0).normal(size=(2, 7, layer.features)).astype(np.float32)
+    mask = masks.Causal() if layer.window is None else masks.SlidingWindow(layer.window - 1, 0)
+    ids = np.array([0, 0, 1, 1, 1, 4, 4])
+    for given, segments in ((mask, None), (mask & masks.SameSegment(ids), ids)):
+
+        @jax.jit
+        def both(parameters, inputs, given=given, segments=segments):
+            want = multi_head(parameters, inputs, mask=given, rotary=layer.rotary)
+            return layer(parameters, inputs, segment_ids=segments), want
+
+        np.testing.assert_allclose(*both(parameters, inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_cache_that_is_full():
+    """Refused where the position is known; NaN, not the wrong keys, where it is traced."""
+    parameters, inputs = LAYER.init(jax.random.key(0)), jnp.ones((2, 7, 8))
+    with pytest.raises(ValueError, match=r"`inputs` must end before position `max_len` = 6.*they end at 7"):
+        LAYER(parameters, inputs)
+    _, state = LAYER.prefill(parameters, inputs[:, :6])
+    with pytest.raises(ValueError, match=r"`max_len` = 6.*they end at 7"):
+        LAYER.step(parameters, inputs[:, 0], state)
+    out, _ = jax.jit(LAYER.step)(parameters, inputs[:, 0], state)
+    assert np.isnan(out).all()
+
+
+def test_the_window_bounds_what_nan_reaches():
+    layer = CausalAttention(8, 2, max_len=9, window=3)
+    parameters = layer.init(jax.random.key(0))
+    inputs = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    inputs[2] = np.nan
+    whole, step = jax.jit(layer.__call__)(parameters, inputs), jax.jit(layer.step)
+    np.testing.assert_array_equal(np.isnan(whole).all(-1), [0, 0, 1, 1, 1, 0, 0, 0])
+    state, steps = layer.initial_state(parameters), []
+    for token in inputs:
+        out, state = step(parameters, token, state)
+        steps.append(out)
+    np.testing.assert_allclose(np.stack(steps), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"heads": 3}, "`features` must be a multiple of `heads`, unless `head_dim` is given"),
+        ({"heads": 4, "kv_heads": 3}, "`heads` must be a multiple of `kv_heads`"),
+        ({"heads": 8}, "`head_dim` must be even"),
+        ({"heads": 2, "max_len": 0}, "`max_len` must be a positive int"),
+        ({"heads": 2, "window": 0}, "`window` must be a positive int"),
+        ({"heads": 2, "rotary": "half"}, "`rotary` must be True or False"),
+    ],
+)
+def test_bad_sizes_are_named(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        CausalAttention(8, **{"max_len": 6, **sizes})
