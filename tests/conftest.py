@@ -25,7 +25,7 @@ if "jax" in sys.modules:
 
 FLAGS = {
     "--xla_force_host_platform_device_count": "8",
-    # Most of a test is the compiler, and what LLVM makes of the program is not ours to test. To have it optimise as it
+    # Most of a test is the compiler, and what LLVM makes of the program is not ours to test. To have it optimize as it
     # does for users: XLA_FLAGS="--xla_backend_optimization_level=3 --xla_llvm_disable_expensive_passes=false".
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",

@@ -168,7 +168,7 @@ def test_what_has_one_meaning_works():
 def test_pieces_are_arguments_of_exported_functions():
     """What is static in a piece survives as bytes; a Python function does not, and says so."""
     mask = (masks.Causal() & masks.Lengths(jnp.array([3, 7]))) | ~masks.SlidingWindow(2, None)
-    tree = jax.tree.structure((mask, (scores.SoftCap(3.0), scores.Alibi.standard(4)), jattn.Dropout(0.5, KEY)))
+    tree = jax.tree.structure((mask, (scores.SoftCap(3.0), scores.ALiBi.standard(4)), jattn.Dropout(0.5, KEY)))
 
     def through_bytes(node):
         kind, aux = node.node_data() or (None, None)
@@ -184,7 +184,7 @@ def test_pieces_are_arguments_of_exported_functions():
 
     pytest.importorskip("flatbuffers")  # JAX's own need, to write an exported function down
     run = jax.jit(lambda query, pieces: jattn.partial_attention(query, query, query, mask=pieces[0], scores=pieces[1]))
-    pieces = (mask, (scores.SoftCap(3.0), scores.Alibi.standard(4)))
+    pieces = (mask, (scores.SoftCap(3.0), scores.ALiBi.standard(4)))
     written = jax.export.export(run)(Q, pieces).serialize()
     out = jax.export.deserialize(written).call(Q, pieces)
     assert type(out) is jattn.Partial

@@ -102,7 +102,7 @@ def run(implementation, split, query, key, value, bias, sink):
         out = jattn.attention(query, key, value, scores=scores.Bias(bias), normalizer=Softmax(sink), **given)
         return out, parts[0].lse
     merged = jattn.merge(*parts)
-    return Softmax(sink).finish(merged.out, merged.lse, merged.remainder), merged.lse
+    return Softmax(sink).rescale(merged.out, merged.lse, merged.remainder), merged.lse
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

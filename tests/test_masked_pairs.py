@@ -54,7 +54,7 @@ class Root(Normalizer):
     """gain √score."""
 
     gain: jax.Array = number("head")
-    streams = "elementwise"
+    streams_as = "elementwise"
 
     def weights(self, scores, allowed):
         return jnp.where(allowed, self.activation(scores), 0)
@@ -125,7 +125,7 @@ CASES = {
         lambda p: {"similarity": similarities.Gaussian(p[None]), "mask": masks.Lengths(5)},
         lambda s, d, p: -p * s**2,
     ),
-    "normaliser": (
+    "normalizer": (
         lambda p: {"scores": scores.of(lambda s, q, k: s + 9 * (q - k + 1)), "normalizer": Root(p[None])},
         lambda s, d, p: s + 9 * (d + 1),
     ),
@@ -162,7 +162,7 @@ def by_definition(name, p, query, key, value):
         s = CASES[name][1](s, AWAY, p)
     allowed = np.asarray(masks.create(given(name, jnp.float32(1))["mask"], LENGTH, LENGTH, heads=HEADS))
     s = np.where(allowed, s, -np.inf)
-    if name == "normaliser":
+    if name == "normalizer":
         w = p * np.sqrt(np.where(allowed, s, 0))
     elif name == "sigmoid":
         w = 1 / (1 + np.exp(-s))

@@ -74,7 +74,7 @@ def test_a_query_that_may_attend_to_nothing(what, implementation):
 @BOTH
 @pytest.mark.parametrize(
     "normalizer",
-    [normalizers.Softmax(jnp.zeros(2)), normalizers.Sigmoid(), normalizers.Relu()],
+    [normalizers.Softmax(jnp.zeros(2)), normalizers.Sigmoid(), normalizers.ReLU()],
     ids=["sink", "sigmoid", "relu"],
 )
 def test_a_query_that_may_attend_to_nothing_under_other_normalizers(normalizer, implementation):
@@ -156,7 +156,7 @@ def test_precision(dtype, implementation):
     slopes = jnp.asarray([0.01, 0.1])
 
     def run(query, key, value, slopes):
-        return jattn.partial_attention(query, key, value, scores=scores.Alibi(slopes), implementation=implementation)
+        return jattn.partial_attention(query, key, value, scores=scores.ALiBi(slopes), implementation=implementation)
 
     (out, lse), gradients = graded(run, query, key, value, slopes)
     assert out.dtype == "float32" and lse.dtype == "float32"
@@ -185,7 +185,7 @@ def test_precision_of_float64(implementation):
 
 @pytest.mark.parametrize(
     "given",
-    [{"mask": masks.Causal()}, {"mask": lambda q, k: k <= q}, {"scores": scores.Alibi(jnp.ones(2))}],
+    [{"mask": masks.Causal()}, {"mask": lambda q, k: k <= q}, {"scores": scores.ALiBi(jnp.ones(2))}],
     ids=["mask", "function", "score"],
 )
 def test_unequal_lengths_without_positions(given):
@@ -238,7 +238,7 @@ def test_lengths_and_head_dims_that_are_no_multiple_of_a_tile(q_tile, k_tile):
 def test_positions_are_absolute(implementation):
     """The same mask and score serve a whole sequence, a decoding step and a shard of the keys."""
     query, key, value = random((24, 2, 4), (24, 2, 4), (24, 2, 4))
-    pieces = {"mask": masks.Causal() & masks.SlidingWindow(9), "scores": scores.Alibi(jnp.asarray([0.1, 0.5]))}
+    pieces = {"mask": masks.Causal() & masks.SlidingWindow(9), "scores": scores.ALiBi(jnp.asarray([0.1, 0.5]))}
     whole = jattn.partial_attention(query, key, value, **pieces, implementation=implementation)
     step = jax.jit(
         lambda query, position: jattn.attention(
@@ -333,7 +333,7 @@ FULL_OF_ARRAYS = {
     "gaussian": ("similarity", lambda a: similarities.Gaussian(abs(a(2)) + 0.1)),
     "additive": ("similarity", lambda a: similarities.Additive(a(4, 3), a(4, 3), a(3))),
     "bias": ("scores", lambda a: scores.Bias(a(2, 2, 13, 13))),
-    "alibi": ("scores", lambda a: scores.Alibi(abs(a(2)))),
+    "alibi": ("scores", lambda a: scores.ALiBi(abs(a(2)))),
     "relative buckets": ("scores", lambda a: scores.RelativeBuckets(a(8, 2))),
     "soft cap": ("scores", lambda a: scores.SoftCap(abs(a(2)) + 1)),
     "sink": ("normalizer", lambda a: normalizers.Softmax(a(2))),

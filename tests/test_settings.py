@@ -17,7 +17,7 @@ from jattn import masks, normalizers, scores, similarities
 QUERY, KEY, VALUE = random((2, 7, 4, 8), (2, 7, 2, 8), (2, 7, 2, 8))
 CALLS = {
     "plain": {},
-    "causal": {"mask": masks.Causal() & masks.Lengths(4), "scores": [scores.SoftCap(3.0), scores.Alibi.standard(4)]},
+    "causal": {"mask": masks.Causal() & masks.Lengths(4), "scores": [scores.SoftCap(3.0), scores.ALiBi.standard(4)]},
     "function": {"mask": lambda q, k: (k <= q) & (q - k < 3), "normalizer": normalizers.Softmax(np.zeros(4))},
     "gaussian": {"similarity": similarities.Gaussian(0.5)},
     "reference": {"implementation": "reference", "mask": masks.Causal()},
@@ -103,7 +103,7 @@ FORWARD = {
     "jit of hessian of jit": lambda: jax.jit(jax.hessian(jax.jit(value_of)))(1.0),
     "linearize": lambda: jax.linearize(value_of, 1.0)[1](1.0),
     "grad of grad": lambda: jax.grad(jax.grad(value_of))(1.0),
-    "jvp in slopes": lambda: jax.jvp(lambda s: loss({"scores": scores.Alibi(s)}), (jnp.ones(4),), (jnp.ones(4),)),
+    "jvp in slopes": lambda: jax.jvp(lambda s: loss({"scores": scores.ALiBi(s)}), (jnp.ones(4),), (jnp.ones(4),)),
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from measure import exact, near, random
-from test_memory import gradient_temporaries
+from temporaries import gradient_temporaries
 
 import jattn
 from jattn import masks, normalizers, scores, similarities
@@ -265,7 +265,7 @@ def test_trap_12_vmap_of_the_backward_pass(axes, implementation):
         lanes[0][i] if axis is None else jnp.stack([lane[i] for lane in lanes], axis if axis >= 0 else 4)
         for i, axis in enumerate(axes)
     ]
-    gradient = squared(implementation, mask=masks.Causal(), scores=scores.Alibi(jnp.asarray([0.1, 0.2, 0.3, 0.4])))
+    gradient = squared(implementation, mask=masks.Causal(), scores=scores.ALiBi(jnp.asarray([0.1, 0.2, 0.3, 0.4])))
     got = jax.jit(jax.vmap(gradient, axes))(*stacked)
     for n in range(3):
         want = gradient(*(lanes[0 if axis is None else n][i] for i, axis in enumerate(axes)))

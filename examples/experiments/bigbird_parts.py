@@ -8,7 +8,7 @@ a text, always the same of that text: its topic. Every position between heading 
 - head: the heading's marked token;
 - other: the topic of the other text, which stands in every block of it.
 
-One layer of attention, of three heads and a bias for each distance. A row of blocks sees 7 of 16: its neighbours (3
+One layer of attention, of three heads and a bias for each distance. A row of blocks sees 7 of 16: its neighbors (3
 with its own), the first and last (global), and random ones; where a part is left out, as many more of another: nearer
 blocks for random ones, random ones for the others. All patterns are block tables of one call of `jattn.attention`,
 whose tiles are skipped.

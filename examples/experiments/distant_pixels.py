@@ -1,7 +1,7 @@
 """Do two distant pixels match? A small CNN does not see both; with one block of attention it does.
 
 An image is empty but for two marked pixels, one near its upper left and one near its lower right corner, each of one
-of a few colours. Each of the two is asked whether the other has its colour; chance is .5. All networks are two 3x3
+of a few colors. Each of the two is asked whether the other has its color; chance is .5. All networks are two 3x3
 convolutions and a readout at every pixel, so that a pixel sees 5x5. One has a non-local block between the two, one an
 attention-augmented convolution in the place of the second. Reported: the share of right answers at new images.
 """
@@ -27,14 +27,14 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
     )
 
     def pictures(key, count):
-        """Images, the two places `[count, 2]` as pixel numbers, and whether the colours are equal."""
+        """Images, the two places `[count, 2]` as pixel numbers, and whether the colors are equal."""
         keys = jax.random.split(key, 4)
         corners = jax.random.randint(keys[0], (count, 2, 2), 0, 2) + jnp.array([0, side - 2])[:, None]
         at = corners[..., 0] * side + corners[..., 1]
-        colour = jax.random.randint(keys[1], (count,), 0, COLOURS)
+        color = jax.random.randint(keys[1], (count,), 0, COLOURS)
         same = jax.random.bernoulli(keys[2], 0.5, (count,))
-        other = jnp.where(same, colour, (colour + jax.random.randint(keys[3], (count,), 1, COLOURS)) % COLOURS)
-        marks = jax.nn.one_hot(jnp.stack([colour, other], 1), COLOURS)
+        other = jnp.where(same, color, (color + jax.random.randint(keys[3], (count,), 1, COLOURS)) % COLOURS)
+        marks = jax.nn.one_hot(jnp.stack([color, other], 1), COLOURS)
         images = jnp.zeros((count, side * side, COLOURS)).at[jnp.arange(count)[:, None], at].set(marks)
         return images.reshape(count, side, side, COLOURS), at, same
 

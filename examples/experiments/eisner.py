@@ -1,9 +1,9 @@
 """Trees repair noisy arcs: a word's parent by projective marginals, against the best arc of each word alone.
 
 Data: random projective trees of 10 words; what is seen of an arc is unit normal noise, plus a margin of 2 on the arcs
-of the tree. Nothing is learnt: an arc's score is how much likelier the seen number is on the tree than off it, in logs,
-which is 2 times the number and a constant. The figure is the share of words whose most probable parent is the true one,
-the root among the choices; softmax over parents, without the tree, has the same scores.
+of the tree. Nothing is learned: an arc's score is how much likelier the seen number is on the tree than off it, in
+logs, which is 2 times the number and a constant. The figure is the share of words whose most probable parent is the
+true one, the root among the choices; softmax over parents, without the tree, has the same scores.
 """
 
 from collections.abc import Sequence

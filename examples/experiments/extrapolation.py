@@ -35,7 +35,7 @@ class Sloped(Softmax):
     def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array) -> jax.Array:
         """`[..., length, features]`."""
         slopes = 2.0 ** (-8.0 * (1 + jnp.arange(self.heads)) / self.heads)
-        return multi_head(parameters, inputs, mask=jattn.masks.Causal(), scores=jattn.scores.Alibi(slopes))
+        return multi_head(parameters, inputs, mask=jattn.masks.Causal(), scores=jattn.scores.ALiBi(slopes))
 
 
 def frequencies(seed: int) -> jax.Array:

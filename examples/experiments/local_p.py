@@ -3,7 +3,7 @@
 Data: a source of random symbols, S = 16, 24 or 32 of them, and for each target t = 0, ..., 7 the symbol at source
 position p* = S t / 8. A target's state is Fourier features of t; it knows nothing of the symbols, so that only a
 position can help: global attention by content is left with guessing. The window D is annealed from 24 to 2. With 3
-from the start it is luck which centres ever come within reach of their symbol: at three seeds the accuracy is
+from the start it is luck which centers ever come within reach of their symbol: at three seeds the accuracy is
 .09, .27 and .74.
 """
 
@@ -50,7 +50,7 @@ def first(key: jax.Array):
 
 
 def context_of(kind: str, parameters: Any, symbols, lengths, distance):
-    """What the targets read, `[count, TARGETS, FEATURES]`, and their centres."""
+    """What the targets read, `[count, TARGETS, FEATURES]`, and their centers."""
     states = jnp.broadcast_to(states_of(parameters), (symbols.shape[0], TARGETS, FEATURES))
     sources = parameters["sources"][symbols]
     query, key = states[..., None, :], sources[..., None, :]

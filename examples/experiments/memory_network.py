@@ -44,7 +44,7 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(0.01, steps)))
 
     def trained(hops):
-        network = MemoryNetwork(words=WORDS, features=64, hops=hops, sentences=2 * PEOPLE, deviation=0.4)
+        network = MemoryNetwork(words=WORDS, features=64, hops=hops, sentences=2 * PEOPLE, standard_deviation=0.4)
 
         def loss(parameters, told, question, answer):
             logits = network(parameters, told, question)

@@ -1,4 +1,4 @@
-"""What the model learnt, as pictures: the loss, the weights of a few heads, the tiles its mask visits."""
+"""What the model learned, as pictures: the loss, the weights of a few heads, the tiles its mask visits."""
 
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def save_plan(path: Path, kind: str, text: Text, length: int) -> None:
         start = busiest_start(text.topic, size)
         states = plan_states(kind, length, text.topic[start : start + size], tile)
         _tiles(axes, states, size, tile)
-    handles = [Patch(facecolor=colour, edgecolor="#cbd5e0", label=name) for name, colour in TILE_COLOURS.items()]
+    handles = [Patch(facecolor=color, edgecolor="#cbd5e0", label=name) for name, color in TILE_COLOURS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
     figure.suptitle(f"What the {kind} mask asks attention to compute, in tiles small enough to see", fontsize=14)
     figure.savefig(path, dpi=120)

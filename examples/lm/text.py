@@ -93,7 +93,7 @@ def bigram_entropy(train: np.ndarray, held_out: np.ndarray) -> float:
     """Bits per byte of the held-out part, coded by the byte before.
 
     p(b | a) = (n(a, b) + r(a) p(b)) / (n(a) + r(a)), where r(a) is how many different bytes follow a in the training
-    part (Witten-Bell smoothing) and p(b) is the unigram above.
+    part (Witten-GaussianWindow smoothing) and p(b) is the unigram above.
     """
     unigram = np.bincount(train, minlength=VOCABULARY) + 1.0
     unigram /= unigram.sum()

@@ -179,7 +179,7 @@ def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
             compiling.jax_nn(layers),
             Bar(4.0, True),
         ),
-        argument("alibi", "ALiBi", Choice(causal, lambda shape: (scores.Alibi.standard(shape.q_heads),))),
+        argument("alibi", "ALiBi", Choice(causal, lambda shape: (scores.ALiBi.standard(shape.q_heads),))),
         argument("soft-cap", "soft cap", Choice(causal, lambda shape: (scores.SoftCap(30.0),))),
         argument("segments", "segment ids, one document", Choice(packed(1))),
         argument("packed", "segment ids, four documents", Choice(packed(4))),

@@ -1,6 +1,6 @@
 """What a piece of attention is: frozen data whose arrays say which axis they ride on.
 
-A piece (a mask, a score, a similarity, a normaliser) is a frozen dataclass and a JAX pytree. Each array field declares
+A piece (a mask, a score, a similarity, a normalizer) is a frozen dataclass and a JAX pytree. Each array field declares
 its trailing axes, `array("head")` or `array("query", "key")`, and may have any batch axes in front of them. From the
 declaration follows everything that is done to the field: `align` brings it to the one layout
 
@@ -283,7 +283,7 @@ def _from_json(value: Any) -> Any:
 def map_fields(tree: Any, visit: Callable[[Any, tuple[str, ...], str], Any]) -> Any:
     """A copy of a piece (or tuple of pieces) with `visit(array, axes, name)` in place of each of its arrays.
 
-    `name` reads `Alibi.slopes`; nested pieces are entered.
+    `name` reads `ALiBi.slopes`; nested pieces are entered.
     """
     if tree is None:
         return None

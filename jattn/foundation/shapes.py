@@ -84,7 +84,7 @@ def check_multiple(of: str, /, *, unless: str | None = None, **sizes: int) -> No
 
     Args:
         of: the name of the one that divides.
-        unless: the name of an argument that would settle the matter, if it was given.
+        unless: the name of an argument that would set_field the matter, if it was given.
         **sizes: both, with the names of their arguments.
 
     Raises:

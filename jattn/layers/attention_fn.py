@@ -41,7 +41,7 @@ def attention_fn(
 ) -> Callable[..., jax.Array]:
     """A function that `flax.nnx.MultiHeadAttention(attention_fn=...)` and its linen namesake accept.
 
-    Arguments as of `jattn.attention`. What the module passes at a call is honoured, or refused by a `ValueError` that
+    Arguments as of `jattn.attention`. What the module passes at a call is honored, or refused by a `ValueError` that
     names it; nothing is dropped:
 
     - `mask`, an array that broadcasts to `[batch..., heads, q_len, kv_len]`, may attend where it is not 0 (Flax's own

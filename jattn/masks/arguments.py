@@ -17,7 +17,7 @@ Integers = int | np.ndarray | jax.Array
 """A Python integer (static), or an integer array (a leaf)."""
 
 
-def settle(mask: Mask, name: str, value: Any) -> None:
+def set_field(mask: Mask, name: str, value: Any) -> None:
     """Set a field of a frozen mask, from its `__post_init__`."""
     object.__setattr__(mask, name, value)
 

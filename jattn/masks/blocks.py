@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.pieces import array, number, piece
-from .arguments import Integers, block_sizes, booleans, integers, settle
+from .arguments import Integers, block_sizes, booleans, integers, set_field
 from .base import Mask
 
 
@@ -31,7 +31,7 @@ class Chunked(Mask):
     size: Integers = number("head")
 
     def __post_init__(self):
-        settle(self, "size", integers("size", self.size, least=1, axes="head"))
+        set_field(self, "size", integers("size", self.size, least=1, axes="head"))
 
     def allows(self, query, key):
         return query // self.size == key // self.size
@@ -59,7 +59,7 @@ class BlockCausal(Mask):
     size: Integers = number("head")
 
     def __post_init__(self):
-        settle(self, "size", integers("size", self.size, least=1, axes="head"))
+        set_field(self, "size", integers("size", self.size, least=1, axes="head"))
 
     def allows(self, query, key):
         return key // self.size <= query // self.size
@@ -93,8 +93,8 @@ class Blocks(Mask):
 
     def __post_init__(self):
         remedy = "True allows a pair of blocks: compare numbers first, as in `table != 0`."
-        settle(self, "table", booleans("table", self.table, ("head", "query_block", "key_block"), remedy))
-        settle(self, "size", block_sizes(self.size))
+        set_field(self, "table", booleans("table", self.table, ("head", "query_block", "key_block"), remedy))
+        set_field(self, "size", block_sizes(self.size))
 
     def extent(self):
         rows, columns = jnp.shape(self.table)[-2:]

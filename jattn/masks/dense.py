@@ -7,7 +7,7 @@ import numpy as np
 
 from ..foundation.arrays import as_array
 from ..foundation.pieces import array, indexed, piece
-from .arguments import booleans, settle
+from .arguments import booleans, set_field
 from .base import FEW_AXES, Mask, as_mask
 
 _AXES = ("head", "query", "key")
@@ -50,7 +50,7 @@ class Dense(Mask):
                 f"`array` must have the axes [batch..., head, query, key]; got shape {shape}. "
                 f"Which axes are missing is not guessed. {FEW_AXES}"
             )
-        settle(self, "array", booleans("array", self.array, _AXES, remedy))
+        set_field(self, "array", booleans("array", self.array, _AXES, remedy))
 
     def allows(self, query, key):
         del query, key

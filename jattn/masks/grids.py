@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.pieces import piece
-from .arguments import LARGEST, settle, sizes
+from .arguments import LARGEST, set_field, sizes
 from .base import Mask
 
 
@@ -57,14 +57,14 @@ class Neighborhood(Mask):
         window, dilation = sizes("window", self.window, len(shape)), sizes("dilation", self.dilation, len(shape))
         for side, width, step in zip(shape, window, dilation, strict=True):
             if width % 2 == 0:
-                raise ValueError(f"`window` must be odd, so that it has a centre; got {window}.")
+                raise ValueError(f"`window` must be odd, so that it has a center; got {window}.")
             if width * step > side:
                 raise ValueError(
                     f"`window * dilation` must fit in the grid on every axis; got window {window}, dilation "
                     f"{dilation} and shape {shape}. A window as large as its axis is the whole axis."
                 )
         for name, value in (("shape", shape), ("window", window), ("dilation", dilation)):
-            settle(self, name, value)
+            set_field(self, name, value)
 
     def extent(self):
         return (math.prod(self.shape),) * 2
@@ -120,8 +120,8 @@ class Axial(Mask):
         shape = grid_shape(self.shape)
         if not isinstance(self.axis, int) or isinstance(self.axis, bool) or not -len(shape) <= self.axis < len(shape):
             raise ValueError(f"`axis` must be an axis of the grid {shape}, an integer; got {self.axis!r}.")
-        settle(self, "shape", shape)
-        settle(self, "axis", self.axis % len(shape))
+        set_field(self, "shape", shape)
+        set_field(self, "axis", self.axis % len(shape))
 
     def extent(self):
         return (math.prod(self.shape),) * 2

@@ -7,7 +7,7 @@ new values never retrace.
 import jax.numpy as jnp
 
 from ..foundation.pieces import number, piece
-from .arguments import LARGEST, Integers, integers, settle
+from .arguments import LARGEST, Integers, integers, set_field
 from .base import Mask
 
 
@@ -71,7 +71,7 @@ class SlidingWindow(Mask):
     def __post_init__(self):
         for name in ("left", "right"):
             if getattr(self, name) is not None:
-                settle(self, name, integers(name, getattr(self, name), least=-1, axes="head"))
+                set_field(self, name, integers(name, getattr(self, name), least=-1, axes="head"))
         if isinstance(self.left, int) and isinstance(self.right, int) and self.left + 1 + self.right < 0:
             raise ValueError(
                 f"`left` and `right` must leave a window of at least 0 keys, left + 1 + right; got {self.left} and "
@@ -97,7 +97,7 @@ class SlidingWindow(Mask):
 class Dilated(Mask):
     """A window with holes: `(q - k) mod dilation = 0` and `|q - k| <= window * dilation`.
 
-    So `2 * window + 1` keys, `dilation` apart, centred on the query; `& Causal()` for the past half. Longformer
+    So `2 * window + 1` keys, `dilation` apart, centerd on the query; `& Causal()` for the past half. Longformer
     (arXiv:2004.05150), where each head has a dilation of its own.
 
     Args:
@@ -122,8 +122,8 @@ class Dilated(Mask):
     dilation: Integers = number("head")
 
     def __post_init__(self):
-        settle(self, "window", integers("window", self.window, least=0, axes="head"))
-        settle(self, "dilation", integers("dilation", self.dilation, least=1, axes="head"))
+        set_field(self, "window", integers("window", self.window, least=0, axes="head"))
+        set_field(self, "dilation", integers("dilation", self.dilation, least=1, axes="head"))
         if isinstance(self.window, int) and isinstance(self.dilation, int) and self.window * self.dilation > LARGEST:
             raise ValueError(
                 f"`window * dilation` must be at most {LARGEST} (positions are int32); got {self.window} * "
@@ -162,7 +162,7 @@ class Strided(Mask):
     stride: Integers = number("head")
 
     def __post_init__(self):
-        settle(self, "stride", integers("stride", self.stride, least=1, axes="head"))
+        set_field(self, "stride", integers("stride", self.stride, least=1, axes="head"))
 
     def allows(self, query, key):
         return (query - key) % self.stride == 0
@@ -190,7 +190,7 @@ class Prefix(Mask):
     length: Integers = number()
 
     def __post_init__(self):
-        settle(self, "length", integers("length", self.length, least=0))
+        set_field(self, "length", integers("length", self.length, least=0))
 
     def allows(self, query, key):
         return (key <= query) | (key < self.length)
@@ -222,7 +222,7 @@ class Sinks(Mask):
     count: Integers = number("head")
 
     def __post_init__(self):
-        settle(self, "count", integers("count", self.count, least=0, axes="head"))
+        set_field(self, "count", integers("count", self.count, least=0, axes="head"))
 
     def allows(self, query, key):
         del query

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from ..foundation.pieces import array, number, piece
-from .arguments import LARGEST, Integers, integers, settle
+from .arguments import LARGEST, Integers, integers, set_field
 from .base import Mask
 
 
@@ -46,14 +46,14 @@ class SameSegment(Mask):
     padding_id: int | None = None
 
     def __post_init__(self):
-        settle(self, "query_ids", _ids("query_ids", self.query_ids))
+        set_field(self, "query_ids", _ids("query_ids", self.query_ids))
         # From here on the two fields are arrays of their own: each must ride on its own axis.
-        settle(self, "key_ids", self.query_ids if self.key_ids is None else _ids("key_ids", self.key_ids))
+        set_field(self, "key_ids", self.query_ids if self.key_ids is None else _ids("key_ids", self.key_ids))
         if self.padding_id is not None:
             padding = integers("padding_id", self.padding_id, least=-LARGEST - 1)
             if not isinstance(padding, int):
                 raise ValueError(f"`padding_id` must be a Python integer; got an array of shape {padding.shape}.")
-            settle(self, "padding_id", padding)
+            set_field(self, "padding_id", padding)
 
     def allows(self, query, key):
         del query, key
@@ -96,9 +96,9 @@ class Lengths(Mask):
     query_lengths: Integers | None = number(default=None)
 
     def __post_init__(self):
-        settle(self, "key_lengths", integers("key_lengths", self.key_lengths, least=0))
+        set_field(self, "key_lengths", integers("key_lengths", self.key_lengths, least=0))
         if self.query_lengths is not None:
-            settle(self, "query_lengths", integers("query_lengths", self.query_lengths, least=0))
+            set_field(self, "query_lengths", integers("query_lengths", self.query_lengths, least=0))
 
     def allows(self, query, key):
         inside = key < self.key_lengths

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..foundation.arrays import describe
 from ..foundation.pieces import array, number, piece
-from .arguments import LARGEST, Integers, block_sizes, integers, settle
+from .arguments import LARGEST, Integers, block_sizes, integers, set_field
 from .base import Mask
 
 
@@ -60,9 +60,9 @@ class Selected(Mask):
         if not isinstance(indices, jax.ShapeDtypeStruct):
             xp: Any = np if isinstance(indices, np.ndarray) else jnp
             indices = xp.sort(indices.astype(np.int32), axis=-1)
-        settle(self, "indices", indices)
-        settle(self, "size", block_sizes(self.size))
-        settle(self, "first_query", integers("first_query", self.first_query, least=0))
+        set_field(self, "indices", indices)
+        set_field(self, "size", block_sizes(self.size))
+        set_field(self, "first_query", integers("first_query", self.first_query, least=0))
 
     def extent(self):
         if not isinstance(self.first_query, int):

@@ -1,7 +1,7 @@
 """A mask of positions that are counted from another one than 0."""
 
 from ..foundation.pieces import number, part, piece
-from .arguments import Integers, integers, settle
+from .arguments import Integers, integers, set_field
 from .base import Mask
 
 
@@ -33,7 +33,7 @@ class Shifted(Mask):
     start: Integers = number(default=0)
 
     def __post_init__(self):
-        settle(self, "start", integers("start", self.start, least=0))
+        set_field(self, "start", integers("start", self.start, least=0))
 
     def extent(self):
         return None, None

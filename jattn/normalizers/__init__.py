@@ -1,8 +1,8 @@
 """From scores to weights."""
 
 from .base import Normalizer
-from .elementwise import Relu, Sigmoid
+from .elementwise import ReLU, Sigmoid
 from .softmax import Softmax
 from .sparse import Entmax15, Sparsemax
 
-__all__ = ["Entmax15", "Normalizer", "Relu", "Sigmoid", "Softmax", "Sparsemax"]
+__all__ = ["Entmax15", "Normalizer", "ReLU", "Sigmoid", "Softmax", "Sparsemax"]

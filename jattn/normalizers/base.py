@@ -1,4 +1,4 @@
-"""A normaliser turns a row of scores into weights."""
+"""A normalizer turns a row of scores into weights."""
 
 import abc
 from typing import ClassVar, Literal
@@ -12,7 +12,7 @@ from ..scores.base import Score
 class Normalizer(Piece, abc.ABC):
     """From scores to weights.
 
-    `weights` is the definition. A normaliser that can be computed a tile of keys at a time says how in `streams`:
+    `weights` is the definition. A normalizer that can be computed a tile of keys at a time says how in `streams_as`:
 
     - `"softmax"`: weights are `exp(score - lse)`, up to what `finish` does to the summed values;
     - `"elementwise"`: weights are `activation(score)`, up to what `finish` does; `log_mass` of the partial result is
@@ -20,8 +20,8 @@ class Normalizer(Piece, abc.ABC):
     - `None`: a row is needed whole, and implementations that stream refuse, giving `why_not`.
     """
 
-    streams: ClassVar[Literal["softmax", "elementwise"] | None] = None
-    why_not: ClassVar[str] = "its weights need the whole row of scores at once"
+    streams_as: ClassVar[Literal["softmax", "elementwise"] | None] = None
+    refusal: ClassVar[str] = "its weights need the whole row of scores at once"
     mergeable: ClassVar[bool] = False  # whether partial results over disjoint keys merge by their lse alone
 
     finite_at_zero: ClassVar[bool] = False  # whether derivatives are finite where a pair that may not attend scores 0
@@ -33,15 +33,15 @@ class Normalizer(Piece, abc.ABC):
         A row in which nothing is allowed has zero weights and zero gradients. The piece's own arrays are aligned.
         """
 
-    def before(self) -> tuple[Score, ...]:
+    def extra_scores(self) -> tuple[Score, ...]:
         """Scores to apply first (a bias, say), so that streaming implementations need not know of them."""
         return ()
 
     def activation(self, scores: jax.Array) -> jax.Array:
-        """Of an `"elementwise"` normaliser: the unnormalised weight, elementwise and differentiable."""
-        raise TypeError(f"{type(self).__name__} is no elementwise normaliser")
+        """Of an `"elementwise"` normalizer: the unnormalized weight, elementwise and differentiable."""
+        raise TypeError(f"{type(self).__name__} is no elementwise normalizer")
 
-    def finish(self, out: jax.Array, lse: jax.Array, remainder: jax.Array | float = 0.0) -> jax.Array:
+    def rescale(self, out: jax.Array, lse: jax.Array, remainder: jax.Array | float = 0.0) -> jax.Array:
         """From the streamed sum to the output.
 
         Args:

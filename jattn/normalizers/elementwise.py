@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.pieces import number, piece
-from ..scores.arguments import Numbers, parameter, settle
+from ..scores.arguments import Numbers, parameter, set_field
 from ..scores.bias import Shift
 from .base import Normalizer
 
@@ -29,13 +29,13 @@ class Sigmoid(Normalizer):
     """
 
     bias: Numbers = number("head", default=0.0)
-    streams = "elementwise"
+    streams_as = "elementwise"
     finite_at_zero = True
 
     def __post_init__(self):
-        settle(self, "bias", parameter("bias", self.bias))
+        set_field(self, "bias", parameter("bias", self.bias))
 
-    def before(self):
+    def extra_scores(self):
         static = isinstance(self.bias, (int, float))
         return () if static and self.bias == 0 else (Shift(self.bias),)
 
@@ -47,7 +47,7 @@ class Sigmoid(Normalizer):
 
 
 @piece
-class Relu(Normalizer):
+class ReLU(Normalizer):
     """max(score, 0) / n^power, n the number of keys that the query may attend (Wortsman et al. 2023, arXiv:2309.08586).
 
     The paper divides by the sequence length; under a mask it is here the row's own number of keys.
@@ -60,18 +60,18 @@ class Relu(Normalizer):
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
-    >>> jattn.attention(q, k, v, normalizer=jattn.normalizers.Relu()).shape
+    >>> jattn.attention(q, k, v, normalizer=jattn.normalizers.ReLU()).shape
     (10, 2, 4)
     """
 
     power: float = 1.0
-    streams = "elementwise"
+    streams_as = "elementwise"
     finite_at_zero = True
 
     def __post_init__(self):
         if not isinstance(self.power, (int, float)) or isinstance(self.power, bool) or not 0 <= self.power < np.inf:
             raise ValueError(f"`power` must be a Python number of at least 0; got {self.power!r}.")
-        settle(self, "power", float(self.power))
+        set_field(self, "power", float(self.power))
 
     def weights(self, scores, allowed):
         count = jnp.maximum(allowed.sum(-1, keepdims=True), 1).astype(scores.dtype)
@@ -80,7 +80,7 @@ class Relu(Normalizer):
     def activation(self, scores):
         return jax.nn.relu(scores)
 
-    def finish(self, out, lse, remainder=0.0):
+    def rescale(self, out, lse, remainder=0.0):
         del remainder  # of the log of a count it is less than rounding
         empty = jnp.isneginf(lse)
         return out * jnp.where(empty, 0, jnp.exp(-self.power * jnp.where(empty, 0, lse)))[..., None]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.pieces import array, piece
-from ..scores.arguments import floats, settle
+from ..scores.arguments import floats, set_field
 from .base import Normalizer
 
 
@@ -15,7 +15,7 @@ from .base import Normalizer
 class Softmax(Normalizer):
     """exp(score_j) / (Σ_i exp(score_i) + exp(sink)), without a sink over the sum alone.
 
-    A sink is a learnt logit that takes weight and has no value, so that a query need not attend to anything: as if
+    A sink is a learned logit that takes weight and has no value, so that a query need not attend to anything: as if
     every row had one more key with that score and value 0, once per row, whatever the tiles. A query that may attend
     to nothing has weights 0 either way. The lse of a partial result does not hold the sink.
 
@@ -36,16 +36,16 @@ class Softmax(Normalizer):
 
     sink: jax.Array | np.ndarray | None = array("head", default=None)
     query_sink: jax.Array | np.ndarray | None = array("head", "query", default=None)
-    streams = "softmax"
+    streams_as = "softmax"
     finite_at_zero = True
 
     def __post_init__(self):
         if self.sink is not None and self.query_sink is not None:
             raise ValueError("`sink` and `query_sink` exclude each other: a query has one sink. Add them up.")
         if self.sink is not None:
-            settle(self, "sink", floats("sink", self.sink, ("head",), shared=("head",)))
+            set_field(self, "sink", floats("sink", self.sink, ("head",), shared=("head",)))
         if self.query_sink is not None:
-            settle(self, "query_sink", floats("query_sink", self.query_sink, ("head", "query")))
+            set_field(self, "query_sink", floats("query_sink", self.query_sink, ("head", "query")))
 
     @classmethod
     def off_by_one(cls) -> Self:
@@ -70,7 +70,7 @@ class Softmax(Normalizer):
             total = total + jnp.exp(sink - top)
         return mass / jnp.where(total == 0, 1, total)
 
-    def finish(self, out, lse, remainder=0.0):
+    def rescale(self, out, lse, remainder=0.0):
         sink = self.query_sink if self.sink is None else self.sink
         if sink is None:
             return out

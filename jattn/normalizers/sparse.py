@@ -1,4 +1,4 @@
-"""Normalisers that give weight 0 to all but the best keys: sparsemax and 1.5-entmax, exact by sorting.
+"""Normalizers that give weight 0 to all but the best keys: sparsemax and 1.5-entmax, exact by sorting.
 
 Both find a row's support (the keys with weight above 0) from the sorted scores, without gradient, and then write the
 weights as smooth functions of the scores on that support: derivatives of any order and mode follow, exact wherever
@@ -40,9 +40,9 @@ def make_ready(scores: jax.Array, allowed: jax.Array, factor: float) -> Rows:
 class SortedThreshold(Normalizer):
     """max(factor * score - tau, 0)^power, with tau from the mean and the spread of the scores of the support."""
 
-    streams = None
+    streams_as = None
     finite_at_zero = True
-    why_not = "the threshold of a row is found by sorting all of its scores"
+    refusal = "the threshold of a row is found by sorting all of its scores"
     factor: ClassVar[float]
     power: ClassVar[int]
 

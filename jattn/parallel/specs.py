@@ -69,7 +69,7 @@ def partition_specs(
     whose arrays are `ShapeDtypeStruct`s.
 
     Args:
-        piece: a mask, score, similarity, normaliser or dropout.
+        piece: a mask, score, similarity, normalizer or dropout.
         batch: for each batch axis of the call, the mesh axis that splits it (one name for a single one), or None.
         head: the mesh axis that splits the heads.
         query: the mesh axis that splits the queries (sequence parallelism).

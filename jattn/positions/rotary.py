@@ -41,7 +41,7 @@ def rotary(
         dims: how many features, from the first, are turned; an even number, by default all. The others pass.
         scaling: `Linear`, `NTK`, `DynamicNTK`, `YaRN`, `LongRoPE`, `Llama3` or `Proportional`, for contexts longer
             than those trained on. The docstring of `jattn.positions` maps configurations of checkpoints to calls.
-        frequencies: θ itself `[dims / 2]`, learnt or otherwise, in place of `base` and `scaling`.
+        frequencies: θ itself `[dims / 2]`, learned or otherwise, in place of `base` and `scaling`.
 
     Raises:
         ValueError: an odd or too large `dims`; shapes that do not fit; both `scaling` and `frequencies`; positions in

@@ -1,6 +1,6 @@
-"""What happens to a score before the mask and the normaliser."""
+"""What happens to a score before the mask and the normalizer."""
 
-from .alibi import Alibi
+from .alibi import ALiBi
 from .base import Score, of
 from .bias import Bias, Shift
 from .distances import RelativeLogits
@@ -11,7 +11,7 @@ from .scale import Scale
 from .soft_cap import SoftCap
 
 __all__ = [
-    "Alibi",
+    "ALiBi",
     "Bias",
     "Forget",
     "RelativeBuckets",

@@ -8,24 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.pieces import array, piece
-from .arguments import floats, settle
+from .arguments import floats, set_field
 from .base import Score
 
 
 @piece
-class Alibi(Score):
+class ALiBi(Score):
     """score - slope * |query position - key position| (Press et al. 2022, arXiv:2108.12409).
 
     The paper is causal; the absolute value is the usual symmetric form for the future.
 
     Args:
-        slopes: floating-point `[batch..., head]`; learnable. `Alibi.standard(heads)` has the paper's.
+        slopes: floating-point `[batch..., head]`; learnable. `ALiBi.standard(heads)` has the paper's.
 
     Raises:
         ValueError: `slopes` is not a floating-point array with a head axis.
 
     >>> from jattn import scores
-    >>> print(scores.Alibi.standard(8).slopes)
+    >>> print(scores.ALiBi.standard(8).slopes)
     [0.5        0.25       0.125      0.0625     0.03125    0.015625
      0.0078125  0.00390625]
     """
@@ -34,7 +34,7 @@ class Alibi(Score):
     finite_at_zero = True
 
     def __post_init__(self):
-        settle(self, "slopes", floats("slopes", self.slopes, ("head",), remedy="One head still needs its axis."))
+        set_field(self, "slopes", floats("slopes", self.slopes, ("head",), remedy="One head still needs its axis."))
 
     @classmethod
     def standard(cls, heads: int) -> Self:

@@ -1,4 +1,4 @@
-"""What a score, similarity or normaliser may be given: one check of floating-point numbers and arrays.
+"""What a score, similarity or normalizer may be given: one check of floating-point numbers and arrays.
 
 Shapes and dtypes are checked of anything that has them; values only where they are known, so a tracer passes.
 """
@@ -17,7 +17,7 @@ Numbers = float | np.ndarray | jax.Array
 """A Python number (static), or a floating-point array (a leaf)."""
 
 
-def settle(piece: Piece, name: str, value: Any) -> None:
+def set_field(piece: Piece, name: str, value: Any) -> None:
     """Set a field of a frozen piece, from its `__post_init__`."""
     object.__setattr__(piece, name, value)
 

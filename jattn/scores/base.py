@@ -13,7 +13,7 @@ from ..foundation.pieces import Piece, array, constants, piece
 
 
 class Score(Piece, abc.ABC):
-    """What happens to a score before the mask and the normaliser.
+    """What happens to a score before the mask and the normalizer.
 
     `modify` is elementwise and evaluated by plain broadcasting: `scores [batch..., head, q, k]` in float32 (float64),
     `query [..., 1, q, 1]` and `key [..., 1, 1, k]` absolute positions, the piece's own arrays aligned to

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from ..foundation.pieces import array, number, piece
-from .arguments import Numbers, floats, parameter, settle
+from .arguments import Numbers, floats, parameter, set_field
 from .base import Score
 
 
@@ -34,7 +34,7 @@ class Bias(Score):
 
     def __post_init__(self):
         remedy = "Booleans that say who may attend are `mask=jattn.masks.Dense(array)`."
-        settle(self, "values", floats("values", self.values, ("head", "query", "key"), remedy=remedy))
+        set_field(self, "values", floats("values", self.values, ("head", "query", "key"), remedy=remedy))
 
     def modify(self, scores, query, key):
         del query, key
@@ -63,7 +63,7 @@ class Shift(Score):
     finite_at_zero = True
 
     def __post_init__(self):
-        settle(self, "amount", parameter("amount", self.amount))
+        set_field(self, "amount", parameter("amount", self.amount))
 
     def modify(self, scores, query, key):
         del query, key

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..foundation.arrays import describe, dtype_of
 from ..foundation.pieces import array, piece
-from .arguments import floats, settle
+from .arguments import floats, set_field
 from .base import Score
 from .look_up import check_coordinates, distances_of, look_up
 
@@ -56,11 +56,11 @@ class RelativeLogits(Score):
     finite_at_zero = True
 
     def __post_init__(self):
-        settle(self, "logits", floats("logits", self.logits, ("head", "query", "distance")))
+        set_field(self, "logits", floats("logits", self.logits, ("head", "query", "distance")))
         if not self.logits.shape[-1]:
             raise ValueError(f"`logits` must have at least one distance; got shape {tuple(self.logits.shape)}.")
         if isinstance(self.first, np.integer):
-            settle(self, "first", int(self.first))
+            set_field(self, "first", int(self.first))
         if not isinstance(self.first, int) or isinstance(self.first, bool):
             raise ValueError(
                 f"`first` must be a Python integer, the key - query of the first number; got {self.first!r}."

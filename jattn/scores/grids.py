@@ -8,7 +8,7 @@ import numpy as np
 
 from ..foundation.pieces import array, piece
 from ..masks.grids import coordinates_of, grid_shape, inside
-from .arguments import floats, settle
+from .arguments import floats, set_field
 from .base import Score
 from .look_up import look_up
 
@@ -19,7 +19,7 @@ class RelativeGrid(Score):
 
     Position p is the place (p // columns, p % columns) of a grid of `shape` (rows, columns), and likewise with one or
     three axes. Of a query at (y, x) and a key at (y', x') the offset is
-    (y - y' + rows - 1) * (2 columns - 1) + (x - x' + columns - 1), so that a table learnt by Swin fits as it is.
+    (y - y' + rows - 1) * (2 columns - 1) + (x - x' + columns - 1), so that a table learned by Swin fits as it is.
     A pair with a token outside the grid, such as a class token, gets nothing added.
 
     Args:
@@ -43,8 +43,8 @@ class RelativeGrid(Score):
     finite_at_zero = True
 
     def __post_init__(self):
-        settle(self, "table", floats("table", self.table, ("offset", "head")))
-        settle(self, "shape", grid_shape(self.shape))
+        set_field(self, "table", floats("table", self.table, ("offset", "head")))
+        set_field(self, "shape", grid_shape(self.shape))
         offsets = math.prod(2 * side - 1 for side in self.shape)
         if self.table.shape[-2] != offsets:
             raise ValueError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ..foundation.arrays import as_array, describe, dtype_of
 from ..foundation.pieces import Piece
-from .arguments import settle
+from .arguments import set_field
 
 
 def look_up(table: Any, index: jax.Array) -> jax.Array:
@@ -38,7 +38,7 @@ def check_coordinates(piece: Piece, *, floating: bool) -> None:
         if not fits or not value.shape:
             kind = "numbers" if floating else "integers"
             raise ValueError(f"`{name}` must be {kind} [batch..., length], one for each token; got {describe(value)}.")
-        settle(piece, name, value)
+        set_field(piece, name, value)
 
 
 def distances_of(piece: Any, query: jax.Array, key: jax.Array) -> jax.Array:

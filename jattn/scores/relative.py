@@ -1,11 +1,11 @@
-"""T5's relative bias: one learnt number for each bucket of relative positions."""
+"""T5's relative bias: one learned number for each bucket of relative positions."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.pieces import array, piece
-from .arguments import floats, settle
+from .arguments import floats, set_field
 from .base import Score
 from .look_up import check_coordinates, distances_of, look_up
 
@@ -49,7 +49,7 @@ class RelativeBuckets(Score):
     finite_at_zero = True
 
     def __post_init__(self):
-        settle(self, "table", floats("table", self.table, ("bucket", "head")))
+        set_field(self, "table", floats("table", self.table, ("bucket", "head")))
         if not isinstance(self.bidirectional, bool):
             raise ValueError(f"`bidirectional` must be True or False; got {self.bidirectional!r}.")
         rows = self.table.shape[-2]

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from ..foundation.pieces import number, piece
-from .arguments import Numbers, parameter, settle
+from .arguments import Numbers, parameter, set_field
 from .base import Score
 
 
@@ -12,7 +12,7 @@ class Scale(Score):
     """factor * score; a score of -inf (a pair that is out) stays -inf, whatever the factor.
 
     Args:
-        factor: a number, or a floating-point array `[batch..., head]`, which is then learnt like any other.
+        factor: a number, or a floating-point array `[batch..., head]`, which is then learned like any other.
 
     Raises:
         ValueError: `factor` is not a finite floating-point number or array.
@@ -27,7 +27,7 @@ class Scale(Score):
     finite_at_zero = True
 
     def __post_init__(self):
-        settle(self, "factor", parameter("factor", self.factor))
+        set_field(self, "factor", parameter("factor", self.factor))
 
     def modify(self, scores, query, key):
         del query, key

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.pieces import number, piece
-from .arguments import Numbers, parameter, settle
+from .arguments import Numbers, parameter, set_field
 from .base import Score
 
 SATURATED = 30.0  # tanh is 1 from there on, in float64 too
@@ -32,7 +32,7 @@ class SoftCap(Score):
     finite_at_zero = True
 
     def __post_init__(self):
-        settle(self, "cap", parameter("cap", self.cap, above=0))
+        set_field(self, "cap", parameter("cap", self.cap, above=0))
 
     def modify(self, scores, query, key):
         del query, key

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.pieces import array, piece
-from ..scores.arguments import floats, settle
+from ..scores.arguments import floats, set_field
 from .base import Prepared, Similarity, accumulation_dtype
 from .bilinear import check_features, project
 from .finite import finite_query
@@ -47,7 +47,7 @@ class Additive(Similarity):
     def __post_init__(self):
         for name, axes in (("query_weight", WEIGHT), ("key_weight", WEIGHT), ("vector", VECTOR), ("bias", VECTOR)):
             if name != "bias" or self.bias is not None:
-                settle(self, name, floats(name, getattr(self, name), axes, shared=("head",)))
+                set_field(self, name, floats(name, getattr(self, name), axes, shared=("head",)))
         features = {
             name: getattr(self, name).shape[-1]
             for name in ("query_weight", "key_weight", "vector", "bias")

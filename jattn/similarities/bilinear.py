@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.pieces import array, number, piece
-from ..scores.arguments import Numbers, floats, parameter, settle
+from ..scores.arguments import Numbers, floats, parameter, set_field
 from ..scores.bias import Shift
 from .base import Prepared, Similarity, accumulation_dtype
 from .finite import finite_query
@@ -36,9 +36,9 @@ class Bilinear(Similarity):
     rewrites_key = False
 
     def __post_init__(self):
-        settle(self, "weight", floats("weight", self.weight, ("head", "q_dim", "k_dim"), shared=("head",)))
+        set_field(self, "weight", floats("weight", self.weight, ("head", "q_dim", "k_dim"), shared=("head",)))
         if self.bias is not None:
-            settle(self, "bias", parameter("bias", self.bias))
+            set_field(self, "bias", parameter("bias", self.bias))
 
     def prepare(self, query, key):
         check_features("weight", self.weight, "query", query, "key", key)
@@ -69,7 +69,7 @@ class SharedBilinear(Similarity):
     rewrites_key = False
 
     def __post_init__(self):
-        settle(self, "weight", floats("weight", self.weight, ("head", "dim", "rank"), shared=("head",)))
+        set_field(self, "weight", floats("weight", self.weight, ("head", "dim", "rank"), shared=("head",)))
 
     def prepare(self, query, key):
         check_features("weight", self.weight, "query", query)

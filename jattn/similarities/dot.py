@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.pieces import number, piece
-from ..scores.arguments import Numbers, parameter, settle
+from ..scores.arguments import Numbers, parameter, set_field
 from ..scores.base import Score
 from ..scores.scale import Scale
 from .base import Prepared, Similarity, accumulation_dtype
@@ -36,7 +36,7 @@ class Dot(Similarity):
     rewrites_key = False
 
     def __post_init__(self):
-        settle(self, "scale", parameter("scale", self.scale))
+        set_field(self, "scale", parameter("scale", self.scale))
 
     def prepare(self, query, key):
         return Prepared(query, key, *static_or_score(self.scale))
@@ -80,7 +80,7 @@ class Cosine(Similarity):
     temperature: Numbers = number("head", default=1.0)
 
     def __post_init__(self):
-        settle(self, "temperature", parameter("temperature", self.temperature, above=0))
+        set_field(self, "temperature", parameter("temperature", self.temperature, above=0))
 
     def prepare(self, query, key):
         query, broken = finite_query(query)

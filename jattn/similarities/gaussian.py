@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ..foundation.arrays import of_rank
 from ..foundation.pieces import number, piece
-from ..scores.arguments import Numbers, parameter, settle
+from ..scores.arguments import Numbers, parameter, set_field
 from ..scores.bias import Bias
 from .base import Prepared, Similarity, accumulation_dtype
 from .dot import static_or_score
@@ -42,7 +42,7 @@ class Gaussian(Similarity):
     gamma: Numbers = number("head")
 
     def __post_init__(self):
-        settle(self, "gamma", parameter("gamma", self.gamma, least=0))
+        set_field(self, "gamma", parameter("gamma", self.gamma, least=0))
 
     def prepare(self, query, key):
         gamma = factor = self.gamma

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.pieces import array, piece
-from ..scores.arguments import floats, settle
+from ..scores.arguments import floats, set_field
 from ..scores.distances import RelativeLogits
 from .base import Prepared, Similarity, accumulation_dtype
 from .finite import finite_query
@@ -51,10 +51,10 @@ class RelativeDot(Similarity):
     rewrites_key = False
 
     def __post_init__(self):
-        settle(self, "distances", floats("distances", self.distances, ("head", "distance", "dim"), shared=("head",)))
+        set_field(self, "distances", floats("distances", self.distances, ("head", "distance", "dim"), shared=("head",)))
         for name in ("content_bias", "position_bias"):
             if getattr(self, name) is not None:
-                settle(self, name, floats(name, getattr(self, name), ("head", "dim")))
+                set_field(self, name, floats(name, getattr(self, name), ("head", "dim")))
         if self.scale is not None and not (type(self.scale) in (int, float) and math.isfinite(self.scale)):
             raise ValueError(f"`scale` must be a finite Python number, or None for 1/√dim; got {self.scale!r}.")
         # What is known of `first` and of the number of distances is checked by the logits that they make.

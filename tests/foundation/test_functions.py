@@ -228,7 +228,7 @@ def test_what_a_function_closes_over_may_change():
         return jattn.attention(query, query, query, **pieces)
 
     for table, slope, limit in ((np.arange(6), 1.0, 3), (np.arange(6)[::-1], 1.0, 3), (np.arange(6), 2.0, 4)):
-        score = scores.Alibi(np.full(2, slope, np.float32))
+        score = scores.ALiBi(np.full(2, slope, np.float32))
         want = jattn.attention(query, query, query, mask=masks.Dense((table <= limit)[None, None]), scores=score)
         np.testing.assert_allclose(attend(table, slope, limit), want, atol=1e-5)
         np.testing.assert_allclose(attend(jnp.asarray(table), slope, limit), want, atol=1e-5)

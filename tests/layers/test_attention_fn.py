@@ -92,7 +92,7 @@ def test_own_pieces_join_what_flax_passes():
     got = nnx_layer(attention_fn(mask=masks.Causal()))(X, mask=padding)
     both = nn.combine_masks(nn.make_causal_mask(X[..., 0]), padding)
     close(got, nnx_layer()(X, mask=both))
-    window = attention_fn(mask=lambda q, k: (k <= q) & (q - k < 3), scores=scores.Alibi.standard(HEADS))
+    window = attention_fn(mask=lambda q, k: (k <= q) & (q - k < 3), scores=scores.ALiBi.standard(HEADS))
     assert float(jnp.abs(nnx_layer(window)(X) - nnx_layer(attention_fn(mask=masks.Causal()))(X)).max()) > 1e-3
 
 
@@ -217,7 +217,7 @@ def test_a_query_with_nothing_to_attend_gets_zero():
         ("attn_weights_value_einsum", jnp.einsum),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(name, value):
+def test_what_cannot_be_honored_is_refused_by_name(name, value):
     query = X.reshape(BATCH, LENGTH, HEADS, 4)
     with pytest.raises(ValueError, match=f"`{name}` is not supported"):
         attention_fn()(query, query, query, **{name: value})
@@ -249,7 +249,7 @@ def test_it_is_exported_beside_the_layers():
     assert jattn.nnx.attention_fn is jattn.linen.attention_fn is make_attention_fn
 
 
-def test_a_normaliser_of_its_own():
+def test_a_normalizer_of_its_own():
     query = X.reshape(BATCH, LENGTH, HEADS, 4)
     got = make_attention_fn(normalizer=normalizers.Sparsemax())(query, query, query)
     close(got, jattn.attention(query, query, query, normalizer=normalizers.Sparsemax()))

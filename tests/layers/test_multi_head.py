@@ -170,7 +170,7 @@ def test_vmap_and_no_retrace_on_new_values():
     @jax.jit
     def call(p, x, slopes):
         traces.append(1)
-        return multi_head(p, x, scores=scores.Alibi(slopes))
+        return multi_head(p, x, scores=scores.ALiBi(slopes))
 
     call(p, x, jnp.ones(4))
     call(p, x + 1, 2 * jnp.ones(4))
@@ -198,7 +198,7 @@ def test_sizes_fill_in_and_check():
             bad()
 
 
-def test_initialisation_sees_a_matrix():
+def test_initialization_sees_a_matrix():
     seen = []
 
     def init(key, shape, dtype):

@@ -23,7 +23,7 @@ WIDE = jnp.arange(HEADS) + LENGTH
 EVERYWHERE = jnp.full(LENGTH, LENGTH)
 PIECES = dict(
     mask=masks.SlidingWindow(WIDE, WIDE) & masks.of(lambda q, k: k < EVERYWHERE[q]),
-    scores=scores.Alibi(jnp.zeros(HEADS)),
+    scores=scores.ALiBi(jnp.zeros(HEADS)),
 )
 
 

@@ -1,4 +1,4 @@
-"""Masks on a grid: neighbourhoods and lines."""
+"""Masks on a grid: neighborhoods and lines."""
 
 import itertools
 import math

@@ -100,7 +100,7 @@ def test_left_padding_is_right_padding_moved():
     def attend(q, k, v, mask):
         at = positions.from_attention_mask(mask)
         q, k = (jattn.positions.rotary(one, at) for one in (q, k))
-        pieces = {"mask": masks.Causal() & masks.from_attention_mask(mask), "scores": jattn.scores.Alibi.standard(2)}
+        pieces = {"mask": masks.Causal() & masks.from_attention_mask(mask), "scores": jattn.scores.ALiBi.standard(2)}
         return jattn.attention(q, k, v, **pieces, query_positions=at, key_positions=at)
 
     left = attend(q, k, v, LEFT[:1])

@@ -55,7 +55,7 @@ def test_equals_flax_with_the_same_weights(kv_heads, cross):
     close(value_and_gradients(ours), value_and_gradients(flax, **arguments))
 
 
-def test_parameters_are_initialised_as_in_flax():
+def test_parameters_are_initialized_as_in_flax():
     ours, flax = layer(), nnx.MultiHeadAttention(HEADS, FEATURES, decode=False, rngs=nnx.Rngs(3))
     shapes = [jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(one, nnx.Param))) for one in (ours, flax)]
     assert shapes[0] == shapes[1]
@@ -100,7 +100,7 @@ def test_a_mask_at_the_call_restricts():
 
 
 def test_learned_pieces_are_parameters_and_others_are_not():
-    sink, slopes = jnp.linspace(-1, 1, HEADS), scores.Alibi.standard(HEADS)
+    sink, slopes = jnp.linspace(-1, 1, HEADS), scores.ALiBi.standard(HEADS)
     one = layer(normalizer=normalizers.Softmax(sink), scores=slopes, learned=["normalizer"], mask=masks.Causal())
     state = nnx.to_pure_dict(nnx.state(one, nnx.Param))
     close(state["normalizer"]["sink"], sink)

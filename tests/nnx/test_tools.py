@@ -30,7 +30,7 @@ def pieces() -> dict[str, Any]:
     wide = jnp.arange(HEADS) + LENGTH
     return dict(
         mask=masks.SlidingWindow(wide, wide) & masks.of(lambda q, k: k < EVERYWHERE[q]),
-        scores=scores.Alibi(jnp.zeros(HEADS)),
+        scores=scores.ALiBi(jnp.zeros(HEADS)),
         normalizer=normalizers.Softmax(jnp.full(HEADS, -1e9)),  # a sink that takes nothing
     )
 

@@ -9,12 +9,12 @@ import pytest
 from differences import check, close, normal, summed
 
 import jattn
-from jattn.normalizers import Relu, Sigmoid
+from jattn.normalizers import ReLU, Sigmoid
 from jattn.ops.attention.implementations import Tiled
 
 ALLOWED: Any = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["reference", Tiled(3, 2)], ids=["reference", "tiled"])
-BOTH = pytest.mark.parametrize("normalizer", [Sigmoid(), Relu(), Relu(0.5)], ids=repr)
+BOTH = pytest.mark.parametrize("normalizer", [Sigmoid(), ReLU(), ReLU(0.5)], ids=repr)
 
 
 def sigmoid(scores, bias, allowed):
@@ -38,7 +38,7 @@ def test_weights():
     (s,) = normal(0, (2, 4, 5))
     check(lambda s: Sigmoid().weights(s, ALLOWED), lambda s: sigmoid(s, 0, ALLOWED), s)
     for power in (0, 0.5, 1.0):
-        check(lambda s, power=power: Relu(power).weights(s, ALLOWED), lambda s, p=power: relu(s, p, ALLOWED), s)
+        check(lambda s, power=power: ReLU(power).weights(s, ALLOWED), lambda s, p=power: relu(s, p, ALLOWED), s)
 
 
 @BOTH
@@ -90,7 +90,7 @@ def test_relu_attention_divides_by_the_keys_of_each_row(implementation, power):
 
     def ours(q, k, v):
         return jattn.attention(
-            q, k, v, normalizer=Relu(power), mask=jattn.masks.Causal(), implementation=implementation
+            q, k, v, normalizer=ReLU(power), mask=jattn.masks.Causal(), implementation=implementation
         )
 
     check(ours, lambda q, k, v: attend(relu(scores_of(q, k), power, causal), v), q, k, v)
@@ -127,7 +127,7 @@ def test_bfloat16(normalizer):
 @pytest.mark.parametrize("power", [-1, np.inf, np.nan, "1", True, None])
 def test_the_power_must_be_a_number_of_at_least_0(power):
     with pytest.raises(ValueError, match="`power` must be a Python number of at least 0"):
-        Relu(power)
+        ReLU(power)
 
 
 @pytest.mark.parametrize("bias", [np.inf, "0", None, True, np.ones(2, int)])

@@ -78,7 +78,7 @@ def attend(q, k, v, sink):
 
 
 @pytest.mark.parametrize("implementation", ["reference", Tiled(3, 2), Tiled(6, 6)], ids=["reference", "3x2", "6x6"])
-def test_a_sink_counts_once_a_row_and_is_learnt(implementation):
+def test_a_sink_counts_once_a_row_and_is_learned(implementation):
     q, k, v, sink = normal(4, (6, 4, 3), (6, 2, 3), (6, 2, 2), (4,))
 
     def ours(q, k, v, sink):
@@ -112,9 +112,9 @@ def test_finish_of_merged_partials_is_the_sink_over_all_keys():
     q, k, v, sink = normal(6, (1, 6, 2, 3), (1, 8, 2, 3), (1, 8, 2, 2), (2,))
     parts = [jattn.partial_attention(q, k[:, s], v[:, s]) for s in (slice(0, 3), slice(3, 8))]
     merged = jattn.merge(*parts)
-    close(Softmax(sink).finish(merged.out, merged.lse), jattn.attention(q, k, v, normalizer=Softmax(sink)), 1e-6)
+    close(Softmax(sink).rescale(merged.out, merged.lse), jattn.attention(q, k, v, normalizer=Softmax(sink)), 1e-6)
     per_query = Softmax(query_sink=jnp.arange(12.0).reshape(1, 2, 6) / 6)
-    close(per_query.finish(merged.out, merged.lse), jattn.attention(q, k, v, normalizer=per_query), 1e-6)
+    close(per_query.rescale(merged.out, merged.lse), jattn.attention(q, k, v, normalizer=per_query), 1e-6)
     assert Softmax().mergeable and not Softmax(sink).mergeable and not per_query.mergeable
     with pytest.raises(ValueError, match="merge"):
         jattn.partial_attention(q, k, v, normalizer=Softmax(sink))

@@ -22,7 +22,7 @@ from jattn.variants.memory import Compressive, Memorizing, MemoryNetwork, Transf
 from jattn.variants.recurrent.token_shift import TokenShift
 from jattn.variants.sparse import Longformer
 from jattn.variants.structured import Segmentation, SoftParents
-from jattn.variants.vision import AttentionPool, AugmentedConvolution, Cbam, CoAttention, NonLocal, SqueezeExcite
+from jattn.variants.vision import CBAM, AttentionPool, AugmentedConvolution, CoAttention, NonLocal, SqueezeExcite
 from jattn.variants.windows import (
     AttentionPooling,
     Differential,
@@ -119,7 +119,7 @@ OTHERS = {
     "Linformer": (Linformer(8, heads=2, longest=16, projected=4), (normal(9, 8),), {}),
     "Nystromformer": (Nystromformer(8, heads=2, landmarks=4, convolution=3), (normal(9, 8),), {}),
     "squeeze and excitation": (SqueezeExcite(4, 2), (IMAGES,), {}),
-    "CBAM": (Cbam(4, 2, 3), (IMAGES,), {}),
+    "CBAM": (CBAM(4, 2, 3), (IMAGES,), {}),
     "co-attention": (
         CoAttention(8, 4, heads=2, head_dim=4, first_hidden=8, second_hidden=8),
         (normal(5, 8), normal(3, 4)),

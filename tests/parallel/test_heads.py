@@ -52,7 +52,7 @@ def qkv(kv_heads=KV_HEADS):
 PIECES = {
     "causal windows, slopes and sinks, each head its own": lambda a: dict(
         mask=masks.Causal() & masks.SlidingWindow(np.arange(Q_HEADS)),
-        scores=scores.Alibi(jnp.exp(a["head"])),
+        scores=scores.ALiBi(jnp.exp(a["head"])),
         normalizer=normalizers.Softmax(a["head"] / 2),
     ),
     "a bias for each pair, a cap, dropout": lambda a: dict(
@@ -153,7 +153,7 @@ def test_attention_exchanges_nothing_and_keeps_its_sharding(strategy):
     place = lambda array, spec: jax.device_put(array, NamedSharding(strategy.mesh, spec))  # noqa: E731
     placed = [place(array, spec) for array, spec in zip(qkv(), specs, strict=False)]
     slopes = place(jnp.exp(ARRAYS["head"]), P("model"))
-    call = lambda q, k, v, slopes: strategy.attention(q, k, v, scores=scores.Alibi(slopes))  # noqa: E731
+    call = lambda q, k, v, slopes: strategy.attention(q, k, v, scores=scores.ALiBi(slopes))  # noqa: E731
     compiled = jax.jit(call).lower(*placed, slopes).compile()
     assert collectives(compiled) == []
     out = compiled(*placed, slopes)
@@ -173,7 +173,7 @@ def parameters(use_bias=True, qk_norm=True):
 def layer_arguments(arrays):
     return dict(
         mask=masks.Causal() & masks.SameSegment(jnp.asarray(SEGMENTS)),
-        scores=scores.Alibi(jnp.exp(arrays["head"])),
+        scores=scores.ALiBi(jnp.exp(arrays["head"])),
         normalizer=normalizers.Softmax(arrays["head"]),
         rotary=True,
         dropout=jattn.Dropout(0.25, jax.random.key(3)),
@@ -216,7 +216,7 @@ def test_multi_head_has_one_all_reduce_and_the_sharding_stated(strategy):
     )
     x_spec = P(*(strategy.batch_axes(1)), None, None)
     x = jax.device_put(draw(BATCH, LENGTH, 24, seed=8), named(x_spec))
-    pieces = scores.Alibi(jnp.exp(ARRAYS["head"])), normalizers.Softmax(ARRAYS["head"])
+    pieces = scores.ALiBi(jnp.exp(ARRAYS["head"])), normalizers.Softmax(ARRAYS["head"])
     pieces = jax.tree.map(
         lambda array, spec: jax.device_put(array, named(spec)), pieces, partition_specs(pieces, head="model")
     )
@@ -247,7 +247,7 @@ def test_dropout_does_not_depend_on_the_mesh():
 @pytest.mark.parametrize("name", ["8", "2x4"])
 def test_explicit_axes_and_eager_calls(name):
     strategy = strategies(AxisType.Explicit)[name]
-    arguments: dict[str, Any] = dict(mask=masks.Causal(), scores=scores.Alibi(jnp.exp(ARRAYS["head"])))
+    arguments: dict[str, Any] = dict(mask=masks.Causal(), scores=scores.ALiBi(jnp.exp(ARRAYS["head"])))
     out = strategy.attention(*qkv(), **arguments)
     assert_close(np.asarray(out), np.asarray(jattn.attention(*qkv(), **arguments)))
     x = draw(BATCH, LENGTH, 24)
@@ -310,8 +310,8 @@ def test_bad_input():
         strategy.attention(query[0], key[0], value[0])
     with pytest.raises(ValueError, match="`mesh` must be given"):
         Heads("model").attention(query, key, value)
-    with pytest.raises(ValueError, match=r"`Alibi.slopes` of shape \(5,\) .* the call has 16"):
-        strategy.attention(query, key, value, scores=scores.Alibi(jnp.ones(5)))
+    with pytest.raises(ValueError, match=r"`ALiBi.slopes` of shape \(5,\) .* the call has 16"):
+        strategy.attention(query, key, value, scores=scores.ALiBi(jnp.ones(5)))
     with pytest.raises(ValueError, match=r"q_len 11 differs from kv_len 12"):
         strategy.attention(query[:, :11], key, value, mask=masks.Causal())
 

@@ -42,7 +42,7 @@ PIECES = {
     "causal": lambda a: dict(mask=masks.Causal()),
     "slopes, sinks, windows of heads": lambda a: dict(
         mask=masks.Causal() & masks.SlidingWindow(WINDOWS),
-        scores=scores.Alibi(a["head"]),
+        scores=scores.ALiBi(a["head"]),
         normalizer=normalizers.Softmax(a["head"]),
     ),
     "segments, lengths": lambda a: dict(

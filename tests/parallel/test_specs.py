@@ -24,8 +24,8 @@ CASES = [
     (scores.Bias(jnp.zeros((2, 8, 6, 10))), [P("data", "model", "rows", "columns")]),
     (scores.Bias(jnp.zeros((8, 1, 10))), [P("model", None, "columns")]),
     (scores.Bias(jnp.zeros((1, 1, 6, 10))), [P(None, None, "rows", "columns")]),
-    (scores.Alibi(jnp.ones(8)), [P("model")]),
-    (scores.Alibi(jnp.ones((2, 8))), [P("data", "model")]),
+    (scores.ALiBi(jnp.ones(8)), [P("model")]),
+    (scores.ALiBi(jnp.ones((2, 8))), [P("data", "model")]),
     (scores.RelativeBuckets(jnp.zeros((32, 8))), [P(None, "model")]),
     (normalizers.Softmax(sink=jnp.zeros(8)), [P("model")]),
     (normalizers.Softmax(), []),
@@ -39,7 +39,7 @@ CASES = [
     (jattn.Dropout(0.1, KEY), [P(None)]),
     (jattn.Dropout(0.1, KEY).indexed((2,), 8), [P(None), P("model"), P("data")]),
     (masks.Causal() & ~masks.Lengths(jnp.array([3, 4])), [P("data")]),
-    ((scores.Alibi(jnp.ones(8)), scores.SoftCap(jnp.float32(30.0))), [P("model"), P(None)]),
+    ((scores.ALiBi(jnp.ones(8)), scores.SoftCap(jnp.float32(30.0))), [P("model"), P(None)]),
     (None, []),
 ]
 

@@ -41,7 +41,7 @@ CASES = {
     "causal": lambda given: {"mask": masks.Causal()},
     "segments": lambda given: {"mask": masks.Causal() & masks.SameSegment(given["segments"])},
     "lengths": lambda given: {"mask": masks.Lengths(given["lengths"])},
-    "slopes": lambda given: {"mask": masks.Causal(), "scores": scores.Alibi(given["slopes"])},
+    "slopes": lambda given: {"mask": masks.Causal(), "scores": scores.ALiBi(given["slopes"])},
 }
 FLOATS = ("query", "key", "value", "slopes")
 

@@ -49,7 +49,7 @@ def test_positions_of_each_batch_element(pairs):
     close(rotary(x, positions[:1], pairs=pairs), turned(x.astype(float), positions[:1], pairs), 1e-5)
 
 
-def test_frequencies_are_learnt():
+def test_frequencies_are_learned():
     x, frequencies = normal(2, SHAPE, (4,))
     small = np.array([0, 1, 2, 3, -2])
     check(

@@ -7,7 +7,7 @@ from differences import check, close, normal
 
 import jattn
 from jattn.foundation.pieces import align
-from jattn.scores import Alibi
+from jattn.scores import ALiBi
 
 
 def test_the_score_falls_with_distance():
@@ -16,7 +16,7 @@ def test_the_score_falls_with_distance():
     distance = np.abs(here - there)
 
     def ours(s, slopes):
-        aligned = align(Alibi(slopes), (2,), {"head": 4, "query": 3, "key": 5})
+        aligned = align(ALiBi(slopes), (2,), {"head": 4, "query": 3, "key": 5})
         return aligned.modify(s, jnp.asarray(here), jnp.asarray(there))
 
     check(ours, lambda s, slopes: s - slopes[:, None, None] * distance, s, slopes)
@@ -34,7 +34,7 @@ def test_slopes_have_gradients_through_attention(implementation):
         return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v)
 
     def ours(q, k, v, slopes):
-        return jattn.attention(q, k, v, scores=Alibi(slopes), mask=jattn.masks.Causal(), implementation=implementation)
+        return jattn.attention(q, k, v, scores=ALiBi(slopes), mask=jattn.masks.Causal(), implementation=implementation)
 
     check(ours, truth, q, k, v, slopes)
 
@@ -51,16 +51,16 @@ def test_slopes_have_gradients_through_attention(implementation):
     ],
 )
 def test_the_slopes_of_the_paper(heads, exponents):
-    close(Alibi.standard(heads).slopes, 2.0 ** -np.array(exponents, float), 1e-7)
+    close(ALiBi.standard(heads).slopes, 2.0 ** -np.array(exponents, float), 1e-7)
 
 
 @pytest.mark.parametrize("heads", [0, -1, 2.0, True, "8"])
 def test_heads_must_be_a_positive_integer(heads):
     with pytest.raises(ValueError, match="`heads` must be a positive integer"):
-        Alibi.standard(heads)
+        ALiBi.standard(heads)
 
 
 @pytest.mark.parametrize("slopes", [0.5, np.ones(4, int), np.float32(1), None])
 def test_slopes_need_their_axis(slopes):
     with pytest.raises(ValueError, match="`slopes` must be a floating-point array"):
-        Alibi(slopes)
+        ALiBi(slopes)

@@ -38,7 +38,7 @@ def test_the_buckets_are_those_of_the_paper(buckets, max_distance, bidirectional
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-def test_the_bias_is_looked_up_and_its_table_learnt(bidirectional):
+def test_the_bias_is_looked_up_and_its_table_learned(bidirectional):
     s, table = normal(0, (2, 3, 4, 6), (8, 3))
     here, there = np.arange(4)[:, None] * 3, np.arange(6) * 2
 

@@ -52,16 +52,16 @@ def test_scaled_dot_divides_by_the_root_of_the_features():
     check(lambda q, k: pair_numbers(ScaledDot(), q, k), lambda q, k: products(q, k) / np.sqrt(5), q, k)
 
 
-@pytest.mark.parametrize("temperature", [0.5, "learnt"])
+@pytest.mark.parametrize("temperature", [0.5, "learned"])
 def test_cosine(temperature):
-    q, k, learnt = normal(3, Q, K, (4,))
-    if temperature == "learnt":
+    q, k, learned = normal(3, Q, K, (4,))
+    if temperature == "learned":
         check(
             lambda q, k, t: pair_numbers(Cosine(t), q, k),
             lambda q, k, t: cosines(q, k) / t[:, None, None],
             q,
             k,
-            np.abs(learnt) + 0.5,
+            np.abs(learned) + 0.5,
         )
     else:
         check(lambda q, k: pair_numbers(Cosine(0.5), q, k), lambda q, k: cosines(q, k) / 0.5, q, k)
@@ -96,7 +96,7 @@ def test_bfloat16_numbers_are_float32(similarity):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "tiled"])
-def test_learnt_numbers_have_gradients_through_attention(implementation):
+def test_learned_numbers_have_gradients_through_attention(implementation):
     q, k, v, scale = normal(7, (6, 4, 5), (6, 2, 5), (6, 2, 3), (4,))
     scale = np.abs(scale) + 0.5
 

@@ -27,7 +27,7 @@ def test_the_score_is_minus_gamma_times_the_squared_distance(gamma):
 
 
 @pytest.mark.parametrize("shape", [(), (4,)])
-def test_gamma_is_learnt(shape):
+def test_gamma_is_learned(shape):
     q, k, gamma = normal(1, Q, K, shape)
     check(
         lambda q, k, gamma: pair_numbers(Gaussian(gamma), q, k),
@@ -84,7 +84,7 @@ def test_a_large_gamma_takes_the_nearest_key():
     close(weights.max(-1), np.ones((1, 1, 3)), 1e-5)
 
 
-def test_it_is_a_kernel_regression_whose_best_width_can_be_learnt():
+def test_it_is_a_kernel_regression_whose_best_width_can_be_learned():
     rng = np.random.default_rng(6)
     x = np.sort(rng.uniform(0, 5, 60)).astype(np.float32)
     y = (2 * np.sin(x) + x + rng.normal(0, 0.5, 60)).astype(np.float32)

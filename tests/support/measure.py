@@ -80,7 +80,7 @@ def keywords(case: Case, arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def call(case: Case, implementation: Any, query: Any, key: Any, value: Any, arrays: dict[str, Any]) -> tuple:
-    """(out, lse), or (out,) where the normaliser's partial results do not merge."""
+    """(out, lse), or (out,) where the normalizer's partial results do not merge."""
     given = {**keywords(case, arrays), "implementation": implementation}
     if case.mergeable:
         return tuple(jattn.partial_attention(query, key, value, **given))

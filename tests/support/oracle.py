@@ -203,7 +203,7 @@ def relative_grid(table: Num, rows: int, columns: int):
     return modify
 
 
-# Normalisers: (scores, allowed, both [b, h, q, k]) -> weights.
+# Normalizers: (scores, allowed, both [b, h, q, k]) -> weights.
 
 
 def softmax(sink: Any = None):

@@ -115,7 +115,7 @@ def partial_attention(
         huge scores merge exactly.
 
     Raises:
-        ValueError: as `attention`; also a normaliser whose partial results do not merge by their lse.
+        ValueError: as `attention`; also a normalizer whose partial results do not merge by their lse.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (8, 2, 4)) for i in range(3))
@@ -127,7 +127,7 @@ def partial_attention(
         raise ValueError(
             f"`normalizer` must be a plain `Softmax()` for partial attention; partial results of {normalizer!r} do "
             "not merge by their lse. With a sink: merge plain partials first, then "
-            "`Softmax(sink).finish(merged.out, merged.lse, merged.remainder)`."
+            "`Softmax(sink).rescale(merged.out, merged.lse, merged.remainder)`."
         )
     return _attend(arguments)
 

@@ -28,7 +28,7 @@ from .plan import check_extent, check_lone_query_positions, mask_reads_positions
 class Call:
     """What is to be computed. Pieces and positions are aligned to `[batch..., head, query, key, own...]`.
 
-    `scores` holds all scores in their order: the similarity's own, the caller's, the normaliser's. A call is a pytree
+    `scores` holds all scores in their order: the similarity's own, the caller's, the normalizer's. A call is a pytree
     of the arrays in it; sizes are static.
     """
 
@@ -122,7 +122,7 @@ def prepare(
         mask=mask,
         similarity=aligned(similarity),
         scale=prepared.scale,
-        scores=own_scores + caller_scores + aligned(normalizer.before()),
+        scores=own_scores + caller_scores + aligned(normalizer.extra_scores()),
         normalizer=aligned(normalizer),
         dropout=None if dropout is None else aligned(dropout.indexed(batch, q_heads, split)),
         query_positions=rows,

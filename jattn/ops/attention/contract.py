@@ -25,12 +25,12 @@ class Implementation(abc.ABC):
 
     @abc.abstractmethod
     def run(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
-        """The streamed sum and its log mass, before the normaliser's `finish`."""
+        """The streamed sum and its log mass, before the normalizer's `finish`."""
 
     def attend(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
         """The output, its lse and the remainder."""
         partial = self.run(call, query, key, value)
-        out = call.normalizer.finish(partial.out, partial.lse, partial.remainder)
+        out = call.normalizer.rescale(partial.out, partial.lse, partial.remainder)
         return dataclasses.replace(partial, out=out.astype(value.dtype))
 
     @abc.abstractmethod

@@ -147,7 +147,7 @@ def pair(similarity: Similarity, query: jax.Array, key: jax.Array, allowed: jax.
 
 
 def for_normalizer(normalizer: Normalizer, scores: jax.Array, allowed: jax.Array | None) -> tuple[Any, jax.Array]:
-    """The normaliser and scores that it may be differentiated at, whatever it makes of pairs that may not attend."""
+    """The normalizer and scores that it may be differentiated at, whatever it makes of pairs that may not attend."""
     if allowed is None:
         return normalizer, scores
     allowed = _as_layout(allowed, scores.ndim)

@@ -7,10 +7,10 @@ from .decays import FORGET, Sums, channel_scores, decay_of, sums_of, weights
 from .triangular import unit_lower_solve
 
 
-def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fresh, copies):
+def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, zero_state, copies):
     """The linear recurrence.
 
-    Arguments as those of `scan_tokens`, `gates [..., length, heads, 1 or k_dim]`, `fresh` and `copies` as of
+    Arguments as those of `scan_tokens`, `gates [..., length, heads, 1 or k_dim]`, `zero_state` and `copies` as of
     `run_chunks`.
     """
     length = query.shape[-3]
@@ -42,11 +42,11 @@ def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, fre
         state, before = carry(state, advance, (left, written))
         return state, out + reading @ before
 
-    return _run(body, [query, key, value, gates], starts, state, length, chunk, fresh=fresh, copies=copies)
+    return _run(body, [query, key, value, gates], starts, state, length, chunk, zero_state=zero_state, copies=copies)
 
 
-def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh, copies, correct):
-    """The delta rule; `beta [..., length, heads, 1]`, the rest as of `chunked_linear`, `correct` as of
+def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, zero_state, copies, refine):
+    """The delta rule; `beta [..., length, heads, 1]`, the rest as of `chunked_linear`, `refine` as of
     `unit_lower_solve`.
 
     With u_i = β_i (v_i - S_{i-1}ᵀ D_i k_i), D_i = diag(α_i), the rule is S_i = D_i S_{i-1} + k_i u_iᵀ, the linear
@@ -76,7 +76,7 @@ def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh
         reading, keeping, left = _factors(query, key, sums)
         recalling = key if sums is None else key * jnp.exp(sums.reading)
         right = beta * jnp.concatenate([value, recalling], -1)
-        values, recalls = jnp.split(unit_lower_solve(beta * others, right, correct=correct), [value.shape[-1]], -1)
+        values, recalls = jnp.split(unit_lower_solve(beta * others, right, refine=refine), [value.shape[-1]], -1)
 
         def advance(state, slices):
             values, recalls, keeping, left = slices
@@ -87,7 +87,9 @@ def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, fresh
         state, (before, values) = carry(state, advance, (values, recalls, keeping, left))
         return state, reading @ before + scores @ values
 
-    return _run(body, [query, key, value, beta, gates], starts, state, length, chunk, fresh=fresh, copies=copies)
+    return _run(
+        body, [query, key, value, beta, gates], starts, state, length, chunk, zero_state=zero_state, copies=copies
+    )
 
 
 def _by_channel(gates) -> bool:

@@ -23,7 +23,7 @@ def run_chunks(
     length: int,
     chunk: int,
     *,
-    fresh: bool,
+    zero_state: bool,
     copies: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Run `body(state, slices, starts) -> (state, out)` over groups of chunks.
@@ -40,7 +40,7 @@ def run_chunks(
         length: of the sequences.
         chunk: tokens in one.
         copies: how many of these run at once, as heads that share keys are mapped over.
-        fresh: the state is zeros, in which nothing need be looked for: the compiler would do so, in seconds.
+        zero_state: the state is zeros, in which nothing need be looked for: the compiler would do so, in seconds.
 
     Returns:
         The output `[..., length, heads, v_dim]` and the last state; NaN where tokens with NaN or inf, which `body` does
@@ -72,7 +72,7 @@ def run_chunks(
         out = out.reshape(*out.shape[:axis], group * chunk, *out.shape[axis + 2 :])
         return (state, lost), jnp.where(spoiled[..., None], jnp.nan, out)
 
-    first = begin(state, (sequences, starts), fresh=fresh)
+    first = begin(state, (sequences, starts), zero_state=zero_state)
     slices = jax.tree.map(cut, (sequences, starts))
     (state, lost), out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), first, slices)
     out = jnp.moveaxis(out, 0, axis)
@@ -80,13 +80,13 @@ def run_chunks(
     return jax.lax.slice_in_dim(out, 0, length, axis=axis), jnp.where(lost[..., None, None], jnp.nan, state)
 
 
-def begin(state: jax.Array, inputs: Any, *, fresh: bool) -> tuple[jax.Array, jax.Array]:
+def begin(state: jax.Array, inputs: Any, *, zero_state: bool) -> tuple[jax.Array, jax.Array]:
     """The state that a loop over `inputs` begins with, and where there was NaN or inf in it, `[..., heads]`.
 
-    `fresh` as of `run_chunks`.
+    `zero_state` as of `run_chunks`.
     """
     axes = varying_axes(state, inputs)
-    if fresh:
+    if zero_state:
         return vary(state, axes), full(state.shape[:-2], False, jnp.bool_, axes)
     state = vary(state, axes)
     lost = ~jnp.isfinite(state).all((-2, -1))

@@ -45,7 +45,7 @@ def delta_rule(
     segment_ids: Any = None,
     form: str = "chunked",
     chunk: int = 64,
-    correct: bool = True,
+    refine: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """A state that learns key-value pairs by the delta rule, in time and memory linear in the length.
 
@@ -55,7 +55,7 @@ def delta_rule(
     2024 (arXiv:2412.06464), of each channel Kimi Team 2025 (arXiv:2510.26692). There is no scale inside, and keys are
     taken as they are: with ‖k‖ > 1 and β ‖k‖² > 2 the state grows without bound, so give keys unit length. With β near
     2 and keys that are nearly all alike the chunked form, whose triangular systems are then ill-conditioned, is off by
-    up to 5e-5 of its root mean square in float32 (5e-4 without `correct`). State, dtypes and NaN as in
+    up to 5e-5 of its root mean square in float32 (5e-4 without `refine`). State, dtypes and NaN as in
     `linear_recurrence`.
 
     Args:
@@ -71,7 +71,7 @@ def delta_rule(
         form: `"chunked"`, by the WY representation: a triangular system within each chunk, and a state from chunk to
             chunk; or `"scan"`, the definition, token by token.
         chunk: tokens in a chunk; a matter of speed.
-        correct: whether the chunked form corrects what it found for a chunk by what the residual says. Where no
+        refine: whether the chunked form corrects what it found for a chunk by what the residual says. Where no
             β ‖k‖² is above 1, nothing is lost without.
 
     Returns:
@@ -80,7 +80,7 @@ def delta_rule(
 
     Raises:
         ValueError: shapes or dtypes that do not fit; gates outside their range; ids that decrease; an unknown `form`;
-            `correct` that is neither True nor False.
+            `refine` that is neither True nor False.
 
     >>> import jax, jax.numpy as jnp
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 100, 2, 16)) / 4
@@ -96,14 +96,14 @@ def delta_rule(
     starts = check_segments(segment_ids, query)
     check_choice("form", form, FORMS)
     check_positive(chunk=chunk)
-    check_flags(correct=correct)
-    options: dict[str, Any] = {"form": form, "chunk": chunk, "fresh": initial_state is None, "correct": correct}
+    check_flags(refine=refine)
+    options: dict[str, Any] = {"form": form, "chunk": chunk, "zero_state": initial_state is None, "refine": refine}
     return _run(query, key, value, beta[..., None], decay, starts, state, **options)
 
 
 # Or every call outside of `jit` would compile its loops again.
-@functools.partial(jax.jit, static_argnames=("form", "chunk", "fresh", "correct"))
-def _run(query, key, value, beta, decay, starts, state, *, form, chunk, fresh, correct):
+@functools.partial(jax.jit, static_argnames=("form", "chunk", "zero_state", "refine"))
+def _run(query, key, value, beta, decay, starts, state, *, form, chunk, zero_state, refine):
     copies = copies_of(query, key, value)
 
     def token(query, key, value, beta, decay, state):
@@ -111,9 +111,9 @@ def _run(query, key, value, beta, decay, starts, state, *, form, chunk, fresh, c
 
     def run(query, key, value, beta, decay, state):
         if form == "chunked" and query.shape[-3]:
-            options = {"fresh": fresh, "copies": copies, "correct": correct}
+            options = {"zero_state": zero_state, "copies": copies, "refine": refine}
             return chunked_delta(query, key, value, beta, decay, starts, state, chunk, **options)
-        return scan_tokens(token, (query, key, value, beta, decay), starts, state, fresh=fresh)
+        return scan_tokens(token, (query, key, value, beta, decay), starts, state, zero_state=zero_state)
 
     out, state = over_groups(run, query, key, {"value": value, "beta": beta, "decay": decay}, state)
     return out.astype(value.dtype), state

@@ -104,13 +104,13 @@ def linear_recurrence(
         decay = decay.astype(dtype)
         if log_decay is not None and log_decay.ndim == 1:
             decay = jnp.broadcast_to(decay, (*value.shape[:-1], 1))
-    options: dict[str, Any] = {"form": form, "chunk": chunk, "fresh": initial_state is None}
+    options: dict[str, Any] = {"form": form, "chunk": chunk, "zero_state": initial_state is None}
     return _run(query, key, value, decay, bonus, starts, state, **options)
 
 
 # Or every call outside of `jit` would compile its loops again.
-@functools.partial(jax.jit, static_argnames=("form", "chunk", "fresh"))
-def _run(query, key, value, decay, bonus, starts, state, *, form, chunk, fresh):
+@functools.partial(jax.jit, static_argnames=("form", "chunk", "zero_state"))
+def _run(query, key, value, decay, bonus, starts, state, *, form, chunk, zero_state):
     copies = copies_of(query, key, value)
 
     def token(bonus, query, key, value, decay, state):
@@ -118,9 +118,11 @@ def _run(query, key, value, decay, bonus, starts, state, *, form, chunk, fresh):
 
     def run(query, key, value, decay, bonus, state):
         if form == "chunked" and query.shape[-3]:
-            return chunked_linear(query, key, value, decay, bonus, starts, state, chunk, fresh=fresh, copies=copies)
+            return chunked_linear(
+                query, key, value, decay, bonus, starts, state, chunk, zero_state=zero_state, copies=copies
+            )
         one = functools.partial(token, bonus)
-        return scan_tokens(one, (query, key, value, decay), starts, state, fresh=fresh)
+        return scan_tokens(one, (query, key, value, decay), starts, state, zero_state=zero_state)
 
     out, state = over_groups(run, query, key, {"value": value, "decay": decay, "bonus": bonus}, state)
     return out.astype(value.dtype), state

@@ -36,7 +36,7 @@ def delta_token(query, key, value, beta, decay, state):
     return jnp.einsum("...hkv,...hk->...hv", new, query), new
 
 
-def scan_tokens(token, sequences, starts, state, *, fresh):
+def scan_tokens(token, sequences, starts, state, *, zero_state):
     """Run `token(*slices, state) -> (out, state)` along the length.
 
     Args:
@@ -44,7 +44,7 @@ def scan_tokens(token, sequences, starts, state, *, fresh):
         sequences: arrays `[..., length, heads, dim]`, or None. The first is read only, the last is a log decay.
         starts: booleans `[..., length]` where the state restarts, or None.
         state: the first.
-        fresh: as of `run_chunks`.
+        zero_state: as of `run_chunks`.
 
     Returns:
         The outputs `[..., length, heads, dim]` and the last state; NaN where tokens with NaN or inf come to be read.
@@ -53,7 +53,7 @@ def scan_tokens(token, sequences, starts, state, *, fresh):
     axis = state.ndim - 3  # of the length: behind the batch axes
     *others, decay = sequences
     decay = None if decay is None else jnp.maximum(decay, FORGET)
-    state, lost = begin(state, (sequences, starts), fresh=fresh)
+    state, lost = begin(state, (sequences, starts), zero_state=zero_state)
     sequences, unread, bad = clean_tokens([*others, decay])
     if bad.shape[axis]:
         bad = largest_so_far(bad.at[..., 0, :].max(lost), starts)

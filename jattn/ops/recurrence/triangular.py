@@ -51,32 +51,32 @@ def _tangent(primals, tangents):
     return inverse, -(inverse @ tangents[0] @ inverse)
 
 
-def unit_lower_solve(strict: jax.Array, right: jax.Array, *, correct: bool) -> jax.Array:
+def unit_lower_solve(strict: jax.Array, right: jax.Array, *, refine: bool) -> jax.Array:
     """X of (I + N) X = R, N strictly lower triangular, `[..., size, size]` and `[..., size, columns]`.
 
     Where numbers of N are well above 1, so are those of its powers, of which the inverse is the sum: digits are lost.
-    `correct` adds to the solution what its residual says, and to its derivative likewise; two products more for each.
+    `refine` adds to the solution what its residual says, and to its derivative likewise; two products more for each.
 
     >>> import jax.numpy as jnp
-    >>> print(unit_lower_solve(jnp.array([[0.0, 0.0], [3.0, 0.0]]), jnp.ones((2, 1)), correct=True))
+    >>> print(unit_lower_solve(jnp.array([[0.0, 0.0], [3.0, 0.0]]), jnp.ones((2, 1)), refine=True))
     [[ 1.]
      [-2.]]
     """
-    return _solve(strict, right, unit_lower_inverse(strict), correct)
+    return _solve(strict, right, unit_lower_inverse(strict), refine)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _solve(strict: jax.Array, right: jax.Array, inverse: jax.Array, correct: bool) -> jax.Array:
-    return _by_inverse(strict, right, inverse, correct)
+def _solve(strict: jax.Array, right: jax.Array, inverse: jax.Array, refine: bool) -> jax.Array:
+    return _by_inverse(strict, right, inverse, refine)
 
 
 @_solve.defjvp
-def _solve_tangent(correct, primals, tangents):
+def _solve_tangent(refine, primals, tangents):
     strict, _, inverse = primals  # the solution does not depend on how it was found
-    found = _solve(*primals, correct)
-    return found, _by_inverse(strict, tangents[1] - tangents[0] @ found, inverse, correct)
+    found = _solve(*primals, refine)
+    return found, _by_inverse(strict, tangents[1] - tangents[0] @ found, inverse, refine)
 
 
-def _by_inverse(strict: jax.Array, right: jax.Array, inverse: jax.Array, correct: bool) -> jax.Array:
+def _by_inverse(strict: jax.Array, right: jax.Array, inverse: jax.Array, refine: bool) -> jax.Array:
     found = inverse @ right
-    return found + inverse @ (right - found - strict @ found) if correct else found
+    return found + inverse @ (right - found - strict @ found) if refine else found

@@ -52,7 +52,7 @@ _SIMILARITIES: tuple[Variant, ...] = (
     ),
     Variant(
         "cosine",
-        "the angle over a temperature, which may be learnt",
+        "the angle over a temperature, which may be learned",
         "Graves et al. 2014, arXiv:1410.5401",
         f"{SIMILARITIES}.Cosine",
         "tests/similarities/test_dot.py",
@@ -73,7 +73,7 @@ _SCORES: tuple[Variant, ...] = (
         "ALiBi",
         "minus a slope of each head times the distance",
         "Press et al. 2021, arXiv:2108.12409",
-        f"{SCORES}.Alibi",
+        f"{SCORES}.ALiBi",
         "tests/scores/test_alibi.py",
     ),
     Variant(
@@ -85,7 +85,7 @@ _SCORES: tuple[Variant, ...] = (
     ),
     Variant(
         "relative buckets",
-        "a learnt number for each bucket of distances",
+        "a learned number for each bucket of distances",
         "Raffel et al. 2019, arXiv:1910.10683",
         f"{SCORES}.RelativeBuckets",
         "tests/scores/test_relative.py",
@@ -99,7 +99,7 @@ _SCORES: tuple[Variant, ...] = (
     ),
     Variant(
         "relative grid",
-        "a learnt number for each offset between two places of a window",
+        "a learned number for each offset between two places of a window",
         "Liu et al. 2021, arXiv:2103.14030",
         f"{SCORES}.RelativeGrid",
         "tests/scores/test_distances.py",
@@ -116,7 +116,7 @@ _SCORES: tuple[Variant, ...] = (
 _NORMALIZERS: tuple[Variant, ...] = (
     Variant(
         "softmax with a sink",
-        "a learnt logit that takes weight and has no value",
+        "a learned logit that takes weight and has no value",
         "gpt-oss, arXiv:2508.10925",
         f"{NORMALIZERS}.Softmax",
         "tests/normalizers/test_softmax.py",
@@ -139,7 +139,7 @@ _NORMALIZERS: tuple[Variant, ...] = (
         "ReLU attention",
         "max(score, 0) / n",
         "Wortsman et al. 2023, arXiv:2309.08586",
-        f"{NORMALIZERS}.Relu",
+        f"{NORMALIZERS}.ReLU",
         "tests/normalizers/test_elementwise.py",
     ),
     Variant(
@@ -183,7 +183,7 @@ _MASKS: tuple[Variant, ...] = (
     Variant("chunked", "own chunk only", "Llama 4", f"{MASKS}.Chunked", "tests/masks/test_blocks.py"),
     Variant(
         "blocked local",
-        "own block and its neighbours: `masks.of(lambda q, k: abs(q // b - k // b) <= 1)`",
+        "own block and its neighbors: `masks.of(lambda q, k: abs(q // b - k // b) <= 1)`",
         "Zaheer et al. 2020, arXiv:2007.14062",
         f"{MASKS}.of",
         TESTS,
@@ -224,7 +224,7 @@ _MASKS: tuple[Variant, ...] = (
         "tests/masks/test_selected.py",
     ),
     Variant(
-        "neighbourhood",
+        "neighborhood",
         "a window of a grid of 1 to 3 axes, always full",
         "Hassani et al. 2022, arXiv:2204.07143",
         f"{MASKS}.Neighborhood",

@@ -148,7 +148,7 @@ class AFTSimple(AFT):
 class AFTLocal(AFT):
     """AFT-local: w_ts = u_t·r_s for positions less than `window` apart, in O(n window) (`aft_local`).
 
-    u and r have `rank` numbers for each position, the paper's factorised form of w. A token takes O(window) time when
+    u and r have `rank` numbers for each position, the paper's factorized form of w. A token takes O(window) time when
     decoding. Positions from `max_len` on are refused where they are known, and give NaN where they are traced.
 
     Args:

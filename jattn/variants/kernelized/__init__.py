@@ -1,15 +1,15 @@
 """Attention whose weights are products of features: linear in the length, O(1) a token when decoding."""
 
 from .attention import KernelState, kernel_state, kernelized_attention, kernelized_step
-from .features import Cosine, Elu, FeatureMap, Function, Learned, Taylor
+from .features import ELU, Cosine, FeatureMap, Function, Learned, Taylor
 from .layers import Based, CosFormer, Hedgehog, LayerState, LinearTransformer, Performer
 from .performer import RandomFeatures, orthogonal_projection
 
 __all__ = [
+    "ELU",
     "Based",
     "CosFormer",
     "Cosine",
-    "Elu",
     "FeatureMap",
     "Function",
     "Hedgehog",

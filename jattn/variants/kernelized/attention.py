@@ -1,4 +1,4 @@
-"""Kernelised attention: weights φ(q)·φ(k), so that the keys and values are summed once for all queries."""
+"""Kernelized attention: weights φ(q)·φ(k), so that the keys and values are summed once for all queries."""
 
 from typing import Any, NamedTuple
 
@@ -15,10 +15,10 @@ from .features import FeatureMap, check_at, check_features
 
 
 class KernelState(NamedTuple):
-    """What kernelised attention remembers of the keys and values before.
+    """What kernelized attention remembers of the keys and values before.
 
     sums: `[..., heads, features, v_dim + 1]`, Σ exp(c_j - top) φ(k_j) [v_j, 1]ᵀ, float32 (float64).
-    top: `[..., heads]`, the largest c so far; 0 for feature maps without a stabiliser.
+    top: `[..., heads]`, the largest c so far; 0 for feature maps without a stabilizer.
     """
 
     sums: jax.Array
@@ -48,20 +48,20 @@ def kernelized_attention(
               = φ(q_i)ᵀ S / (φ(q_i)ᵀ z + ε),    S = Σ_j φ(k_j) v_jᵀ,   z = Σ_j φ(k_j)
 
     Katharopoulos et al. 2020 (arXiv:2006.16236), with any feature map. The causal form is
-    `jattn.linear_recurrence`, with a column of ones beside the values for z. Where the map has a stabiliser
+    `jattn.linear_recurrence`, with a column of ones beside the values for z. Where the map has a stabilizer
     c (random features), keys are summed relative to the largest c so far, a running maximum that enters as a decay; it
-    cancels in a normalised output. Without `normalize`, out_i = Σ_j φ(q_i)·φ(k_j) v_j, stabilisers multiplied back.
+    cancels in a normalized output. Without `normalize`, out_i = Σ_j φ(q_i)·φ(k_j) v_j, stabilizers multiplied back.
 
     Args:
         query: `[..., q_len, heads, qk_dim]`. The map scales, not this function.
         key: `[..., kv_len, heads, qk_dim]`.
         value: `[..., kv_len, heads, v_dim]`.
-        features: the feature map, such as `Elu()`.
+        features: the feature map, such as `ELU()`.
         causal: whether query i sees keys up to i only; needs `q_len == kv_len`.
         mask: booleans `[..., kv_len]`, False for keys that are padding. φ(k) is 0 there, and what they hold (NaN too)
             has no effect.
         normalize: whether to divide by the sum of the weights.
-        epsilon: ε, at least 0. The paper's code has 1e-6. With a stabiliser it is relative to the stabilised sum.
+        epsilon: ε, at least 0. The paper's code has 1e-6. With a stabilizer it is relative to the stabilized sum.
         positions: of queries, integers `[..., q_len]`, for maps that look at them; by default 0, 1, ...
         key_positions: likewise; by default `positions` in the causal form, else 0, 1, ...
         initial_state: of keys and values before these.
@@ -80,9 +80,9 @@ def kernelized_attention(
             segments or unequal lengths in a form that has no place for them; all that the recurrence raises.
 
     >>> import jax
-    >>> from jattn.variants.kernelized import Elu
+    >>> from jattn.variants.kernelized import ELU
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 100, 4, 8)) for i in range(3))
-    >>> out, state = kernelized_attention(q, k, v, Elu(), causal=True)
+    >>> out, state = kernelized_attention(q, k, v, ELU(), causal=True)
     >>> out.shape, state.sums.shape
     ((2, 100, 4, 8), (2, 4, 8, 9))
     """
@@ -112,7 +112,7 @@ def kernelized_attention(
     if mask is not None:
         keys = jnp.where(mask[..., None, None], keys, 0)
         key_shift = None if key_shift is None else jnp.where(mask[..., None], key_shift, -jnp.inf)
-    state = _checked(initial_state, keys, value_wide, stabilised=key_shift is not None)
+    state = _checked(initial_state, keys, value_wide, stabilized=key_shift is not None)
     if causal:
         decay, tops = None, state.top[..., None, :]
         if key_shift is not None:
@@ -175,9 +175,9 @@ def kernelized_step(
         ValueError: as `kernelized_attention`; a position that is no integer, or of another shape.
 
     >>> import jax
-    >>> from jattn.variants.kernelized import Elu
+    >>> from jattn.variants.kernelized import ELU
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 4, 8)) for i in range(3))
-    >>> out, state = kernelized_step(q, k, v, Elu(), kernel_state(Elu(), (2,), 4, 8, 8))
+    >>> out, state = kernelized_step(q, k, v, ELU(), kernel_state(ELU(), (2,), 4, 8, 8))
     >>> bool(jax.numpy.allclose(out, v, atol=1e-5))  # the first token has itself alone
     True
     """
@@ -190,7 +190,7 @@ def kernelized_step(
     wide = _with_ones(_wide(value))
     made, keys = features.query(_wide(query), at), features.key(_wide(key), at)
     shift, key_shift = features.log_scale(_wide(query)), features.log_scale(_wide(key))
-    state = _checked(state, keys, wide, stabilised=key_shift is not None)
+    state = _checked(state, keys, wide, stabilized=key_shift is not None)
     decay, top, tops = None, state.top, None
     if key_shift is not None:
         tops, decays = _tops(key_shift, state.top, None)
@@ -216,8 +216,8 @@ def kernel_state(
     Raises:
         ValueError: `batch` is no tuple of sizes.
 
-    >>> from jattn.variants.kernelized import Elu
-    >>> kernel_state(Elu(), (2,), 4, 8, 16).sums.shape
+    >>> from jattn.variants.kernelized import ELU
+    >>> kernel_state(ELU(), (2,), 4, 8, 16).sums.shape
     (2, 4, 8, 17)
     """
 
@@ -245,7 +245,7 @@ def _check(query: Any, key: Any, value: Any, q_len: str, kv_len: str, features: 
     return sizes
 
 
-def _checked(state: KernelState | None, keys: jax.Array, values: jax.Array, *, stabilised: bool) -> KernelState:
+def _checked(state: KernelState | None, keys: jax.Array, values: jax.Array, *, stabilized: bool) -> KernelState:
     """The state, by default of nothing, in the shapes that these features need."""
     batch, heads = keys.shape[:-3], keys.shape[-2]
     shapes = ((*batch, heads, keys.shape[-1], values.shape[-1]), (*batch, heads))
@@ -253,7 +253,7 @@ def _checked(state: KernelState | None, keys: jax.Array, values: jax.Array, *, s
     if state is not None:
         check_record("state", state, KernelState)
     else:
-        return KernelState(jnp.zeros(shapes[0], dtype), jnp.full(shapes[1], -jnp.inf if stabilised else 0, dtype))
+        return KernelState(jnp.zeros(shapes[0], dtype), jnp.full(shapes[1], -jnp.inf if stabilized else 0, dtype))
     got = tuple(map(jnp.shape, state))
     if got != shapes:
         raise ValueError(f"`state` must have sums and top of shapes {shapes} for this call; got {got}.")
@@ -299,7 +299,7 @@ def _keys_set_aside(key: jax.Array, value: jax.Array, mask: Any) -> tuple[jax.Ar
 
 
 def _tops(shift: jax.Array, first: jax.Array, starts: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """The running maximum of stabilisers, and the log decay of a sum that is kept relative to it."""
+    """The running maximum of stabilizers, and the log decay of a sum that is kept relative to it."""
     first = first[..., None, :]
     shift = jax.lax.stop_gradient(shift)
     joined = jnp.concatenate([jnp.broadcast_to(first, (*shift.shape[:-2], 1, shift.shape[-1])), shift], -2)

@@ -6,7 +6,7 @@ LAYERS = "tests/variants/kernelized/test_layers.py"
 
 VARIANTS: tuple[Variant, ...] = (
     Variant(
-        "Kernelised attention",
+        "Kernelized attention",
         "weights φ(q)·φ(k) of any feature map, through one recurrence",
         "Katharopoulos et al. 2020, arXiv:2006.16236",
         "jattn.variants.kernelized.kernelized_attention",

@@ -22,7 +22,7 @@ class FeatureMap(Piece):
     """
 
     nonnegative = True
-    """Whether no weight φ(q)·φ(k) is below 0, so that weights can be normalised."""
+    """Whether no weight φ(q)·φ(k) is below 0, so that weights can be normalized."""
 
     @abc.abstractmethod
     def query(self, x: jax.Array, positions: Any) -> jax.Array:
@@ -33,7 +33,7 @@ class FeatureMap(Piece):
         return self.query(x, positions)
 
     def log_scale(self, x: jax.Array) -> jax.Array | None:
-        """c for each key, `[..., length, heads]`: `key` returns φ exp(-c). None where features need no stabiliser.
+        """c for each key, `[..., length, heads]`: `key` returns φ exp(-c). None where features need no stabilizer.
 
         Whoever sums keys of different c rescales them to a common one.
         """
@@ -42,11 +42,11 @@ class FeatureMap(Piece):
 
 
 @piece
-class Elu(FeatureMap):
+class ELU(FeatureMap):
     """φ(x) = elu(x) + 1 (Katharopoulos et al. 2020, arXiv:2006.16236): x + 1 above 0, exp(x) below.
 
     >>> import jax.numpy as jnp
-    >>> [f"{feature:.2f}" for feature in Elu().query(jnp.array([-1.0, 0.0, 2.0]), None)]
+    >>> [f"{feature:.2f}" for feature in ELU().query(jnp.array([-1.0, 0.0, 2.0]), None)]
     ['0.37', '1.00', '3.00']
     """
 
@@ -116,7 +116,7 @@ class Taylor(FeatureMap):
 class Learned(FeatureMap):
     """Hedgehog: φ(x) = [softmax(Wx + b), softmax(-Wx - b)] (Zhang et al. 2024, arXiv:2402.04347).
 
-    The paper's stable form of [exp(Wx), exp(-Wx)], each half normalised over its features. W starts as the identity.
+    The paper's stable form of [exp(Wx), exp(-Wx)], each half normalized over its features. W starts as the identity.
 
     Args:
         kernel: `[heads, dim, features]`, of queries.
@@ -162,7 +162,7 @@ class Function(FeatureMap):
     Args:
         function: `[..., dim] -> [..., features]`.
         nonnegative: a promise that no weight φ(q)·φ(k) is below 0, as when no feature is. It is not checked; without
-            it, weights cannot be normalised.
+            it, weights cannot be normalized.
 
     Raises:
         ValueError: `function` is not callable; at the call, it changes other axes than the last.
@@ -190,18 +190,18 @@ class Function(FeatureMap):
 
 
 def check_features(features: Any, normalize: bool) -> None:
-    """A feature map, and one that can be normalised if it must be.
+    """A feature map, and one that can be normalized if it must be.
 
     Raises:
         ValueError: with the remedy.
     """
     if not isinstance(features, FeatureMap):
         raise ValueError(
-            f"`features` must be a feature map of `jattn.variants.kernelized`, such as `Elu()`; got {features!r}."
+            f"`features` must be a feature map of `jattn.variants.kernelized`, such as `ELU()`; got {features!r}."
         )
     if normalize and not features.nonnegative:
         raise ValueError(
-            f"`features` may be negative ({type(features).__name__}), and so may the sum that normalises: give "
+            f"`features` may be negative ({type(features).__name__}), and so may the sum that normalizes: give "
             "`normalize=False`, or a map whose products are not (`Function(f, nonnegative=True)` is a promise of it)."
         )
 

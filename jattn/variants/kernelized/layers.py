@@ -1,4 +1,4 @@
-"""Multi-head layers of kernelised attention: the same call as `MultiHeadAttention`, with a step for decoding."""
+"""Multi-head layers of kernelized attention: the same call as `MultiHeadAttention`, with a step for decoding."""
 
 import abc
 import dataclasses
@@ -12,7 +12,7 @@ from ...foundation.shapes import check_choice, check_key, check_multiple, check_
 from ...layers.generation import Generative
 from ...layers.layer import bias, kernel
 from .attention import KernelState, kernel_state, kernelized_attention, kernelized_step
-from .features import Cosine, Elu, FeatureMap, Learned, Taylor
+from .features import ELU, Cosine, FeatureMap, Learned, Taylor
 from .performer import KINDS, RandomFeatures, orthogonal_projection
 
 
@@ -33,7 +33,7 @@ class KernelizedAttention(Generative):
         causal: whether a token sees itself and those before it only; `step` needs it.
         head_dim: of values, by default `features / heads`.
         qk_dim: of queries and keys, by default `head_dim`.
-        epsilon: of the normaliser.
+        epsilon: of the normalizer.
 
     Raises:
         ValueError: sizes below 1, or heads that do not divide the features; all that `kernelized_attention` raises.
@@ -152,7 +152,7 @@ class KernelizedAttention(Generative):
 
 @dataclasses.dataclass(frozen=True)
 class LinearTransformer(KernelizedAttention):
-    """The Linear Transformer: φ = elu + 1 (`Elu`). Katharopoulos et al. 2020 (arXiv:2006.16236).
+    """The Linear Transformer: φ = elu + 1 (`ELU`). Katharopoulos et al. 2020 (arXiv:2006.16236).
 
     Arguments and errors as of `KernelizedAttention`.
 
@@ -168,7 +168,7 @@ class LinearTransformer(KernelizedAttention):
 
     def feature_map(self, parameters):
         del parameters
-        return Elu()
+        return ELU()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,7 @@ class RandomFeatures(FeatureMap):
         hyperbolic   φ(x) = [exp(W x' ...), exp(-W x' ...)] / √(2m)
         relu         φ(x) = relu(W x') / √m                                   another kernel; no exponential
 
-    Choromanski et al. 2021 (arXiv:2009.14794). The stabiliser c cancels in the normalised output. For queries it is the
+    Choromanski et al. 2021 (arXiv:2009.14794). The stabilizer c cancels in the normalized output. For queries it is the
     largest exponent among the features. For keys also over positions; `kernelized_attention` takes that, or in the
     causal form a running maximum (of chunks), from `log_scale`. `epsilon` is added to each feature behind the
     exponential, as in the authors' code, which has 1e-6; 0, the default, leaves the estimate without bias.
@@ -94,7 +94,7 @@ class RandomFeatures(FeatureMap):
         return jax.lax.stop_gradient(self.exponents(x).max(-1))
 
     def exponents(self, x: jax.Array) -> jax.Array:
-        """The exponents before the stabiliser, `[..., m]` or `[..., 2m]`."""
+        """The exponents before the stabilizer, `[..., m]` or `[..., 2m]`."""
         x, product = self._product(x)
         if self.kind == "hyperbolic":
             product = jnp.concatenate([product, -product], -1)

@@ -56,7 +56,7 @@ def nystrom_attention(
         value: V, `[..., length, heads, v_dim]`.
         landmarks: at least 1, at most `length`.
         iterations: of the pseudo-inverse, at least 0.
-        convolution: weights `[heads, width]` of a depthwise convolution of V along the length, centred, `width` odd
+        convolution: weights `[heads, width]` of a depthwise convolution of V along the length, centerd, `width` odd
             (the paper's 33); None for none.
         lengths: how many positions are no padding, integers `[...]` of the batch. Padding takes no part in the
             landmarks, is attended by nothing, and its output is 0; a landmark of padding alone is left out.
@@ -172,7 +172,7 @@ def _check(query, key, value, landmarks, iterations, convolution) -> int:
     if convolution is not None:
         width = check_shapes({"heads": sizes["heads"]}, convolution=(convolution, "heads width"))["width"]
         if width % 2 == 0:
-            raise ValueError(f"`convolution` must have an odd width, so that it has a centre; got {width}.")
+            raise ValueError(f"`convolution` must have an odd width, so that it has a center; got {width}.")
     return sizes["length"]
 
 
@@ -213,7 +213,7 @@ class Nystromformer(Layer):
         if self.convolution is not None:
             check_positive(convolution=self.convolution)
             if self.convolution % 2 == 0:
-                raise ValueError(f"`convolution` must be odd, so that it has a centre; got {self.convolution}.")
+                raise ValueError(f"`convolution` must be odd, so that it has a center; got {self.convolution}.")
 
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value`, `out`: kernels and biases; perhaps `convolution.kernel [width, heads]`."""

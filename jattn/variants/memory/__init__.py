@@ -4,10 +4,10 @@ from .compressive import Compressive, CompressiveMemory
 from .end_to_end import MemoryNetwork, memory_hops, position_encoding
 from .memorizing import Memorizing, Ring, empty_ring, ring_attention, write_ring
 from .transformer_xl import Recurrence, TransformerXL, relative_attention
-from .turing import Aim, TuringMemory, TuringState, address, read_slots, sharpen, write_slots
+from .turing import Addressing, TuringMemory, TuringState, address, read_slots, sharpen, write_slots
 
 __all__ = [
-    "Aim",
+    "Addressing",
     "Compressive",
     "CompressiveMemory",
     "Memorizing",

@@ -114,7 +114,7 @@ class MemoryNetwork(Layer):
         sentences: how many sentences a story may have.
         tying: `"adjacent"` or `"layerwise"`.
         encoding: `"position"` (l as in `position_encoding`) or `"bag"` (l = 1).
-        deviation: of the first embeddings; the paper's is 0.1. A larger one starts with sharper attention.
+        standard_deviation: of the first embeddings; the paper's is 0.1. A larger one starts with sharper attention.
 
     Raises:
         ValueError: a size below 1; another tying or encoding; a deviation below 0; at the call, stories of more
@@ -135,14 +135,18 @@ class MemoryNetwork(Layer):
     sentences: int = 50
     tying: str = "adjacent"
     encoding: str = "position"
-    deviation: float = 0.1
+    standard_deviation: float = 0.1
 
     def __post_init__(self):
         check_positive(words=self.words, features=self.features, hops=self.hops, sentences=self.sentences)
         check_choice("tying", self.tying, ("adjacent", "layerwise"))
         check_choice("encoding", self.encoding, ("position", "bag"))
-        if isinstance(self.deviation, bool) or not isinstance(self.deviation, (int, float)) or self.deviation < 0:
-            raise ValueError(f"`deviation` must be a number of at least 0; got {self.deviation!r}.")
+        if (
+            isinstance(self.standard_deviation, bool)
+            or not isinstance(self.standard_deviation, (int, float))
+            or self.standard_deviation < 0
+        ):
+            raise ValueError(f"`standard_deviation` must be a number of at least 0; got {self.standard_deviation!r}.")
 
     def parameters(self) -> dict[str, Any]:
         """`embedding.N`, `age.N` of each matrix in turn (A first), and what layerwise tying needs besides.
@@ -151,7 +155,7 @@ class MemoryNetwork(Layer):
         `answer.kernel` W.
         """
         matrices = self.hops + 1 if self.tying == "adjacent" else 2
-        embedding = Declared((self.words, self.features), normal(self.deviation), 0)
+        embedding = Declared((self.words, self.features), normal(self.standard_deviation), 0)
         tree: dict[str, Any] = {
             "embedding": {str(n): embedding for n in range(matrices)},
             "age": {str(n): Declared((self.sentences, self.features), normal(0.1), 0) for n in range(matrices)},

@@ -172,7 +172,7 @@ class Memorizing(Layer):
         gated: out = g mem + (1 - g) local, g = sigmoid(b) of each head, each of the two with its own softmax
         joint: one softmax over the keys found and the local ones, a `merge` of their partials
 
-    Wu et al. 2022 (arXiv:2203.08913) is the gated form. Queries and keys are of unit norm, times a learnt scale of
+    Wu et al. 2022 (arXiv:2203.08913) is the gated form. Queries and keys are of unit norm, times a learned scale of
     each head, so that keys stored long ago still compare. The memory takes the keys of a segment after it was read,
     and no gradient. Where it is empty yet, the gated form is the local attention alone.
 

@@ -16,7 +16,7 @@ from ...similarities.base import accumulation_dtype
 from ..arguments import check_record
 
 
-class Aim(NamedTuple):
+class Addressing(NamedTuple):
     """Where each head wants to look.
 
     key: `[..., heads, width]`, compared with every slot.
@@ -33,7 +33,7 @@ class Aim(NamedTuple):
     sharpness: jax.Array
 
 
-def address(memory: jax.Array, previous: jax.Array, aim: Aim) -> jax.Array:
+def address(memory: jax.Array, previous: jax.Array, aim: Addressing) -> jax.Array:
     """The weights of each head over the slots.
 
         content: w_c(i) = softmax_i(β cos(key, M_i))     gate: w_g = g w_c + (1 - g) w_previous
@@ -55,12 +55,12 @@ def address(memory: jax.Array, previous: jax.Array, aim: Aim) -> jax.Array:
 
     >>> import jax.numpy as jnp
     >>> one = jnp.ones(1)
-    >>> aim = Aim(jnp.zeros((1, 2)), one, 0 * one, jnp.array([[0.0, 0.0, 1.0]]), one)  # one step on
+    >>> aim = Addressing(jnp.zeros((1, 2)), one, 0 * one, jnp.array([[0.0, 0.0, 1.0]]), one)  # one step on
     >>> print(address(jnp.zeros((4, 2)), jnp.array([[0.0, 1.0, 0.0, 0.0]]), aim))
     [[0. 0. 1. 0.]]
     """
-    if not isinstance(aim, Aim):
-        raise ValueError(f"`aim` must be an `Aim`; got {type(aim).__name__}.")
+    if not isinstance(aim, Addressing):
+        raise ValueError(f"`aim` must be an `Addressing`; got {type(aim).__name__}.")
     sizes = check_shapes(
         memory=(memory, "... slots width"),
         previous=(previous, "... heads slots"),
@@ -158,7 +158,7 @@ class TuringState(NamedTuple):
 class TuringMemory(Layer):
     """One step of memory under a controller: every writing head writes, then every reading head reads.
 
-    Projections of the controller's state make the `Aim` of a head, β = softplus, g = sigmoid, s = softmax,
+    Projections of the controller's state make the `Addressing` of a head, β = softplus, g = sigmoid, s = softmax,
     γ = 1 + softplus, and e = sigmoid and a of a writing one. Graves et al. 2014 (arXiv:1410.5401).
 
     Args:
@@ -225,12 +225,12 @@ class TuringMemory(Layer):
         reading = address(memory, state.reading, aim)
         return read_slots(memory, reading), TuringState(memory, reading, writing)
 
-    def _aim(self, projection: Mapping[str, Any], controller: jax.Array) -> tuple[Aim, tuple]:
+    def _aim(self, projection: Mapping[str, Any], controller: jax.Array) -> tuple[Addressing, tuple]:
         made = jnp.einsum("...f,fhn->...hn", controller, projection["kernel"]) + projection["bias"]
         key, made = made[..., : self.width], made[..., self.width :]
         strength, gate, sharpness = (made[..., n] for n in range(3))
         shifts, rest = jnp.split(made[..., 3:], [2 * self.reach + 1], -1)
-        aim = Aim(
+        aim = Addressing(
             key,
             jax.nn.softplus(strength),
             jax.nn.sigmoid(gate),

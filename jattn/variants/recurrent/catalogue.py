@@ -15,7 +15,7 @@ VARIANTS: tuple[Variant, ...] = (
     ),
     Variant(
         "GLA",
-        "a state with a learnt gate for each channel",
+        "a state with a learned gate for each channel",
         "Yang et al. 2023, arXiv:2312.06635",
         "jattn.variants.recurrent.GLA",
         TESTED,

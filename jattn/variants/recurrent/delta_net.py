@@ -10,7 +10,7 @@ from ...foundation.shapes import check_flags, check_multiple, check_positive
 from ...layers.layer import kernel
 from ...ops.recurrence import delta_rule, delta_step
 from ..convolutional.short_convolution import ShortConvolution
-from .layer import Made, Recurrent, RecurrentState, check_above_zero, to_heads, unit, wide
+from .layer import RecurrenceInputs, Recurrent, RecurrentState, check_above_zero, to_heads, unit, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,16 +88,18 @@ class DeltaNet(Recurrent):
             "convolution": self._convolution.parameters(),
         }
 
-    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+    def _make(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any
+    ) -> RecurrenceInputs:
         arrays = [to_heads(parameters, name, inputs) for name in ("query", "key", "value")]
         arrays, past = self._convolution.of_heads(parameters["convolution"], arrays, state.past, segment_ids)
         query, key, value = arrays
         beta = jax.nn.sigmoid(wide(inputs @ parameters["beta"]["kernel"])) * (2 if self.allow_neg_eigval else 1)
         query = unit(query) * self.scale
-        return Made({"query": query, "key": unit(key), "value": value, "beta": beta}, {}, None, past)
+        return RecurrenceInputs({"query": query, "key": unit(key), "value": value, "beta": beta}, {}, None, past)
 
     def _whole(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
-        return delta_rule(**arrays, correct=self.allow_neg_eigval)  # else β ‖k‖² is below 1
+        return delta_rule(**arrays, refine=self.allow_neg_eigval)  # else β ‖k‖² is below 1
 
     def _single(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
         return delta_step(**arrays)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ...layers.layer import kernel
 from .decay import log_rate, step_size_bias
 from .delta_net import DeltaNet
-from .layer import Made, RecurrentState, projection, to_heads, wide
+from .layer import RecurrenceInputs, RecurrentState, projection, to_heads, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,9 @@ class GatedDeltaNet(DeltaNet):
             "swish": projection(self.features, self._memories, self.v_dim),
         }
 
-    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+    def _make(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any
+    ) -> RecurrenceInputs:
         made = super()._make(parameters, inputs, state, segment_ids)
         decay = parameters["decay"]
         gates = -jnp.exp(wide(decay["log"])) * jax.nn.softplus(wide(inputs @ decay["kernel"] + decay["bias"]))

@@ -8,7 +8,7 @@ import jax
 
 from ...foundation.shapes import check_positive
 from ..convolutional.short_convolution import ShortConvolution
-from .layer import Grouped, Made, RecurrentState, projection, to_heads, wide
+from .layer import Grouped, RecurrenceInputs, RecurrentState, projection, to_heads, wide
 from .low_rank import LowRank
 
 
@@ -20,7 +20,7 @@ class GLA(Grouped):
         out_t = (swish(x_t W_r) ⊙ norm(o_t)) W_o
 
     Yang et al. 2023 (arXiv:2312.06635). The gate's logits have rank `gate_rank`; τ = 16 keeps gates near 1. The norm
-    is the root mean square of a head, times a learnt scale.
+    is the root mean square of a head, times a learned scale.
 
     Args:
         features: of inputs and outputs.
@@ -28,7 +28,7 @@ class GLA(Grouped):
         k_dim: of a head's keys.
         v_dim: of a head's values.
         kv_heads: heads of keys, values, gates and states, by default `heads`, a multiple of it; queries that are
-            neighbours share one. The paper does not group.
+            neighbors share one. The paper does not group.
         gate_rank: of the gate's logits.
         temperature: τ.
         taps: of a short convolution with swish on q, k and v, such as 4; None, as in the paper, for none.
@@ -77,11 +77,13 @@ class GLA(Grouped):
         }
         return made if self._convolution is None else {**made, "convolution": self._convolution.parameters()}
 
-    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+    def _make(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any
+    ) -> RecurrenceInputs:
         arrays, past = [to_heads(parameters, name, inputs) for name in ("query", "key", "value")], state.past
         if self._convolution is not None:
             arrays, past = self._convolution.of_heads(parameters["convolution"], arrays, past, segment_ids)
         query, key, value = arrays
         gates = jax.nn.log_sigmoid(wide(self._gate(parameters["gate"], inputs))) / self.temperature
         sequences = {"query": query * self.k_dim**-0.5, "key": key, "value": value, "log_decay": gates}
-        return Made(sequences, {}, to_heads(parameters, "swish", inputs), past)
+        return RecurrenceInputs(sequences, {}, to_heads(parameters, "swish", inputs), past)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ...foundation.shapes import check_positive
 from .decay import log_rate, step_size_bias
 from .delta_net import DeltaNet
-from .layer import Made, RecurrentState, wide
+from .layer import RecurrenceInputs, RecurrentState, wide
 from .low_rank import LowRank
 
 
@@ -61,7 +61,9 @@ class KimiDelta(DeltaNet):
             "gate": self._low_rank(self.v_dim).parameters(),
         }
 
-    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+    def _make(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any
+    ) -> RecurrenceInputs:
         made = super()._make(parameters, inputs, state, segment_ids)
         decay = parameters["decay"]
         rates = jnp.exp(wide(decay["log"]))[:, None]

@@ -31,7 +31,7 @@ class RecurrentState(NamedTuple):
     position: jax.Array
 
 
-class Made(NamedTuple):
+class RecurrenceInputs(NamedTuple):
     """What the recurrence of a layer takes, made of its inputs.
 
     sequences: arrays with a length, by the names that the recurrence has for them.
@@ -170,7 +170,9 @@ class Recurrent(Generative):
         return (0, 0)
 
     @abc.abstractmethod
-    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+    def _make(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any
+    ) -> RecurrenceInputs:
         """What the recurrence takes, of inputs `[..., length, features]` behind a state."""
 
     def _whole(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
@@ -192,7 +194,7 @@ class Recurrent(Generative):
     def _activation(self, gate: jax.Array) -> jax.Array:
         return jax.nn.silu(gate)
 
-    def _state(self, before: RecurrentState, memory: jax.Array, made: Made, length: int) -> RecurrentState:
+    def _state(self, before: RecurrentState, memory: jax.Array, made: RecurrenceInputs, length: int) -> RecurrentState:
         return RecurrentState(memory, made.past.astype(before.past.dtype), before.position + length)
 
 

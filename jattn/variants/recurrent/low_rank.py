@@ -19,7 +19,7 @@ class LowRank(Layer):
         features: of x.
         rank: between W₁ and W₂.
         shape: of the result.
-        base: what the base, which is learnt, starts as.
+        base: what the base, which is learned, starts as.
         curved: whether f is tanh, not the identity.
 
     Raises:

@@ -15,7 +15,7 @@ from ...ops.recurrence import linear_recurrence, linear_step
 from ..arguments import leave_out
 from ..convolutional.short_convolution import ShortConvolution
 from .decay import log_rate, step_size_bias
-from .layer import Made, Recurrent, RecurrentState, projection, scale, to_heads, wide
+from .layer import RecurrenceInputs, Recurrent, RecurrentState, projection, scale, to_heads, wide
 
 
 def ssd(
@@ -37,7 +37,7 @@ def ssd(
         x: `[..., length, heads, dim]`.
         step_size: Δ ≥ 0, `[..., length, heads]`.
         rate: A ≥ 0, `[heads]`.
-        entry: B, `[..., length, groups, state_dim]`; heads that are neighbours share a group's.
+        entry: B, `[..., length, groups, state_dim]`; heads that are neighbors share a group's.
         readout: C, `[..., length, groups, state_dim]`.
         skip: D, `[heads]`, or None.
         **options: of `jattn.linear_recurrence`, on which it runs: `initial_state`, `segment_ids`, `form`,
@@ -180,7 +180,7 @@ class Mamba2(Recurrent):
         """`value`, `entry`, `readout`, `convolution`, `swish`, `step_size`, `rate`, `skip`, `norm` and `out`.
 
         The channels of the convolution are those of value, entry and readout, in this order; of the rate it is the
-        logarithm that is learnt.
+        logarithm that is learned.
         """
         common = super().parameters()
         return {
@@ -196,7 +196,9 @@ class Mamba2(Recurrent):
             "out": common["out"],
         }
 
-    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+    def _make(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any
+    ) -> RecurrenceInputs:
         arrays = [to_heads(parameters, name, inputs) for name in ("value", "entry", "readout")]
         arrays, past = self._convolution.of_heads(parameters["convolution"], arrays, state.past, segment_ids)
         x, entry, readout = arrays
@@ -204,7 +206,7 @@ class Mamba2(Recurrent):
         sizes = jax.nn.softplus(wide(inputs @ rates["kernel"] + rates["bias"]))
         constants = {"rate": jnp.exp(wide(parameters["rate"]["log"])), "skip": parameters["skip"]["scale"]}
         sequences = {"x": x, "step_size": sizes, "entry": entry, "readout": readout}
-        return Made(sequences, constants, to_heads(parameters, "swish", inputs), past)
+        return RecurrenceInputs(sequences, constants, to_heads(parameters, "swish", inputs), past)
 
     def _whole(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
         return ssd(**arrays)

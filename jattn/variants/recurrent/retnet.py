@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...positions import rotary
-from .layer import Grouped, Made, RecurrentState, projection, to_heads
+from .layer import Grouped, RecurrenceInputs, RecurrentState, projection, to_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RetNet(Grouped):
     Sun et al. 2023 (arXiv:2307.08621). R_t turns the pairs of features (2i, 2i + 1) by t θ_i, the paper's e^{itθ}, with
     θ from 1 to 1/10000 in a geometric row, as in the authors' code; with the decay it makes xPos. Only relative
     positions matter, so packed segments need no positions of their own. The norm (the paper's group norm, a group a
-    head) is the root mean square, as in the authors' code, times a scale that is learnt, which their code does not
+    head) is the root mean square, as in the authors' code, times a scale that is learned, which their code does not
     have; the paper's three normalizations before it change nothing but the ε of the norm, and are left out.
 
     Args:
@@ -30,7 +30,7 @@ class RetNet(Grouped):
         heads: how many.
         k_dim: of a head's keys, even.
         v_dim: of a head's values.
-        kv_heads: heads of keys, values and states, by default `heads`, a multiple of it; queries that are neighbours
+        kv_heads: heads of keys, values and states, by default `heads`, a multiple of it; queries that are neighbors
             share one. h counts these, from 0. The paper does not group.
         norm_eps: ε of the norm. The authors' code has 1e-6 (`layernorm_eps`), flash-linear-attention 1e-5.
 
@@ -56,14 +56,16 @@ class RetNet(Grouped):
         """log γ, `[kv_heads]`."""
         return jnp.asarray(np.log1p(-(2.0 ** (-5.0 - np.arange(self._memories)))), dtype)
 
-    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+    def _make(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any
+    ) -> RecurrenceInputs:
         del segment_ids
         query, key, value = (to_heads(parameters, name, inputs) for name in ("query", "key", "value"))
         at = state.position + jnp.arange(inputs.shape[-2])
         angles = 10000.0 ** -np.linspace(0, 1, self.k_dim // 2)
         query, key = (rotary(one, at, pairs="interleaved", frequencies=angles) for one in (query, key))
         sequences = {"query": query * self.k_dim**-0.5, "key": key, "value": value}
-        return Made(
+        return RecurrenceInputs(
             sequences,
             {"log_decay": self.log_decay(state.memory.dtype)},
             to_heads(parameters, "swish", inputs),

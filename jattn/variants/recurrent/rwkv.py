@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ...foundation.shapes import check_flags, check_positive
 from ...layers.layer import bias
 from ...layers.norms import layer_norm
-from .layer import Made, Recurrent, RecurrentState, projection, scale, to_heads, wide
+from .layer import RecurrenceInputs, Recurrent, RecurrentState, projection, scale, to_heads, wide
 from .low_rank import LowRank
 from .token_shift import TokenShift
 
@@ -85,11 +85,13 @@ class RWKV(Recurrent):
             return super()._normalized(parameters, out)
         return layer_norm(out, parameters["scale"], parameters["bias"], self.norm_eps)
 
-    def _make(self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any) -> Made:
+    def _make(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any
+    ) -> RecurrenceInputs:
         mixed, past = self._shift(parameters["shift"], inputs, state.past, segment_ids)
         query, key, value, gate = (
             to_heads(parameters, name, mixed[name]) for name in ("query", "key", "value", "swish")
         )
         rates = -jnp.exp(wide(self._decay(parameters["decay"], mixed["decay"])))
         sequences = {"query": query, "key": key, "value": value, "log_decay": rates}
-        return Made(sequences, {"bonus": parameters["bonus"]["scale"]}, gate, past)
+        return RecurrenceInputs(sequences, {"bonus": parameters["bonus"]["scale"]}, gate, past)

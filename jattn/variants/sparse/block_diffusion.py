@@ -1,7 +1,7 @@
 """Block diffusion: training on noisy blocks that see the clean blocks before them (Arriola et al. 2025)."""
 
 from ...foundation.pieces import piece
-from ...masks.arguments import settle, size
+from ...masks.arguments import set_field, size
 from ...masks.base import Mask
 
 
@@ -40,7 +40,7 @@ class BlockDiffusion(Mask):
 
     def __post_init__(self):
         for name in ("length", "block"):
-            settle(self, name, size(name, getattr(self, name)))
+            set_field(self, name, size(name, getattr(self, name)))
 
     def allows(self, query, key):
         noisy_query, noisy_key = query < self.length, key < self.length

@@ -1,13 +1,13 @@
-"""Blocked local attention: the query's own block and its neighbours."""
+"""Blocked local attention: the query's own block and its neighbors."""
 
 from ...foundation.pieces import number, piece
-from ...masks.arguments import Integers, integers, settle, size
+from ...masks.arguments import Integers, integers, set_field, size
 from ...masks.base import Mask
 
 
 @piece
 class BlockedLocal(Mask):
-    """Own block and its neighbours: `-before ≤ ⌊k / size⌋ - ⌊q / size⌋ ≤ after`.
+    """Own block and its neighbors: `-before ≤ ⌊k / size⌋ - ⌊q / size⌋ ≤ after`.
 
     Local attention by blocks (Parmar et al. 2018, arXiv:1802.05751; Roy et al. 2021, arXiv:2003.05997, compare with
     it). `BlockedLocal(size, 1, 0) & Causal()` is the causal form. Any length: the last block may be shorter. Tiles
@@ -35,9 +35,9 @@ class BlockedLocal(Mask):
     after: Integers = number("head", default=1)
 
     def __post_init__(self):
-        settle(self, "size", size("size", self.size))
+        set_field(self, "size", size("size", self.size))
         for name in ("before", "after"):
-            settle(self, name, integers(name, getattr(self, name), least=0, axes="head"))
+            set_field(self, name, integers(name, getattr(self, name), least=0, axes="head"))
 
     def allows(self, query, key):
         ahead = key // self.size - query // self.size

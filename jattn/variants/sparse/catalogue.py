@@ -42,7 +42,7 @@ VARIANTS: tuple[Variant, ...] = (
     ),
     Variant(
         "Blocked local",
-        "own block and its neighbours",
+        "own block and its neighbors",
         "Roy et al. 2021, arXiv:2003.05997",
         "jattn.variants.sparse.BlockedLocal",
         "tests/variants/sparse/test_layouts.py",

@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from ...foundation.pieces import Piece, array, map_fields, piece
 from ...foundation.shapes import check_positive
-from ...masks.arguments import booleans, settle
+from ...masks.arguments import booleans, set_field
 from ...masks.base import Mask
 
 
@@ -31,7 +31,7 @@ class OnHeads(Mask):
     flags: np.ndarray | jax.Array = array("head")
 
     def __post_init__(self):
-        settle(self, "flags", booleans("flags", self.flags, ("head",), "True allows the pairs of a head."))
+        set_field(self, "flags", booleans("flags", self.flags, ("head",), "True allows the pairs of a head."))
 
     def allows(self, query, key):
         del query, key
@@ -65,7 +65,7 @@ class Flagged(Mask):
             raise ValueError("`query_flags` or `key_flags` must be given; got neither.")
         for name, axis in (("query_flags", "query"), ("key_flags", "key")):
             if getattr(self, name) is not None:
-                settle(self, name, booleans(name, getattr(self, name), (axis,), "True flags a token."))
+                set_field(self, name, booleans(name, getattr(self, name), (axis,), "True flags a token."))
 
     def allows(self, query, key):
         del query, key

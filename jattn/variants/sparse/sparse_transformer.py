@@ -10,7 +10,7 @@ from ...foundation.pieces import align, indexed, number, piece
 from ...foundation.shapes import check_choice, check_counts, check_positive, check_shapes
 from ...masks import Causal, SameSegment, SlidingWindow, Strided
 from ...masks import Chunked as OwnChunk
-from ...masks.arguments import Integers, integers, settle
+from ...masks.arguments import Integers, integers, set_field
 from ...masks.base import Mask, as_mask
 from ...ops.attention.api import partial_attention
 from ...ops.attention.by_example import by_example
@@ -111,8 +111,8 @@ class Summaries(Mask):
     count: Integers = number("head")
 
     def __post_init__(self):
-        settle(self, "size", integers("size", self.size, least=1, axes="head"))
-        settle(self, "count", integers("count", self.count, least=0, axes="head"))
+        set_field(self, "size", integers("size", self.size, least=1, axes="head"))
+        set_field(self, "count", integers("count", self.count, least=0, axes="head"))
 
     def allows(self, query, key):
         del query

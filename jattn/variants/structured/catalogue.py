@@ -13,7 +13,7 @@ VARIANTS: tuple[Variant, ...] = (
     ),
     Variant(
         "Soft parents",
-        "a word's expected parent under a learnt distribution over dependency trees",
+        "a word's expected parent under a learned distribution over dependency trees",
         "Kim et al. 2017, arXiv:1702.00887",
         "jattn.variants.structured.SoftParents",
         "tests/variants/structured/test_trees.py",

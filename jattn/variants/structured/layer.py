@@ -24,7 +24,7 @@ class SoftParents(Layer):
         θ_ij = vᵀ tanh(W₁ h_i + W₂ h_j + b),  c_j = Σ_i p(i -> j) h_i
 
     Kim, Denton, Hoang & Rush 2017 (arXiv:1702.00887), section 3.2, with i over the words and the root, whose state
-    h_root is learnt. θ takes O(length² hidden) memory, as the chart of trees takes O(length³).
+    h_root is learned. θ takes O(length² hidden) memory, as the chart of trees takes O(length³).
 
     Args:
         features: of the states h.

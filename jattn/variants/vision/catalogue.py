@@ -14,7 +14,7 @@ VARIANTS: tuple[Variant, ...] = (
         "CBAM",
         "channels gated by mean and max through one network, then pixels by a 7x7 convolution",
         "Woo et al. 2018, arXiv:1807.06521",
-        "jattn.variants.vision.Cbam",
+        "jattn.variants.vision.CBAM",
         "tests/variants/vision/test_channels.py",
     ),
     Variant(

@@ -14,7 +14,7 @@ from .images import check_images, convolve, widened
 
 
 @dataclasses.dataclass(frozen=True)
-class Cbam(Layer):
+class CBAM(Layer):
     """Channel attention, then spatial attention.
 
         M_c = σ(W₂ relu(W₁ mean(x)) + W₂ relu(W₁ max(x)))          mean and max over pixels, one network for both
@@ -34,7 +34,7 @@ class Cbam(Layer):
         ValueError: sizes below 1, an even window; at the call, shapes that do not fit, an image without pixels.
 
     >>> import jax
-    >>> layer = Cbam(32, 2)
+    >>> layer = CBAM(32, 2)
     >>> parameters = layer.init(jax.random.key(0))
     >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 7, 5, 32))).shape
     (2, 7, 5, 32)

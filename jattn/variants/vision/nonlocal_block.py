@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ...foundation.shapes import check_choice, check_positive, check_shapes
 from ...layers.layer import Layer, kernel, zeros
-from ...normalizers import Relu
+from ...normalizers import ReLU
 from ...ops.attention.api import attention
 from ...similarities import Dot
 from ...similarities.base import accumulation_dtype
@@ -33,7 +33,7 @@ class NonLocal(Layer):
 
     None of the four makes the matrix of all pairs. The first two are `jattn.attention`, streamed. "dot" is a product
     of three matrices, computed from the right: θ (φᵀ g) / N. "concat" is a dot product in disguise, [w_θ·θ(x_i), 1] ·
-    [1, w_φ·φ(x_j)], with the normaliser `jattn.normalizers.Relu`, streamed too.
+    [1, w_φ·φ(x_j)], with the normalizer `jattn.normalizers.ReLU`, streamed too.
 
     Args:
         channels: of x.
@@ -96,7 +96,7 @@ class NonLocal(Layer):
                 query, key = (query @ left)[..., None], (key @ right)[..., None]
                 query = jnp.concatenate([query, jnp.ones_like(query)], -1)
                 key = jnp.concatenate([jnp.ones_like(key), key], -1)
-                normalizer = Relu()
+                normalizer = ReLU()
             one_head = (array[..., None, :] for array in (query, key, value))
             seen = attention(*one_head, similarity=Dot(), normalizer=normalizer)[..., 0, :]
         out = (seen @ given["out"]).reshape(images.shape)

@@ -3,7 +3,7 @@
 from .differential import Differential, differential
 from .hard import Drawn, hard, reinforce
 from .local_m import local_m
-from .local_p import Bell, LuongLocal, Near, local_p
+from .local_p import GaussianWindow, LuongLocal, Near, local_p
 from .location import Location
 from .luong import LuongGlobal
 from .multi_token import MultiToken, multi_token
@@ -13,9 +13,9 @@ from .top_k import top_k
 
 __all__ = [
     "AttentionPooling",
-    "Bell",
     "Differential",
     "Drawn",
+    "GaussianWindow",
     "Location",
     "LuongGlobal",
     "LuongLocal",

@@ -38,7 +38,7 @@ VARIANTS: tuple[Variant, ...] = (
     ),
     Variant(
         "attention pooling",
-        "learnt queries sum up a sequence: softmax(q·tanh(W x + b))",
+        "learned queries sum up a sequence: softmax(q·tanh(W x + b))",
         "Yang et al. 2016, NAACL",
         f"{HERE}.AttentionPooling",
         ROWS,

@@ -90,7 +90,7 @@ class Differential(Layer):
         out = W_o [(1 - λ_init) rms_norm(head_h)]_h
 
     Ye et al. 2024 (arXiv:2410.05258): values are as wide as both queries together, λ is shared by the heads, each
-    head is normalised by its own root mean square (ε 1e-5) with a gain that the heads share, as in the authors' code.
+    head is normalized by its own root mean square (ε 1e-5) with a gain that the heads share, as in the authors' code.
 
     Args:
         features: of inputs and outputs, a multiple of `2 * heads`.

@@ -56,11 +56,11 @@ def hard(
         value: `[..., kv_len, kv_heads, v_dim]`.
         sample: a random key; None takes the likeliest key (of equals the first), as at test time.
         straight_through: which estimator.
-        **pieces: of `jattn.attention`, but for the normaliser, which is the softmax: `mask`, `similarity`, `scores`,
+        **pieces: of `jattn.attention`, but for the normalizer, which is the softmax: `mask`, `similarity`, `scores`,
             positions.
 
     Raises:
-        ValueError: a normaliser, or dropout; a `sample` that is no key; `straight_through` that is neither
+        ValueError: a normalizer, or dropout; a `sample` that is no key; `straight_through` that is neither
             True nor False; all that `jattn.attention` raises.
 
     >>> import jax

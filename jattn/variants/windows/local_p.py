@@ -15,17 +15,17 @@ from ...layers.layer import OWN_AXES, Layer, kernel
 from ...masks import Lengths, Mask, as_mask
 from ...ops.attention.api import partial_attention
 from ...ops.attention.checks import check_pieces
-from ...scores.arguments import Numbers, floats, parameter, settle
+from ...scores.arguments import Numbers, floats, parameter, set_field
 from ...scores.base import Score
 from ..arguments import check_lengths, leave_out
 
 
 @piece
 class Near(Mask):
-    """Keys at most `distance` from the query's own centre: `|k - centers_i| <= distance`.
+    """Keys at most `distance` from the query's own center: `|k - centers_i| <= distance`.
 
-    Centres ride on the queries, whatever these's positions. Tiles out of reach are skipped, at run time where the
-    centres are computed. It has no gradient.
+    Centers ride on the queries, whatever these's positions. Tiles out of reach are skipped, at run time where the
+    centers are computed. It has no gradient.
 
     Args:
         centers: floating-point `[batch..., head, query]`, or `[query]`.
@@ -53,8 +53,8 @@ class Near(Mask):
 
 
 @piece
-class Bell(Score):
-    """score - (k - centers_i)² / (2 σ²), σ = distance / 2: the weight times a Gaussian, if it is not renormalised.
+class GaussianWindow(Score):
+    """score - (k - centers_i)² / (2 σ²), σ = distance / 2: the weight times a Gaussian, if it is not renormalized.
 
     Args:
         centers: floating-point `[batch..., head, query]`, or `[query]`; differentiated.
@@ -64,7 +64,7 @@ class Bell(Score):
         ValueError: as `Near`.
 
     >>> import numpy as np, jax.numpy as jnp
-    >>> bell = Bell(np.zeros((1, 1), np.float32), 2.0)
+    >>> bell = GaussianWindow(np.zeros((1, 1), np.float32), 2.0)
     >>> print(bell.modify(jnp.zeros((1, 1, 3)), jnp.zeros((1, 1, 1), int), jnp.arange(3)))
     [[[ 0.  -0.5 -2. ]]]
     """
@@ -85,9 +85,9 @@ class Bell(Score):
 
 
 def settle_window(window: Any) -> None:
-    """Check centres and distance of `Near` or `Bell`."""
-    settle(window, "centers", floats("centers", window.centers, ("head", "query"), shared=("head",)))
-    settle(window, "distance", parameter("distance", window.distance, above=0))
+    """Check centers and distance of `Near` or `GaussianWindow`."""
+    set_field(window, "centers", floats("centers", window.centers, ("head", "query"), shared=("head",)))
+    set_field(window, "distance", parameter("distance", window.distance, above=0))
 
 
 def local_p(
@@ -101,12 +101,12 @@ def local_p(
     scores: Any = (),
     **pieces: Any,
 ) -> jax.Array:
-    """Attention inside a window around each query's centre, times a Gaussian there.
+    """Attention inside a window around each query's center, times a Gaussian there.
 
         a_is = softmax_{s: |s - p_i| <= D}(score_is) exp(-(s - p_i)² / (2 σ²)),    σ = D / 2,    out_i = Σ_s a_is v_s
 
-    Luong, Pham & Manning 2015 (arXiv:1508.04025), "local-p". The weights are *not* normalised again, so they sum to
-    less than 1. The gradient reaches the centres through the Gaussian; the edge of the window has none.
+    Luong, Pham & Manning 2015 (arXiv:1508.04025), "local-p". The weights are *not* normalized again, so they sum to
+    less than 1. The gradient reaches the centers through the Gaussian; the edge of the window has none.
 
     Two calls of `jattn.attention`, both of which skip the tiles out of reach: with the logarithm of the Gaussian
     among the scores, the softmax is the wanted weights up to the ratio of the two calls' masses,
@@ -121,13 +121,13 @@ def local_p(
             values are not checked; one that is not above 0 gives a window with nothing in it.
         mask: a further mask; `jattn.masks.Lengths` for padded sources.
         scores: of `jattn.attention`.
-        **pieces: likewise, but for the normaliser, which is the softmax, and dropout.
+        **pieces: likewise, but for the normalizer, which is the softmax, and dropout.
 
     Returns:
         `[..., q_len, q_heads, v_dim]`; 0 where no key is in reach.
 
     Raises:
-        ValueError: a normaliser or dropout; centres of another shape; a distance that is not above 0; all that
+        ValueError: a normalizer or dropout; centers of another shape; a distance that is not above 0; all that
             `jattn.attention` raises.
 
     >>> import jax, jax.numpy as jnp
@@ -140,7 +140,7 @@ def local_p(
     near = Near(centers, distance)
     pieces["mask"] = near if mask is None else near & as_mask(mask)
     plain = check_pieces(None, None, scores, None, None)[2]
-    bent = partial_attention(query, key, value, scores=(*plain, Bell(centers, distance)), **pieces)
+    bent = partial_attention(query, key, value, scores=(*plain, GaussianWindow(centers, distance)), **pieces)
     whole = partial_attention(query, key, jnp.zeros_like(value[..., :1]), scores=plain, **pieces)
     some = ~(jnp.isneginf(whole.lse) | jnp.isneginf(bent.lse))
     log_share = whole.log_share(jnp.where(some, bent.lse, 0)) + bent.remainder

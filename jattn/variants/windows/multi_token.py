@@ -45,13 +45,13 @@ def multi_token(
     Golovneva et al. 2025 (arXiv:2504.00927), key-query convolution in its masked form: masked scores are 0 before it
     and out after it, so with a causal mask nothing of the future is seen, neither of query i nor of an earlier one.
     Queries and keys beyond the ends count as 0. `before` mixes the heads of C within groups, `after` those of W. The
-    paper's normalisation of each head afterwards is left to the caller.
+    paper's normalization of each head afterwards is left to the caller.
 
     Convolved scores are no dot products: every row is computed in full, whatever the mask, `ROWS` queries at a time
     and again in the backward pass. Time is quadratic; memory is ROWS x kv_len for each head, not q_len x kv_len.
 
     Args:
-        query: `[..., q_len, heads, qk_dim]`, in order: neighbours in the array are neighbours in the convolution.
+        query: `[..., q_len, heads, qk_dim]`, in order: neighbors in the array are neighbors in the convolution.
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
         window: `[heads, A, B]`; 1 at `[:, 0, B // 2]` and 0 elsewhere is plain attention.
@@ -166,7 +166,7 @@ class MultiToken(Layer):
 
         out = W_o multi_token(x W_q, x W_k, x W_v, window, before, after)
 
-    Golovneva et al. 2025 (arXiv:2504.00927), without its normalisation of each head. Window and mixtures start as the
+    Golovneva et al. 2025 (arXiv:2504.00927), without its normalization of each head. Window and mixtures start as the
     identity, so that at first it is multi-head attention.
 
     Args:

@@ -17,7 +17,7 @@ from ...similarities import Dot
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPooling(Layer):
-    """One weight for each input, by a learnt query; several queries give several sums.
+    """One weight for each input, by a learned query; several queries give several sums.
 
         u_s = tanh(W x_s + b),    out = Σ_s softmax_s(q·u_s) x_s
 

@@ -43,7 +43,7 @@ def talking_heads(
         value: `[..., kv_len, v_heads, v_dim]`.
         before: `[qk_heads, softmax_heads]`; the identity leaves the scores as they are.
         after: `[softmax_heads, v_heads]`.
-        scale: of the dot products, by default 1/√dim (the paper has none, and takes it into its initialisation).
+        scale: of the dot products, by default 1/√dim (the paper has none, and takes it into its initialization).
         **pieces: of `jattn.attention`, but for the similarity. Scores, masks and sinks ride on the softmax heads.
 
     Returns:

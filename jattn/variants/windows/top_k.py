@@ -31,7 +31,7 @@ def top_k(
 
         K_i = the `count` largest of { score_ij : j allowed },    out_i = Σ_{j in K_i} w_ij value_j
 
-    with w the normaliser's weights over K_i. Exact; of equal scores the earlier key is kept. The gradient is that of
+    with w the normalizer's weights over K_i. Exact; of equal scores the earlier key is kept. The gradient is that of
     attention over K_i, the set itself being constant. After Zhao et al. 2019 (arXiv:1912.11637), which keeps what
     equals the smallest score kept, and so may keep more.
 

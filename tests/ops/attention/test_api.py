@@ -114,7 +114,7 @@ def test_a_named_implementation_that_refuses_says_why_and_what_the_others_say(no
 
 def test_unequal_lengths_without_positions():
     refused("`mask`", "q_len 3", "kv_len 7", "`query_positions`", query=QUERY[:, :3], mask=masks.Causal())
-    refused("`scores`", "q_len 3", query=QUERY[:, :3], scores=scores.Alibi(jnp.ones(4)))
+    refused("`scores`", "q_len 3", query=QUERY[:, :3], scores=scores.ALiBi(jnp.ones(4)))
 
 
 def test_positions():
@@ -170,7 +170,7 @@ def test_one_score_or_several():
 def test_attention_weights():
     slopes = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
     bias = random((4, 7, 7))[0]
-    given = {"mask": masks.SlidingWindow(3, 1), "scores": [scores.Alibi(slopes), scores.Bias(bias)]}
+    given = {"mask": masks.SlidingWindow(3, 1), "scores": [scores.ALiBi(slopes), scores.Bias(bias)]}
     weights = jattn.attention_weights(QUERY, KEY, **given)
     import oracle
 

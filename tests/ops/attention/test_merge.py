@@ -85,7 +85,7 @@ def in_chunks(query, key, value, slopes, cuts):
             key,
             value,
             mask=jattn.masks.Causal() & jattn.masks.of(lambda q, k, start=start, stop=stop: (start <= k) & (k < stop)),
-            scores=jattn.scores.Alibi(slopes),
+            scores=jattn.scores.ALiBi(slopes),
             query_positions=np.arange(Q_LEN),
             implementation="reference",
         )

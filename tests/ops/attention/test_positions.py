@@ -20,7 +20,7 @@ PIECES = {
     "window": {"mask": masks.SlidingWindow(2)},
     "Sinks": {"mask": masks.Sinks(2)},
     "function": {"mask": lambda q, k: k <= q},
-    "Alibi": {"scores": scores.Alibi(np.ones(2, np.float32))},
+    "ALiBi": {"scores": scores.ALiBi(np.ones(2, np.float32))},
     "score function": {"scores": lambda s, q, k: s - abs(q - k)},
 }
 

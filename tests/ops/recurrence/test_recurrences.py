@@ -283,7 +283,7 @@ DELTA = inputs("gated delta", 5)
         (DELTA, {"log_decay": np.full((5, 2), 0.1, np.float32)}, "`log_decay` must be at most 0"),
         (DELTA, {"beta": np.full((5, 2), 2.5, np.float32)}, r"`beta` must lie in \[0, 2\]"),
         (DELTA, {"beta": np.zeros((5, 3), np.float32)}, "`beta` must have shape"),
-        (DELTA, {"correct": 1}, "`correct` must be True or False; got 1"),
+        (DELTA, {"refine": 1}, "`refine` must be True or False; got 1"),
         (
             DELTA,
             {"log_decay": np.zeros((5, 2, 5), np.float32)},

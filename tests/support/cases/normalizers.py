@@ -1,4 +1,4 @@
-"""Rows about normalisers."""
+"""Rows about normalizers."""
 
 import numpy as np
 import oracle
@@ -34,14 +34,14 @@ NORMALIZERS = [
         lambda a: oracle.sigmoid(a["bias"]),
         draw(bias=normal(2, shift=-2)),
     ),
-    normalizer_row("relu", lambda a: normalizers.Relu(), lambda a: oracle.relu(), vmap=False),
+    normalizer_row("relu", lambda a: normalizers.ReLU(), lambda a: oracle.relu(), vmap=False),
     normalizer_row("sparsemax", lambda a: normalizers.Sparsemax(), lambda a: oracle.sparsemax(), vmap=False),
     normalizer_row("entmax 1.5", lambda a: normalizers.Entmax15(), lambda a: oracle.entmax15()),
     Case(
         "gaussian, alibi, sink, grouped, window",
         lambda a: {
             "similarity": similarities.Gaussian(a["gamma"]),
-            "scores": scores.Alibi(a["slopes"]),
+            "scores": scores.ALiBi(a["slopes"]),
             "normalizer": normalizers.Softmax(a["sink"]),
             "mask": masks.SlidingWindow(15, 0),
         },

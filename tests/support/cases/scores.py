@@ -79,7 +79,7 @@ SCORES = [
     ),
     score_row(
         "alibi",
-        lambda a: scores.Alibi(a["slopes"]),
+        lambda a: scores.ALiBi(a["slopes"]),
         lambda a: [oracle.alibi(a["slopes"])],
         draw(slopes=lambda rng: rng.uniform(0.05, 0.5, (4,)).astype(np.float32)),
         q_heads=4,
@@ -128,7 +128,7 @@ SCORES = [
     Case(
         "bias, then soft cap, then alibi, causal",
         lambda a: {
-            "scores": [scores.Bias(a["bias"]), scores.SoftCap(2.0), scores.Alibi(a["slopes"])],
+            "scores": [scores.Bias(a["bias"]), scores.SoftCap(2.0), scores.ALiBi(a["slopes"])],
             "mask": masks.Causal(),
         },
         lambda a: {

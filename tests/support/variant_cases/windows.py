@@ -199,7 +199,7 @@ WITHOUT = ("mask", "query_positions")  # what takes no implementation
 WINDOWS = [
     Row("local-m", lambda a, **given: local_m(*_qkv(a), 4, **given), _near(4)),
     Row(
-        "local-p",  # some centres are out of reach of every key
+        "local-p",  # some centers are out of reach of every key
         lambda a, **given: local_p(
             *_qkv(a), a["centers"], a["distance"], scores=scores.Bias(a["bias"][:, None]), **given
         ),
@@ -306,6 +306,6 @@ WINDOWS = [
         empty=False,
         draws={"distance": _uniform(4, 9), "lengths": _lengths},
         lengths="lengths",
-        stored=(),  # a centre rounded to bfloat16 is another place
+        stored=(),  # a center rounded to bfloat16 is another place
     ),
 ]

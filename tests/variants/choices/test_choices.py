@@ -41,7 +41,7 @@ def test_masks_made_of_others_equal_their_formula_and_skip(mask, allowed, implem
 
 @BOTH
 def test_a_query_far_along_the_nearest_key(implementation):
-    """γ → ∞ is the nearest key, where nothing can be learnt of q and k any more."""
+    """γ → ∞ is the nearest key, where nothing can be learned of q and k any more."""
     q, k, v = normal(1, (6, 1, 3), (8, 1, 3), (8, 1, 2))
     out, *gradients = summed(
         lambda q, k: jattn.attention(q, k, v, similarity=similarities.Gaussian(3e3), implementation=implementation),

@@ -1,4 +1,4 @@
-"""Kernelised attention equals the dense sum of its weights, in every form and for every feature map."""
+"""Kernelized attention equals the dense sum of its weights, in every form and for every feature map."""
 
 import functools
 
@@ -11,8 +11,8 @@ from tiers import rows
 
 from jattn import masks
 from jattn.variants.kernelized import (
+    ELU,
     Cosine,
-    Elu,
     Function,
     Learned,
     RandomFeatures,
@@ -63,7 +63,7 @@ def elu(x):
 wide = functools.partial(jnp.asarray, dtype=jnp.float32)
 # name: the map, φ of queries, φ of keys
 CASES = {
-    "elu": (Elu(), elu, elu),
+    "elu": (ELU(), elu, elu),
     "cosine": (Cosine(20), cosine, cosine),
     "taylor": (Taylor(), taylor, taylor),
     "learned": (Learned(*map(wide, MAPS)), lambda x: learned(x, *MAPS[:2]), lambda x: learned(x, *MAPS[2:])),
@@ -160,7 +160,7 @@ def test_padding_has_no_effect(name, causal):
 def test_segments_are_sequences_of_their_own(name):
     features = CASES[name][0]
     query, key, value = arrays(3, 9)
-    key[:4] *= 8  # a stabiliser that went on to the next segment would underflow it
+    key[:4] *= 8  # a stabilizer that went on to the next segment would underflow it
     ids = np.array([0] * 4 + [2] * 3 + [3] * 2)
     run = jax.jit(lambda *a, ids=None: kernelized_attention(*a, features, causal=True, segment_ids=ids, chunk=4))
     out, state = run(query, key, value, ids=ids)
@@ -195,7 +195,7 @@ def test_the_future_does_not_reach_the_past(name):
         assert all(np.isfinite(gradient).all() for gradient in graded(*given))
 
 
-def test_the_stabiliser_runs():
+def test_the_stabilizer_runs():
     """Keys so long that their features differ by far more than float32 holds between early and late tokens."""
     features = CASES["positive"][0]
     query, key, value = arrays(5, 12)
@@ -208,7 +208,7 @@ def test_the_stabiliser_runs():
 
 def test_cross_attention_and_no_keys():
     query, key, value = arrays(6, 7)
-    close(kernelized_attention(query[:3], key, value, Elu())[0], truth(query[:3], key, value), 1e-5)
+    close(kernelized_attention(query[:3], key, value, ELU())[0], truth(query[:3], key, value), 1e-5)
     run = jax.jit(lambda *a, state=None: kernelized_attention(*a, CASES["positive"][0], initial_state=state))
     out, state = run(query, key[:0], value[:0])
     assert not np.asarray(out).any()
@@ -219,10 +219,10 @@ def test_cross_attention_and_no_keys():
 
 def test_epsilon_and_dtypes():
     query, key, value = arrays(7, 33)
-    got = jax.jit(lambda *a: kernelized_attention(*a, Elu(), epsilon=3.0)[0])(query, key, value)
+    got = jax.jit(lambda *a: kernelized_attention(*a, ELU(), epsilon=3.0)[0])(query, key, value)
     close(got, truth(query, key, value, epsilon=3.0), 1e-5)
     half = [jnp.asarray(x, jnp.bfloat16) for x in (query, key, value)]
-    out, state = jax.jit(lambda *a: kernelized_attention(*a, Elu(), causal=True))(*half)
+    out, state = jax.jit(lambda *a: kernelized_attention(*a, ELU(), causal=True))(*half)
     assert (out.dtype, state.sums.dtype) == (jnp.bfloat16, jnp.float32)
     close(out.astype(jnp.float32), truth(*(np.asarray(x, np.float64) for x in half), causal=True), 1e-2)
 
@@ -232,23 +232,23 @@ def test_bad_input_is_named():
     negative = Function(jnp.tanh)
     for message, call in {
         "may be negative .Function.*`normalize=False`": lambda: kernelized_attention(query, key, value, negative),
-        "`features` must be a feature map.*`Elu": lambda: kernelized_attention(query, key, value, "elu"),
+        "`features` must be a feature map.*`ELU": lambda: kernelized_attention(query, key, value, "elu"),
         "`causal` needs as many queries as keys; got 5 and 4": lambda: kernelized_attention(
-            query, key[:4], value[:4], Elu(), causal=True
+            query, key[:4], value[:4], ELU(), causal=True
         ),
         "`segment_ids` need `causal=True`": lambda: kernelized_attention(
-            query, key, value, Elu(), segment_ids=np.zeros(5, int)
+            query, key, value, ELU(), segment_ids=np.zeros(5, int)
         ),
-        "`mask` must be an array of booleans": lambda: kernelized_attention(query, key, value, Elu(), mask=np.ones(5)),
+        "`mask` must be an array of booleans": lambda: kernelized_attention(query, key, value, ELU(), mask=np.ones(5)),
         "`epsilon` must be a number of at least 0": lambda: kernelized_attention(
-            query, key, value, Elu(), epsilon=-1.0
+            query, key, value, ELU(), epsilon=-1.0
         ),
-        "`key` must have shape .* with heads = 2": lambda: kernelized_attention(query, key[:, :1], value, Elu()),
+        "`key` must have shape .* with heads = 2": lambda: kernelized_attention(query, key[:, :1], value, ELU()),
         "`state` must have sums and top of shapes": lambda: kernelized_attention(
-            query, key, value, Elu(), initial_state=kernel_state(Elu(), (), 2, 4, 2)
+            query, key, value, ELU(), initial_state=kernel_state(ELU(), (), 2, 4, 2)
         ),
         "`state` must be float32.*got float16 and float16. Convert it": lambda: kernelized_attention(
-            query, key, value, Elu(), initial_state=kernel_state(Elu(), (), 2, 3, 2, jnp.float16)
+            query, key, value, ELU(), initial_state=kernel_state(ELU(), (), 2, 3, 2, jnp.float16)
         ),
         "`positions` must be in .0, max_len. with max_len = 3": lambda: kernelized_attention(
             query, key, value, Cosine(3)
@@ -262,7 +262,7 @@ def test_bad_input_is_named():
 
 
 def test_a_promise_that_was_broken_gives_zeros():
-    """The floor of the normaliser: a row whose weights sum to nothing positive is 0, with no gradient through it."""
+    """The floor of the normalizer: a row whose weights sum to nothing positive is 0, with no gradient through it."""
     broken = Function(lambda x: x, nonnegative=True)
     query, key, value = -jnp.ones((2, 1, 3)), jnp.ones((2, 1, 3)), jnp.ones((2, 1, 4))
     for causal in (False, True):
@@ -278,33 +278,33 @@ def test_a_promise_that_was_broken_gives_zeros():
 
 ROWS = jnp.ones((2, 5, 1, 4))
 TOKEN = jnp.ones((2, 1, 4))
-STATE = kernel_state(Elu(), (2,), 1, 4, 4)
+STATE = kernel_state(ELU(), (2,), 1, 4, 4)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), mask=masks.Causal()), "`mask` must be .*`causal=True`"),
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), mask=masks.Causal()), "`mask` must be .*`causal=True`"),
         (
-            lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), mask=[[True] * 5] * 2),
+            lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), mask=[[True] * 5] * 2),
             "`mask` must be an array of bool",
         ),
-        (lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), form="x"), "`form` must be one of"),
-        (lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), chunk=0), "`chunk` must be a positive int"),
-        (lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), normalize="no"), "`normalize` must be True or False"),
-        (lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), initial_state=(1, 2)), "`state` must be a KernelState"),
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), form="x"), "`form` must be one of"),
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), chunk=0), "`chunk` must be a positive int"),
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), normalize="no"), "`normalize` must be True or False"),
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), initial_state=(1, 2)), "`state` must be a KernelState"),
         (
-            lambda: kernelized_attention(ROWS, ROWS, ROWS, Elu(), causal=True, segment_ids=jnp.zeros((3, 5), int)),
+            lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), causal=True, segment_ids=jnp.zeros((3, 5), int)),
             r"`segment_ids` must be integers of shape \(5,\) or \(2, 5\)",
         ),
-        (lambda: kernelized_step([1.0], TOKEN, TOKEN, Elu(), STATE), "`query` must be an array"),
-        (lambda: kernelized_step(ROWS, TOKEN, TOKEN, Elu(), STATE), "`key` must have shape"),
-        (lambda: kernelized_step(TOKEN, TOKEN, TOKEN, Elu(), STATE, position=0.5), "`position` must be an integer"),
+        (lambda: kernelized_step([1.0], TOKEN, TOKEN, ELU(), STATE), "`query` must be an array"),
+        (lambda: kernelized_step(ROWS, TOKEN, TOKEN, ELU(), STATE), "`key` must have shape"),
+        (lambda: kernelized_step(TOKEN, TOKEN, TOKEN, ELU(), STATE, position=0.5), "`position` must be an integer"),
         (
-            lambda: kernelized_step(TOKEN, TOKEN, TOKEN, Elu(), STATE, position=np.arange(3)),
+            lambda: kernelized_step(TOKEN, TOKEN, TOKEN, ELU(), STATE, position=np.arange(3)),
             "`position` must be an int",
         ),
-        (lambda: kernel_state(Elu(), 2, 1, 4, 4), "`batch` must be a tuple of sizes"),
+        (lambda: kernel_state(ELU(), 2, 1, 4, 4), "`batch` must be a tuple of sizes"),
         (lambda: Function(3), "`function` must be a function"),
         (
             lambda: kernelized_attention(ROWS, ROWS, ROWS, Function(lambda x: x.sum(-1), nonnegative=True)),

@@ -1,4 +1,4 @@
-"""FAVOR+'s estimates: without bias, of the predicted variance, from rotations that favour no direction."""
+"""FAVOR+'s estimates: without bias, of the predicted variance, from rotations that favor no direction."""
 
 import math
 
@@ -20,7 +20,7 @@ def vectors(seed, size=0.25):
 
 
 def estimates(x, y, projections, kind):
-    """φ(x)·φ(y) of each projection, stabilisers multiplied back."""
+    """φ(x)·φ(y) of each projection, stabilizers multiplied back."""
 
     def one(projection):
         features = RandomFeatures(projection, kind)

@@ -46,5 +46,5 @@ def test_functions_of_memories():
     layer = TuringMemory(8, slots=16, width=4)
     with pytest.raises(ValueError, match="`state` must be a TuringState"):
         layer(layer.init(jax.random.key(0)), jnp.ones((2, 8)), None)
-    with pytest.raises(ValueError, match="`aim` must be an `Aim`; got tuple"):
+    with pytest.raises(ValueError, match="`aim` must be an `Addressing`; got tuple"):
         address(jnp.zeros((4, 2)), jnp.zeros((1, 4)), (1, 2))

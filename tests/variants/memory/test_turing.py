@@ -7,7 +7,7 @@ import pytest
 from differences import check, close, normal
 from variant_layers import check_layer
 
-from jattn.variants.memory import Aim, TuringMemory, address, read_slots, sharpen, write_slots
+from jattn.variants.memory import Addressing, TuringMemory, address, read_slots, sharpen, write_slots
 
 
 def softmax(x):
@@ -33,7 +33,7 @@ def truth(memory, previous, key, strength, gate, shifts, sharpness):
 
 def ours(memory, previous, key, strength, gate, shifts, sharpness):
     strength, sharpness = jax.nn.softplus(strength), 1 + jax.nn.softplus(sharpness)
-    return address(memory, previous, Aim(key, strength, jax.nn.sigmoid(gate), jax.nn.softmax(shifts), sharpness))
+    return address(memory, previous, Addressing(key, strength, jax.nn.sigmoid(gate), jax.nn.softmax(shifts), sharpness))
 
 
 @pytest.mark.parametrize("shifts", [1, 3, 5])
@@ -60,7 +60,7 @@ def test_memory_of_zeros_and_exact_heads_have_finite_gradients():
     ones = jnp.ones(1)
 
     def loss(memory, key, strength, gate, previous, shifts, sharpness):
-        return jnp.sin(address(memory, previous, Aim(key, strength, gate, shifts, sharpness))).sum()
+        return jnp.sin(address(memory, previous, Addressing(key, strength, gate, shifts, sharpness))).sum()
 
     step = jnp.array([[0.0, 0.0, 1.0]])
     for sharpness in (1.0, 3.0, 200.0):
@@ -87,7 +87,7 @@ def test_a_head_set_by_hand_copies_exactly():
     """Gate 0, one step on: written slot by slot, and read back from the start, the sequence is itself."""
     (sequence,) = normal(2, (7, 3))
     ones, slots = jnp.ones(1), 9
-    aim = Aim(jnp.zeros((1, 3)), ones, 0 * ones, jnp.array([[0.0, 0.0, 1.0]]), ones)
+    aim = Addressing(jnp.zeros((1, 3)), ones, 0 * ones, jnp.array([[0.0, 0.0, 1.0]]), ones)
     start = jnp.zeros((1, slots)).at[0, slots - 1].set(1)
 
     def write(state, row):
@@ -109,7 +109,7 @@ def test_a_head_set_by_hand_copies_exactly():
 def test_looking_by_content_finds_the_slot():
     (memory,) = normal(3, (8, 16))
     ones = jnp.ones(1)
-    aim = Aim(3 * jnp.asarray(memory[5:6]), 100 * ones, ones, jnp.array([[0.0, 1.0, 0.0]]), ones)
+    aim = Addressing(3 * jnp.asarray(memory[5:6]), 100 * ones, ones, jnp.array([[0.0, 1.0, 0.0]]), ones)
     weights = address(jnp.asarray(memory), jnp.full((1, 8), 1 / 8), aim)
     np.testing.assert_allclose(read_slots(memory, weights)[0], memory[5], atol=1e-4)
 
@@ -148,7 +148,7 @@ def test_bad_input_is_named():
     ones = jnp.ones(1)
 
     def aim(shifts, width=3):
-        return Aim(jnp.zeros((1, width)), ones, ones, jnp.ones((1, shifts)), ones)
+        return Addressing(jnp.zeros((1, width)), ones, ones, jnp.ones((1, shifts)), ones)
 
     for shifts in (2, 7):
         with pytest.raises(ValueError, match=rf"`shifts` must be an odd number .* at most the 5 slots; got {shifts}"):

@@ -86,7 +86,7 @@ def test_documents_padding_and_scores_ride_along(name, how):
     ids = np.sort(rng.integers(0, 3, (2, 29)), -1)
     extra = masks.SameSegment(ids) & masks.Lengths(np.array([29, 23]))
     extra = extra & masks.Dense(rng.random((2, 4, 29, 29)) < 0.8)
-    pieces = (scores.Bias(normal(2, (4, 29, 29))[0][None]), scores.Alibi(np.array([0.1, 0.2, 0.3, 0.4], np.float32)))
+    pieces = (scores.Bias(normal(2, (4, 29, 29))[0][None]), scores.ALiBi(np.array([0.1, 0.2, 0.3, 0.4], np.float32)))
     way = {"how": how, "q_heads": 4} if how == "split" else {}
     want = jax.jit(lambda *qkv: jattn.attention(*qkv, mask=mask(4, **way) & extra, scores=pieces))(query, key, value)
     got = jax.jit(lambda *qkv: run(*qkv, 4, how=how, mask=extra, scores=pieces))(query, key, value)
@@ -147,8 +147,8 @@ def test_bad_input_is_refused():
 @pytest.mark.parametrize(
     ("pieces", "name"),
     [
-        ({"scores": scores.Alibi(jnp.ones(3))}, "Alibi.slopes"),
-        ({"scores": [scores.SoftCap(5.0), scores.Alibi(np.ones(6, np.float32))]}, "Alibi.slopes"),
+        ({"scores": scores.ALiBi(jnp.ones(3))}, "ALiBi.slopes"),
+        ({"scores": [scores.SoftCap(5.0), scores.ALiBi(np.ones(6, np.float32))]}, "ALiBi.slopes"),
         ({"scores": scores.Bias(jnp.zeros((1, 7, 5)))}, "Bias.values"),
         ({"mask": masks.Dense(np.ones((1, 1, 9), bool))}, "Dense.array"),
         ({"mask": masks.SameSegment(jnp.zeros(5, int))}, "SameSegment.query_ids"),

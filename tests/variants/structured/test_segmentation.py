@@ -1,4 +1,4 @@
-"""Chains: log Z, marginals and the context are sums over all labellings."""
+"""Chains: log Z, marginals and the context are sums over all labelings."""
 
 import itertools
 
@@ -12,8 +12,8 @@ from variant_layers import check_layer
 from jattn.variants.structured import Segmentation, chain_log_partition, chain_marginals, segmentation_attention
 
 
-def labellings(potentials, transitions):
-    """Every labelling of one chain with its weight exp(score)."""
+def labelings(potentials, transitions):
+    """Every labeling of one chain with its weight exp(score)."""
     length, states = potentials.shape
     steps = np.broadcast_to(transitions, (max(length - 1, 0), states, states))
     for labels in itertools.product(range(states), repeat=length):
@@ -24,18 +24,18 @@ def labellings(potentials, transitions):
 
 def true_log_partition(potentials, transitions):
     with np.errstate(divide="ignore"):
-        return np.log(sum(weight for _, weight in labellings(potentials, transitions)))
+        return np.log(sum(weight for _, weight in labelings(potentials, transitions)))
 
 
 def true_marginals(potentials, transitions):
     out = np.zeros_like(potentials)
-    for labels, weight in labellings(potentials, transitions):
+    for labels, weight in labelings(potentials, transitions):
         out[np.arange(len(labels)), labels] += weight
     return out / max(out[0].sum(), 1e-300)
 
 
 @pytest.mark.parametrize("length", [1, 5])
-def test_log_partition_and_marginals_are_sums_over_labellings(length):
+def test_log_partition_and_marginals_are_sums_over_labelings(length):
     """The gradient of marginals is the second derivative of log Z."""
     potentials, shared, each = normal(0, (length, 3), (3, 3), (length - 1, 3, 3))
     for transitions in (shared, each):

@@ -54,7 +54,7 @@ def test_a_shifted_image_has_the_same_logits():
         value = jnp.zeros((5, 5, 1, 1)).at[seen].set(1.0)
         other = jnp.zeros((5, 5, 1, 1)).at[reader].set(1.0)
         out = [relative_image_attention(q, k, v, height_table, width_table)[reader][0, 0] for v in (value, other)]
-        return jnp.log(out[0] / out[1])  # the normaliser cancels
+        return jnp.log(out[0] / out[1])  # the normalizer cancels
 
     np.testing.assert_allclose(logit((0, 1), (2, 0)), logit((2, 4), (4, 3)), rtol=1e-4)
     assert abs(logit((0, 1), (2, 0)) - logit((2, 0), (0, 1))) > 1e-2

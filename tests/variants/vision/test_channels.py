@@ -7,7 +7,7 @@ import pytest
 from differences import check, normal
 from variant_layers import check_layer
 
-from jattn.variants.vision import Cbam, SqueezeExcite
+from jattn.variants.vision import CBAM, SqueezeExcite
 
 
 def sigmoid(x):
@@ -46,12 +46,12 @@ def cbam(x, down, up, spatial):
 @pytest.mark.parametrize("window", [3, 7])
 def test_cbam(window):
     def ours(x, down, up, spatial):
-        return Cbam(3, 2, window)({"down": down, "up": up, "spatial": spatial}, x)
+        return CBAM(3, 2, window)({"down": down, "up": up, "spatial": spatial}, x)
 
     check(ours, cbam, *normal(1, (4, 3, 3), (3, 2), (2, 3), (window, window, 2, 1)))
 
 
-@pytest.mark.parametrize("layer", [SqueezeExcite(3, 2), Cbam(3, 2)])
+@pytest.mark.parametrize("layer", [SqueezeExcite(3, 2), CBAM(3, 2)])
 def test_as_modules_with_any_batch_axes(layer):
     (images,) = normal(2, (2, 2, 5, 4, 3))
     images = jnp.asarray(images)
@@ -79,14 +79,14 @@ def test_errors():
     ):
         SqueezeExcite(3, 2)({}, jnp.ones((5, 5, 4)))
     with pytest.raises(ValueError, match=r"`window` must be odd, so that it has a middle; got 4"):
-        Cbam(3, 2, 4)
+        CBAM(3, 2, 4)
     with pytest.raises(ValueError, match=r"`images` must have pixels"):
-        Cbam(3, 2)({}, jnp.ones((0, 5, 3)))
+        CBAM(3, 2)({}, jnp.ones((0, 5, 3)))
     with pytest.raises(ValueError, match=r"`hidden` must be a positive int; got 0"):
-        Cbam(3, 0)
+        CBAM(3, 0)
 
 
-@pytest.mark.parametrize("layer", [SqueezeExcite(4, 2), Cbam(4, 2)])
+@pytest.mark.parametrize("layer", [SqueezeExcite(4, 2), CBAM(4, 2)])
 def test_an_image_without_pixels_has_no_mean(layer):
     with pytest.raises(ValueError, match="`images` must have pixels"):
         layer(layer.init(jax.random.key(0)), jnp.ones((0, 3, 4)))

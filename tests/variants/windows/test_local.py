@@ -102,7 +102,7 @@ def test_what_cannot_be():
         LuongLocal(4)({}, jnp.ones((2, 3, 4)), jnp.ones((2, 3, 5)), 1.0)
 
 
-def test_centres_in_bfloat16_are_near_the_same_keys():
+def test_centers_in_bfloat16_are_near_the_same_keys():
     """Beyond 256 bfloat16 has even numbers only: positions must not be compared in it."""
     mask = Near(jnp.array([402.0], jnp.bfloat16), 2.0)
     weights = jattn.attention_weights(jnp.ones((1, 1, 4)), jnp.ones((600, 1, 4)), mask=mask, queries=[0], heads=[0])

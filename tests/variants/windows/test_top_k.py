@@ -1,4 +1,4 @@
-"""Top-k attention keeps the best keys exactly, ties in favour of the earlier, and differentiates through the kept."""
+"""Top-k attention keeps the best keys exactly, ties in favor of the earlier, and differentiates through the kept."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_all_keys_are_attention_whatever_the_pieces():
         {"similarity": similarities.Additive(w, u, a), "normalizer": normalizers.Softmax(sink)},
         {"normalizer": normalizers.Sparsemax(), "mask": masks.Lengths(np.array([3, 5]))},
         {
-            "scores": [scores.Alibi(np.float32([0.5, 0.25, 0.1, 1.0])), scores.SoftCap(1.0)],
+            "scores": [scores.ALiBi(np.float32([0.5, 0.25, 0.1, 1.0])), scores.SoftCap(1.0)],
             "query_positions": np.arange(6),
             "mask": CAUSAL,
         },

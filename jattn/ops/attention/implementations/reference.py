@@ -83,9 +83,9 @@ def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
 def log_mass(call: Call, scores: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The lse of each row and its remainder (see `Partial`).
 
-    For an elementwise normaliser, the log of the number of keys it may attend.
+    For an elementwise normalizer, the log of the number of keys it may attend.
     """
-    if call.normalizer.streams == "elementwise":
+    if call.normalizer.streams_as == "elementwise":
         counts = jnp.log(allowed.sum(-1).astype(scores.dtype))
         return counts, jnp.zeros_like(counts)
     masked = jnp.where(allowed, scores, -jnp.inf)

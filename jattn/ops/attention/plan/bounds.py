@@ -89,10 +89,10 @@ def everything(context: Context, aval: Any) -> Interval:
 def exactly(context: Context, value: Any, dtype: Any) -> Interval:
     """A constant, whose axes are its own."""
     value = np.asarray(value).astype(dtype)
-    return held(context, outward(context, value.reshape((1,) * context.rank + value.shape)))
+    return held(context, round_outward(context, value.reshape((1,) * context.rank + value.shape)))
 
 
-def outward(context: Context, value: Any) -> Interval:
+def round_outward(context: Context, value: Any) -> Interval:
     """A given array as it may count on the device, in its own dtype.
 
     Floats too small to be normal are 0 in some operations and not in others, comparisons among them: so they are

@@ -68,7 +68,7 @@ def _constant(context: Context, value: Any, aval: Any) -> Interval:
         return bounds.everything(context, aval)
     if isinstance(value, Tracer):
         value = value.reshape((1,) * context.rank + value.shape)
-        return bounds.held(context, bounds.outward(context, value))
+        return bounds.held(context, bounds.round_outward(context, value))
     return bounds.exactly(context, value, dtype)
 
 

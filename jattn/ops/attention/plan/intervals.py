@@ -124,7 +124,7 @@ def _values(context: Context, value: Any, dtype: Any) -> Interval:
         value = np.asarray(value).astype(dtype, copy=False)
     else:
         value = jax.lax.stop_gradient(jnp.asarray(value, dtype))
-    found = bounds.outward(context, value)
+    found = bounds.round_outward(context, value)
     if value.shape[context.rank - 2] > 1 and value.shape[context.rank - 1] > 1:
         found = at_tiles(context, at_tiles(context, found, 0), 1)
     return bounds.held(context, found)

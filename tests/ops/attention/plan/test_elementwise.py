@@ -51,7 +51,7 @@ def test_a_computation_whose_result_is_dropped_does_not_count():
         (scores.of(lambda s, q, k: s + k), (False, True)),
         (scores.of(lambda s, q, k: s * 2), (False, False)),
         (scores.Bias(np.zeros((2, 8, 8), np.float32)), (False, False)),
-        (scores.Alibi(np.ones(2, np.float32)), (True, True)),
+        (scores.ALiBi(np.ones(2, np.float32)), (True, True)),
         (scores.SoftCap(3.0), (False, False)),
         (scores.RelativeBuckets(np.zeros((32, 2), np.float32)), (True, True)),
     ],

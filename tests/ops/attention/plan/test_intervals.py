@@ -346,7 +346,7 @@ def test_an_unknown_primitive_means_some():
 
 
 def test_floor_division_and_remainder_are_exact_across_zero():
-    """Both are recognised by the body that `jnp` gives them, whatever the version of JAX."""
+    """Both are recognized by the body that `jnp` gives them, whatever the version of JAX."""
     position = np.arange(-8, 8)
     plan, _ = plan_and_truth(of(lambda q, k: q // 4 == k // 4), position, position, 4, 4)
     np.testing.assert_array_equal(plan.states[0], np.eye(4) * FULL)

@@ -54,8 +54,8 @@ FIGURES = {
     ),
     "dilated": (masks.Dilated(3, 100), ((Q - K) % 100 == 0) & (abs(Q - K) <= 300)),
     "negated window": (~masks.SlidingWindow(300, 0), ~((K <= Q) & (Q - K <= 300))),
-    "neighbourhood as in NATTEN": (masks.Neighborhood(GRID, 7), natten(3)),
-    "neighbourhood cut off": (
+    "neighborhood as in NATTEN": (masks.Neighborhood(GRID, 7), natten(3)),
+    "neighborhood cut off": (
         masks.of(lambda q, k: (abs(q // 32 - k // 32) <= 3) & (abs(q % 32 - k % 32) <= 3)),
         (abs(Q // 32 - K // 32) <= 3) & (abs(Q % 32 - K % 32) <= 3),
     ),

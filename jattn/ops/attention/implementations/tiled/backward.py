@@ -48,12 +48,12 @@ def gradients(
     """Gradients of query, key, value and of every floating-point array of the pieces."""
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value, pieces, lists, out_cotangent, lse_cotangent)
-    softmax = pieces.normalizer.streams == "softmax"
+    softmax = pieces.normalizer.streams_as == "softmax"
     # What stands in for pairs that may not attend costs too much for a tile in which all may.
     apart = not all(one.finite_at_zero for one in (*pieces.scores, pieces.normalizer))
     apart |= not (pieces.similarity.is_dot or pieces.similarity.finite)
     rank, group = tiling.rank, tiling.group
-    lane_batch = [size if whole else 1 for size, whole in zip(tiling.batch, tiling.whole, strict=True)]
+    block_batch = [size if whole else 1 for size, whole in zip(tiling.batch, tiling.whole, strict=True)]
 
     def zeros(shape, dtype):
         return full(shape, 0, dtype, axes)
@@ -66,33 +66,33 @@ def gradients(
         shift = jnp.where(dead, 0, lse_cotangent - along)
     rows = jnp.stack([lse, remainder, shift], -1)
 
-    def one_lane(lane, carry):
+    def one_block(block, carry):
         d_query, d_key, d_value, d_floats = carry
         # Transposed, [heads, dim, length]: contracting the query axis of [q, k] against rows that are contiguous
         # along it is about three times faster on a CPU than producing [length, dim].
-        d_key_lane = zeros((*lane_batch, tiling.kv_heads, key.shape[-1], tiling.kv_len), dtype)
-        d_value_lane = zeros((*lane_batch, tiling.kv_heads, value.shape[-1], tiling.kv_len), dtype)
+        d_key_block = zeros((*block_batch, tiling.kv_heads, key.shape[-1], tiling.kv_len), dtype)
+        d_value_block = zeros((*block_batch, tiling.kv_heads, value.shape[-1], tiling.kv_len), dtype)
 
         def one_query_tile(q_index, carry):
             d_query, *sums = carry
-            starts = tiling.starts(lane, q_index, 0)
-            d_query_tile, *sums = _query_tile(lane, q_index, starts, sums)
+            starts = tiling.starts(block, q_index, 0)
+            d_query_tile, *sums = _query_tile(block, q_index, starts, sums)
             return put_rows(d_query, d_query_tile, tiling, starts, fresh_rows(tiling, q_index)), *sums
 
-        carry = (d_query, d_key_lane, d_value_lane, d_floats)
-        d_query, d_key_lane, d_value_lane, d_floats = jax.lax.fori_loop(0, tiling.q_tiles, one_query_tile, carry)
-        starts = tiling.starts(lane, 0, 0)
+        carry = (d_query, d_key_block, d_value_block, d_floats)
+        d_query, d_key_block, d_value_block, d_floats = jax.lax.fori_loop(0, tiling.q_tiles, one_query_tile, carry)
+        starts = tiling.starts(block, 0, 0)
         place = [*(starts.get(axis, 0) for axis in range(rank)), 0, tiling.key_head(starts), 0]
 
-        def put_lane(whole, lane_sum):
-            lane_sum = jnp.moveaxis(lane_sum, -1, rank)
+        def put_block(whole, block_sum):
+            block_sum = jnp.moveaxis(block_sum, -1, rank)
             if tiling.shares > 1:
-                return _add_at(whole, lane_sum, place)
-            return put_at(whole, lane_sum.astype(whole.dtype), place)
+                return _add_at(whole, block_sum, place)
+            return put_at(whole, block_sum.astype(whole.dtype), place)
 
-        return d_query, put_lane(d_key, d_key_lane), put_lane(d_value, d_value_lane), d_floats
+        return d_query, put_block(d_key, d_key_block), put_block(d_value, d_value_block), d_floats
 
-    def _query_tile(lane, q_index, starts, sums):
+    def _query_tile(block, q_index, starts, sums):
         query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
         cotangent = _operand(rows_of(out_cotangent, tiling, starts, keys=False), value.dtype)
         lse_tile, remainder_tile, shift_tile = jnp.moveaxis(rows_of(rows, tiling, starts, keys=False), -1, 0)
@@ -111,9 +111,9 @@ def gradients(
             return pairs.modify(scores, tile.scores, tile.query_positions, tile.key_positions, allowed)
 
         def visit(place, carry, partial):
-            d_query_tile, d_key_lane, d_value_lane, d_floats = carry
+            d_query_tile, d_key_block, d_value_block, d_floats = carry
             k_index = lists.tile(place)
-            starts = tiling.starts(lane, q_index, k_index)
+            starts = tiling.starts(block, q_index, k_index)
             tile = slice_pieces(pieces, tiling, starts)
             floats, rebuild = split(tile)
             key_tile = rows_of(key, tiling, starts, keys=True)
@@ -178,8 +178,8 @@ def gradients(
             at = [0] * (rank + 2) + [starts[rank + 2]]
             return (
                 d_query_tile + d_query_rows.astype(dtype),
-                _add_at(d_key_lane, d_key_tile, at),
-                _add_at(d_value_lane, d_value_tile, at),
+                _add_at(d_key_block, d_key_tile, at),
+                _add_at(d_value_block, d_value_tile, at),
                 [_add_field(*item, starts) for item in zip(d_floats, d_floats_tile, strict=True)],
             )
 
@@ -191,12 +191,12 @@ def gradients(
     floats, _ = split(pieces)
     carry = (
         zeros(query.shape, query.dtype),
-        # Lanes that share key heads add up; rounding to the input's dtype comes once, behind that.
+        # Blocks that share key heads add up; rounding to the input's dtype comes once, behind that.
         zeros(key.shape, key.dtype if tiling.shares == 1 else dtype),
         zeros(value.shape, value.dtype if tiling.shares == 1 else dtype),
         [zeros(jnp.shape(leaf), jnp.promote_types(jnp.result_type(leaf), dtype)) for leaf in floats],
     )
-    d_query, d_key, d_value, d_floats = jax.lax.fori_loop(0, tiling.lanes, one_lane, carry)
+    d_query, d_key, d_value, d_floats = jax.lax.fori_loop(0, tiling.blocks, one_block, carry)
     d_floats = [grad.astype(jnp.result_type(leaf)) for grad, leaf in zip(d_floats, floats, strict=True)]
     return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype), d_floats
 

@@ -20,15 +20,15 @@ def attend(
     """The sum `[batch..., q_len, q_heads, v_dim]`, its log mass `[batch..., q_len, q_heads]`, the remainder."""
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value, pieces, lists)
-    softmax = pieces.normalizer.streams == "softmax"
+    softmax = pieces.normalizer.streams_as == "softmax"
     # Not in the dtype of the value yet: what `finish` does to it would round a second time, and the backward pass
     # subtracts its product with the cotangent from every score's gradient.
     out = full((*query.shape[:-1], value.shape[-1]), 0, dtype, axes)
     tops_and_masses = full((*query.shape[:-1], 2), 0, dtype, axes)
 
     def one_query_tile(step, carry):
-        lane, q_index = quotient(step, tiling.q_tiles)
-        starts = tiling.starts(lane, q_index, 0)
+        block, q_index = quotient(step, tiling.q_tiles)
+        starts = tiling.starts(block, q_index, 0)
         query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
         rows = query_tile.shape[:-1]
         state = (
@@ -39,7 +39,7 @@ def attend(
 
         def visit(place, state, partial):
             k_index = lists.tile(place)
-            starts = tiling.starts(lane, q_index, k_index)
+            starts = tiling.starts(block, q_index, k_index)
             tile = slice_pieces(pieces, tiling, starts)
             key_tile = rows_of(key, tiling, starts, keys=True)
             value_tile = rows_of(value, tiling, starts, keys=True)
@@ -64,7 +64,7 @@ def attend(
         return tuple(put_rows(whole, tile, tiling, starts, fresh) for whole, tile in zip(carry, rows, strict=True))
 
     carry = (out, tops_and_masses)
-    out, tops_and_masses = jax.lax.fori_loop(0, tiling.lanes * tiling.q_tiles, one_query_tile, carry)
+    out, tops_and_masses = jax.lax.fori_loop(0, tiling.blocks * tiling.q_tiles, one_query_tile, carry)
     top, mass = tops_and_masses[..., 0], tops_and_masses[..., 1]
     return out, *(log_of_sum(top, mass) if softmax else (jnp.log(mass), jnp.zeros_like(mass)))
 

@@ -51,8 +51,8 @@ class Tiled(Implementation):
     def refuses(self, call: Call) -> str | None:
         if not is_static(call.q_len, call.kv_len, call.q_heads, call.kv_heads):
             return "it cuts lengths into tiles, and here they are symbols (of `jax.export`)"
-        if call.normalizer.streams is None:
-            return f"{type(call.normalizer).__name__} cannot stream: {call.normalizer.why_not}"
+        if call.normalizer.streams_as is None:
+            return f"{type(call.normalizer).__name__} cannot stream: {call.normalizer.refusal}"
         return None
 
     def run(self, call, query, key, value):
@@ -76,11 +76,11 @@ class Tiled(Implementation):
         examples = math.prod(size for size, whole in zip(cut.batch, cut.whole, strict=True) if whole)
         tile = 4 * examples * cut.q_heads * cut.q_tile * cut.k_tile / 2**20
         wide = cut.wider(plan.states)
-        lane = 4 * examples * cut.kv_heads * call.kv_len * (call.qk_dim + call.v_dim) / 2**20
+        block = 4 * examples * cut.kv_heads * call.kv_len * (call.qk_dim + call.v_dim) / 2**20
         memory = (
             f"forward: about two tiles of scores ({_heads(wide.q_heads)} x {cut.q_tile} x {cut.k_tile}), "
             f"{2 * tile * wide.q_heads / cut.q_heads:,.1f} MiB; backward: about four of {_heads(cut.q_heads)}, and the "
-            f"key and value gradients of {_heads(cut.kv_heads)}, {4 * tile + lane:,.1f} MiB"
+            f"key and value gradients of {_heads(cut.kv_heads)}, {4 * tile + block:,.1f} MiB"
         )
         return _as_visited(plan, cut), memory
 

@@ -40,7 +40,7 @@ class Lists(NamedTuple):
     bounds: Any
 
     def row(self, starts: dict[int, Any], tiling: Tiling, q_index: Any) -> tuple[Any, Any, Any]:
-        """(start, full_stop, stop) of a query tile in a lane."""
+        """(start, full_stop, stop) of a query tile in a block."""
         shape = self.bounds.shape
         index = [starts.get(axis, 0) for axis in range(tiling.rank)]
         index += [quotient(starts[tiling.rank], tiling.q_heads)[0], q_index]

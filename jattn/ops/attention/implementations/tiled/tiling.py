@@ -1,4 +1,4 @@
-"""How a call is cut: into lanes (batch elements and heads that are computed together) and tiles."""
+"""How a call is cut: into blocks (batch elements and heads that are computed together) and tiles."""
 
 import dataclasses
 import math
@@ -26,8 +26,8 @@ JOINED = 1.1  # times as many tiles are worth it to compute heads together, whos
 class Tiling:
     """Static sizes of one step of the tile loop.
 
-    A lane is `kv_heads` key heads with `group` query heads each, of one batch element, or of all of those along the
-    axes that are `whole`. All query heads of a key head are in one lane, or in `shares` lanes, each of which then has
+    A block is `kv_heads` key heads with `group` query heads each, of one batch element, or of all of those along the
+    axes that are `whole`. All query heads of a key head are in one block, or in `shares` blocks, each of which then has
     a single key head. Batch axes and heads are those of the folded arrays.
     """
 
@@ -65,7 +65,7 @@ class Tiling:
         return self.total_kv_heads // self.kv_heads * self.shares
 
     @property
-    def lanes(self) -> int:
+    def blocks(self) -> int:
         looped = (size for size, whole in zip(self.batch, self.whole, strict=True) if not whole)
         return self.head_blocks * math.prod(looped)
 
@@ -79,7 +79,7 @@ class Tiling:
         return self.q_len % self.q_tile != 0, self.kv_len % self.k_tile != 0
 
     def by_plan(self, states: Any) -> "Tiling":
-        """With fewer heads to a lane, where the heads of one would visit tiles for each other's sake.
+        """With fewer heads to a block, where the heads of one would visit tiles for each other's sake.
 
         A device with many cores is left as it is: it computes all heads at once.
 
@@ -117,34 +117,34 @@ class Tiling:
 
     @property
     def group_may_part(self) -> bool:
-        """Whether the query heads of a key head may be in several lanes: not if the devices may divide them."""
+        """Whether the query heads of a key head may be in several blocks: not if the devices may divide them."""
         heads = self.total_kv_heads * self.group * self.shares * self.fold.heads
         return major_size(heads, self.fold.devices) == self.fold.heads
 
     def visits(self, states: np.ndarray) -> int:
-        """How many tiles of a head are computed, over all heads: each that any head of its lane visits."""
+        """How many tiles of a head are computed, over all heads: each that any head of its block visits."""
         seen = states != EMPTY
         seen = seen.any(tuple(axis for axis, whole in enumerate(self.whole) if whole), keepdims=True)
         seen = seen.reshape(*seen.shape[:-3], -1, self.q_heads, *seen.shape[-2:])
         return self.q_heads * int(seen.any(-3).sum())
 
     def key_head(self, starts: dict[int, Any]) -> Any:
-        """The first key head of a lane, from its `starts`."""
+        """The first key head of a block, from its `starts`."""
         return quotient(starts[self.rank], self.group * self.shares)[0]
 
-    def starts(self, lane: Any, q_index: Any, k_index: Any) -> dict[int, Any]:
-        """Where an aligned array (`[batch..., head, query, key]`) is sliced for a tile of a lane.
+    def starts(self, block: Any, q_index: Any, k_index: Any) -> dict[int, Any]:
+        """Where an aligned array (`[batch..., head, query, key]`) is sliced for a tile of a block.
 
         The last tile of a length that is no multiple of the tile starts early, so that it is whole.
         """
         # With 64-bit types the loop counts in int64 and the plan's lists stay int32; one slice wants one type.
-        lane, q_index, k_index = (jax.numpy.asarray(index, int) for index in (lane, q_index, k_index))
+        block, q_index, k_index = (jax.numpy.asarray(index, int) for index in (block, q_index, k_index))
         starts: dict[int, Any] = {}
-        lane, block = quotient(lane, self.head_blocks)
+        block, head_block = quotient(block, self.head_blocks)
         for axis in reversed(range(self.rank)):
             if not self.whole[axis]:
-                lane, starts[axis] = quotient(lane, self.batch[axis])
-        starts[self.rank] = block * self.q_heads
+                block, starts[axis] = quotient(block, self.batch[axis])
+        starts[self.rank] = head_block * self.q_heads
         starts[self.rank + 1] = self.q_start(q_index)
         starts[self.rank + 2] = self.k_start(k_index)
         return starts
@@ -164,7 +164,7 @@ class Tiling:
 
 
 def choose(call: Call, q_tile: int | None, k_tile: int | None) -> Tiling:
-    """Tile and lane sizes for the default device."""
+    """Tile and block sizes for the default device."""
     on_cpu = jax.default_backend() == "cpu"
     group = call.q_heads // call.kv_heads
     pairwise = not call.similarity.is_dot
@@ -199,7 +199,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def with_plan(call: Call, q_tile: int | None, k_tile: int | None) -> tuple[Tiling, Plan]:
-    """How to cut a call, and the tiles to visit, before the heads of a lane are joined."""
+    """How to cut a call, and the tiles to visit, before the heads of a block are joined."""
     tiling = choose(call, q_tile, k_tile)
     plan = make_plan(call.mask, call.query_positions, call.key_positions, tiling.q_tile, tiling.k_tile)
     return tiling.by_plan(plan.states), plan

@@ -50,7 +50,7 @@ class Program:
         return hash(self._identity)
 
     def lists(self, states: Any) -> Lists:
-        """The plan of each lane, as lists."""
+        """The plan of each block, as lists."""
         plan = self.plan if states is None else dataclasses.replace(self.plan, states=states)
         states = self.tiling.fold.aligned(with_ragged_partial(plan.states, self.tiling))
         lists = dataclasses.replace(plan, states=states).coarse(self.tiling.whole, self.tiling.q_heads).lists("query")
