@@ -1,4 +1,4 @@
-"""Who may attend: masks, and `&`, `|`, `~` between them."""
+"""Masks: which (query, key) pairs may attend. Masks combine with `&`, `|` and `~`."""
 
 from .base import Mask, as_mask, of
 from .blocks import BlockCausal, Blocks, Chunked

@@ -1,6 +1,6 @@
-"""What a mask may be given: one check of integers and booleans for every mask's constructor.
+"""Argument checks shared by the constructors of all masks.
 
-Shapes and dtypes are checked of anything that has them; values only where they are known, so a tracer passes.
+Shapes and dtypes are always checked. Values are checked only where they are known at trace time; traced values pass.
 """
 
 from typing import Any
@@ -14,19 +14,25 @@ from .base import Mask
 
 LARGEST = 2**31 - 1  # positions are int32
 Integers = int | np.ndarray | jax.Array
-"""A Python integer (static), or an integer array (a leaf)."""
+"""A Python int (static), or an integer array (a pytree leaf)."""
 
 
 def set_field(mask: Mask, name: str, value: Any) -> None:
-    """Set a field of a frozen mask, from its `__post_init__`."""
+    """Set a field of a frozen mask. For use in its `__post_init__`."""
     object.__setattr__(mask, name, value)
 
 
 def integers(name: str, value: Any, least: int, axes: str = "") -> Any:
-    """The integer or integer array `value`; a 0-d array with `axes` is given a size-1 axis, which is what it means.
+    """Check an int or an integer array and return it. With `axes`, a 0-d array becomes an array of shape `(1,)`.
+
+    Args:
+        name: the argument's name, for error messages.
+        value: an int, an array, a tracer or a `ShapeDtypeStruct`.
+        least: the smallest value allowed.
+        axes: the trailing axes that an array has after its batch axes, for error messages.
 
     Raises:
-        ValueError: not an integer, or one out of the range `least` to `LARGEST`.
+        ValueError: `value` is not an integer, or is known to be outside of `least` to `LARGEST`.
     """
     wanted = f"`{name}` must be an integer of at least {least}"
     if axes:
@@ -42,7 +48,7 @@ def integers(name: str, value: Any, least: int, axes: str = "") -> Any:
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"{wanted}; got {describe(value)}.")
     may_be_outside = np.iinfo(dtype).min < least or np.iinfo(dtype).max > LARGEST
-    known = known_values(value) if may_be_outside else None  # reading the values of a jax.Array waits for them
+    known = known_values(value) if may_be_outside else None  # reading values blocks until a jax.Array is computed
     if known is not None and known.size:
         low, high = int(known.min()), int(known.max())
         if low < least or high > LARGEST:
@@ -55,7 +61,7 @@ def integers(name: str, value: Any, least: int, axes: str = "") -> Any:
 
 
 def size(name: str, value: Any) -> int:
-    """A static integer of at least 1: something that shapes the mask, such as the sides of a grid."""
+    """Check a Python int of at least 1 that determines the shape of the mask, such as the side of a grid."""
     if isinstance(value, np.integer):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
@@ -64,7 +70,7 @@ def size(name: str, value: Any) -> int:
 
 
 def sizes(name: str, value: Any, axes: int | None = None) -> tuple[int, ...]:
-    """A tuple of static integers of at least 1; one integer is repeated for all `axes`, if their number is given."""
+    """Check a tuple of Python ints of at least 1. If `axes` is given, a single int is repeated for every axis."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and axes is not None:
         value = (value,) * axes
     if not isinstance(value, (tuple, list)):
@@ -75,11 +81,11 @@ def sizes(name: str, value: Any, axes: int | None = None) -> tuple[int, ...]:
 
 
 def block_sizes(value: Any, *, both: bool = False) -> Any:
-    """The sizes of query blocks and of key blocks: one Python integer for both, or a tuple of two.
+    """The sizes of a query block and a key block: one Python int for both, or a tuple of two.
 
     Args:
-        value: as it was given, or as it was returned.
-        both: whether to return a tuple in either case.
+        value: the argument as given by the caller, or as returned by an earlier call of this function.
+        both: always return a tuple.
     """
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
@@ -90,10 +96,16 @@ def block_sizes(value: Any, *, both: bool = False) -> Any:
 
 
 def zeros_and_ones(name: str, value: Any, layout: str, remedy: str) -> Any:
-    """The boolean array of an array of ones and zeros (integers or booleans) with at least one axis.
+    """Convert an array of zeros and ones (integers or booleans) with at least one axis to booleans.
+
+    Args:
+        name: the argument's name, for error messages.
+        value: the array.
+        layout: its axes, for error messages.
+        remedy: a hint that is added to error messages.
 
     Raises:
-        ValueError: another dtype, no axis, or other numbers as far as they are known (with `remedy`).
+        ValueError: `value` has another dtype, has no axis, or is known to contain other numbers.
     """
     value = as_array(value)
     dtype = dtype_of(value)
@@ -109,10 +121,10 @@ def zeros_and_ones(name: str, value: Any, layout: str, remedy: str) -> Any:
 
 
 def booleans(name: str, value: Any, axes: tuple[str, ...], remedy: str) -> Any:
-    """The boolean array `value` with at least the given axes.
+    """Check a boolean array that has at least the given trailing axes.
 
     Raises:
-        ValueError: not boolean (with `remedy`), or too few axes.
+        ValueError: `value` is not boolean (the message ends with `remedy`), or has too few axes.
     """
     value = as_array(value)
     layout = f"[batch..., {', '.join(axes)}]"

@@ -1,4 +1,4 @@
-"""A mask says which (query, key) pairs may attend; masks combine by `&`, `|` and `~`."""
+"""The base class of masks, their boolean algebra (`&`, `|`, `~`), and masks from functions."""
 
 import abc
 import functools
@@ -19,25 +19,58 @@ FEW_AXES = (
     "`jattn.masks.from_position_ids(array)`, and bounds of sequences [sequences + 1] "
     "`jattn.masks.from_cu_seqlens(array)`; booleans [q_len, kv_len] are `jattn.masks.Dense(array[None])`."
 )
-"""What arrays of one or two axes may stand for, which is not guessed."""
+"""A hint for arrays with one or two axes, which could mean several things; jattn does not guess which."""
 
 
 class Mask(Piece, abc.ABC):
-    """Who may attend: a boolean function of an absolute query position and an absolute key position.
+    """Which (query, key) pairs may attend: a boolean function of two absolute token positions.
 
-    `allows` is the whole definition. It is written for one pair of positions, by elementwise operations, and is then
-    evaluated on broadcast arrays (`query [..., 1, q, 1]`, `key [..., 1, 1, k]`, the mask's own arrays aligned to
-    `[batch..., head, query, key]`), on scalars (to read its jaxpr), and, through that jaxpr, on intervals.
+    To add a mask, subclass `Mask`, decorate the class with `@piece`, and implement `allows` with elementwise JAX
+    operations. That one formula is the whole definition:
+
+    - The dense mask is `allows` on broadcast positions (`query [..., 1, q, 1]`, `key [..., 1, 1, k]`). Array fields are
+      aligned to `[batch..., head, query, key, own...]` beforehand, with size 1 on axes that they do not have, so plain
+      broadcasting is enough.
+    - The tile plan traces `allows` with scalars and evaluates its jaxpr with *intervals* of positions. The result says
+      for a whole tile whether all, none or some of its pairs are allowed, so block sparsity needs no code of its own. A
+      primitive without an interval rule gives "some": slower, never wrong.
+
+    Fields are static Python values or arrays. An array field declares the axes it has: `number("head")` is an int, or
+    an int array `[batch..., heads]`; `array("query")` is an array `[batch..., q_len]` (see `jattn.foundation.pieces`).
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from jattn.foundation.pieces import number, piece
+    >>> @piece
+    ... class Every(jattn.masks.Mask):
+    ...     "Every `step`-th key."
+    ...
+    ...     step: int | jnp.ndarray = number("head")
+    ...
+    ...     def allows(self, query, key):
+    ...         return key % self.step == 0
+    >>> print(jattn.masks.create(Every(2) & jattn.masks.Causal(), 3, 3)[0].astype(int))
+    [[1 0 0]
+     [1 0 0]
+     [1 0 1]]
     """
 
     @abc.abstractmethod
     def allows(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """True where the query at position `query` may attend the key at position `key`."""
+        """Whether the query at position `query` may attend to the key at position `key`.
+
+        Args:
+            query: int32 absolute positions of queries, scalar or broadcastable with `key`.
+            key: int32 absolute positions of keys.
+
+        Returns:
+            Booleans of the broadcast shape.
+        """
 
     def extent(self) -> tuple[int | None, int | None]:
-        """How many query and key positions the mask is made for, from 0 on; None for any number.
+        """The number of query and of key positions that the mask is defined for, counted from 0; None means no limit.
 
-        A call with positions beyond is refused. A mask joined of others has the smallest of theirs.
+        A call with positions past the extent is refused. By default it is the smallest extent of the masks that this
+        one is made of. Override it in a mask with a fixed size, such as a grid.
         """
         extents = [one.extent() for one in parts(self) if isinstance(one, Mask)]
         queries, keys = (
@@ -46,17 +79,17 @@ class Mask(Piece, abc.ABC):
         return min(queries, default=None), min(keys, default=None)
 
     def picture(self, q_len: int, kv_len: int, query_positions: Any = None) -> str:
-        """The tiles that attention with this mask visits, as text: `█` every pair attends, `▒` some, `·` none.
+        """Draw the tiles that attention with this mask visits: `█` all pairs allowed, `▒` some, `·` none (skipped).
 
         Args:
-            q_len: number of queries.
-            kv_len: number of keys, at the positions `0, ..., kv_len - 1`.
-            query_positions: `[q_len]`; by default `0, ..., q_len - 1`, if the lengths are equal or the mask does not
-                look at them.
+            q_len: the number of queries.
+            kv_len: the number of keys; their positions are `0, ..., kv_len - 1`.
+            query_positions: integers `[q_len]`. By default `0, ..., q_len - 1`, if the lengths are equal or the mask
+                does not depend on query positions.
 
         Raises:
-            ValueError: the lengths differ and `query_positions` is needed; an array of the mask is not known yet
-                (inside `jit`), or has a shape that does not fit.
+            ValueError: the lengths differ and `query_positions` is needed but missing; an array of the mask is traced
+                (inside `jit`) or has a shape that does not fit.
 
         >>> from jattn import masks
         >>> print(masks.SlidingWindow(1, 0).picture(4, 4))
@@ -67,7 +100,7 @@ class Mask(Piece, abc.ABC):
         visited 7 of 16 tiles (43.8%), 7 of them full
         tiles of 1 queries x 1 keys
         """
-        # Here, not above: tiles are a later layer, which reads masks. Only this method, for people, looks ahead.
+        # Imported here because the plan is a later layer that imports masks; only this display method needs it.
         from ..ops.attention.plan.picture import picture_of_mask
 
         return picture_of_mask(self, q_len, kv_len, query_positions)
@@ -90,7 +123,7 @@ class Mask(Piece, abc.ABC):
 
 @piece
 class And(Mask):
-    """Pairs that both masks allow."""
+    """Pairs that both masks allow: `left & right`."""
 
     left: Mask = part()
     right: Mask = part()
@@ -101,7 +134,7 @@ class And(Mask):
 
 @piece
 class Or(Mask):
-    """Pairs that either mask allows."""
+    """Pairs that at least one of the masks allows: `left | right`."""
 
     left: Mask = part()
     right: Mask = part()
@@ -112,7 +145,7 @@ class Or(Mask):
 
 @piece
 class Not(Mask):
-    """Pairs that the mask does not allow."""
+    """Pairs that the mask does not allow: `~mask`."""
 
     mask: Mask = part()
 
@@ -122,9 +155,10 @@ class Not(Mask):
 
 @piece
 class Function(Mask):
-    """A user's own function of two positions, or of a batch index, a head index and two positions (see `of`).
+    """A user's function of two positions, or of a batch index, a head index and two positions; made by `of`.
 
-    The indices are None where the function does not read them, and until a call fills them in.
+    `heads` and `examples` hold the head and batch indices. They are None if the function does not use them, or until a
+    call fills them in.
     """
 
     function: Traced
@@ -140,29 +174,29 @@ class Function(Mask):
 
 
 def of(function: Callable[..., jax.Array], *, heads: Any = None, examples: Any = None) -> Mask:
-    """The mask `function(query_position, key_position) -> bool`, from any JAX function of two integer scalars.
+    """A mask from any JAX function `(query_position, key_position) -> bool` of two integer scalars.
 
-    With four arguments it is `function(batch, head, query_position, key_position)`, the `mask_mod` of FlexAttention
-    (Dong et al. 2024, arXiv:2412.05496), whose lines can be copied with `jnp` for `torch`. Arrays are indexed as there,
-    `table[head, q - k]` or `document[batch, q]`, also NumPy arrays and lists. An index beyond an array is moved to its
-    end; a negative one counts from there. Tiles that the function rules out are skipped: its jaxpr is read with
-    intervals of positions.
+    A function of four arguments, `(batch, head, query_position, key_position) -> bool`, is FlexAttention's `mask_mod`
+    (Dong et al. 2024, arXiv:2412.05496); replace `torch` by `jnp` in its body. It may index arrays as there, e.g.
+    `table[head, q - k]` or `document[batch, q]`; NumPy arrays and lists work too. An index past the end of an array is
+    clamped to the last entry; a negative index counts from the end. The function is traced once and its jaxpr is
+    evaluated with intervals of positions, so tiles that it rules out are skipped.
 
-    The indices are those of the whole arrays: `batch` along the batch axis of the call, which must be one, and `head`
-    of the query heads, also with `jattn.parallel.Heads`. Under `jax.vmap` the mapped axis is not seen, and inside a
-    `jax.shard_map` of your own each device sees a part: a function that reads an index which is not known is refused,
-    unless the index is given.
+    Indices refer to the whole arrays: `batch` to the call's batch axis, of which there must be exactly one, and `head`
+    to the query heads, also under `jattn.parallel.Heads`. `jax.vmap` hides the mapped axis, and in your own
+    `jax.shard_map` each device sees only its part. There a function that uses an unknown index is refused; pass `heads`
+    or `examples`.
 
-    Two functions that do the same are equal, and compiled once, wherever they are written.
+    Two functions that trace to the same computation compare equal and share one compilation.
 
     Args:
         function: takes int32 scalars and returns one boolean. It may close over arrays.
-        heads: integers `[heads]`, the index of each query head of the call, if these are not all heads.
-        examples: integers `[batch...]`, the index of each batch element of the call, if these are not all.
+        heads: integers `[heads]`: the index of each query head of the call, if the call has only some of the heads.
+        examples: integers `[batch...]`: the index of each batch element, if the call has only some of them.
 
     Raises:
-        ValueError: `function` is not callable, takes another number of arguments, or returns something that is not a
-            boolean scalar; at the call, an index that is not known.
+        ValueError: `function` is not callable, takes a different number of arguments, or does not return one boolean;
+            or, at the call, it uses an index that is unknown.
 
     >>> import jax.numpy as jnp, jattn
     >>> window = jattn.masks.of(lambda q, k: (k <= q) & (q - k < 300))
@@ -182,7 +216,7 @@ def of(function: Callable[..., jax.Array], *, heads: Any = None, examples: Any =
 
 
 def restricted(*masks: Any) -> Mask | None:
-    """What all of the masks allow; None among them restricts nothing, and so does no mask at all.
+    """The conjunction of the masks. None stands for no restriction; with nothing but None, the result is None.
 
     >>> from jattn import masks
     >>> restricted(None, masks.Causal()), restricted(None, None)
@@ -193,7 +227,11 @@ def restricted(*masks: Any) -> Mask | None:
 
 
 def as_mask(value: Any) -> Mask:
-    """`value` itself if it is a mask; a function becomes `of(function)`."""
+    """Return a mask unchanged, and turn a function into `of(function)`.
+
+    Raises:
+        ValueError: anything else.
+    """
     if isinstance(value, Mask):
         return value
     if isinstance(value, type):

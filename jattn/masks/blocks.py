@@ -1,4 +1,4 @@
-"""Masks by blocks of positions: position `p` is in block `p // size`."""
+"""Masks defined on blocks of positions: position `p` is in block `p // size`."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from .base import Mask
 
 @piece
 class Chunked(Mask):
-    """Own chunk only, both ways: `q // size = k // size`. `& Causal()` for the past of the chunk.
+    """Attention within fixed-size chunks, in both directions: `q // size == k // size`. Causal with `& Causal()`.
 
     Args:
-        size: of a chunk, `number("head")`, at least 1.
+        size: the chunk size, at least 1: an int, or an int array `[batch..., heads]`.
 
     Raises:
         ValueError: `size` is not an integer of at least 1.
@@ -39,10 +39,10 @@ class Chunked(Mask):
 
 @piece
 class BlockCausal(Mask):
-    """Causal between blocks, full inside one: `k // size <= q // size` (frames of a video, steps of a diffusion).
+    """Causal between blocks, bidirectional within one: `k // size <= q // size` (video frames, block diffusion).
 
     Args:
-        size: of a block, `number("head")`, at least 1.
+        size: the block size, at least 1: an int, or an int array `[batch..., heads]`.
 
     Raises:
         ValueError: `size` is not an integer of at least 1.
@@ -67,19 +67,20 @@ class BlockCausal(Mask):
 
 @piece
 class Blocks(Mask):
-    """Blocks named by a table: `table[..., q // query_size, k // key_size]`.
+    """Block-sparse attention from a boolean table: `table[..., q // query_size, k // key_size]`.
 
-    The table is small (a pair of blocks, not of positions), so a layout that no formula gives costs little: random
-    blocks (BigBird, arXiv:2007.14062), blocks chosen by a router. Where few of many are chosen, `Selected` takes lists
-    of them. A call with positions beyond the table is refused, unless the mask stands in `Shifted`.
+    The table has one entry per pair of blocks, so an irregular layout stays cheap: the random blocks of BigBird
+    (arXiv:2007.14062), or blocks chosen by a router. If each query block attends to only a few of many key blocks, use
+    `Selected`, which takes lists of block indices. A call with positions past the table is refused, unless the mask is
+    wrapped in `Shifted`.
 
     Args:
-        table: boolean, `array("head", "query_block", "key_block")`: `[batch..., heads or 1, q_blocks, k_blocks]`.
-        size: of a block, one Python integer of at least 1 or (of query blocks, of key blocks).
+        table: booleans `[batch..., heads or 1, query_blocks, key_blocks]`.
+        size: the block size, a Python int of at least 1, or a pair `(query_size, key_size)`.
 
     Raises:
-        ValueError: `table` is not boolean or has fewer than 3 axes; `size` is not an integer of at least 1; at the
-            call, positions beyond the table.
+        ValueError: `table` is not boolean or has fewer than 3 axes; `size` is not an integer of at least 1; or, at the
+            call, a position is past the table.
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
@@ -113,10 +114,10 @@ class Blocks(Mask):
 
 
 def _look_up(table: np.ndarray | jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-    """`table[..., row, column]`, elementwise: the axes of `table` before its last two broadcast with the indices."""
+    """`table[..., row, column]`, elementwise. The leading axes of `table` broadcast with the indices."""
 
     def one(table, row, column):
-        # Of scalars this is one dynamic slice with an index for each axis, whose interval is a rectangle of the table.
+        # With scalar indices this is one dynamic slice. Its interval rule reduces a rectangle of the table.
         return jax.lax.dynamic_slice(table, (row, column), (1, 1), allow_negative_indices=False)[0, 0]
 
     return jnp.vectorize(one, signature="(r,c),(),()->()")(table, row, column)

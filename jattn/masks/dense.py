@@ -1,4 +1,4 @@
-"""A mask given pair by pair."""
+"""A mask given as a boolean array, and any mask converted to one."""
 
 from typing import Any
 
@@ -15,18 +15,19 @@ _AXES = ("head", "query", "key")
 
 @piece
 class Dense(Mask):
-    """A boolean array, True where a query may attend a key: `array[..., h, i, j]`.
+    """A mask given as a boolean array, True where a query may attend to a key: `array[..., h, i, j]`.
 
-    For the i-th query and the j-th key of the call, whatever their positions. Every axis is given, size 1 where it is
-    shared: `[batch, heads or 1, q_len or 1, kv_len or 1]`. Three axes are `[head, query, key]`; where the batch has
-    as many sequences as there are heads, the call refuses them rather than guess. It costs what it holds,
-    q_len x kv_len; every other mask is a formula that costs nothing.
+    `i` and `j` index the queries and keys of the call, not their positions. All four axes are written out, with size 1
+    where the mask is shared: `[batch, heads or 1, q_len or 1, kv_len or 1]`. An array of three axes is read as
+    `[head, query, key]`; if the batch size equals the number of heads, that is ambiguous and the call refuses it.
+
+    The array takes O(q_len x kv_len) memory. Every other mask is a formula, and takes next to none.
 
     Args:
-        array: boolean, `array("head", "query", "key")`.
+        array: booleans `[batch..., heads or 1, q_len or 1, kv_len or 1]`.
 
     Raises:
-        ValueError: `array` is not boolean (numbers that are added to scores are `jattn.scores.Bias`) or has fewer
+        ValueError: `array` is not boolean (numbers that are added to the scores are `jattn.scores.Bias`), or has fewer
             than 3 axes.
 
     >>> import numpy as np
@@ -67,22 +68,24 @@ def create(
     batch: int | None = None,
     heads: int | None = None,
 ) -> jax.Array:
-    """Any mask as a boolean array, True where a query may attend to a key: `[batch..., heads, q_len, kv_len]`.
+    """Convert any mask to a boolean array `[batch..., heads, q_len, kv_len]`, True where a query may attend to a key.
 
-    For looking at a mask, and for code that takes an array; `attention` needs none. Batch axes and heads are those of
-    the mask's arrays and of the positions, with size 1 where they are alike.
+    For inspecting a mask, or for other code that takes an array; `attention` itself does not need it. The batch and
+    head axes are those of the mask's arrays and of the positions, with size 1 where all entries are the same.
 
     Args:
         mask: a mask, or a function of two positions.
-        q_len: number of queries.
-        kv_len: number of keys.
-        query_positions, key_positions: as of `jattn.attention`.
-        batch, heads: how many to ask about, where the mask is a function that reads their indices (`masks.of`).
+        q_len: the number of queries.
+        kv_len: the number of keys.
+        query_positions: integers `[q_len]`, as in `jattn.attention`.
+        key_positions: integers `[kv_len]`, as in `jattn.attention`.
+        batch: the number of examples, for a function that uses the batch index (see `masks.of`).
+        heads: the number of heads, for a function that uses the head index.
 
     Raises:
-        ValueError: positions that are not said, as `jattn.attention`; an array of the mask does not fit the lengths;
-            positions beyond the mask's grid; a function that reads the index of the example or head, and neither
-            `batch` nor `heads`.
+        ValueError: positions are needed but missing, as in `jattn.attention`; an array of the mask does not fit the
+            lengths; a position is past the mask's grid; or a function uses the batch or head index, and neither `batch`
+            nor `heads` is given.
 
     >>> from jattn import masks
     >>> print(masks.create(masks.Causal() & masks.SlidingWindow(1), 3, 3).astype(int))
@@ -90,7 +93,7 @@ def create(
       [1 1 0]
       [0 1 1]]]
     """
-    from ..ops.attention.plan.placed import dense  # here, not above: tiles are a later layer, which reads masks
+    from ..ops.attention.plan.placed import dense  # not at the top: the plan is a later layer that imports masks
 
     piece = as_mask(mask)
     if batch is None and heads is None and indexed(piece, (1,), 1) is not piece:

@@ -1,7 +1,9 @@
-"""Masks on a grid of 1 to 3 axes, flattened row-major: position `p` of a `(rows, columns)` grid is row `p // columns`,
-column `p % columns`. A call whose positions are known to be beyond the grid is refused: a token in front of the grid
-would be taken for its first cell. `masks.Shifted` says where the grid begins; positions outside of it then attend to
-nothing and are attended to by nothing.
+"""Masks on grids of 1 to 3 axes, flattened in row-major order.
+
+Position `p` of a grid `(rows, columns)` is row `p // columns` and column `p % columns`. A call with known positions
+past the grid is refused, since tokens in front of the grid (a class token, say) would otherwise be taken for its first
+cells. Wrap the mask in `masks.Shifted` to say where the grid begins; positions outside of the grid then neither attend
+nor are attended to.
 """
 
 import math
@@ -18,24 +20,25 @@ from .base import Mask
 
 @piece
 class Neighborhood(Mask):
-    """The window of a grid around the query, of the same size everywhere (NATTEN, arXiv:2204.07143).
+    """A window of fixed size around the query on a grid (NATTEN; Hassani et al. 2023, arXiv:2204.07143).
 
-    Along each axis, of length L, with window w and the query at coordinate i, the keys are
+    On each axis of length L, with window w and query coordinate i, the keys are
 
-        k = start, ..., start + w - 1,    start = clip(i - (w - 1) / 2, 0, L - w):
+        k = start, ..., start + w - 1,    start = clip(i - (w - 1) / 2, 0, L - w).
 
-    at a border the window shifts inwards, so that every query attends exactly `w` keys. A window that is cut off
-    instead is a `SlidingWindow` of one axis, or `masks.of` of several. With dilation d (arXiv:2209.15001) the axis
-    falls apart into the d grids of coordinates equal modulo d, and this holds in each of them.
+    Near a border the window shifts inward, so every query attends to exactly w keys. For a window that is cut off at
+    the border instead, use `SlidingWindow` (one axis) or `masks.of` (several axes). With dilation d (arXiv:2209.15001)
+    each axis splits into d interleaved grids, of the coordinates that are equal modulo d, and the formula holds in each
+    of them.
 
     Args:
-        shape: the sides of the grid, 1 to 3 Python integers.
-        window: odd; one Python integer for all axes or one for each.
-        dilation: at least 1; one Python integer for all axes or one for each.
+        shape: the side lengths of the grid, 1 to 3 Python ints.
+        window: odd; one Python int for all axes, or one per axis.
+        dilation: at least 1; one Python int for all axes, or one per axis.
 
     Raises:
-        ValueError: not integers; more than 3 axes; an even window; `window * dilation` larger than the side; at the
-            call, positions beyond the grid.
+        ValueError: an argument is not an integer; there are more than 3 axes; a window is even; `window * dilation`
+            exceeds a side; or, at the call, a position is past the grid.
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
@@ -92,14 +95,15 @@ class Neighborhood(Mask):
 
 @piece
 class Axial(Mask):
-    """Keys on the query's own line along one axis: all other coordinates are equal (arXiv:1912.12180).
+    """Attention along one axis of a grid: all other coordinates are equal (Ho et al. 2019, arXiv:1912.12180).
 
     Args:
-        shape: the sides of the grid, 1 to 3 Python integers.
-        axis: which axis the line runs along; negative counts from the last.
+        shape: the side lengths of the grid, 1 to 3 Python ints.
+        axis: the axis to attend along; negative values count from the last.
 
     Raises:
-        ValueError: not integers; more than 3 axes; `axis` is not one of them; at the call, positions beyond the grid.
+        ValueError: an argument is not an integer; there are more than 3 axes; `axis` is out of range; or, at the call,
+            a position is past the grid.
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
@@ -136,10 +140,10 @@ class Axial(Mask):
 
 
 def grid_shape(shape: Any) -> tuple[int, ...]:
-    """The sides of a grid.
+    """Check the side lengths of a grid.
 
     Raises:
-        ValueError: not 1 to 3 positive integers.
+        ValueError: `shape` is not 1 to 3 positive integers.
     """
     shape = sizes("shape", shape)
     if not 1 <= len(shape) <= 3 or math.prod(shape) > LARGEST:
@@ -148,12 +152,12 @@ def grid_shape(shape: Any) -> tuple[int, ...]:
 
 
 def inside(position: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Whether a position is a place of the grid."""
+    """Whether a position is on the grid."""
     return (position >= 0) & (position < math.prod(shape))
 
 
 def coordinates_of(position: jax.Array, shape: tuple[int, ...]) -> Iterator[jax.Array]:
-    """The coordinates of a position inside the grid, axis by axis."""
+    """The coordinates of a position on the grid, one axis at a time."""
     for axis, side in enumerate(shape):
         below = math.prod(shape[axis + 1 :])
         coordinate = position // below if below > 1 else position

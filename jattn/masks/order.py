@@ -1,7 +1,7 @@
-"""Masks by the order of positions: who is before whom, how far, and in which step.
+"""Masks defined by the order and distance of positions: causal, windowed, dilated, strided, with a prefix or sinks.
 
-A number of these masks is a Python integer (static) or an integer array with the axes `[batch..., head]`, a leaf:
-new values never retrace.
+The numeric parameters of these masks are Python ints (static) or int arrays `[batch..., heads]` (pytree leaves).
+Changing the values of an array never retraces.
 """
 
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from .base import Mask
 
 @piece
 class Causal(Mask):
-    """No future: `k <= q`. Positions are absolute, so the same mask serves training, decoding and a shard.
+    """Causal attention: `k <= q`. Positions are absolute, so the same mask serves training, decoding and shards.
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
@@ -29,32 +29,21 @@ class Causal(Mask):
 
 @piece
 class SlidingWindow(Mask):
-    """Keys near the query: `q - left <= k <= q + right`, which are `left + 1 + right` keys.
+    """A window of `left + 1 + right` keys around the query: `q - left <= k <= q + right`.
 
-    `right` alone controls access to future keys: `SlidingWindow(left, 0)` is causal by itself, `SlidingWindow(left)`
-    is open to the right. A side of -1 leaves the query's own key out too, so `SlidingWindow(-1, 0)`, a window of 0
-    keys, allows nothing.
+    `right` alone controls access to future keys: `SlidingWindow(left, 0)` is causal by itself, while
+    `SlidingWindow(left)` sees all future keys. A side of -1 excludes the query's own position too, so
+    `SlidingWindow(-1, 0)` is a window of 0 keys and allows nothing.
 
-    How a window of `w` is counted elsewhere:
-
-    | where | here |
-    |---|---|
-    | Hugging Face, `sliding_window=w` of a causal model | `SlidingWindow(w - 1, 0)`: `w` keys, the own one included |
-    | Hugging Face, `sliding_window=w` of a bidirectional model | `SlidingWindow(w, w)` |
-    | flash-attn, `window_size=(left, right)` | `SlidingWindow(left, right)`, with None for its -1 |
-    | xformers, `LocalAttentionFromBottomRightMask(left, right)` | `SlidingWindow(left, right)` |
-    | xformers, `make_local_attention(w)` of a causal bias | `SlidingWindow(w - 1, 0)` |
-    | `jax.nn`, `local_window_size=(left, right)` | `SlidingWindow(left, right)` |
-
-    flash-attn and xformers align the last query with the last key (`query_positions=numpy.arange(kv_len - q_len,
-    kv_len)`), `jax.nn` the first with the first.
+    `jattn/masks/README.md` has a table that translates the window arguments of other libraries.
 
     Args:
-        left: how many keys before the query, `number("head")`, at least -1; None for all of them.
-        right: how many keys after the query, `number("head")`, at least -1; None for all of them.
+        left: the number of keys before the query, at least -1: an int, or an int array `[batch..., heads]`. None means
+            all.
+        right: the number of keys after the query, likewise.
 
     Raises:
-        ValueError: `left` or `right` is less than -1 or not an integer; both are -1.
+        ValueError: `left` or `right` is less than -1 or not an integer, or both are -1.
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
@@ -79,7 +68,7 @@ class SlidingWindow(Mask):
             )
 
     def allows(self, query, key):
-        # Distances, not `query + right`, which overflows where an enormous `right` stands for no limit.
+        # Compare distances: `query + right` would overflow for a huge `right` that stands for no limit.
         near = jnp.full_like(query, True, dtype=bool)
         if self.left is not None:
             near = near & (query - key <= self.left)
@@ -88,25 +77,25 @@ class SlidingWindow(Mask):
         if self.left is not None and self.right is not None:
             left, right = self.left, self.right
             if not isinstance(left, int) or not isinstance(right, int) or left < 0 or right < 0:
-                # Whether there is any key, for whole tiles: on the diagonal each side alone allows some pairs.
+                # Lets the plan drop tiles of an empty window: on the diagonal each side alone allows some pairs.
                 near = near & ((left > 0) | (right > 0) | ((left >= 0) & (right >= 0)))
         return near
 
 
 @piece
 class Dilated(Mask):
-    """A window with holes: `(q - k) mod dilation = 0` and `|q - k| <= window * dilation`.
+    """A dilated window: `(q - k) % dilation == 0` and `|q - k| <= window * dilation` (Longformer, arXiv:2004.05150).
 
-    So `2 * window + 1` keys, `dilation` apart, centerd on the query; `& Causal()` for the past half. Longformer
-    (arXiv:2004.05150), where each head has a dilation of its own.
+    That is `2 * window + 1` keys, `dilation` apart, centered on the query. `& Causal()` keeps the past half. Longformer
+    gives every head its own dilation: pass an array.
 
     Args:
-        window: how many keys on either side, `number("head")`.
-        dilation: the step between them, `number("head")`, at least 1.
+        window: the number of keys on each side: an int, or an int array `[batch..., heads]`.
+        dilation: the distance between keys, at least 1: an int, or an int array `[batch..., heads]`.
 
     Raises:
-        ValueError: not integers, `window` negative, `dilation` below 1, or their product too large for int32 (not
-            seen where one of them is an array).
+        ValueError: an argument is not an integer, `window` is negative, `dilation` is below 1, or their product
+            overflows int32 (checked only if both are Python ints).
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
@@ -137,14 +126,14 @@ class Dilated(Mask):
 
 @piece
 class Strided(Mask):
-    """Keys a multiple of `stride` away: `(q - k) mod stride = 0`, in the past and in the future.
+    """Keys at a distance that is a multiple of `stride`, past and future: `(q - k) % stride == 0`.
 
-    The column part of the Sparse Transformer's strided attention (arXiv:1904.10509), which is
-    `Causal() & (SlidingWindow(stride, 0) | Strided(stride))`. As the paper writes it, its window has `stride + 1`
-    keys; its code has `stride`, self included, which is `SlidingWindow(stride - 1, 0)`.
+    The Sparse Transformer's strided pattern (Child et al. 2019, arXiv:1904.10509) is
+    `Causal() & (SlidingWindow(stride, 0) | Strided(stride))`. That follows the paper, whose window has `stride + 1`
+    keys; the authors' code has `stride` including the query's own, which is `SlidingWindow(stride - 1, 0)`.
 
     Args:
-        stride: `number("head")`, at least 1.
+        stride: at least 1: an int, or an int array `[batch..., heads]`.
 
     Raises:
         ValueError: `stride` is not an integer of at least 1.
@@ -170,10 +159,10 @@ class Strided(Mask):
 
 @piece
 class Prefix(Mask):
-    """A prefix that everyone sees, causal behind it: `k <= q` or `k < length` (prefix-LM, arXiv:1910.10683).
+    """Prefix LM: every query sees the prefix, and the rest is causal: `k <= q` or `k < length` (arXiv:1910.10683).
 
     Args:
-        length: of the prefix, a Python integer or an integer array `[batch...]`, one for each sequence.
+        length: the prefix length: an int, or an int array `[batch...]` with one per sequence.
 
     Raises:
         ValueError: `length` is negative or not an integer.
@@ -198,13 +187,14 @@ class Prefix(Mask):
 
 @piece
 class Sinks(Mask):
-    """The first keys, for every query: `k < count`. With a window it is `SlidingWindow(left, 0) | Sinks(count)`.
+    """Attention sinks: every query sees the first `count` keys, `k < count` (StreamingLLM, arXiv:2309.17453).
 
-    Not causal by itself: the queries among the first `count` see all of them, unless `& Causal()`. Attention sinks
-    as tokens (arXiv:2309.17453); the learned logit without a token is `normalizers.Softmax(sink=...)`.
+    StreamingLLM itself is `Causal() & (SlidingWindow(left, 0) | Sinks(count))`. `Sinks` alone is not causal: the first
+    `count` queries see all of the first `count` keys. For a learned sink logit without a token, see
+    `normalizers.Softmax(sink=...)`.
 
     Args:
-        count: how many keys, `number("head")`.
+        count: the number of sink keys: an int, or an int array `[batch..., heads]`.
 
     Raises:
         ValueError: `count` is negative or not an integer.

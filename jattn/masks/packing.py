@@ -1,9 +1,10 @@
-"""Masks from the arrays that a padded or a packed batch comes with, as other libraries pass them.
+"""Masks from the arrays that describe padded and packed batches in other libraries.
 
-- Padded: every sequence has a row, filled up at its right or left end; `attention_mask` has 1 at its tokens.
-- Packed: several sequences share a row; `position_ids` begin again in each, or `cu_seqlens` says where each begins.
+- Padded: each sequence has its own row, padded on the right or left; `attention_mask` is 1 for real tokens.
+- Packed: several sequences share a row; `position_ids` restart in each, or `cu_seqlens` holds the boundaries.
 
-All of them ride on tokens, not on positions, so they mean the same whatever positions the call is given.
+These arrays describe the tokens of the call, not positions, so the result does not depend on `query_positions` or
+`key_positions`.
 """
 
 from typing import Any
@@ -19,18 +20,18 @@ from .segments import SameSegment
 
 
 def from_attention_mask(attention_mask: Any) -> Dense:
-    """Keys that are tokens, of rows with padding on either side (or in between): `attention_mask[..., j] = 1`.
+    """A padding mask: keys where `attention_mask[..., j]` is 1. Padding may be on either side or in between.
 
-    Tiles of padding alone are skipped, as with `Lengths`; NumPy arrays are known while tracing. Queries of padding
-    attend like any other, and what they give is to be ignored; `SameSegment(attention_mask, padding_id=0)` leaves them
-    out too (their output is 0) in self-attention. With padding on the left, positions that begin at the first token
-    of each row are `jattn.positions.from_attention_mask(attention_mask)`.
+    Tiles that contain only padding are skipped, as with `Lengths`. NumPy arrays are known at trace time, so their tiles
+    are planned statically. Padding queries still attend; ignore their output, or use
+    `SameSegment(attention_mask, padding_id=0)` for self-attention, which gives them output 0. With padding on the left,
+    `jattn.positions.from_attention_mask(attention_mask)` numbers positions from the first real token of each row.
 
     Args:
-        attention_mask: ones and zeros (integers or booleans), `[batch..., kv_len]`, one for each key of the call.
+        attention_mask: zeros and ones (integers or booleans) `[batch..., kv_len]`, one for each key of the call.
 
     Raises:
-        ValueError: another dtype; other numbers, where they are known.
+        ValueError: the dtype is neither integer nor boolean, or a known value is neither 0 nor 1.
 
     >>> import numpy as np
     >>> from jattn import masks
@@ -46,17 +47,17 @@ def from_attention_mask(attention_mask: Any) -> Dense:
 
 
 def from_position_ids(position_ids: Any) -> SameSegment:
-    """Own sequence only, in rows whose positions begin again in each: a new one begins wherever they do not go on.
+    """Attention within each packed sequence: a new one begins wherever `position_ids` do not increase by 1.
 
-    Token i belongs to the sequence of token i - 1 if `position_ids[..., i] = position_ids[..., i - 1] + 1`. Give the
-    same `position_ids` to a rotation and, if the other masks of the call look at positions, to
+    Token i belongs to the same sequence as token i - 1 if `position_ids[..., i] == position_ids[..., i - 1] + 1`. Pass
+    the same `position_ids` to rotary embeddings and, if other masks of the call depend on positions, as
     `query_positions` and `key_positions`.
 
     Args:
         position_ids: integers `[batch..., length]`.
 
     Raises:
-        ValueError: not an integer array with at least one axis.
+        ValueError: `position_ids` is not an integer array with at least one axis.
 
     >>> import numpy as np
     >>> from jattn import masks
@@ -75,21 +76,22 @@ def from_position_ids(position_ids: Any) -> SameSegment:
 def from_cu_seqlens(
     cu_seqlens: Any, length: int | None = None, *, key_cu_seqlens: Any = None, key_length: int | None = None
 ) -> SameSegment:
-    """Own sequence only, in rows where the s-th sequence has the tokens `cu_seqlens[s] <= i < cu_seqlens[s + 1]`.
+    """Attention within each packed sequence; sequence s has the tokens `cu_seqlens[s] <= i < cu_seqlens[s + 1]`.
 
-    As flash-attn's `varlen` functions have it. Sequences may be empty, so a list of fixed length may end in repeats of
-    the last entry; tokens before the first entry and from the last one on are padding, which attends to nothing and is
-    attended to by nothing. The place of each token in its own sequence is `jattn.positions.from_cu_seqlens`.
+    These are the cumulative lengths of flash-attn's `varlen` functions. Sequences may be empty, so an array of fixed
+    size can end with repeats of its last entry. Tokens before the first entry and from the last entry on are padding:
+    they neither attend nor are attended to. `jattn.positions.from_cu_seqlens` gives each token's position in its own
+    sequence.
 
     Args:
-        cu_seqlens: integers that do not decrease, `[batch..., sequences + 1]`, the first one usually 0.
-        length: of the row; by default the largest last entry, if that is known while tracing.
-        key_cu_seqlens: of the keys, as many sequences; by default those of the queries, for self-attention.
-        key_length: of the row of keys, likewise.
+        cu_seqlens: nondecreasing integers `[batch..., sequences + 1]`; the first is usually 0.
+        length: the row length. By default the largest last entry, if that is known at trace time.
+        key_cu_seqlens: the same for the keys, with as many sequences. By default keys are packed like queries.
+        key_length: the row length of the keys.
 
     Raises:
-        ValueError: no integer array with at least one entry; entries that decrease or lie beyond `length`, where they
-            are known; no `length` where they are not; another number of sequences for keys.
+        ValueError: `cu_seqlens` is not an integer array with at least one entry; known entries decrease or exceed
+            `length`; `length` is missing and the entries are traced; or the number of key sequences differs.
 
     >>> import numpy as np
     >>> from jattn import masks
@@ -114,10 +116,10 @@ def from_cu_seqlens(
 
 
 def check_cu_seqlens(name: str, value: Any) -> Any:
-    """The array `[batch..., sequences + 1]`, whose entries do not decrease, as far as they are known.
+    """Check cumulative lengths `[batch..., sequences + 1]`.
 
     Raises:
-        ValueError: it is not.
+        ValueError: not an integer array with at least one entry, or known entries that decrease.
     """
     array = integers(name, value, least=0)
     if isinstance(array, int) or not array.shape or array.shape[-1] == 0:
@@ -129,7 +131,7 @@ def check_cu_seqlens(name: str, value: Any) -> Any:
 
 
 def sequence_ids(cu_seqlens: Any, length: int) -> Any:
-    """Which sequence each token of a row is in, `[batch..., length]`; padding is in one more, behind the last."""
+    """The index of each token's sequence, `[batch..., length]`. Padding gets the index `sequences`."""
     xp: Any = np if isinstance(cu_seqlens, np.ndarray) else jnp
     *batch, entries = cu_seqlens.shape
     tokens = np.arange(length, dtype=np.int32)
@@ -146,10 +148,10 @@ def sequence_ids(cu_seqlens: Any, length: int) -> Any:
 
 
 def row_length(name: str, cu_seqlens: Any, length_name: str, length: int | None) -> int:
-    """The static length of a row, by default where its last sequence ends.
+    """The static row length, by default the end of the last sequence.
 
     Raises:
-        ValueError: it is not given where the array is traced; sequences lie beyond it.
+        ValueError: `length` is None and the array is traced; or a sequence ends past `length`.
     """
     values = known_values(cu_seqlens)
     if length is None:

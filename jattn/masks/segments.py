@@ -1,4 +1,4 @@
-"""Masks by where a sequence ends: several packed in one row, or one that is shorter than its row."""
+"""Masks for packed sequences (several per row) and for sequences shorter than their row."""
 
 import jax
 import numpy as np
@@ -10,31 +10,27 @@ from .base import Mask
 
 @piece
 class SameSegment(Mask):
-    """Own segment only: `query_ids[i] = key_ids[j]`, for the i-th query and the j-th key of the call.
+    """Attention within segments: `query_ids[i] == key_ids[j]` for query i and key j of the call.
 
-    Several sequences packed in one row attend each one to itself; with `& Causal()` for language models. Ids ride on
-    the arrays, not on positions, so positions that start again in each segment are fine, given as `query_positions` and
-    as `key_positions`.
+    For several sequences packed into one row; add `& Causal()` for a language model. Ids belong to the tokens of the
+    call, not to positions, so positions may restart in every segment (pass them as `query_positions` and
+    `key_positions`).
 
-    Padding: without a `padding_id` padding is one more segment and attends to itself, which costs time and leaves
-    numbers in its output. Tokens whose id is `padding_id` attend nothing (their output is 0) and are attended by
-    nothing.
+    Without `padding_id`, padding is one more segment that attends to itself, which costs time and gives it an output.
+    With it, tokens of that id neither attend (their output is 0) nor are attended to.
 
     Args:
-        query_ids: integers, `array("query")`: `[batch..., q_len]`. In any order; sorted ids skip most tiles.
-        key_ids: integers, `array("key")`: `[batch..., kv_len]`. None means `query_ids`, for self-attention.
-        padding_id: a Python integer, or None for no padding.
+        query_ids: integers `[batch..., q_len]`, in any order. Sorted ids let most tiles be skipped.
+        key_ids: integers `[batch..., kv_len]`. By default `query_ids`, for self-attention.
+        padding_id: a Python int, or None if there is no padding.
 
     Raises:
-        ValueError: ids are no integer arrays with at least one axis; `padding_id` is not an integer.
+        ValueError: ids are not integer arrays with at least one axis, or `padding_id` is not an integer.
 
     >>> import jax.numpy as jnp
     >>> from jattn import masks
     >>> ids = jnp.array([1, 1, 2, 0])
-    >>> mask = masks.SameSegment(ids, padding_id=0)
-    >>> from jattn.foundation.pieces import align
-    >>> aligned = align(mask, batch=(), sizes={"head": 1, "query": 4, "key": 4})
-    >>> print(aligned.allows(jnp.arange(4)[:, None], jnp.arange(4))[0].astype(int))
+    >>> print(masks.create(masks.SameSegment(ids, padding_id=0), 4, 4)[0].astype(int))
     [[1 1 0 0]
      [1 1 0 0]
      [0 0 1 0]
@@ -47,7 +43,7 @@ class SameSegment(Mask):
 
     def __post_init__(self):
         set_field(self, "query_ids", _ids("query_ids", self.query_ids))
-        # From here on the two fields are arrays of their own: each must ride on its own axis.
+        # Store both fields even if they are the same array: one is sliced along queries, the other along keys.
         set_field(self, "key_ids", self.query_ids if self.key_ids is None else _ids("key_ids", self.key_ids))
         if self.padding_id is not None:
             padding = integers("padding_id", self.padding_id, least=-LARGEST - 1)
@@ -59,7 +55,7 @@ class SameSegment(Mask):
         del query, key
         same = self.query_ids == self.key_ids
         if self.padding_id is not None:
-            # Either test would do for a pair; both, so that a tile of padding alone is empty whatever faces it.
+            # For one pair either test would do. Testing both proves a tile empty if either of its sides is all padding.
             same = same & (self.query_ids != self.padding_id) & (self.key_ids != self.padding_id)
         return same
 
@@ -73,13 +69,13 @@ def _ids(name: str, value) -> np.ndarray | jax.Array:
 
 @piece
 class Lengths(Mask):
-    """Sequences that end before their row: `k < key_lengths`, and `q < query_lengths` where given.
+    """Sequences shorter than their row (right padding): `k < key_lengths`, and `q < query_lengths` if given.
 
-    Keys beyond the length are attended by nothing; queries beyond theirs attend nothing (their output is 0).
+    Keys past their length are not attended to; queries past theirs attend to nothing (output 0).
 
     Args:
-        key_lengths: a Python integer, or an integer array `[batch...]`, one for each sequence.
-        query_lengths: the same for queries; None leaves all of them. Self-attention over padded rows wants both.
+        key_lengths: an int, or an int array `[batch...]` with one per sequence.
+        query_lengths: the same for queries; None keeps all queries. Self-attention over padded rows usually wants both.
 
     Raises:
         ValueError: a length is negative or not an integer.

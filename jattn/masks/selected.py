@@ -1,4 +1,4 @@
-"""Keys chosen one by one, or block by block, for each query or block of queries."""
+"""Keys, or blocks of keys, selected by index for each query or block of queries."""
 
 from typing import Any
 
@@ -14,27 +14,29 @@ from .base import Mask
 
 @piece
 class Selected(Mask):
-    """Chosen keys: `k // key_size` is one of `indices[..., (q - first_query) // query_size, :]`.
+    """Selected keys: `k // key_size` is in `indices[..., (q - first_query) // query_size, :]`.
 
-    With `size=1` a query has a list of keys (DeepSeek's sparse attention, arXiv:2512.02556); with `size=(1, 64)` a list
-    of blocks of keys (the selected branch of native sparse attention, arXiv:2502.11089; MoBA, arXiv:2502.13189); with
-    `size=(64, 64)` a block of queries has one. Lists come from a router, `jax.lax.top_k` of what it scores, and are
-    traced like any array: new ones do not retrace. Tiles in which no pair is chosen are skipped. Queries beyond the
-    lists are refused where their positions are known, and else attend to nothing. What is chosen has no gradient: a
-    router learns by weights that it puts elsewhere.
+    With `size=1` each query has its own list of keys (DeepSeek's sparse attention, arXiv:2512.02556). With
+    `size=(1, 64)` each query has a list of key blocks (the selected branch of native sparse attention,
+    arXiv:2502.11089; MoBA, arXiv:2502.13189), and with `size=(64, 64)` each block of queries has one. The lists usually
+    come from a router, as `jax.lax.top_k` of its scores. They are traced like any array, so new lists do not retrace,
+    and tiles without a selected pair are skipped. Queries that the lists do not cover are refused if their positions
+    are known, and attend to nothing otherwise. The selection has no gradient; a router must learn through weights that
+    it applies elsewhere.
 
-    The list of every query takes a row of its own, so memory and the time to plan grow with q_len x (choices + key
-    tiles), and a pair takes log2(choices) look-ups. Choices that are alike for neighbors are better made in blocks.
+    Memory and planning time grow with (number of lists) x (choices + key tiles), and testing one pair takes
+    log2(choices) lookups. If neighboring queries choose alike, let them share a list by a larger query block.
 
     Args:
-        indices: integers `[batch..., heads or 1, query blocks, choices]`, in any order; repeated ones count once,
-            negative ones choose nothing.
-        size: of a block, one Python integer or (of query blocks, of key blocks).
-        first_query: the position of the first query of the first list; an integer, or an array `[batch...]`. For
-            decoding with a cache, the position of the token.
+        indices: integers `[batch..., heads or 1, query_blocks, choices]`, in any order. Repeats count once, and
+            negative entries select nothing.
+        size: the block size, a Python int, or a pair `(query_size, key_size)`.
+        first_query: the position of the first query that the lists cover: an int, or an int array `[batch...]`. When
+            decoding with a cache, the position of the new token.
 
     Raises:
-        ValueError: no integer array of three axes; a size below 1; at the call, queries beyond the lists.
+        ValueError: `indices` is not an integer array of at least three axes; a size is below 1; or, at the call, a
+            query is not covered by the lists.
 
     >>> import numpy as np
     >>> from jattn import masks
@@ -80,14 +82,14 @@ class Selected(Mask):
         return holds(self.indices, jnp.clip(row, 0, rows - 1), key // key_size) & inside
 
 
-@jax.jit  # a nested call, whose whole the plan of tiles has a rule for
+@jax.jit  # keeps this one call in the jaxpr; the tile plan has an interval rule for the whole call
 def row_holds(table: jax.Array, row: jax.Array, number: jax.Array) -> jax.Array:
-    """Whether `number`, which is not negative, is in `table[row]`, whose entries ascend.
+    """Whether the nonnegative `number` is in `table[row]`, whose entries are sorted in ascending order.
 
     Args:
         table: int32 `[rows, choices]`, not empty.
-        row: of the table, inside it.
-        number: to look for.
+        row: an index of a row of the table, in range.
+        number: the number to look for.
     """
     entries = jax.lax.dynamic_slice(table, (row, 0), (1, table.shape[1]))[0]
     place = entries_below(jnp, entries, number[None])
@@ -96,12 +98,14 @@ def row_holds(table: jax.Array, row: jax.Array, number: jax.Array) -> jax.Array:
 
 
 def entries_below(xp: Any, entries: Any, numbers: Any) -> Any:
-    """How many of `entries [..., n]`, which ascend, are less than each of `numbers [..., m]`: int32 `[..., m]`.
+    """How many of the sorted `entries [..., n]` are less than each of `numbers [..., m]`: int32 `[..., m]`.
+
+    A binary search (`searchsorted` from the left) that broadcasts over leading axes.
 
     Args:
-        xp: NumPy or jax.numpy.
-        entries: at least one.
-        numbers: their axes before the last broadcast with those of `entries`.
+        xp: `numpy` or `jax.numpy`.
+        entries: sorted in ascending order, n at least 1.
+        numbers: leading axes broadcast with those of `entries`.
     """
     count = entries.shape[-1]
     lead = np.broadcast_shapes(entries.shape[:-1], numbers.shape[:-1])

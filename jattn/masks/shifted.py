@@ -1,4 +1,4 @@
-"""A mask of positions that are counted from another one than 0."""
+"""A mask whose positions are counted from another origin."""
 
 from ..foundation.pieces import number, part, piece
 from .arguments import Integers, integers, set_field
@@ -9,14 +9,14 @@ from .base import Mask
 class Shifted(Mask):
     """A mask of positions counted from `start`: `mask(query - start, key - start)`.
 
-    For a grid with tokens in front of it. `Shifted(Neighborhood((8, 8), 3), 1)` leaves position 0 to a class token,
-    which attends to nothing by it and is attended to by nothing; `| masks.of(lambda q, k: (q == 0) | (k == 0))` lets it
-    see all and be seen by all. A grid that stands in `Shifted`, with `start` 0 too, may be smaller than the sequence:
-    by itself it is refused there, since a token in front would be taken for its first cell.
+    Use it for a grid that follows other tokens. `Shifted(Neighborhood((8, 8), 3), 1)` leaves position 0 to a class
+    token, which this mask keeps apart from all others; add `| masks.of(lambda q, k: (q == 0) | (k == 0))` to let it
+    attend to everything and be attended to. A grid wrapped in `Shifted`, even with `start=0`, may be smaller than the
+    sequence. An unwrapped one may not, because tokens in front of it would be taken for its first cells.
 
     Args:
-        mask: of the shifted positions, negative ones among them.
-        start: at least 0; an integer, or an array `[batch...]`.
+        mask: the mask of shifted positions, which may be negative.
+        start: at least 0: an int, or an int array `[batch...]`.
 
     Raises:
         ValueError: `start` is negative or not an integer.
