@@ -15,6 +15,7 @@ from .ops.attention.contract import Implementation, Unsupported
 from .ops.attention.dropout import Dropout
 from .ops.attention.explain import Explanation, explain, explain_calls
 from .ops.attention.partial import Partial, merge
+from .ops.convolution import long_convolution, short_convolution
 from .ops.recurrence import delta_rule, delta_step, linear_recurrence, linear_step
 
 __all__ = [
@@ -33,12 +34,14 @@ __all__ = [
     "implementations",
     "linear_recurrence",
     "linear_step",
+    "long_convolution",
     "masks",
     "merge",
     "normalizers",
     "partial_attention",
     "positions",
     "scores",
+    "short_convolution",
     "similarities",
 ]
 

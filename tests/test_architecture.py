@@ -24,7 +24,7 @@ LAYERS = (
     ("ops.attention.implementations",),
     ("ops.attention.api", "ops.attention.explain"),
     ("parallel",),
-    ("ops.recurrence",),
+    ("ops.recurrence", "ops.convolution"),
     ("layers",),
     ("variants",),
     ("nnx", "linen"),

@@ -18,7 +18,7 @@ from sequences import LENGTH, WIDTH, Model, Softmax, recalled
 
 import jattn
 from jattn.layers import multi_head
-from jattn.variants.convolutional import Hyena
+from jattn.variants.attention_free import Hyena
 from jattn.variants.kernelized import LinearTransformer
 
 

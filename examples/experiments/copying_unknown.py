@@ -15,7 +15,7 @@ import optax
 from report import Result, main
 
 from jattn.positions import sinusoidal
-from jattn.variants.gated import (
+from jattn.variants.seq2seq import (
     CoverageAttention,
     GenerationGate,
     coverage_loss,

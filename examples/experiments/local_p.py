@@ -18,7 +18,7 @@ import optax
 from report import Result, main
 
 import jattn
-from jattn.variants.windows import LuongLocal, local_p
+from jattn.variants.seq2seq import LuongLocal, local_p
 
 SYMBOLS, TARGETS, LONGEST = 30, 8, 32
 FEATURES = 32

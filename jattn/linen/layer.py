@@ -21,7 +21,7 @@ class Layer(nn.Module):
     with `module.apply(variables, "step", *inputs, method="run")`.
 
     >>> import jax, jattn.linen
-    >>> from jattn.variants.windows import LuongGlobal
+    >>> from jattn.variants.seq2seq import LuongGlobal
     >>> module = jattn.linen.Layer(LuongGlobal(16))
     >>> x = jax.numpy.ones((2, 5, 16))
     >>> module.apply(module.init(jax.random.key(0), x, x), x, x).shape

@@ -23,7 +23,7 @@ class Layer(nnx.Module):
 
     >>> import jax, jattn.nnx
     >>> from flax import nnx
-    >>> from jattn.variants.windows import LuongGlobal
+    >>> from jattn.variants.seq2seq import LuongGlobal
     >>> layer = jattn.nnx.Layer(LuongGlobal(16), rngs=nnx.Rngs(0))
     >>> layer(jax.numpy.ones((2, 5, 16)), jax.numpy.ones((2, 9, 16))).shape
     (2, 5, 16)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 GROUPS = (
     "choices",
-    "windows",
+    "seq2seq",
+    "heads",
+    "selection",
+    "pooling",
     "sparse",
     "low_rank",
     "kernelized",
     "recurrent",
-    "convolutional",
+    "attention_free",
     "structured",
     "memory",
     "gated",

@@ -15,23 +15,25 @@ from variant_cases import ROWS, is_float
 import jattn
 from jattn import scores
 from jattn.layers import Layer
-from jattn.variants.convolutional.short_convolution import ShortConvolution
-from jattn.variants.gated import CaptioningAttention, CoverageAttention, GenerationGate, Modulation
+from jattn.layers.short_convolution import ShortConvolution
+from jattn.variants.gated import Modulation
+from jattn.variants.heads import Differential, MultiToken, TalkingHeads
 from jattn.variants.low_rank import Linformer, Nystromformer
 from jattn.variants.memory import Compressive, Memorizing, MemoryNetwork, TransformerXL
+from jattn.variants.pooling import AttentionPooling
 from jattn.variants.recurrent.token_shift import TokenShift
+from jattn.variants.selection import top_k
+from jattn.variants.seq2seq import CoverageAttention, GenerationGate, Location, LuongGlobal, LuongLocal
 from jattn.variants.sparse import Longformer
 from jattn.variants.structured import Segmentation, SoftParents
-from jattn.variants.vision import CBAM, AttentionPool, AugmentedConvolution, CoAttention, NonLocal, SqueezeExcite
-from jattn.variants.windows import (
-    AttentionPooling,
-    Differential,
-    Location,
-    LuongGlobal,
-    LuongLocal,
-    MultiToken,
-    TalkingHeads,
-    top_k,
+from jattn.variants.vision import (
+    CBAM,
+    AttentionPool,
+    AugmentedConvolution,
+    CaptioningAttention,
+    CoAttention,
+    NonLocal,
+    SqueezeExcite,
 )
 
 EXAMPLES = 8

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jattn.layers import CausalAttention, Generative
-from jattn.variants.convolutional import AFTConv, AFTFull, AFTLocal, AFTSimple, Hyena
+from jattn.variants.attention_free import AFTConv, AFTFull, AFTLocal, AFTSimple, Hyena
 from jattn.variants.gated import ForgettingAttention
 from jattn.variants.kernelized import Based, CosFormer, Hedgehog, LinearTransformer, Performer
 from jattn.variants.recurrent import GLA, RWKV, DeltaNet, GatedDeltaNet, KimiDelta, Mamba2, RetNet

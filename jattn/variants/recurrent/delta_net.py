@@ -8,8 +8,8 @@ import jax
 
 from ...foundation.shapes import check_flags, check_multiple, check_positive
 from ...layers.layer import kernel
+from ...layers.short_convolution import ShortConvolution
 from ...ops.recurrence import delta_rule, delta_step
-from ..convolutional.short_convolution import ShortConvolution
 from .layer import RecurrenceInputs, Recurrent, RecurrentState, check_above_zero, to_heads, unit, wide
 
 

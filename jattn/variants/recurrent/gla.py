@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ...foundation.shapes import check_positive
-from ..convolutional.short_convolution import ShortConvolution
+from ...layers.short_convolution import ShortConvolution
 from .layer import Grouped, RecurrenceInputs, RecurrentState, projection, to_heads, wide
 from .low_rank import LowRank
 

@@ -11,9 +11,9 @@ from ...foundation.arrays import known_values
 from ...foundation.shapes import check_multiple, check_positive, check_shapes
 from ...layers.layer import kernel
 from ...layers.norms import rms_norm
+from ...layers.short_convolution import ShortConvolution
 from ...ops.recurrence import linear_recurrence, linear_step
 from ..arguments import leave_out
-from ..convolutional.short_convolution import ShortConvolution
 from .decay import log_rate, step_size_bias
 from .layer import RecurrenceInputs, Recurrent, RecurrentState, projection, scale, to_heads, wide
 

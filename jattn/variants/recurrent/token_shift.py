@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ...foundation.shapes import check_positive
 from ...layers.layer import OWN_AXES, Layer, bias
-from ..convolutional.short_convolution import shifts
+from ...ops.convolution.short import shifts
 from .low_rank import LowRank
 
 HALF = jax.nn.initializers.constant(0.5)

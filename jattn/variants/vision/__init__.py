@@ -1,6 +1,7 @@
-"""Variants: vision. Images are `[..., height, width, channels]`."""
+"""Attention in images, and of text to images. Images are `[..., height, width, channels]`."""
 
 from .augmented import AugmentedConvolution, relative_image_attention
+from .captioning import CaptioningAttention, Glimpse, doubly_stochastic_loss, moving_baseline, reinforce_loss
 from .cbam import CBAM
 from .clip import FIRST_LOG_SCALE, LARGEST_SCALE, AttentionPool, contrastive_loss, quick_gelu
 from .co_attention import CoAttention
@@ -13,10 +14,15 @@ __all__ = [
     "LARGEST_SCALE",
     "AttentionPool",
     "AugmentedConvolution",
+    "CaptioningAttention",
     "CoAttention",
+    "Glimpse",
     "NonLocal",
     "SqueezeExcite",
     "contrastive_loss",
+    "doubly_stochastic_loss",
+    "moving_baseline",
     "quick_gelu",
+    "reinforce_loss",
     "relative_image_attention",
 ]

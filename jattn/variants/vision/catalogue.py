@@ -54,4 +54,11 @@ VARIANTS: tuple[Variant, ...] = (
         "jattn.variants.vision.contrastive_loss",
         "tests/variants/vision/test_clip.py",
     ),
+    Variant(
+        "captioning attention",
+        "gated soft attention with the doubly stochastic loss; hard by REINFORCE with a baseline and entropy",
+        "Xu et al. 2015, arXiv:1502.03044",
+        "jattn.variants.vision.CaptioningAttention",
+        "tests/variants/vision/test_captioning.py",
+    ),
 )

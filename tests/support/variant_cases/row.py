@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 import graph
 import jax
@@ -183,3 +185,19 @@ def sums(weights: oracle.Num, value: oracle.Num, storage: Any) -> oracle.Num:
     """Of the values, by weights that are stored as they are."""
     value = grouped(value, weights.shape[1])
     return oracle.rounded(oracle.einsum("bhqk,bkhd->bqhd", oracle.rounded(weights, storage), value), storage)
+
+
+def qkv(a):
+    return a["query"], a["key"], a["value"]
+
+
+def plainly(a, allowed, storage):
+    return sums(softmax(scaled(a["query"], a["key"]), allowed), a["value"], storage)
+
+
+def small_tiles(module, name):
+    """Tiles of 16, of which there are several in a row."""
+    return functools.partial(mock.patch.object, importlib.import_module(f"jattn.variants.{module}"), name, 16)
+
+
+WITHOUT = ("mask", "query_positions")  # what takes no implementation

@@ -1,0 +1,109 @@
+"""A short causal convolution, one filter a channel, with what it remembers between calls."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ...foundation.shapes import check_shapes
+
+
+class Shifts(NamedTuple):
+    """A sequence beside itself, shifted.
+
+    values: the tokens themselves, those one before, ..., each `[..., length, features]`. Where there is none, in front
+        of the sequence or of a segment, it is 0; NaN and inf are 0, too.
+    broken: where they were NaN or inf, alike.
+    past: the last tokens, `[..., taps - 1, features]`, for a call that goes on; of the last segment.
+    """
+
+    values: list[jax.Array]
+    broken: list[jax.Array]
+    past: jax.Array
+
+
+def shifts(inputs: jax.Array, taps: int, past: jax.Array | None = None, segment_ids: Any = None) -> Shifts:
+    """The last `taps` tokens at every position.
+
+    NaN and inf are kept apart, so that the gradient of an output that does not see one has no 0 times it.
+
+    Args:
+        inputs: `[..., length, features]`.
+        taps: how many, the token itself among them.
+        past: the `taps - 1` tokens before the first, `[..., taps - 1, features]`; by default zeros. They belong to the
+            first segment.
+        segment_ids: `[..., length]` or `[length]`, equal where tokens see one another.
+    """
+    length = inputs.shape[-2]
+    if past is None:
+        past = jnp.zeros((*inputs.shape[:-2], taps - 1, inputs.shape[-1]), inputs.dtype)
+    joined = jnp.concatenate([past.astype(inputs.dtype), inputs], -2)
+    broken = ~jnp.isfinite(joined)
+    clean = jnp.where(broken, 0, joined)
+    ids = None
+    if segment_ids is not None and length:
+        ids = jnp.broadcast_to(jnp.asarray(segment_ids), inputs.shape[:-1])
+        ids = jnp.concatenate([jnp.repeat(ids[..., :1], taps - 1, -1), ids], -1)[..., None]
+
+    def shifted(array: jax.Array, by: int) -> jax.Array:
+        begin = taps - 1 - by
+        moved = array[..., begin : begin + length, :]
+        if ids is None or by == 0:
+            return moved
+        return jnp.where(ids[..., begin : begin + length, :] == ids[..., taps - 1 :, :], moved, 0)
+
+    last = joined[..., length:, :]
+    if ids is not None:
+        last = jnp.where(ids[..., length:, :] == ids[..., -1:, :], last, 0)
+    wide = jnp.promote_types(inputs.dtype, jnp.float32)
+    return Shifts(
+        [shifted(clean, by) for by in range(taps)], [shifted(broken, by) for by in range(taps)], last.astype(wide)
+    )
+
+
+def short_convolution(
+    inputs: jax.Array, kernel: jax.Array, past: jax.Array | None = None, segment_ids: Any = None
+) -> jax.Array:
+    """A causal convolution with a few taps: out_t = Σ_s kernel_s inputs_{t-s}.
+
+    Args:
+        inputs: `[..., length, features]`.
+        kernel: `[taps, features]`, the tap of the input itself first.
+        past: the `taps - 1` inputs before the first, `[..., taps - 1, features]`; by default zeros. They belong to the
+            first segment.
+        segment_ids: `[..., length]` or `[length]`; inputs of other segments count as zeros.
+
+    Returns:
+        `[..., length, features]`. An output is NaN where an input that it sees is NaN or inf; others are not touched.
+
+    Raises:
+        ValueError: shapes that do not fit; no taps.
+
+    >>> import jax.numpy as jnp
+    >>> print(short_convolution(jnp.array([[1.0], [0.0], [2.0]]), jnp.array([[1.0], [0.5]]))[:, 0])
+    [1.  0.5 2. ]
+    """
+    return convolve(inputs, kernel, past, segment_ids)[0]
+
+
+def convolve(inputs: jax.Array, kernel: jax.Array, past: Any, segment_ids: Any) -> tuple[jax.Array, jax.Array]:
+    """`short_convolution`, and the last `taps - 1` inputs, which are the `past` of the next call."""
+    sizes = check_shapes(inputs=(inputs, "... length features"), kernel=(kernel, "taps features"))
+    taps = sizes["taps"]
+    if taps < 1:
+        raise ValueError(f"`kernel` must have at least one tap, [taps, features]; got shape {kernel.shape}.")
+    if past is not None:
+        check_shapes(
+            {"features": sizes["features"]},
+            past=(past, f"... {taps - 1} features"),
+            inputs=(inputs, "... length features"),
+        )
+    if segment_ids is not None and jnp.shape(segment_ids) not in ((sizes["length"],), inputs.shape[:-1]):
+        raise ValueError(
+            f"`segment_ids` must have shape [length] or [..., length] of `inputs` {inputs.shape}; got "
+            f"{jnp.shape(segment_ids)}."
+        )
+    seen = shifts(inputs, taps, past, segment_ids)
+    out = jnp.asarray(sum(one * kernel[s] for s, one in enumerate(seen.values)))
+    broken = jnp.stack(seen.broken).any(0)
+    return jnp.where(broken, jnp.nan, out).astype(inputs.dtype), seen.past

@@ -1,0 +1,25 @@
+"""Attention of a decoder to its source: where Luong et al. look, and what See et al. copy and cover."""
+
+from .coverage import Attended, CoverageAttention, coverage_loss, coverage_of
+from .local_m import local_m
+from .local_p import GaussianWindow, LuongLocal, Near, local_p
+from .location import Location
+from .luong import LuongGlobal
+from .pointer import GenerationGate, pointer_log_probabilities, pointer_log_probability
+
+__all__ = [
+    "Attended",
+    "CoverageAttention",
+    "GaussianWindow",
+    "GenerationGate",
+    "Location",
+    "LuongGlobal",
+    "LuongLocal",
+    "Near",
+    "coverage_loss",
+    "coverage_of",
+    "local_m",
+    "local_p",
+    "pointer_log_probabilities",
+    "pointer_log_probability",
+]

@@ -1,0 +1,64 @@
+"""The attention-free layers equal their functions between projections, and stop where their numbers do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from differences import close, normal
+from generative_layers import FEATURES, LAYERS, random_parameters
+from variant_layers import check_layer
+
+from jattn.variants.attention_free import AFTConv, AFTFull, AFTLocal, aft_full, aft_local, aft_simple, relative_bias
+
+NAMES = [name for name in LAYERS if name.startswith("AFT")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_its_function(name):
+    layer = LAYERS[name]
+    p, (inputs,) = random_parameters(layer), normal(0, (2, 7, FEATURES))
+    arrays = [inputs @ p[key]["kernel"] for key in ("query", "key", "value")]
+    if name == "AFT-conv":
+        ahead = jnp.zeros((2, 2))
+        table = relative_bias(jnp.concatenate([p["bias"][:, ::-1], ahead], 1), 7)
+        want = aft_local(*arrays, table, window=3, causal=True)
+    elif name == "AFT-simple":
+        want = aft_simple(*arrays, causal=True)
+    else:
+        table = (p["bias"]["query"] @ p["bias"]["key"].T)[:7, :7]
+        want = aft_full(*arrays, table, causal=True)
+        if name == "AFT-local":
+            want = aft_local(*arrays, table, window=3, causal=True)
+    got = jax.jit(layer.__call__)(p, inputs)
+    close(got, want @ p["out"]["kernel"], 1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_as_a_module(name):
+    check_layer(LAYERS[name], jnp.asarray(normal(1, (2, 8, FEATURES))[0]))
+
+
+@pytest.mark.parametrize("name", ["AFT-full", "AFT-local"])
+def test_positions_without_numbers(name):
+    """Refused where they are known; where they are traced NaN, not the numbers of another position."""
+    layer = LAYERS[name]
+    parameters, (inputs,) = layer.init(jax.random.key(0)), normal(2, (9, FEATURES))
+    with pytest.raises(ValueError, match=r"`inputs` must end before position `max_len` = 8.* end at 9"):
+        layer(parameters, inputs)
+    prefill = jax.jit(layer.prefill)
+    _, state = prefill(parameters, inputs[:8])
+    with pytest.raises(ValueError, match=r"`inputs` must end before position `max_len` = 8.* end at 9"):
+        layer.step(parameters, inputs[8], state)
+    step = jax.jit(layer.step)
+    _, before = prefill(parameters, inputs[:7])
+    assert np.isfinite(step(parameters, inputs[7], before)[0]).all()
+    assert np.isnan(step(parameters, inputs[8], state)[0]).all()
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match="`features` must be a multiple of `heads`; got features 6 and heads 4"):
+        AFTConv(6, window=3, heads=4)
+    with pytest.raises(ValueError, match="`window` must be a positive int; got 0"):
+        AFTLocal(6, max_len=8, window=0)
+    with pytest.raises(ValueError, match="`max_len` must be a positive int; got 0"):
+        AFTFull(6, max_len=0)

@@ -1,0 +1,87 @@
+"""Multi-token attention equals its sums, block by block, and sees nothing of the future."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from differences import close, normal
+from variant_layers import check_layer
+
+import jattn
+from jattn import masks, similarities
+from jattn.layers import multi_head
+from jattn.variants.heads import MultiToken, multi_token
+
+MODULE = importlib.import_module("jattn.variants.heads.multi_token")
+CAUSAL = masks.Causal()
+
+
+def test_a_window_of_one_pair_is_attention():
+    q, k, v = normal(1, (2, 6, 4, 3), (2, 9, 2, 3), (2, 9, 2, 2))
+    window = np.zeros((4, 3, 5), np.float32)
+    window[:, 0, 2] = 1
+    pieces = {"similarity": similarities.Cosine(0.5), "mask": masks.Lengths(np.array([9, 4]))}
+    close(multi_token(q, k, v, window, **pieces), jattn.attention(q, k, v, **pieces), 1e-5)
+
+
+def test_the_future_is_not_seen():
+    q, k, v, window = normal(2, (6, 2, 3), (6, 2, 3), (6, 2, 2), (2, 3, 5))
+    for array in (k, v):
+        gradient = jax.jacobian(
+            lambda x, a=array: multi_token(q, x if a is k else k, x if a is v else v, window, mask=CAUSAL)[3]
+        )(array)
+        assert not np.asarray(gradient)[..., 4:, :, :].any() and np.asarray(gradient)[..., :4, :, :].any()
+    seen = jax.jacobian(lambda x: multi_token(x, k, v, window, mask=CAUSAL)[3])(q)
+    assert not np.asarray(seen)[..., 4:, :, :].any() and not np.asarray(seen)[..., :1, :, :].any()
+    assert np.asarray(seen)[..., 1, :, :].any()
+
+
+def test_memory_is_not_quadratic():
+    def temporaries(length):
+        arrays = [jax.ShapeDtypeStruct((length, 1, 4), jnp.float32)] * 3
+        loss = lambda q, k, v: multi_token(q, k, v, jnp.ones((1, 2, 3)), mask=CAUSAL).sum()  # noqa: E731
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4096) < 2.5 * temporaries(2048)
+
+
+def test_what_cannot_be():
+    q = jnp.ones((3, 4, 2))
+    with pytest.raises(ValueError, match=r"`window` must have shape \[heads, queries, keys\] with heads = 4"):
+        multi_token(q, q, q, jnp.ones((2, 2, 3)))
+    with pytest.raises(ValueError, match=r"`before` of shape \(1, 2, 2\) must mix groups \* size = 4 heads"):
+        multi_token(q, q, q, jnp.ones((4, 2, 3)), before=jnp.ones((1, 2, 2)))
+    with pytest.raises(ValueError, match="`window` must span"):
+        multi_token(q, q, q, jnp.ones((4, 0, 3)))
+
+
+def test_the_layer_is_multi_head_attention_at_first():
+    layer = MultiToken(8, heads=4, queries=2, keys=3, group=2)
+    x = jnp.asarray(normal(6, (2, 5, 8))[0])
+    parameters = layer.init(jax.random.key(0))
+    plain = {name: parameters[name] for name in ("query", "key", "value", "out")}
+    close(layer(parameters, x, mask=CAUSAL), multi_head(plain, x, mask=CAUSAL), 1e-5)
+    check_layer(layer, x, mask=CAUSAL)
+
+
+def test_the_layer_projects_to_the_function():
+    layer = MultiToken(6, heads=2, queries=2, keys=3)
+    x, window = normal(7, (5, 6), (2, 2, 3))
+    parameters = layer.init(jax.random.key(0)) | {"window": jnp.asarray(window)}
+    q, k, v = (np.einsum("lf,fhd->lhd", x, parameters[name]["kernel"]) for name in ("query", "key", "value"))
+    heads = multi_token(q, k, v, window, mask=CAUSAL)
+    close(
+        layer(parameters, jnp.asarray(x), mask=CAUSAL),
+        np.einsum("qhd,hdf->qf", heads, parameters["out"]["kernel"]),
+        1e-5,
+    )
+    for sizes, message in (
+        (dict(features=6, heads=4), "`features` must be a multiple of `heads`; got features 6 and heads 4"),
+        (dict(features=6, heads=3, group=2), "`heads` must be a multiple of `group`; got heads 3 and group 2"),
+        (dict(features=6, heads=3, keys=0), "`keys` must be a positive int; got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MultiToken(**sizes)
