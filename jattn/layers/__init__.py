@@ -1,5 +1,6 @@
 """Layers as pure functions of a tree of parameters; `jattn.nnx` and `jattn.linen` are thin skins over them."""
 
+from . import caches
 from .attention_fn import attention_fn
 from .causal import Cache, CausalAttention
 from .generation import Generative
@@ -18,6 +19,7 @@ __all__ = [
     "QKNorm",
     "Sizes",
     "attention_fn",
+    "caches",
     "multi_head",
     "multi_head_weights",
     "parameter_count",

@@ -1,0 +1,11 @@
+"""Caches of keys and values, for decoding: a `Spec` says how they are kept, a `Cache` holds them, a `View` is attended.
+
+cache = caches.Contiguous(4096).create((batch,), kv_heads, k_dim)
+view, cache = cache.append(key, value)          # of the new tokens, projected and rotated
+out = view.attend(query, mask=masks.Causal())   # their queries see all tokens so far
+"""
+
+from .base import Cache, Spec, View
+from .contiguous import Contiguous, ContiguousCache
+
+__all__ = ["Cache", "Contiguous", "ContiguousCache", "Spec", "View"]

@@ -1,0 +1,249 @@
+"""What every cache of keys and values promises: append tokens, and attend to all that it keeps."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...foundation.arrays import describe, dtype_of, known_values
+from ...foundation.pieces import array, piece
+from ...foundation.shapes import check_batch, check_counts, check_positive, check_shapes
+from ...masks import Mask
+from ...masks.base import restricted
+from ...ops.attention.api import attention
+from ..options import check_dtype
+
+
+@piece
+class RealQueries(Mask):
+    """Queries that are padding attend to nothing: `real[i]` for the i-th query of the call."""
+
+    real: jax.Array | np.ndarray = array("query")
+
+    def allows(self, query, key):
+        del query, key
+        return self.real
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The keys and values that new tokens may attend to, with the positions that masks and scores look at.
+
+    A place of a cache may be empty, or hold a token that is not the one before its neighbor's: masks and scores see
+    `key_positions`, so that they mean at every step what they mean over the whole sequence.
+
+    Attributes:
+        key: `[batch..., places, kv_heads, k_dim]`, in the dtype of the cache.
+        value: `[batch..., places, kv_heads, v_dim]`.
+        key_positions: of the token in each place, int32 `[places]` or `[batch..., places]`. In empty places any number.
+        query_positions: of the new tokens, int32 `[batch..., new]`; None if there are none.
+        mask: which places a query may see at all: those that hold a token (and, of padding, none). To be joined with
+            the mask of the attention.
+        overflowed: booleans `[batch...]`: sequences for which the cache has no more places, or None if there is no
+            limit. What their places hold is not defined.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    key_positions: Any
+    query_positions: jax.Array | None
+    mask: Mask | None
+    overflowed: jax.Array | None = None
+
+    def attend(self, query: jax.Array, *, mask: Any = None, query_positions: Any = None, **pieces: Any) -> jax.Array:
+        """`jattn.attention` of these queries over the cache: `[batch..., new, q_heads, v_dim]`.
+
+        Args:
+            query: `[batch..., new, q_heads, k_dim]`.
+            mask: who may attend, by positions: for language models `Causal()`. By default every query sees every token
+                of the cache, also those appended with it.
+            query_positions: by default those of the tokens that were appended last.
+            **pieces: as of `jattn.attention`: `similarity`, `scores`, `normalizer`, `dropout`, `implementation`.
+
+        Returns:
+            As `jattn.attention`. 0 for padding. NaN for a sequence that has run out of places, where that could not be
+            refused because lengths are traced.
+
+        Raises:
+            ValueError: as `jattn.attention`.
+        """
+        out = attention(
+            query,
+            self.key,
+            self.value,
+            mask=restricted(mask, self.mask),
+            query_positions=self.query_positions if query_positions is None else query_positions,
+            key_positions=self.key_positions,
+            **pieces,
+        )
+        return self.checked(out)
+
+    def checked(self, out: jax.Array) -> jax.Array:
+        """`out [batch..., ...]` of an attention over this view, NaN for sequences that have run out of places."""
+        if self.overflowed is None:
+            return out
+        lost = self.overflowed.reshape(*self.overflowed.shape, *[1] * (out.ndim - self.overflowed.ndim))
+        return jnp.where(lost, jnp.nan, out)
+
+
+class Cache(abc.ABC):
+    """Keys and values of the tokens so far, of each sequence of a batch: a pytree, which `append` makes anew.
+
+    Inside `jax.jit(..., donate_argnums=...)` a new cache takes the memory of the old one.
+
+    Attributes:
+        keys, values: the arrays that hold them; their last two axes are `kv_heads` and `k_dim` or `v_dim`.
+        lengths: int32 `[batch...]`, the tokens that each sequence has had so far, padding not among them.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    lengths: jax.Array
+
+    def positions(self, new: int, valid: Any = None) -> jax.Array:
+        """Where the next `new` tokens stand in their sequences, int32 `[batch..., new]`: what rotates them.
+
+        Args:
+            new: how many tokens come.
+            valid: as of `append`. Padding gets a position between those of its neighbors.
+        """
+        check_counts(new=new)
+        if valid is None:
+            return self.lengths[..., None] + jnp.arange(new, dtype=jnp.int32)
+        real = as_valid(valid, (*self.lengths.shape, new))
+        return jnp.maximum(self.lengths[..., None] + jnp.cumsum(real, -1, dtype=jnp.int32) - 1, 0)
+
+    @abc.abstractmethod
+    def append(self, key: jax.Array, value: jax.Array, *, valid: Any = None) -> tuple[View, Self]:
+        """Put new tokens behind those of each sequence.
+
+        Args:
+            key: `[batch..., new, kv_heads, k_dim]`, kept in the dtype of the cache.
+            value: `[batch..., new, kv_heads, v_dim]`.
+            valid: booleans `[batch..., new]` or `[new]`: which of the tokens are real; by default all. Prompts of
+                different lengths are padded on the right, `np.arange(new) < lengths[:, None]`, or on the left,
+                `np.arange(new) >= new - lengths[:, None]`. Padding takes no place and no position.
+
+        Returns:
+            What the new tokens attend to, and the cache behind them.
+
+        Raises:
+            ValueError: shapes that do not fit; more tokens than places, where that is known. In a traced call
+                (`jax.jit`) lengths are not: there `View.attend` gives NaN for the sequences concerned, from then on.
+        """
+
+    @abc.abstractmethod
+    def view(self) -> View:
+        """The tokens so far, for queries that add none: cross-attention over keys that are made once."""
+
+    def _checked(self, key: Any, value: Any, valid: Any) -> jax.Array | None:
+        """The new tokens fit; `valid` as an array of the batch, or None."""
+        kv_heads, k_dim = self.keys.shape[-2:]
+        sizes = {"kv_heads": kv_heads, "k_dim": k_dim, "v_dim": self.values.shape[-1]}
+        found = check_shapes(sizes, key=(key, "... new kv_heads k_dim"), value=(value, "... new kv_heads v_dim"))
+        if tuple(key.shape[:-3]) != self.lengths.shape:
+            raise ValueError(
+                f"`key` must have the batch axes {self.lengths.shape} of the cache in front of [new, kv_heads, k_dim]; "
+                f"got {key.shape}."
+            )
+        return None if valid is None else as_valid(valid, (*self.lengths.shape, found["new"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec(abc.ABC):
+    """How keys and values are kept, without any of them: hashable, so a layer may have it as a field."""
+
+    @abc.abstractmethod
+    def create(
+        self, batch: tuple[int, ...], kv_heads: int, k_dim: int, v_dim: int | None = None, dtype: Any = jnp.float32
+    ) -> Cache:
+        """A cache without tokens.
+
+        Args:
+            batch: batch axes of the keys to come; `()` for none.
+            kv_heads: of keys and values.
+            k_dim: features of a key.
+            v_dim: features of a value, by default `k_dim`; 0 where values are made of the keys.
+            dtype: to keep them in; a bfloat16 cache is half as large, and rounds what is put into it.
+
+        Raises:
+            ValueError: sizes or a dtype that are none.
+        """
+
+
+def check_sizes(batch: Any, kv_heads: Any, k_dim: Any, v_dim: Any, dtype: Any) -> int:
+    """The arguments of `Spec.create`; `v_dim`, filled in.
+
+    Raises:
+        ValueError: naming the one that does not fit.
+    """
+    check_batch(batch)
+    check_positive(kv_heads=kv_heads, k_dim=k_dim)
+    check_dtype("dtype", dtype)
+    if v_dim is None:
+        return k_dim
+    check_counts(v_dim=v_dim)
+    return v_dim
+
+
+def as_valid(valid: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Which tokens are real, as an array `[batch..., new]`.
+
+    Raises:
+        ValueError: no booleans, or of another shape.
+    """
+    dtype = dtype_of(valid)
+    if dtype != np.bool_ or tuple(valid.shape) not in (shape, shape[-1:]):
+        wanted = f"{shape} or {shape[-1:]}" if len(shape) > 1 else f"{shape}"
+        raise ValueError(
+            f"`valid` must be booleans of shape {wanted}, [batch..., new] or [new], True for tokens that are not "
+            f"padding; got {describe(valid)}."
+        )
+    return jnp.broadcast_to(valid, shape)
+
+
+def check_room(lengths: jax.Array, new: int, valid: jax.Array | None, places: Any, argument: str) -> None:
+    """There are places for the new tokens, as far as lengths are known.
+
+    Raises:
+        ValueError: there are not.
+    """
+    had, real = known_values(lengths), None if valid is None else known_values(valid)
+    room = known_values(places) if isinstance(places, jax.Array) else places
+    count = real.sum(-1) if real is not None else new if valid is None else None
+    if room is None or count is None:
+        return
+    total = count if had is None else had + count
+    if np.size(total) and (np.asarray(total) > room).any():
+        total, room = (
+            np.broadcast_to(one, np.broadcast_shapes(np.shape(total), np.shape(room))) for one in (total, room)
+        )
+        worst = np.unravel_index(np.argmax(total - room), total.shape)
+        raise ValueError(
+            f"`key` must end within the {room[worst]} places of the cache; with its tokens a sequence has "
+            f"{total[worst]}. {argument}"
+        )
+
+
+def over_batch(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
+    """`function` for each element of so many batch axes."""
+    for _ in range(axes):
+        function = jax.vmap(function)
+    return function
+
+
+def put_rows(kept: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
+    """`kept [batch..., places, ...]` with row i of `rows [batch..., new, ...]` in place `place[..., i]`.
+
+    Rows with a place beyond the last one are dropped.
+    """
+
+    def one(kept: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
+        return kept.at[place].set(rows, mode="drop")
+
+    return over_batch(one, place.ndim - 1)(kept, rows.astype(kept.dtype), place)

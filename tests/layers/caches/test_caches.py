@@ -1,0 +1,191 @@
+"""Every cache: what is attended to over its view, in chunks of any sizes, is what is attended to over the whole."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import implementations, masks, scores
+from jattn.layers import caches
+
+LENGTH, HEADS, KV_HEADS = 7, 4, 2
+WINDOW = masks.SlidingWindow(2, 0)
+PIECES = {
+    "causal": dict(mask=masks.Causal()),
+    "window": dict(mask=WINDOW),
+    "sinks and a window": dict(mask=masks.Causal() & (WINDOW | masks.Sinks(1))),
+    "ALiBi": dict(mask=masks.Causal(), scores=scores.ALiBi.standard(HEADS)),
+    "functions of batch and head": dict(
+        mask=masks.of(lambda b, h, q, k: (k <= q) & (q - k < 3 + b + h)),
+        scores=scores.of(lambda s, q, k: s - 0.1 * (q - k) ** 2 / (1 + q)),
+    ),
+}
+KINDS = {
+    "contiguous": (caches.Contiguous(LENGTH + 2), None),
+}
+"""A cache, and the mask that it adds to those of the call."""
+SPLITS = [(3, 1, 3), (1,) * 7, (3, 3, 1)]
+
+
+def random(seed, batch=(2,), length=LENGTH):
+    numbers = np.random.default_rng(seed)
+    shapes = (*batch, length, HEADS, 4), (*batch, length, KV_HEADS, 4), (*batch, length, KV_HEADS, 3)
+    return [numbers.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def attend_to_all(attend, query):
+    return [attend(query, **pieces, implementation=implementations.Tiled(2, 4)) for pieces in PIECES.values()]
+
+
+@jax.jit
+def decode(cache, query, key, value, valid=None):
+    view, cache = cache.append(key, value, valid=valid)
+    return attend_to_all(view.attend, query), cache
+
+
+@functools.partial(jax.jit, static_argnames="own")
+def whole(query, key, value, own):
+    def attend(query, mask, **pieces):
+        return jattn.attention(query, key, value, mask=mask if own is None else mask & own, **pieces)
+
+    return attend_to_all(attend, query)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_chunks_of_any_sizes_give_the_whole(kind, split):
+    spec, own = KINDS[kind]
+    arrays = random(0)
+    cache, found = spec.create((2,), KV_HEADS, 4, 3), []
+    ends = np.cumsum(split)
+    for start, end in zip(ends - split, ends, strict=True):
+        outs, cache = decode(cache, *(one[:, start:end] for one in arrays))
+        found.append(outs)
+    for name, got, want in zip(PIECES, zip(*found, strict=True), whole(*arrays, own), strict=True):
+        np.testing.assert_allclose(np.concatenate(got, 1), want, rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(cache.lengths, [LENGTH] * 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_of_different_lengths(kind, side):
+    """A prompt of 2, of 0 and of 3 tokens in one call, and then chunks of which some are padding."""
+    spec, own = KINDS[kind]
+    arrays = random(1, (3,), 7)
+    wants = whole(*arrays, own)
+    cache, seen = spec.create((3,), KV_HEADS, 4, 3), np.zeros(3, int)
+    for counts in ([2, 0, 3], [1, 1, 1], [3, 1, 0], [0, 3, 1]):
+        valid = np.arange(3) < np.array(counts)[:, None]
+        if side == "left":
+            valid = valid[:, ::-1]
+        chunk = [np.full((3, 3, *one.shape[2:]), np.nan, np.float32) for one in arrays]
+        for example, count in enumerate(counts):
+            for part, one in zip(chunk, arrays, strict=True):
+                part[example, valid[example]] = one[example, seen[example] : seen[example] + count]
+        positions = cache.positions(3, valid)
+        outs, cache = decode(cache, *chunk, valid)
+        for got, want in zip(outs, wants, strict=True):
+            np.testing.assert_array_equal(got[~valid], 0)
+            for example, count in enumerate(counts):
+                places = np.arange(seen[example], seen[example] + count)
+                np.testing.assert_array_equal(positions[example][valid[example]], places)
+                np.testing.assert_allclose(got[example][valid[example]], want[example, places], rtol=1e-5, atol=1e-6)
+        seen += counts
+    np.testing.assert_array_equal(cache.lengths, seen)
+
+
+@pytest.mark.parametrize("kind", ["contiguous"])
+def test_a_cache_that_is_full(kind):
+    """Refused where lengths are known; where they are traced, NaN for the sequences concerned, from then on."""
+    spec, _ = KINDS[kind]
+    query, key, value = random(2)
+    cache = spec.create((2,), KV_HEADS, 4, 3)
+    valid = np.ones((2, LENGTH), bool)
+    valid[1, 2:] = False
+    _, cache = cache.append(key, value, valid=valid)
+    with pytest.raises(ValueError, match=r"`key` must end within the 9 places of the cache; .* has 10\."):
+        cache.append(key[:, :3], value[:, :3])
+    for _ in range(2):
+        outs, cache = decode(cache, query[:, :3], key[:, :3], value[:, :3])
+        assert all(np.isnan(out[0]).all() and np.isfinite(out[1]).all() for out in outs)
+    with pytest.raises(ValueError, match="9 places"):
+        jax.eval_shape(lambda cache: cache.append(*[np.zeros((2, 10, 2, size), np.float32) for size in (4, 3)]), cache)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transforms(kind):
+    """Gradients of prompt and step are those of the whole; without a batch, and mapped over one."""
+    spec, own = KINDS[kind]
+    arrays = random(3)
+    weigh = np.random.default_rng(4).normal(size=(2, LENGTH, HEADS, 3)).astype(np.float32)
+    mask = masks.Causal() if own is None else masks.Causal() & own
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(in_chunks, arrays):
+        def loss(*arrays):
+            if not in_chunks:
+                return (jattn.attention(*arrays, mask=mask) * weigh).sum()
+
+            def example(*arrays):  # without a batch axis
+                cache, outs = spec.create((), KV_HEADS, 4, 3), []
+                for start, end in ((0, 5), (5, 6), (6, 7)):
+                    query, key, value = (one[start:end] for one in arrays)
+                    view, cache = cache.append(key, value)
+                    outs.append(view.attend(query, mask=masks.Causal()))
+                return jnp.concatenate(outs)
+
+            return (jax.vmap(example)(*arrays) * weigh).sum()
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(*arrays)
+
+    for got, want in zip(*(jax.tree.leaves(gradients(one, arrays)) for one in (True, False)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_and_what_is_kept(kind):
+    """A bfloat16 cache holds what was put into it, rounded; a view without new tokens is what the last ones saw."""
+    spec, own = KINDS[kind]
+    query, key, value = random(5)
+    cache = spec.create((2,), KV_HEADS, 4, 3, jnp.bfloat16)
+    _, cache = cache.append(key[:, :3], value[:, :3])
+    assert {cache.keys.dtype, cache.values.dtype} == {jnp.dtype(jnp.bfloat16)}
+    out = cache.view().attend(query[:, 2:3], mask=masks.Causal(), query_positions=np.array([2]))
+    rounded = [one.astype(jnp.bfloat16) for one in (key, value)]
+    want = jattn.attention(query[:, :3], *(one[:, :3] for one in rounded), mask=masks.Causal() if own is None else own)
+    np.testing.assert_allclose(out[:, 0].astype(np.float32), want[:, 2].astype(np.float32), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_arguments_are_named(kind):
+    spec, _ = KINDS[kind]
+    _, key, value = random(6)
+    for arguments, message in (
+        (dict(batch=2), "`batch` must be a tuple"),
+        (dict(kv_heads=0), "`kv_heads` must be a positive int"),
+        (dict(v_dim=-1), "`v_dim` must be an int of at least 0"),
+        (dict(dtype=int), "`dtype` must be floating-point"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spec.create(**{**dict(batch=(2,), kv_heads=2, k_dim=4), **arguments})
+    cache = spec.create((2,), KV_HEADS, 4, 3)
+    for arguments, message in (
+        ((key, key), "`value` must have shape .* with v_dim = 3"),
+        ((key[..., :1, :], value), "`key` must have shape .* with kv_heads = 2"),
+        ((key[0], value[0]), r"`key` must have the batch axes \(2,\) of the cache"),
+        ((key, value, np.ones((2, 7))), r"`valid` must be booleans of shape \(2, 7\) or \(7,\)"),
+        ((key, value, np.ones((2, 6), bool)), r"`valid` must be booleans"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cache.append(*arguments[:2], valid=arguments[2] if len(arguments) == 3 else None)
+    with pytest.raises(ValueError, match="`new` must be an int of at least 0"):
+        cache.positions(-1)
+
+
+def test_bad_specs_are_named():
+    with pytest.raises(ValueError, match="`length` must be a positive int"):
+        caches.Contiguous(0)
+    assert hash(caches.Contiguous(3)) == hash(caches.Contiguous(3))
