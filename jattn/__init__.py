@@ -11,11 +11,11 @@ from typing import Any
 from . import masks, normalizers, positions, scores, similarities
 from .ops.attention import implementations
 from .ops.attention.api import attention, attention_weights, dot_product_attention, partial_attention
-from .ops.attention.contract import Implementation, Unsupported
 from .ops.attention.dropout import Dropout
 from .ops.attention.explain import Explanation, explain, explain_calls
 from .ops.attention.partial import Partial, merge
 from .ops.convolution import long_convolution, short_convolution
+from .ops.dispatch import Implementation, Unsupported
 from .ops.recurrence import delta_rule, delta_step, linear_recurrence, linear_step
 
 __all__ = [

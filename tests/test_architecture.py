@@ -19,6 +19,7 @@ LAYERS = (
     ("similarities",),
     ("normalizers",),
     ("positions",),
+    ("ops.dispatch",),
     ("ops.attention.plan",),
     ("ops.attention",),
     ("ops.attention.implementations",),

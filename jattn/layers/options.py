@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ..foundation.arrays import describe, dtype_of
 from ..foundation.shapes import check_flags, check_rate
-from ..ops.attention.api import named
+from ..ops.attention.implementations import ATTENTION
 from ..parallel import Heads
 from .layer import Layer
 from .norms import as_qk_norm
@@ -54,7 +54,7 @@ def check_options(
     check_rotary(rotary)
     check_rate("dropout_rate", dropout_rate)
     if implementation is not None:
-        named(implementation)
+        ATTENTION.named(implementation)
     check_parallel(parallel)
     for name, dtype in dtypes.items():
         if dtype is not None:

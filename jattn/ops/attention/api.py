@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -14,20 +13,17 @@ from ...masks.base import Mask, restricted
 from ...normalizers import Normalizer
 from ...scores.base import Score
 from ...similarities import Similarity
+from ..dispatch import WATCHER, Implementation, Unsupported, Watched
 from .call import Call
 from .checks import check_arrays, renamed
-from .contract import Implementation, Unsupported
 from .dropout import Dropout
-from .implementations import DEFAULTS
+from .implementations import ATTENTION
 from .implementations.reference import weights_of
 from .partial import Partial
 from .select import select
 from .split import run_call
 
 Scores = Score | Callable[..., Any] | Sequence[Score | Callable[..., Any]]
-
-WATCHER: ContextVar[Callable[..., None] | None] = ContextVar("WATCHER", default=None)
-"""Called with the arrays, the call and the implementation asked for, whenever an attention is about to run."""
 
 
 def attention(
@@ -199,51 +195,17 @@ class _Attend:
     implementation: str | Implementation | None
 
     def __call__(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
-        return choose(call, self.implementation).attend(call, query, key, value)
+        return ATTENTION.choose(call, self.implementation).run(call, query, key, value)
 
 
 def _attend(arguments: dict[str, Any]) -> Partial:
     implementation = arguments.pop("implementation")
     arrays = arguments.pop("query"), arguments.pop("key"), arguments.pop("value")
     watcher = WATCHER.get()
-    watch = None if watcher is None else lambda call: watcher(arrays, call, implementation)
+    named: dict[str, Any] = dict(zip(("query", "key", "value"), arrays, strict=True))
+    watch = None if watcher is None else lambda call: watcher(Watched(ATTENTION, call, named, implementation))
     names: Any = ("out", "lse", "lse")
     return run_call(_Attend(implementation), arrays, arguments, Partial(*names), watch=watch)
-
-
-def named(implementation: str | Implementation) -> Implementation:
-    """The implementation of that name.
-
-    Raises:
-        ValueError: there is none; the message lists the known ones.
-    """
-    if isinstance(implementation, Implementation):
-        return implementation
-    known = {one.name: one for one in DEFAULTS}
-    if not isinstance(implementation, str) or implementation not in known:
-        raise ValueError(
-            f"`implementation` must be None, an `Implementation`, or one of {', '.join(map(repr, known))}; "
-            f"got {implementation!r}."
-        )
-    return known[implementation]
-
-
-def choose(call: Call, implementation: str | Implementation | None) -> Implementation:
-    """The implementation that runs the call: the named one, or the first that does not refuse."""
-    if implementation is not None:
-        one = named(implementation)
-        reason = one.refuses(call)
-        if reason is not None:
-            raise Unsupported(f"implementation `{one.name}` refuses this call: {reason}. Others: {_verdicts(call)}.")
-        return one
-    for one in DEFAULTS:
-        if one.refuses(call) is None:
-            return one
-    raise Unsupported(f"no implementation accepts this call: {_verdicts(call)}.")
-
-
-def _verdicts(call: Call) -> str:
-    return "; ".join(f"`{one.name}` {one.refuses(call) or 'accepts'}" for one in DEFAULTS)
 
 
 def dot_product_attention(

@@ -11,10 +11,9 @@ from jax.core import Tracer
 
 from ...foundation.arrays import known_values
 from ...foundation.stateful import is_stateful, on_copies
-from .api import WATCHER, choose
-from .call import Call
+from ..dispatch import WATCHER, Implementation, Watched
 from .checks import check_arrays
-from .implementations import DEFAULTS, Implementation
+from .implementations import ATTENTION
 from .plan import doubt, picture
 from .split import gathered, look_at_call
 
@@ -94,7 +93,7 @@ def explain(
     # Concrete arrays are shown the plan of their values, which `attention` itself reads at run time.
     concrete = [_known(leaf) for leaf in leaves]
     abstract = [i for i, leaf in enumerate(concrete) if isinstance(leaf, jax.ShapeDtypeStruct | Tracer | jax.Array)]
-    arrays = query, key, value
+    arrays = {"query": query, "key": key, "value": value}
     found: list[Explanation] = []
 
     def trace(traced, given):
@@ -102,11 +101,13 @@ def explain(
         for i, leaf in zip(abstract, given, strict=True):
             filled[i] = leaf
         pieces = jax.tree.unflatten(tree, filled)
-        look_at_call(traced, pieces, lambda call: found.append(_explained(arrays, call, implementation)))
+        look_at_call(
+            traced, pieces, lambda call: found.append(_explained(Watched(ATTENTION, call, arrays, implementation)))
+        )
         return ()
 
-    check_arrays(*arrays)
-    jax.eval_shape(trace, arrays, [leaves[i] for i in abstract])
+    check_arrays(**arrays)
+    jax.eval_shape(trace, (query, key, value), [leaves[i] for i in abstract])
     return found[0]
 
 
@@ -139,7 +140,7 @@ def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any
             f"`function` must be a function that attends; got {function!r}. For one call: `jattn.explain`."
         )
     found: list[Explanation] = []
-    token = WATCHER.set(lambda *watched: found.append(_explained(*watched)))
+    token = WATCHER.set(lambda watched: found.append(_explained(watched)))
     leaves, tree = jax.tree.flatten(arguments, is_leaf=is_stateful)
     traced = [place for place, leaf in enumerate(leaves) if not is_stateful(leaf)]
 
@@ -154,21 +155,17 @@ def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any
     return found
 
 
-def _explained(arrays: tuple[Any, ...], call: Call, implementation: str | Implementation | None) -> Explanation:
-    chosen = choose(call, implementation)
-    reasons = {
-        one.name: one.refuses(call) or f"`{chosen.name}` was asked for"
-        if implementation is not None
-        else one.refuses(call) or f"it would accept, but `{chosen.name}` comes first"
-        for one in DEFAULTS
-        if one.name != chosen.name
-    }
+def _explained(watched: Watched) -> Explanation:
+    call, arrays = watched.call, watched.arrays
+    chosen, reasons = watched.operation.reasons(call, watched.implementation)
     plan, memory = chosen.describe(call)
     if plan is not None and not isinstance(plan.states, np.ndarray):
         plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
-    shapes = (f"{name} {one.shape} {one.dtype}" for name, one in zip(("query", "key", "value"), arrays, strict=True))
+    shapes = (f"{name} {one.shape} {one.dtype}" for name, one in arrays.items())
     doubtful = None if plan is None else doubt(call.mask, call.query_positions, call.key_positions, plan)
-    return Explanation(chosen.name, reasons, plan, memory, ", ".join(shapes), doubtful, gathered(arrays))
+    return Explanation(
+        chosen.name, reasons, plan, memory, ", ".join(shapes), doubtful, gathered(tuple(arrays.values()))
+    )
 
 
 def _known(leaf: Any) -> Any:

@@ -11,7 +11,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from .contract import Unsupported
+from ..dispatch import Unsupported
 
 REMEDY = "Use `implementation='reference'`, which has derivatives of any order in both modes."
 

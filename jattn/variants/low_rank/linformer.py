@@ -12,7 +12,7 @@ from ...foundation.shapes import check_choice, check_multiple, check_positive, c
 from ...layers.layer import OWN_AXES, Layer, Parameter, multi_head_parameters, normal, project
 from ...ops.attention.api import attention
 from ...ops.attention.by_example import by_example
-from ...ops.attention.contract import Unsupported
+from ...ops.dispatch import Unsupported
 from .padding import without_padding
 
 SHARING = ("none", "heads", "kv", "layers")

@@ -15,7 +15,7 @@ from ...layers.layer import OWN_AXES, Layer, kernel, multi_head_parameters, proj
 from ...masks import Lengths
 from ...ops.attention.api import attention, attention_weights
 from ...ops.attention.by_example import by_example
-from ...ops.attention.contract import Unsupported
+from ...ops.dispatch import Unsupported
 from .linformer import _segments
 from .padding import present, without_padding
 

@@ -1,10 +1,8 @@
-"""The ways to compute a call, in the order in which the default tries them."""
+"""The implementations of attention. `registry` says what is asked of one, and in which order the default tries them."""
 
-from ..contract import Implementation
+from ...dispatch import Implementation
 from .reference import Reference
+from .registry import ATTENTION
 from .tiled import Tiled
 
-__all__ = ["DEFAULTS", "Implementation", "Reference", "Tiled"]
-
-DEFAULTS: tuple[Implementation, ...] = (Tiled(), Reference())
-"""The first that does not refuse a call runs it."""
+__all__ = ["ATTENTION", "Implementation", "Reference", "Tiled"]

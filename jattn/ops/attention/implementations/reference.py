@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from ....similarities.base import accumulation_dtype, folded_scale
+from ...dispatch import Implementation
 from .. import pairs
 from ..call import Call
-from ..contract import Implementation
 from ..finite import multiply_values, without_nonfinite
 from ..partial import Partial, log_of_sum
 
@@ -20,11 +20,8 @@ class Reference(Implementation):
         del call
         return None
 
-    def attend(self, call, query, key, value):
+    def run(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
         return _attend(call, query, key, value)
-
-    def run(self, call, query, key, value):
-        return self.attend(call, query, key, value)
 
     def describe(self, call: Call) -> tuple[None, str]:
         rows = call.q_heads * call.q_len * call.kv_len

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .....foundation.arrays import is_static
+from ....dispatch import Implementation
 from ...call import Call
-from ...contract import Implementation
 from ...partial import Partial
 from ...plan import Plan
 from ...reverse_mode import reverse_mode_only
@@ -55,7 +55,13 @@ class Tiled(Implementation):
             return f"{type(call.normalizer).__name__} cannot stream: {call.normalizer.refusal}"
         return None
 
-    def run(self, call, query, key, value):
+    def run(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        streamed = self._streamed(call, query, key, value)
+        out = call.normalizer.rescale(streamed.out, streamed.lse, streamed.remainder)
+        return dataclasses.replace(streamed, out=out.astype(value.dtype))
+
+    def _streamed(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        """The result before the normalizer's `rescale`."""
         if 0 in (*call.batch, call.q_len, call.kv_len):
             return Partial(*empty(call, query, key, value))
         cut, plan = tiling.with_plan(call, self.q_tile, self.k_tile)
