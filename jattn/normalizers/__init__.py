@@ -1,4 +1,4 @@
-"""From scores to weights."""
+"""Normalizers: from a row of scores to the weights of the values."""
 
 from .base import Normalizer
 from .elementwise import ReLU, Sigmoid

@@ -1,4 +1,4 @@
-"""Weights that depend on their own score alone: sigmoid and ReLU attention."""
+"""Normalizers whose weights depend on their own score alone: sigmoid and ReLU attention."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from .base import Normalizer
 
 @piece
 class Sigmoid(Normalizer):
-    """sigmoid(score + bias) (Ramapuram et al. 2024, arXiv:2409.04431). Rows do not sum to 1.
+    """sigmoid(score + bias): each weight on its own, so rows do not sum to 1 (Ramapuram et al. 2024, arXiv:2409.04431).
 
-    The paper starts the bias at -log n, n the number of keys, so that rows begin near the sum 1. Nothing is divided.
+    The paper initializes the bias to -log n for n keys, so that rows start with a sum of about 1.
 
     Args:
-        bias: a number, or a floating-point array `[batch..., head]`.
+        bias: a number, or a floating-point array `[batch..., heads]`.
 
     Raises:
         ValueError: `bias` is not a finite floating-point number or array.
@@ -48,12 +48,12 @@ class Sigmoid(Normalizer):
 
 @piece
 class ReLU(Normalizer):
-    """max(score, 0) / n^power, n the number of keys that the query may attend (Wortsman et al. 2023, arXiv:2309.08586).
+    """max(score, 0) / n^power with n the number of keys that the query may attend to (arXiv:2309.08586).
 
-    The paper divides by the sequence length; under a mask it is here the row's own number of keys.
+    Wortsman et al. 2023 divide by the sequence length. Here a masked query divides by its own number of allowed keys.
 
     Args:
-        power: a Python number of at least 0; the paper finds 1 to work best.
+        power: a Python number of at least 0. The paper finds that 1 works best.
 
     Raises:
         ValueError: `power` is not a finite Python number of at least 0.
@@ -81,6 +81,6 @@ class ReLU(Normalizer):
         return jax.nn.relu(scores)
 
     def rescale(self, out, lse, remainder=0.0):
-        del remainder  # of the log of a count it is less than rounding
+        del remainder  # negligible: here `lse` is the log of a count
         empty = jnp.isneginf(lse)
         return out * jnp.where(empty, 0, jnp.exp(-self.power * jnp.where(empty, 0, lse)))[..., None]

@@ -1,4 +1,4 @@
-"""Softmax, and softmax with a sink."""
+"""Softmax, with or without an attention sink."""
 
 from typing import Self
 
@@ -13,19 +13,19 @@ from .base import Normalizer
 
 @piece
 class Softmax(Normalizer):
-    """exp(score_j) / (Σ_i exp(score_i) + exp(sink)), without a sink over the sum alone.
+    """exp(score_j) / (Σ_i exp(score_i) + exp(sink)); without a sink, the plain softmax.
 
-    A sink is a learned logit that takes weight and has no value, so that a query need not attend to anything: as if
-    every row had one more key with that score and value 0, once per row, whatever the tiles. A query that may attend
-    to nothing has weights 0 either way. The lse of a partial result does not hold the sink.
+    A sink is a learned logit without a value: it acts like one more key with that score and a value of 0, so that a
+    query can attend to nothing in particular. It enters each row exactly once. A query whose keys are all masked has
+    zero weights in either case. The `lse` of a partial result does not include the sink.
 
     Args:
-        sink: None, or floating-point `[batch..., head]`.
-        query_sink: in its place one for each query, computed from it or otherwise: floating-point
-            `[batch..., head, query]`, size 1 on head where shared. It rides on the queries as they are in the call.
+        sink: None, or one logit per head, floating-point `[batch..., heads]`.
+        query_sink: alternatively one logit per query, floating-point `[batch..., heads or 1, q_len]`, for sinks that
+            are computed from the queries. Indexed by the queries of the call, not by their positions.
 
     Raises:
-        ValueError: `sink` or `query_sink` is not a floating-point array; both are given.
+        ValueError: `sink` or `query_sink` is not a floating-point array, or both are given.
 
     >>> import jax, jattn
     >>> q, k = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(2))
@@ -49,7 +49,7 @@ class Softmax(Normalizer):
 
     @classmethod
     def off_by_one(cls) -> Self:
-        """exp(score_j) / (1 + Σ_i exp(score_i)): a sink of 0."""
+        """exp(score_j) / (1 + Σ_i exp(score_i)), "softmax off by one": a sink of 0."""
         return cls(np.zeros(1, np.float32))
 
     @property

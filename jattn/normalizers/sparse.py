@@ -1,8 +1,8 @@
-"""Normalizers that give weight 0 to all but the best keys: sparsemax and 1.5-entmax, exact by sorting.
+"""Sparse normalizers, sparsemax and 1.5-entmax, computed exactly by sorting.
 
-Both find a row's support (the keys with weight above 0) from the sorted scores, without gradient, and then write the
-weights as smooth functions of the scores on that support: derivatives of any order and mode follow, exact wherever
-the support does not change.
+Both give most keys a weight of exactly 0. The support of a row (its keys with nonzero weight) is found from the sorted
+scores, without gradient. On that support the weights are then written as smooth functions of the scores, so derivatives
+of any order and mode are exact wherever the support does not change.
 """
 
 import abc
@@ -17,28 +17,28 @@ from .base import Normalizer
 
 
 class Rows(NamedTuple):
-    """Rows of scores made ready: what is not `near` cannot have weight, as it is 1 or more below the largest."""
+    """Rows of scores, shifted so that their maximum is 0. Keys 1 or more below it (not `near`) have weight 0."""
 
-    shifted: jax.Array  # scores times a factor, less their largest; 0 where not near
+    shifted: jax.Array  # scores times a factor, minus their maximum; 0 where not near
     near: jax.Array
-    ordered: jax.Array  # without gradient, descending; -1 where not near
-    broken: jax.Array  # rows with NaN or +inf
+    ordered: jax.Array  # `shifted`, sorted in descending order, without gradient; -1 where not near
+    nonfinite: jax.Array  # rows with NaN or +inf
 
 
 def make_ready(scores: jax.Array, allowed: jax.Array, factor: float) -> Rows:
-    """Shift rows, which changes no weight, so that only differences below 1 matter."""
+    """Scale and shift the rows, which changes no weight; keys 1 or more below the maximum are set apart."""
     valid = allowed & ~jnp.isneginf(scores)
     scores = jnp.where(valid, scores, 0) * factor
     top = jax.lax.stop_gradient(jnp.where(valid, scores, -jnp.inf).max(-1, keepdims=True, initial=-jnp.inf))
-    broken = (jnp.isnan(top) | jnp.isposinf(top)) & valid
+    nonfinite = (jnp.isnan(top) | jnp.isposinf(top)) & valid
     shifted = scores - jnp.where(jnp.isfinite(top), top, 0)
     near = valid & (shifted > -1)
     ordered = jnp.sort(jax.lax.stop_gradient(jnp.where(near, shifted, -1)), axis=-1, descending=True)
-    return Rows(jnp.where(near, shifted, 0), near, ordered, broken)
+    return Rows(jnp.where(near, shifted, 0), near, ordered, nonfinite)
 
 
 class SortedThreshold(Normalizer):
-    """max(factor * score - tau, 0)^power, with tau from the mean and the spread of the scores of the support."""
+    """max(factor * score - tau, 0)^power, where tau follows from the mean and spread of the scores in the support."""
 
     streams_as = None
     finite_at_zero = True
@@ -48,7 +48,7 @@ class SortedThreshold(Normalizer):
 
     @abc.abstractmethod
     def threshold(self, mean: jax.Array, spread: jax.Array, count: jax.Array) -> jax.Array:
-        """tau of a support of `count` scores, with the sum `spread` of squared differences from their mean."""
+        """tau of a support of `count` scores with the given mean and sum of squared deviations (`spread`)."""
 
     def weights(self, scores, allowed):
         if scores.shape[-1] == 0:
@@ -58,21 +58,21 @@ class SortedThreshold(Normalizer):
         mean = jnp.cumsum(rows.ordered, -1) / rank
         taus = self.threshold(mean, jnp.cumsum(rows.ordered**2, -1) - rank * mean**2, rank)
         size = ((taus <= rows.ordered) & (rows.ordered > -1)).sum(-1, keepdims=True)
-        # What sorting finds has no gradient; the same threshold of the support, in no order, has.
+        # The sorted scores carry no gradient. Recompute the threshold from the support, unsorted, which does.
         tau = jnp.take_along_axis(taus, jnp.maximum(size - 1, 0), axis=-1, mode="clip")
         support = rows.near & (rows.shifted > tau)
         count = jnp.maximum(support.sum(-1, keepdims=True), 1).astype(scores.dtype)
         mean = jnp.where(support, rows.shifted, 0).sum(-1, keepdims=True) / count
         spread = jnp.where(support, (rows.shifted - mean) ** 2, 0).sum(-1, keepdims=True)
         tau = self.threshold(mean, spread, count)
-        return jnp.where(rows.broken, jnp.nan, jnp.where(support, rows.shifted - tau, 0) ** self.power)
+        return jnp.where(rows.nonfinite, jnp.nan, jnp.where(support, rows.shifted - tau, 0) ** self.power)
 
 
 @piece
 class Sparsemax(SortedThreshold):
-    """max(score - tau, 0), tau such that the row sums to 1 (Martins & Astudillo 2016, arXiv:1602.02068).
+    """max(score - tau, 0), with tau chosen so that the row sums to 1 (Martins & Astudillo 2016, arXiv:1602.02068).
 
-    The Euclidean projection of the scores onto the simplex; many weights are exactly 0.
+    The Euclidean projection of the scores onto the probability simplex. Many weights are exactly 0.
 
     >>> import jax, jattn
     >>> q, k = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(2))
@@ -89,9 +89,9 @@ class Sparsemax(SortedThreshold):
 
 @piece
 class Entmax15(SortedThreshold):
-    """max(score / 2 - tau, 0)², tau such that the row sums to 1 (Peters et al. 2019, arXiv:1905.05702).
+    """max(score / 2 - tau, 0)², with tau chosen so that the row sums to 1 (Peters et al. 2019, arXiv:1905.05702).
 
-    Entmax with alpha = 1.5, between softmax (1) and sparsemax (2); many weights are exactly 0.
+    Entmax with alpha = 1.5, between softmax (alpha = 1) and sparsemax (alpha = 2). Many weights are exactly 0.
 
     >>> import jax, jattn
     >>> q, k = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(2))

@@ -1,4 +1,4 @@
-"""What happens to a score before the mask and the normalizer."""
+"""Scores: modify the number of a pair, before the mask and the normalizer."""
 
 from .alibi import ALiBi
 from .base import Score, of

@@ -1,4 +1,4 @@
-"""ALiBi: a penalty that grows with distance, at a slope of each head."""
+"""ALiBi: a penalty proportional to distance, with one slope per head."""
 
 import math
 from typing import Self
@@ -16,10 +16,10 @@ from .base import Score
 class ALiBi(Score):
     """score - slope * |query position - key position| (Press et al. 2022, arXiv:2108.12409).
 
-    The paper is causal; the absolute value is the usual symmetric form for the future.
+    The paper is causal. For keys after the query, the absolute value gives the usual symmetric form.
 
     Args:
-        slopes: floating-point `[batch..., head]`; learnable. `ALiBi.standard(heads)` has the paper's.
+        slopes: floating-point `[batch..., heads]`; learnable. `ALiBi.standard(heads)` has the paper's.
 
     Raises:
         ValueError: `slopes` is not a floating-point array with a head axis.
@@ -38,10 +38,10 @@ class ALiBi(Score):
 
     @classmethod
     def standard(cls, heads: int) -> Self:
-        """The paper's slopes: 2^(-8i/n) for i = 1..n heads.
+        """The paper's slopes, 2^(-8i/n) for i = 1..n heads.
 
-        Where n is no power of two, as in the authors' code: those of the power of two below, then every other one of
-        the power of two above.
+        If n is not a power of two, they follow the authors' code: the slopes of the next lower power of two, then every
+        other slope of the next higher one.
 
         Raises:
             ValueError: `heads` is not a positive integer.

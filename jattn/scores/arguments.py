@@ -1,6 +1,6 @@
-"""What a score, similarity or normalizer may be given: one check of floating-point numbers and arrays.
+"""Argument checks shared by scores, similarities and normalizers.
 
-Shapes and dtypes are checked of anything that has them; values only where they are known, so a tracer passes.
+Shapes and dtypes are always checked. Values are checked only where they are known at trace time; traced values pass.
 """
 
 import contextlib
@@ -14,29 +14,29 @@ from ..foundation.arrays import describe, dtype_of, known_values
 from ..foundation.pieces import Piece
 
 Numbers = float | np.ndarray | jax.Array
-"""A Python number (static), or a floating-point array (a leaf)."""
+"""A Python number (static), or a floating-point array (a pytree leaf)."""
 
 
 def set_field(piece: Piece, name: str, value: Any) -> None:
-    """Set a field of a frozen piece, from its `__post_init__`."""
+    """Set a field of a frozen piece. For use in its `__post_init__`."""
     object.__setattr__(piece, name, value)
 
 
 def floats(name: str, value: Any, axes: tuple[str, ...], *, shared: tuple[str, ...] = (), remedy: str = "") -> Any:
-    """The floating-point array `value` with the axes `[batch..., *axes]`.
+    """Check a floating-point array with the axes `[batch..., *axes]` and return it.
 
     Args:
-        name: of the argument, for the message.
+        name: the argument's name, for error messages.
         value: an array, a tracer, a `ShapeDtypeStruct`, or nested lists of numbers.
         axes: the axes that the field declares.
-        shared: those that may be left out in front; they are put in with size 1.
-        remedy: added to the message.
+        shared: leading axes that the caller may omit; they are inserted with size 1.
+        remedy: a hint that is added to error messages.
 
     Raises:
-        ValueError: not floating-point, or too few axes.
+        ValueError: `value` is not floating-point, or has too few axes.
     """
     if isinstance(value, (list, tuple, int, float)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError, TypeError):  # what is no array of numbers is refused below
+        with contextlib.suppress(ValueError, TypeError):  # anything that is not numeric is refused below
             value = np.asarray(value, np.float32)
     dtype, shape = dtype_of(value), getattr(value, "shape", None)
     optional = ", ".join(f"{axis} (may be left out)" if axis in shared else axis for axis in axes)
@@ -55,10 +55,10 @@ def floats(name: str, value: Any, axes: tuple[str, ...], *, shared: tuple[str, .
 
 
 def parameter(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> Any:
-    """A Python number (a float from here on), or a floating-point array `[batch..., head]`; 0-d stands for all heads.
+    """Check a number or a floating-point array `[batch..., heads]`. Returns a float or an array with a head axis.
 
     Raises:
-        ValueError: neither; not finite; below `least`, or not above `above`, as far as values are known.
+        ValueError: `value` is neither, or is known to be not finite, below `least`, or not above `above`.
     """
     bound = "" if least is None and above is None else f" of at least {least}" if above is None else f" above {above}"
     wanted = f"`{name}` must be a number{bound}, or a floating-point array of such numbers [batch..., head]"

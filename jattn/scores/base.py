@@ -1,4 +1,4 @@
-"""A score changes the number that a (query, key) pair has; scores are applied in the order written."""
+"""The base class of scores, which modify the number of a pair, and scores from functions."""
 
 import abc
 from collections.abc import Callable
@@ -13,34 +13,62 @@ from ..foundation.pieces import Piece, array, constants, piece
 
 
 class Score(Piece, abc.ABC):
-    """What happens to a score before the mask and the normalizer.
+    """Modifies the score of each (query, key) pair, before the mask and the normalizer.
 
-    `modify` is elementwise and evaluated by plain broadcasting: `scores [batch..., head, q, k]` in float32 (float64),
-    `query [..., 1, q, 1]` and `key [..., 1, 1, k]` absolute positions, the piece's own arrays aligned to
-    `[batch..., head, query, key, own...]`. It is differentiated in the scores and in every array the piece holds.
+    To add a score, subclass `Score`, decorate the class with `@piece`, and implement `modify` with elementwise JAX
+    operations. Scores are applied in the order in which they are passed. The piece's own array fields are aligned to
+    `[batch..., head, query, key, own...]` beforehand, so plain broadcasting is enough. JAX differentiates `modify`, in
+    the scores and in every array that the piece holds.
 
-    Pairs that may not attend never reach `modify` when it is differentiated: in their place it is given pairs that may
-    (positions and arrays then vary over both the query and the key axis).
+    Where `modify` is differentiated, masked pairs are replaced by allowed ones, so that no NaN of a masked pair can
+    enter a gradient. Positions and arrays then vary along both the query and the key axis; do not assume otherwise.
+
+    Attributes:
+        finite_at_zero: whether `modify` and its derivatives are finite for a score of 0, at any positions and for any
+            arrays. If so, a masked pair is replaced by a score of 0 instead, which is cheaper.
+
+    >>> import jax, jax.numpy as jnp, jattn
+    >>> from jattn.foundation.pieces import array, piece
+    >>> @piece
+    ... class Recency(jattn.scores.Score):
+    ...     "score - rate * log(1 + distance)."
+    ...
+    ...     rate: jax.Array = array("head")
+    ...     finite_at_zero = True
+    ...
+    ...     def modify(self, scores, query, key):
+    ...         return scores - self.rate * jnp.log1p(jnp.abs(query - key))
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
+    >>> jattn.attention(q, k, v, scores=Recency(jnp.array([0.5, 1.0]))).shape
+    (10, 2, 4)
     """
 
     finite_at_zero: ClassVar[bool] = False
-    """Whether `modify` and its derivatives are finite for a score of 0, at any positions and with any arrays. If so,
-    a score of 0 is all that replaces a pair that may not attend, which is cheaper."""
 
     @abc.abstractmethod
     def modify(self, scores: jax.Array, query: jax.Array, key: jax.Array) -> jax.Array:
-        """The new scores, of the same shape."""
+        """The modified scores.
+
+        Args:
+            scores: `[batch..., head, q, k]`, float32 (float64 for float64 inputs).
+            query: int32 absolute positions that broadcast with `scores`, usually `[..., 1, q, 1]`.
+            key: int32 absolute positions, usually `[..., 1, 1, k]`.
+
+        Returns:
+            An array of the shape and dtype of `scores`.
+        """
 
 
 @piece
 class Function(Score):
-    """A user's own function of a score and two positions, or of a score, the indices and two positions (see `of`).
+    """A user's function of a score and two positions, or also of the batch and head index (see `of`).
 
-    The indices are None where the function does not read them, and until a call fills them in.
+    `heads` and `examples` hold the head and batch indices. They are None if the function does not use them, or until a
+    call fills them in.
     """
 
     function: Traced
-    wide: Traced | None  # in float64, where JAX has it
+    wide: Traced | None  # traced in float64, if JAX has it enabled
     captured: tuple[jax.Array, ...] = constants()
     heads: jax.Array | np.ndarray | None = array("head", default=None)
     examples: jax.Array | np.ndarray | None = array(default=None)
@@ -54,20 +82,20 @@ class Function(Score):
 
 
 def of(function: Callable[..., jax.Array], *, heads: Any = None, examples: Any = None) -> Score:
-    """The score `function(score, query_position, key_position) -> score`, from any JAX function of three scalars.
+    """A score from any JAX function `(score, query_position, key_position) -> score` of three scalars.
 
-    With five arguments it is `function(score, batch, head, query_position, key_position)`, the `score_mod` of
-    FlexAttention (Dong et al. 2024, arXiv:2412.05496). The indices and their limits are those of `jattn.masks.of`.
-    Arrays that the function closes over are differentiated like the fields of any other piece, if they are
-    floating-point.
+    A function of five arguments, `(score, batch, head, query_position, key_position) -> score`, is FlexAttention's
+    `score_mod` (Dong et al. 2024, arXiv:2412.05496). Indices work as in `jattn.masks.of`. Floating-point arrays that
+    the function closes over are differentiated, like the fields of any other piece.
 
     Args:
-        function: takes a floating-point and int32 scalars and returns one floating-point number.
-        heads, examples: as of `jattn.masks.of`.
+        function: takes one floating-point scalar and int32 scalars, and returns one floating-point scalar.
+        heads: integers `[heads]`, as in `jattn.masks.of`.
+        examples: integers `[batch...]`, as in `jattn.masks.of`.
 
     Raises:
-        ValueError: `function` is not callable, takes another number of arguments, or does not return one
-            floating-point number; at the call, an index that is not known.
+        ValueError: `function` is not callable, takes a different number of arguments, or does not return one
+            floating-point number; or, at the call, it uses an index that is unknown.
 
     >>> import jax.numpy as jnp, jattn
     >>> closer = jattn.scores.of(lambda s, q, k: s - 0.1 * abs(q - k))
@@ -89,5 +117,5 @@ def of(function: Callable[..., jax.Array], *, heads: Any = None, examples: Any =
 
 
 def as_score(value: Any) -> Any:
-    """A function becomes `of(function)`; anything else is as it was."""
+    """Turn a function into `of(function)`; return anything else unchanged."""
     return value if isinstance(value, (Score, type)) or not callable(value) else of(value)  # pyright: ignore[reportArgumentType]  (what it returns is checked by `of`)

@@ -1,4 +1,4 @@
-"""A bias: a number added to the score of each pair, or to all scores of a head."""
+"""Biases: a number added to the score of each pair, or to all scores of a head."""
 
 import jax
 import numpy as np
@@ -10,17 +10,17 @@ from .base import Score
 
 @piece
 class Bias(Score):
-    """score + values.
+    """score + values, with one value per pair.
 
-    Added after the similarity's scale, as it is given: nothing is clipped, and the sum is in the dtype of the scores
-    (float32, or float64). A pair with -inf is out, like a masked one, and so is a row of nothing else; but tiles are
-    skipped only by a mask, and a soft cap applied afterwards makes the -inf finite again.
+    Added after the similarity's scale and without clipping, in the dtype of the scores (float32, or float64). A pair
+    with -inf is excluded like a masked one, and so is a row in which all pairs have -inf. Only a mask makes tiles be
+    skipped, however, and a soft cap that is applied later makes -inf finite again.
 
     Args:
-        values: floating-point `[batch..., head, query, key]`, size 1 on any axis that shares.
+        values: floating-point `[batch..., heads, q_len, kv_len]`, with size 1 on shared axes.
 
     Raises:
-        ValueError: booleans or integers; fewer than three axes.
+        ValueError: `values` is boolean or integer, or has fewer than three axes.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -43,12 +43,12 @@ class Bias(Score):
 
 @piece
 class Shift(Score):
-    """score + amount, the same for all pairs of a head.
+    """score + amount, with one amount per head.
 
-    It cancels in a plain softmax; a sigmoid, a sink or a soft cap sees it.
+    It cancels in a plain softmax, but not in a sigmoid, with a sink, or under a soft cap.
 
     Args:
-        amount: a number, or a floating-point array `[batch..., head]`.
+        amount: a number, or a floating-point array `[batch..., heads]`.
 
     Raises:
         ValueError: `amount` is not a finite floating-point number or array.

@@ -1,4 +1,4 @@
-"""A number for each head, query and distance: what relative position representations add to a score."""
+"""Relative position logits: a number for each head, query and distance, added to the score."""
 
 from typing import Any, Self
 
@@ -15,32 +15,33 @@ from .look_up import check_coordinates, distances_of, look_up
 
 @piece
 class RelativeLogits(Score):
-    """score + logits[head, query, r], r = clip(key position - query position - first, 0, distances - 1).
+    """score + logits[head, query, r], with r = clip(key position - query position - first, 0, distances - 1).
 
-    The numbers come from a table (query axis of size 1) or were computed from the query (`of_query`):
+    The logits are a learned table (with a query axis of size 1), or are computed from the query by `of_query`:
 
     - Shaw et al. 2018 (arXiv:1803.02155), q_i·a_r with distances clipped to ±n:
-      `RelativeLogits.of_query(query, keys_of_distances [2n + 1, dim], first=-n)`; inside a layer, whose query is its
-      own, `jattn.similarities.RelativeDot`;
-    - Transformer-XL (arXiv:1901.02860) and the conformer of wav2vec 2.0, (q_i + v)·W_r R_r:
-      `RelativeLogits.of_query(query + v, projected [distances, heads, dim], first)`, with the distances in the order
-      of key - query. (`jattn.variants.memory.relative_attention` needs no numbers per distance for sinusoids.)
-    - along one axis of an image (arXiv:1904.09925; MViTv2 and SAM have one for rows and one for columns): with
-      `query_coordinates` and `key_coordinates` in place of positions.
+      `RelativeLogits.of_query(query, vectors [2n + 1, dim], first=-n)`. Inside a layer, which projects its own query,
+      use `jattn.similarities.RelativeDot`.
+    - Transformer-XL (arXiv:1901.02860) and the Conformer of wav2vec 2.0, (q_i + v)·W_r R_r:
+      `RelativeLogits.of_query(query + v, projected [distances, heads, dim], first)`, ordered by key - query. For
+      sinusoids, `jattn.variants.memory.relative_attention` needs no storage per distance.
+    - Along one axis of an image (arXiv:1904.09925; MViTv2 and SAM have one for rows and one for columns): pass
+      `query_coordinates` and `key_coordinates`.
 
-    Numbers ride on queries, as they are in the call, and are read by the positions of the call. They take
-    heads x q_len x distances of memory; nothing of q_len x kv_len is built. All of them are differentiated, and so is
-    what they were computed from.
+    The logits take heads x q_len x distances numbers; nothing of size q_len x kv_len is built. Gradients flow to the
+    logits and to whatever they were computed from. Logits are indexed by the queries of the call, and distances are
+    those of positions.
 
     Args:
-        logits: floating-point `[batch..., head, query, distance]`, size 1 on head or query where shared.
-        first: the key position - query position of the first number, a Python integer; -(distances - 1) / 2 for a
-            table that is as long in both directions. Pairs beyond either end have the number there.
-        query_coordinates: integers `[batch..., q_len]`, in place of positions.
-        key_coordinates: integers `[batch..., kv_len]`; by default those of the queries, for self-attention.
+        logits: floating-point `[batch..., heads or 1, q_len or 1, distances]`.
+        first: key position - query position of the first logit, a Python int; -(distances - 1) / 2 for a symmetric
+            table. Pairs further apart use the first or last logit.
+        query_coordinates: integers `[batch..., q_len]` to use in place of positions.
+        key_coordinates: integers `[batch..., kv_len]`; by default `query_coordinates`, for self-attention.
 
     Raises:
-        ValueError: no floating-point array of three axes; no distances; `first` or coordinates that are no integers.
+        ValueError: `logits` is not a floating-point array of at least three axes, or has no distances; `first` or the
+            coordinates are not integers.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -78,16 +79,18 @@ class RelativeLogits(Score):
         query_coordinates: Any = None,
         key_coordinates: Any = None,
     ) -> Self:
-        """logits[h, i, r] = scale * query_i · distances_r, in float32 (float64).
+        """logits[h, i, r] = scale * query[i, h] · distances[r], in float32 (float64 for float64 inputs).
 
         Args:
             query: `[..., q_len, q_heads, dim]`.
-            distances: a vector for each distance, `[distances, dim]` for all heads or `[distances, q_heads, dim]`.
-            first: as above, and so are the coordinates.
-            scale: by default 1/√dim, that of the scores it is added to.
+            distances: one vector per distance, `[distances, dim]` for all heads, or `[distances, q_heads, dim]`.
+            first: as in the constructor.
+            scale: by default 1/√dim, the scale of the scores that the logits are added to.
+            query_coordinates: as in the constructor.
+            key_coordinates: as in the constructor.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: the shapes do not match.
 
         >>> import jax, jattn
         >>> q, k, v, a = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(4))

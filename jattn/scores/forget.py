@@ -1,13 +1,14 @@
-"""Forgetting Attention: what lies between a query and a key fades the key, by a gate of each token.
+"""Forgetting Attention: forget gates of the tokens between a query and a key lower the pair's score.
 
-The bias of a pair is a sum of log gates that its tile does not see: it is the difference of two running sums. In
-float32 such a difference loses digits in two ways.
+The bias of a pair is a sum of log gates over an interval, that is, a difference of two running sums. In float32 such a
+difference loses precision in two ways, and each has its remedy:
 
-- Forward, running sums grow: after 100,000 tokens that each keep nine tenths, differences are off by 1e-3. So a running
-  sum is kept as a whole number, whose difference is exact, and a fraction.
-- Backward, the gradient of a gate is the sum of the gradients of all pairs around it. Written as row sums minus column
-  sums of all tokens behind it, the pairs that are not around it cancel up to rounding, which adds up over the length.
-  So pairs within a block of tokens have running sums of their own, which begin with the block, for the gradient alone.
+- Forward, running sums grow without bound: after 100,000 tokens with gates of 0.9, differences are off by 1e-3. So a
+  running sum is stored as an integer part, whose differences are exact, and a fraction.
+- Backward, the gradient of a gate is the sum of the gradients of all pairs whose interval contains it. Computed as
+  cumulative row sums minus cumulative column sums, the other pairs cancel only up to rounding errors, which accumulate
+  over the sequence. So pairs within one block of tokens take their gradient through running sums that restart in
+  each block.
 """
 
 from typing import Any, NamedTuple, Self
@@ -22,24 +23,25 @@ from .arguments import floats
 from .base import Score
 
 LEAST = -1e4
-"""In place of log 0: its exponential is 0."""
+"""Stands in for log 0; its exponential is 0 in float32."""
 BLOCK = 256
-"""Tokens whose pairs have running sums of their own."""
+"""The number of tokens in a block whose running sums restart."""
 
 
 @piece
 class Forget(Score):
-    """score + Σ_{j < l ≤ i} log f_l for a key j before the query i (Lin et al. 2025, arXiv:2503.02130, "FoX").
+    """score + Σ_{j < l ≤ i} log f_l, for the query at i and the key at j ("FoX"; Lin et al. 2025, arXiv:2503.02130).
 
-    Made of the log gates by `Forget.of`. The paper is causal; for a key behind the query the gates between the two
-    count likewise. Every array rides on one axis: no bias of pairs is stored, and a shard or a tile takes its part.
+    Construct it from log gates with `Forget.of`. The paper is causal; for a key after the query, the log gates between
+    the two are added likewise. Storage is linear in the length: each array has a query axis or a key axis, never both,
+    so a tile or shard takes its slice.
 
     Attributes:
-        query_whole: whole part of the running sum of log gates at each query, int32 `[batch..., head, query]`.
-        query_rest: the running sum less its whole part, floating-point, as it.
-        query_near: zeros, through which pairs within a block have their gradient, as it.
-        query_block: which block each query is in, int32, as it.
-        key_whole, key_rest, key_near, key_block: the same of each key, `[batch..., head, key]`.
+        query_whole: the integer part of the running sum of log gates at each query, int32 `[batch..., heads, q_len]`.
+        query_rest: the fractional part, floating-point, of the same shape.
+        query_near: zeros that carry the gradient of pairs within a block, of the same shape.
+        query_block: the block index of each query, int32, of the same shape.
+        key_whole, key_rest, key_near, key_block: the same for keys, `[batch..., heads, kv_len]`.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -60,18 +62,18 @@ class Forget(Score):
 
     @classmethod
     def of(cls, log_gates: Any, *, queries: Any = None) -> Self:
-        """The score of these gates.
+        """Construct the score from log gates.
 
         Args:
-            log_gates: log f of each key's token, at most 0, floating-point `[batch..., head, key]`, `head` those of the
-                queries, or 1 for all; of a logit, `jax.nn.log_sigmoid(logit)`. -inf forgets all that came before, as
-                -1e4 does. Traced values are not checked.
-            queries: which of the keys' tokens the queries are, integers `[q_len]`; by default all of them. In decoding
-                with a cache, their places in it.
+            log_gates: log f of each key's token, at most 0, floating-point `[batch..., heads, kv_len]`, with the query
+                heads or 1. From a logit, `jax.nn.log_sigmoid(logit)`. -inf forgets everything before the token and is
+                treated as -1e4. Traced values are not checked.
+            queries: integers `[q_len]`, the index of each query among the keys; by default queries and keys are the
+                same tokens. When decoding with a cache, the index of the new token.
 
         Raises:
-            ValueError: not floating-point, or too few axes; a known value above 0, or NaN; `queries` that are no
-                integers of one axis.
+            ValueError: `log_gates` is not floating-point, has too few axes, or has a known value above 0 or NaN;
+                `queries` is not a one-dimensional integer array.
         """
         remedy = "Of a logit take `jax.nn.log_sigmoid(logit)`."
         log_gates = floats("log_gates", log_gates, ("head", "key"), remedy=remedy)
@@ -103,12 +105,12 @@ class Forget(Score):
 
 
 class RunningSums(NamedTuple):
-    """Of terms along the last axis, up to and with each; `whole + rest` is the sum.
+    """Running sums along the last axis, inclusive. The sum is `whole + rest`.
 
-    whole: int32.
-    rest: within 1/2 of 0, float32 (float64), with the gradient of the sum.
-    near: zeros with the gradient of the sum since the block began.
-    block: which, int32, `[..., length]` with size 1 on all other axes.
+    whole: the integer part, int32.
+    rest: the fraction, in [-1/2, 1/2], float32 (float64); it carries the gradient of the sum.
+    near: zeros that carry the gradient of the sum since the start of the block.
+    block: the block index, int32 `[..., length]` with size 1 on all other axes.
     """
 
     whole: jax.Array
@@ -118,7 +120,7 @@ class RunningSums(NamedTuple):
 
 
 def running_sums(terms: jax.Array) -> RunningSums:
-    """The sums of terms at most 0. Summed in a tree, whose rounding errors grow with the logarithm of the length.
+    """Running sums of terms that are at most 0, summed in a tree: rounding errors grow with the log of the length.
 
     >>> import jax.numpy as jnp
     >>> sums = running_sums(jnp.full(30000, -100.3))
@@ -126,7 +128,7 @@ def running_sums(terms: jax.Array) -> RunningSums:
     -100.3
     """
     length, last = terms.shape[-1], terms.ndim - 1
-    # Not so low that the whole numbers could overflow.
+    # Raise the lower bound for long sequences, so that the integer part cannot overflow int32.
     least = max(LEAST, -float((2**31 - 1) // (length + 1)))
     terms = jnp.maximum(terms.astype(jnp.promote_types(terms.dtype, jnp.float32)), least)
 

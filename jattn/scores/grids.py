@@ -1,4 +1,4 @@
-"""A number for each offset between two places of a grid: the bias of Swin's windows."""
+"""A learned bias for each offset between two cells of a grid, as in Swin's windows."""
 
 import math
 
@@ -15,20 +15,20 @@ from .look_up import look_up
 
 @piece
 class RelativeGrid(Score):
-    """score + table[offset, head], of the query's place from the key's in a grid (Liu et al. 2021, arXiv:2103.14030).
+    """score + table[offset, head], by the offset between two cells of a grid (Swin; Liu et al. 2021, arXiv:2103.14030).
 
-    Position p is the place (p // columns, p % columns) of a grid of `shape` (rows, columns), and likewise with one or
-    three axes. Of a query at (y, x) and a key at (y', x') the offset is
-    (y - y' + rows - 1) * (2 columns - 1) + (x - x' + columns - 1), so that a table learned by Swin fits as it is.
-    A pair with a token outside the grid, such as a class token, gets nothing added.
+    Position p is the cell (p // columns, p % columns) of a grid of `shape` (rows, columns); grids of one or three axes
+    work likewise. For a query at (y, x) and a key at (y', x') the offset is (y - y' + rows - 1) * (2 columns - 1) + (x
+    - x' + columns - 1), which is Swin's layout, so its tables fit unchanged. Pairs with a token outside of the grid,
+    such as a class token, are left as they are.
 
     Args:
-        table: floating-point `[batch..., offset, head]`, with (2 rows - 1)(2 columns - 1) offsets.
-        shape: the sides of the grid, 1 to 3 Python integers.
-        start: the position of the first place of the grid, behind as many tokens of another kind.
+        table: floating-point `[batch..., offsets, heads]`, with (2 rows - 1)(2 columns - 1) offsets.
+        shape: the side lengths of the grid, 1 to 3 Python ints.
+        start: the position of the grid's first cell, if other tokens precede the grid.
 
     Raises:
-        ValueError: no floating-point array, another number of offsets, a shape that is none.
+        ValueError: `table` is not floating-point or has another number of offsets; `shape` or `start` is invalid.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (5, 12, 2, 4)) for i in range(3))  # five windows of 3 x 4

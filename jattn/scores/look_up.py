@@ -1,4 +1,4 @@
-"""What scores that look up a table share: the place of a pair in it, and the look-up."""
+"""Table lookups shared by scores: the index of a pair, and the lookup itself."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from .arguments import set_field
 
 
 def look_up(table: Any, index: jax.Array) -> jax.Array:
-    """`table[..., index]`, elementwise: the axes of `table [..., entries]` before the last broadcast with `index`."""
+    """`table[..., index]`, elementwise, clamped. The leading axes of `table [..., entries]` broadcast with `index`."""
     index = jax.lax.broadcast_to_rank(index[..., None], max(table.ndim, index.ndim + 1))
     table = jax.lax.broadcast_to_rank(table, index.ndim)
     return jnp.take_along_axis(table, index, axis=-1, mode="clip")[..., 0]
 
 
 def check_coordinates(piece: Piece, *, floating: bool) -> None:
-    """`query_coordinates` and `key_coordinates` of a piece: arrays of one axis; the keys' are by default the queries'.
+    """Check the fields `query_coordinates` and `key_coordinates` of a piece. By default keys have those of the queries.
 
     Raises:
-        ValueError: another dtype or shape; keys' without queries'.
+        ValueError: an array has another dtype or no axis, or only `key_coordinates` is given.
     """
     given: dict[str, Any] = {name: getattr(piece, name) for name in ("query_coordinates", "key_coordinates")}
     if given["query_coordinates"] is None:
@@ -42,7 +42,7 @@ def check_coordinates(piece: Piece, *, floating: bool) -> None:
 
 
 def distances_of(piece: Any, query: jax.Array, key: jax.Array) -> jax.Array:
-    """key - query, of the coordinates of the aligned piece where it has them, else of the positions."""
+    """key - query, from the piece's (aligned) coordinates if it has them, otherwise from positions."""
     if piece.query_coordinates is None:
         return key - query
     key, query = (jnp.asarray(one) for one in (piece.key_coordinates, piece.query_coordinates))

@@ -1,4 +1,4 @@
-"""T5's relative bias: one learned number for each bucket of relative positions."""
+"""T5's relative position bias: one learned number per bucket of distances."""
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +12,26 @@ from .look_up import check_coordinates, distances_of, look_up
 
 @piece
 class RelativeBuckets(Score):
-    """score + table[bucket(key position - query position), head] (Raffel et al. 2020, arXiv:1910.10683).
+    """score + table[bucket(key position - query position), head] (T5; Raffel et al. 2020, arXiv:1910.10683).
 
-    With n the distance and m buckets for a direction: the first m/2 distances have a bucket each, the others share
-    the rest logarithmically, bucket m/2 + floor(m/2 * log(2n/m) / log(2 max_distance/m)), at most m - 1. Both
-    directions halve the table, its second half for keys after the query; with one direction keys after the query are
-    in bucket 0. The bounds are computed in exact integers; T5's scores have no 1/√qk_dim (`similarity=Dot()`).
+    Let m be the number of buckets per direction and n the distance. Distances below m/2 have a bucket each. Larger ones
+    share the remaining buckets logarithmically: m/2 + floor(m/2 * log(2n/m) / log(2 max_distance/m)), at most m - 1. If
+    bidirectional, the second half of the table is for keys after the query; otherwise such keys are in bucket 0. Bucket
+    boundaries are computed in exact integer arithmetic. T5 does not scale its scores: combine with `similarity=Dot()`.
 
     Args:
-        table: floating-point `[batch..., bucket, head]`; its rows are the buckets.
-        bidirectional: whether keys after the query have buckets of their own.
-        max_distance: from there on all is one bucket.
-        query_coordinates: numbers `[batch..., q_len]` whose distances are taken in place of those of positions: where
-            tokens are on a page. Layouts of two axes are two scores, one for x and one for y (LayoutLMv2,
-            arXiv:2012.14740; UDOP, arXiv:2212.02623). Gradients do not flow to coordinates, as buckets are steps.
-        key_coordinates: numbers `[batch..., kv_len]`; by default those of the queries, for self-attention.
-        scale: a Python number that distances of coordinates are multiplied by before they are rounded towards 0.
+        table: floating-point `[batch..., buckets, heads]`.
+        bidirectional: whether keys after the query have their own buckets.
+        max_distance: all larger distances share the last bucket.
+        query_coordinates: numbers `[batch..., q_len]` whose differences replace those of positions, such as places on a
+            page. For two axes, pass two scores, one for x and one for y (LayoutLMv2, arXiv:2012.14740; UDOP,
+            arXiv:2212.02623). Coordinates get no gradient, since buckets are piecewise constant.
+        key_coordinates: numbers `[batch..., kv_len]`; by default `query_coordinates`, for self-attention.
+        scale: a Python number. Differences of coordinates are multiplied by it and then rounded toward 0.
 
     Raises:
-        ValueError: too few or an odd number of buckets, or a `max_distance` that they cover one by one; coordinates
-            that are no numbers, or a `scale` without them.
+        ValueError: `table` has too few buckets or an odd number per direction; `max_distance` is so small that every
+            distance has its own bucket; coordinates are not numbers; or `scale` is given without coordinates.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -95,7 +95,10 @@ def relative_bucket(relative: jax.Array, buckets: int, bidirectional: bool, max_
 
 
 def _bounds(buckets: int, max_distance: int) -> list[int]:
-    """The least distances of the logarithmic buckets but the first, the least n with n^r e^i >= max_distance^i e^r."""
+    """The lower bounds of the logarithmic buckets after the first: the least n with n^r e^i >= max_distance^i e^r.
+
+    Here e is the number of exact buckets, r the number of logarithmic ones, and i = 1..r - 1.
+    """
     exact, rest = buckets // 2, buckets - buckets // 2
     bounds, distance = [], exact
     for i in range(1, rest):

@@ -9,10 +9,10 @@ from .base import Score
 
 @piece
 class Scale(Score):
-    """factor * score; a score of -inf (a pair that is out) stays -inf, whatever the factor.
+    """factor * score. A score of -inf (an excluded pair) stays -inf for any factor.
 
     Args:
-        factor: a number, or a floating-point array `[batch..., head]`, which is then learned like any other.
+        factor: a number, or a floating-point array `[batch..., heads]`, which is differentiable.
 
     Raises:
         ValueError: `factor` is not a finite floating-point number or array.
@@ -32,5 +32,5 @@ class Scale(Score):
     def modify(self, scores, query, key):
         del query, key
         factor = self.factor if isinstance(self.factor, (int, float)) else self.factor.astype(scores.dtype)
-        out = jnp.isneginf(scores)  # kept out of the product: its gradient in the factor would be 0 * inf
-        return jnp.where(out, scores, jnp.where(out, 0, scores) * factor)
+        excluded = jnp.isneginf(scores)  # multiplied by 0 instead: the gradient of the factor would be 0 * inf
+        return jnp.where(excluded, scores, jnp.where(excluded, 0, scores) * factor)

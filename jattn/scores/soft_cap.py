@@ -1,4 +1,4 @@
-"""A soft cap: scores squashed into an open interval."""
+"""A soft cap, which squashes scores into an open interval."""
 
 import jax
 import jax.numpy as jnp
@@ -7,17 +7,17 @@ from ..foundation.pieces import number, piece
 from .arguments import Numbers, parameter, set_field
 from .base import Score
 
-SATURATED = 30.0  # tanh is 1 from there on, in float64 too
+SATURATED = 30.0  # tanh of more than this is exactly 1, even in float64
 
 
 @piece
 class SoftCap(Score):
-    """cap * tanh(score / cap), between -cap and cap; its derivative is 1 - tanh². Gemma 2 (arXiv:2408.00118).
+    """cap * tanh(score / cap), between -cap and cap (Gemma 2, arXiv:2408.00118); derivative 1 - tanh²(score / cap).
 
-    The mask comes afterwards, so masked pairs stay out; a -inf of an earlier `Bias` becomes -cap.
+    The mask is applied later, so masked pairs stay masked. The -inf of an earlier `Bias` becomes -cap.
 
     Args:
-        cap: a number above 0, or a floating-point array `[batch..., head]` of such.
+        cap: a number above 0, or a floating-point array `[batch..., heads]`.
 
     Raises:
         ValueError: `cap` is not above 0.
@@ -37,6 +37,6 @@ class SoftCap(Score):
     def modify(self, scores, query, key):
         del query, key
         cap = self.cap if isinstance(self.cap, (int, float)) else self.cap.astype(scores.dtype)
-        # Clipped where tanh is flat, so that an infinite score has no 0 * inf in its gradient.
+        # Clip where tanh is flat, so that the gradient of an infinite score is not 0 * inf.
         limit = SATURATED * jax.lax.stop_gradient(cap)
         return cap * jnp.tanh(jnp.clip(scores, -limit, limit) / cap)

@@ -1,4 +1,4 @@
-"""From a query and a key to a number."""
+"""Similarities: from a query and a key to a score."""
 
 from .additive import Additive
 from .base import Prepared, Similarity

@@ -1,4 +1,4 @@
-"""The additive score: a one-layer network of each pair."""
+"""Additive attention: a one-layer network scores each pair."""
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,21 @@ VECTOR = ("head", "feature")
 
 @piece
 class Additive(Similarity):
-    """vᵀ tanh(W q + U k + b) (Bahdanau et al. 2015, arXiv:1409.0473); Luong's `concat` with its matrix split in two.
+    """vᵀ tanh(W q + U k + b) (Bahdanau et al. 2015, arXiv:1409.0473). Luong's `concat` has [W, U] as one matrix.
 
-    No dot product in disguise: Wq + b and Uk are computed once, the features of the pairs tile by tile. `tiled`
-    holds them for one tile; `reference` for all pairs. All in float32 (float64).
+    This score is not a dot product. Wq + b and Uk are computed once; the hidden features of the pairs are computed tile
+    by tile, so `tiled` holds those of one tile in memory, and `reference` those of all pairs. Computed in float32
+    (float64 for float64 inputs).
 
     Args:
-        query_weight: W, floating-point `[dim, feature]`, or `[batch..., head, dim, feature]`, one for each query head.
-        key_weight: U, of such a shape. With one for each head, key heads must be as many as query heads.
-        vector: v, `[feature]` or `[batch..., head, feature]`.
+        query_weight: W, floating-point `[dim, features]`, or `[batch..., heads, dim, features]` with one per query
+            head.
+        key_weight: U, likewise. One per head requires as many key heads as query heads.
+        vector: v, `[features]` or `[batch..., heads, features]`.
         bias: b, like `vector`, or None.
 
     Raises:
-        ValueError: sizes that do not fit each other, or the query and key.
+        ValueError: the sizes do not match each other, or those of the query and key.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -61,11 +63,11 @@ class Additive(Similarity):
     def prepare(self, query, key):
         check_features("query_weight", self.query_weight, "query", query)
         check_features("key_weight", self.key_weight, "key", key)
-        query, broken = finite_query(query)
+        query, poison = finite_query(query)
         projected = project(query, self.query_weight)
         if self.bias is not None:
             projected = projected + self.bias[..., None, :, :].astype(projected.dtype)
-        return Prepared(projected, project(key, self.key_weight), scores=(broken,))
+        return Prepared(projected, project(key, self.key_weight), scores=(poison,))
 
     def pair(self, query, key):
         *batch, q_heads, q_len, features = query.shape

@@ -1,4 +1,4 @@
-"""A similarity gives every (query, key) pair its number."""
+"""The base class of similarities, which give each (query, key) pair its score."""
 
 import abc
 from typing import ClassVar, NamedTuple
@@ -11,12 +11,12 @@ from ..scores.base import Score
 
 
 class Prepared(NamedTuple):
-    """What a similarity makes of the whole query and key, once, before any tile is visited.
+    """A query and key as `Similarity.pair` takes them, prepared once for the whole call.
 
     query: `[batch..., q_len, q_heads, dim]`
     key: `[batch..., kv_len, kv_heads, dim]`
-    scale: a static factor of the pair's number, applied in float32.
-    scores: scores that belong to the similarity (a bias per key, a learned scale), applied before the caller's.
+    scale: a static factor of every pair's number, applied in float32.
+    scores: scores that are part of the similarity (a bias per key, a learned scale), applied before the caller's.
     """
 
     query: jax.Array
@@ -26,27 +26,57 @@ class Prepared(NamedTuple):
 
 
 class Similarity(Piece, abc.ABC):
-    """From a query and a key to a number: `scale * pair(query, key)`, then the prepared scores.
+    """Gives each (query, key) pair its score: `scale * pair(query, key)`, then the scores in `Prepared.scores`.
 
-    `prepare` sees the arrays whole, in plain differentiable JAX. `pair` sees a tile. A similarity that is a dot
-    product in disguise only prepares, and so runs on every dot-product kernel; one that is not (`is_dot = False`)
-    overrides `pair`, which is then computed tile by tile.
+    To add a similarity, subclass `Similarity`, decorate the class with `@piece`, and implement `prepare`, which
+    transforms the whole query and key once, in plain differentiable JAX. If the score is a dot product of the
+    transformed arrays plus terms per query or per key, that is all, and it runs on every dot-product kernel. The
+    Gaussian score, for example, is `-γ‖q - k‖² = 2γ q·k - γ‖k‖² - γ‖q‖²`. For any other score set `is_dot = False` and
+    override `pair`, which is called tile by tile.
+
+    Attributes:
+        is_dot: whether `pair` is the dot product (`grouped_dot`).
+        finite: whether `pair` and its derivatives are finite for all finite inputs.
+        rewrites_key: whether `prepare` changes the key. If False, the caller's own key array is used.
+
+    >>> import jax, jax.numpy as jnp, jattn
+    >>> from jattn.foundation.pieces import array, piece
+    >>> @piece
+    ... class Weighted(jattn.similarities.Similarity):
+    ...     "Σ_d weight_d q_d k_d."
+    ...
+    ...     weight: jax.Array = array("dim")
+    ...     rewrites_key = False
+    ...
+    ...     def prepare(self, query, key):
+    ...         return jattn.similarities.Prepared(query * self.weight, key)
+    >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
+    >>> jattn.attention(q, k, v, similarity=Weighted(jnp.arange(4.0))).shape
+    (10, 2, 4)
     """
 
-    is_dot: ClassVar[bool] = True  # `pair` is `grouped_dot`
-    finite: ClassVar[bool] = False  # True where `pair` and its derivatives are finite for finite arrays
-    rewrites_key: ClassVar[bool] = True  # False where `prepare` returns the very key it was given
+    is_dot: ClassVar[bool] = True
+    finite: ClassVar[bool] = False
+    rewrites_key: ClassVar[bool] = True
 
     @abc.abstractmethod
     def prepare(self, query: jax.Array, key: jax.Array) -> Prepared:
-        """Rewrite the arrays (shapes as in the front door, any number of batch axes) to what `pair` takes."""
-
-    def pair(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """Numbers `[batch..., q_heads, q, k]` of a tile, float32 (float64 for float64 arrays).
+        """Transform the whole arrays for `pair`.
 
         Args:
-            query: `[batch..., q_heads, q, dim]`.
-            key: `[batch..., kv_heads, k, dim]`; consecutive groups of query heads share a key head.
+            query: `[batch..., q_len, q_heads, qk_dim]`.
+            key: `[batch..., kv_len, kv_heads, qk_dim]`.
+
+        Returns:
+            `Prepared`; the feature size of its arrays is free.
+        """
+
+    def pair(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """The scores of a tile, `[batch..., q_heads, q, k]`, by default dot products; float32 (float64 in float64).
+
+        Args:
+            query: `[batch..., q_heads, q, dim]`, prepared.
+            key: `[batch..., kv_heads, k, dim]`, prepared. Consecutive query heads share a key head.
         """
         return grouped_dot(query, key)
 
@@ -57,9 +87,10 @@ def accumulation_dtype(*arrays: jax.Array) -> jnp.dtype:
 
 
 def folded_scale(similarity: Similarity, query: jax.Array, scale: float) -> tuple[jax.Array, float]:
-    """The query times the scale where that is the same and its precision allows, and the factor left for the scores.
+    """Multiply the query by the scale if that is exact enough; returns the query and the factor left for the scores.
 
-    Before the product rather than after it, the scale keeps large products from overflowing.
+    Scaling before the product instead of after it keeps large products from overflowing. It is done for dot products
+    whose query already has the accumulation dtype; in a 16-bit dtype it would round.
     """
     if similarity.is_dot and query.dtype == accumulation_dtype(query):
         return query * scale, 1.0
@@ -67,7 +98,7 @@ def folded_scale(similarity: Similarity, query: jax.Array, scale: float) -> tupl
 
 
 def grouped_dot(query: jax.Array, key: jax.Array) -> jax.Array:
-    """`[..., q_heads, q, d]` with `[..., kv_heads, k, d]` -> `[..., q_heads, q, k]`, without repeating the keys."""
+    """Dot products `[..., q_heads, q, k]` of `[..., q_heads, q, d]` and `[..., kv_heads, k, d]`; no key is repeated."""
     *batch, q_heads, q_len, dim = query.shape
     kv_heads, k_len = key.shape[-3:-1]
     grouped = query.reshape(*batch, kv_heads, q_heads // kv_heads * q_len, dim)

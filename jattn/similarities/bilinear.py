@@ -13,17 +13,18 @@ from .finite import finite_query
 
 @piece
 class Bilinear(Similarity):
-    """qᵀ W k + b, the `general` score of Luong et al. (2015, arXiv:1508.04025); W = I is the dot product.
+    """qᵀ W k + b, the `general` score of Luong et al. (2015, arXiv:1508.04025). W = I gives the dot product.
 
-    The query is rewritten to qW once, in float32 (float64); the key is untouched. There is no 1/√qk_dim. The bias
-    is the same for all keys, so that it cancels in a softmax and matters for a sigmoid, a soft cap or a sink.
+    Runs as a dot product: the query is replaced by Wᵀq once, in float32 (float64 for float64 inputs), and the key is
+    unchanged. There is no 1/√qk_dim. The bias is the same for all keys, so it cancels in a softmax; it matters for a
+    sigmoid, a soft cap or a sink.
 
     Args:
-        weight: floating-point `[batch..., head, q_dim, k_dim]`, one for each query head, or `[q_dim, k_dim]`.
-        bias: None, a number, or a floating-point array `[batch..., head]`.
+        weight: W, floating-point `[q_dim, k_dim]`, or `[batch..., heads, q_dim, k_dim]` with one per query head.
+        bias: b: None, a number, or a floating-point array `[batch..., heads]`.
 
     Raises:
-        ValueError: `weight` does not have the feature sizes of the query and the key.
+        ValueError: `weight` does not match the feature sizes of the query and key.
 
     >>> import jax, jattn
     >>> q, k, v, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(10, 2, 4)] * 3 + [(4, 4)]))
@@ -42,22 +43,23 @@ class Bilinear(Similarity):
 
     def prepare(self, query, key):
         check_features("weight", self.weight, "query", query, "key", key)
-        query, broken = finite_query(query)
+        query, poison = finite_query(query)
         scores = () if self.bias is None else (Shift(self.bias),)
-        return Prepared(project(query, self.weight), key, scores=(*scores, broken))
+        return Prepared(project(query, self.weight), key, scores=(*scores, poison))
 
 
 @piece
 class SharedBilinear(Similarity):
-    """(qW)·(kW) = qᵀ W Wᵀ k, the same projection of both: symmetric and positive semidefinite.
+    """(Wᵀq)·(Wᵀk) = qᵀ W Wᵀ k: one projection for both, so the form is symmetric and positive semidefinite.
 
-    The query is rewritten to qWWᵀ once, in float32 (float64); the key is untouched. There is no 1/√qk_dim.
+    Runs as a dot product: the query is replaced by W Wᵀ q once, in float32 (float64 for float64 inputs), and the key is
+    unchanged. There is no 1/√qk_dim.
 
     Args:
-        weight: floating-point `[batch..., head, dim, rank]`, one for each query head, or `[dim, rank]`.
+        weight: W, floating-point `[dim, rank]`, or `[batch..., heads, dim, rank]` with one per query head.
 
     Raises:
-        ValueError: `weight` does not have the feature size of the query.
+        ValueError: `weight` does not match the feature size of the query.
 
     >>> import jax, jattn
     >>> q, k, v, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(10, 2, 4)] * 3 + [(4, 3)]))
@@ -73,13 +75,17 @@ class SharedBilinear(Similarity):
 
     def prepare(self, query, key):
         check_features("weight", self.weight, "query", query)
-        query, broken = finite_query(query)
+        query, poison = finite_query(query)
         projected = project(project(query, self.weight), jnp.swapaxes(self.weight, -1, -2))
-        return Prepared(projected, key, scores=(broken,))
+        return Prepared(projected, key, scores=(poison,))
 
 
 def project(vectors: jax.Array, weight: jax.Array | np.ndarray) -> jax.Array:
-    """`[batch..., length, heads, d]` times `[batch..., head, d, e]` -> `[batch..., length, heads, e]`, float32."""
+    """Multiply `[batch..., length, heads, d]` by `[batch..., heads, d, e]`: `[batch..., length, heads, e]` in float32.
+
+    Raises:
+        ValueError: the weight has neither one head nor the heads of `vectors`.
+    """
     dtype = accumulation_dtype(vectors)
     weight = jnp.asarray(weight, dtype)
     if weight.shape[-3] == 1:
@@ -93,7 +99,7 @@ def project(vectors: jax.Array, weight: jax.Array | np.ndarray) -> jax.Array:
 
 
 def check_features(name: str, weight, left: str, left_array, right: str = "", right_array=None) -> None:
-    """The last two axes of a weight are the feature sizes of what it multiplies.
+    """Check that the last two axes of a weight are the feature sizes of what it multiplies.
 
     Raises:
         ValueError: they are not.

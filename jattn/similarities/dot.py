@@ -1,4 +1,4 @@
-"""Dot products: plain, scaled, and of unit vectors."""
+"""Dot products: plain, scaled, and cosine."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from .finite import finite_query
 
 
 def static_or_score(factor: Numbers) -> tuple[float, tuple[Score, ...]]:
-    """A factor as what `Prepared` takes: a Python number is static, an array is a score that is differentiated."""
+    """Split a factor for `Prepared`: a Python number is its static `scale`, an array a differentiable `Scale` score."""
     return (factor, ()) if isinstance(factor, (int, float)) else (1.0, (Scale(factor),))
 
 
@@ -21,7 +21,7 @@ class Dot(Similarity):
     """scale * q·k.
 
     Args:
-        scale: a number, or a floating-point array `[batch..., head]`, one for each query head.
+        scale: a number, or a floating-point array `[batch..., heads]` with one per query head.
 
     Raises:
         ValueError: `scale` is not a finite floating-point number or array.
@@ -44,7 +44,9 @@ class Dot(Similarity):
 
 @piece
 class ScaledDot(Similarity):
-    """q·k / √qk_dim (Vaswani et al. 2017, arXiv:1706.03762): of variance about 1 for unit-variance inputs.
+    """q·k / √qk_dim (Vaswani et al. 2017, arXiv:1706.03762). The default similarity.
+
+    For independent queries and keys of unit variance per feature, the scores have unit variance too.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -60,13 +62,13 @@ class ScaledDot(Similarity):
 
 @piece
 class Cosine(Similarity):
-    """q·k / (‖q‖ ‖k‖ temperature).
+    """Cosine similarity, q·k / (‖q‖ ‖k‖ temperature) (Graves et al. 2014, arXiv:1410.5401).
 
-    The angle with a zero vector is taken as 0, with gradient 0 there. Norms and unit vectors are float32 (float64),
-    and safe from overflow and underflow.
+    A zero vector has similarity 0 to everything, with zero gradient. Vectors are normalized in float32 (float64 for
+    float64 inputs), without overflow or underflow.
 
     Args:
-        temperature: a number above 0, or a floating-point array `[batch..., head]` of such, one for each query head.
+        temperature: a number above 0, or a floating-point array `[batch..., heads]` with one per query head.
 
     Raises:
         ValueError: `temperature` is not above 0.
@@ -83,15 +85,15 @@ class Cosine(Similarity):
         set_field(self, "temperature", parameter("temperature", self.temperature, above=0))
 
     def prepare(self, query, key):
-        query, broken = finite_query(query)
+        query, poison = finite_query(query)
         scale, scores = static_or_score(1 / self.temperature)
-        return Prepared(unit(query), unit(key), scale, (*scores, broken))
+        return Prepared(unit(query), unit(key), scale, (*scores, poison))
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-    """`vectors` divided by their norms, in float32 (float64); zero vectors stay zero, with zero gradient."""
+    """Normalize vectors to unit length, in float32 (float64). Zero vectors stay zero, with zero gradient."""
     vectors = vectors.astype(accumulation_dtype(vectors))
-    # A constant factor changes no angle: with the largest entry 1, squares neither overflow nor vanish.
+    # Scaling does not change the direction. With the largest entry 1, squares neither overflow nor underflow to 0.
     largest = jax.lax.stop_gradient(jnp.abs(vectors).max(-1, keepdims=True, initial=0))
     vectors = vectors / jnp.where(largest == 0, 1, largest)
     square = (vectors * vectors).sum(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The Gaussian score: minus a squared distance."""
+"""The Gaussian similarity: a negative squared distance."""
 
 from typing import Any
 
@@ -16,22 +16,22 @@ from .finite import finite_query
 
 @piece
 class Gaussian(Similarity):
-    """-gamma ‖q - k‖², whose softmax is Nadaraya-Watson regression with a Gaussian kernel, gamma = 1/(2σ²).
+    """-γ‖q - k‖². Its softmax is Nadaraya-Watson regression with a Gaussian kernel of variance σ² = 1/(2γ).
 
-    Runs on the dot-product kernels, as 2 gamma q·k - gamma ‖k‖² - gamma ‖q‖². The last term is the same for all keys
-    of a query and cancels in a softmax; it is kept so that the score is exact for a soft cap, a sigmoid, a sink and
-    the lse. As the terms cancel for near vectors, the absolute error is that of gamma (‖q‖² + ‖k‖²) in float32:
-    subtract a common mean from query and key if they are far from 0, which changes no distance.
+    Runs as a dot product: 2γ q·k - γ‖k‖² - γ‖q‖². The last term is the same for all keys of a query and cancels in a
+    softmax; it is kept so that soft caps, sigmoids, sinks and the lse see the exact score. For vectors that are close
+    together the terms nearly cancel, so the absolute error is that of γ(‖q‖² + ‖k‖²) in float32. If queries and keys
+    are far from the origin, subtract a common mean from both, which changes no distance.
 
-    gamma = 0 is the mean of the values; unit-norm keys with gamma = 1/(2√qk_dim) are the scaled dot product; a large
-    gamma approaches the nearest key, where the gradient is 0: to within gamma times the rounding of the output, as
-    `tiled` takes the mean of the values off in sums of its own.
+    With γ = 0 the output is the mean of the values. For keys of unit norm and γ = 1/(2√qk_dim), it is that of the
+    scaled dot product. As γ grows, the output approaches the value of the nearest key, and gradients approach 0.
+    Rounding then leaves an error of about γ times the rounding error of the output.
 
     Args:
-        gamma: a number of at least 0, or a floating-point array `[batch..., head]` of such, one for each query head.
+        gamma: γ, a number of at least 0, or a floating-point array `[batch..., heads]` with one per query head.
 
     Raises:
-        ValueError: `gamma` is negative (as far as its values are known).
+        ValueError: `gamma` is known to be negative.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -48,16 +48,16 @@ class Gaussian(Similarity):
         gamma = factor = self.gamma
         if not isinstance(factor, (int, float)):
             factor = of_rank(factor.astype(accumulation_dtype(query, key))[..., None, None], query.ndim)
-        query, broken = finite_query(query)
+        query, poison = finite_query(query)
         far_query = penalty(factor, squared_norm(query)[..., :, None])
         per_head = jnp.repeat(squared_norm(key), query.shape[-2] // key.shape[-2], axis=-2)
         far_key = penalty(factor, per_head[..., None, :])
         scale, scores = static_or_score(2 * gamma)
-        return Prepared(query, key, scale, (*scores, Bias(far_key), Bias(broken.values + far_query)))
+        return Prepared(query, key, scale, (*scores, Bias(far_key), Bias(poison.values + far_query)))
 
 
 def penalty(factor: Any, square: jax.Array) -> jax.Array:
-    """-factor * square; -inf for a square that overflowed, so that its key, masked out, is not 0 * inf to gamma."""
+    """-factor * square, or -inf if the square overflowed (a masked key would give γ the gradient 0 * inf otherwise)."""
     finite = jnp.isfinite(square)
     return jnp.where(finite, -factor * jnp.where(finite, square, 0), -jnp.inf)
 

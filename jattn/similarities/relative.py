@@ -1,4 +1,4 @@
-"""A dot product with the key and with a vector of the distance: relative position representations."""
+"""Relative position representations: dot products with the key and with a vector per distance."""
 
 import math
 
@@ -15,26 +15,27 @@ from .finite import finite_query
 
 @piece
 class RelativeDot(Similarity):
-    """((q_i + u)·k_j + (q_i + v)·a_r) * scale, r = clip(key position - query position - first, 0, distances - 1).
+    """((q_i + u)·k_j + (q_i + v)·a_r) * scale, with r = clip(key position - query position - first, 0, distances - 1).
 
-    Shaw et al. 2018 (arXiv:1803.02155) without the biases u and v; with them Transformer-XL (Dai et al. 2019,
-    arXiv:1901.02860), where a_r = W_r R_r, and the conformers of speech. As a piece it goes into any layer:
-    `MultiHeadAttention(..., similarity=RelativeDot(table, first=-n), learned="similarity")` trains the vectors.
+    Without the biases u and v this is Shaw et al. 2018 (arXiv:1803.02155). With them it is Transformer-XL (Dai et al.
+    2019, arXiv:1901.02860), where a_r = W_r R_r, and the Conformer of speech models. As a piece it fits into any layer,
+    which can train the vectors:
+    `MultiHeadAttention(..., similarity=RelativeDot(table, first=-n), learned="similarity")`.
 
-    The products with a_r are computed once, `RelativeLogits` of heads x q_len x distances numbers, in float32
-    (float64); the rest is a dot product, which streams and skips as any other.
+    The products with a_r are computed once, as `RelativeLogits` with heads x q_len x distances numbers, in float32
+    (float64 for float64 inputs). The rest is a dot product.
 
     Args:
-        distances: a, floating-point `[batch..., head, distance, dim]`, or `[distance, dim]` for all heads.
-        first: the key position - query position of the first vector, a Python integer; -n for distances of -n to n.
-            Pairs beyond either end have the vector there.
-        content_bias: u, floating-point `[batch..., head, dim]`, or None.
+        distances: a, floating-point `[distances, dim]` for all heads, or `[batch..., heads, distances, dim]`.
+        first: key position - query position of the first vector, a Python int; -n for the distances -n to n. Pairs
+            further apart use the first or last vector.
+        content_bias: u, floating-point `[batch..., heads, dim]`, or None.
         position_bias: v, likewise.
         scale: a Python number; by default 1/√dim.
 
     Raises:
-        ValueError: arrays of another dtype or with too few axes, or that do not fit the query; `first` or `scale` that
-            is no number.
+        ValueError: an array is not floating-point, has too few axes, or does not match the query; `first` or `scale` is
+            not a number.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -57,7 +58,7 @@ class RelativeDot(Similarity):
                 set_field(self, name, floats(name, getattr(self, name), ("head", "dim")))
         if self.scale is not None and not (type(self.scale) in (int, float) and math.isfinite(self.scale)):
             raise ValueError(f"`scale` must be a finite Python number, or None for 1/√dim; got {self.scale!r}.")
-        # What is known of `first` and of the number of distances is checked by the logits that they make.
+        # Let RelativeLogits check `first` and the number of distances.
         RelativeLogits(np.zeros((1, 1, self.distances.shape[-2]), np.float32), self.first)
 
     def prepare(self, query, key):
@@ -69,7 +70,7 @@ class RelativeDot(Similarity):
                     f"`{name}` must have the dim of `query`, and its heads or 1; got shape {tuple(value.shape)} and "
                     f"query {query.shape}."
                 )
-        query, broken = finite_query(query)
+        query, poison = finite_query(query)
         wide = query.astype(accumulation_dtype(query, key))
         scale = dim**-0.5 if self.scale is None else float(self.scale)
 
@@ -80,4 +81,4 @@ class RelativeDot(Similarity):
         vectors = jnp.broadcast_to(vectors, (*vectors.shape[:-3], heads, *vectors.shape[-2:]))
         logits = jnp.einsum("...qhd,...hrd->...hqr", plus(self.position_bias) * scale, vectors)
         content = query if self.content_bias is None else plus(self.content_bias)
-        return Prepared(content, key, scale, (RelativeLogits(logits, self.first), broken))
+        return Prepared(content, key, scale, (RelativeLogits(logits, self.first), poison))
