@@ -31,13 +31,11 @@ LAYERS = (
     ("nnx", "linen"),
     ("benchmarks",),
 )
-"""A module imports from its own layer or an earlier one, at its top. A room within a room is named by its path."""
+"""A module imports from its own layer or an earlier one. A room within a room is named by its path."""
 
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Of two in one row, only these know each other, the first the second.
 SIBLINGS = {("ops.attention.explain", "ops.attention.api")}
-# Inside a function only: pictures and dense arrays of masks are masks' own, and what they take is a plan's.
-LATE = {("masks/base.py", "ops.attention.plan"), ("masks/dense.py", "ops.attention.plan")}
 LONGEST, LONGEST_KERNEL = 400, 700
 
 found = importlib.util.find_spec("jattn")
@@ -56,27 +54,27 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """The absolute names a file imports, each with whether at its top; those for the type checker alone left out."""
+def imports(path: Path) -> list[str]:
+    """The absolute names a file imports, at its top or in functions; those for the type checker alone left out."""
     package = dotted(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
     names = []
 
-    def visit(node: ast.AST, top: bool) -> None:
+    def visit(node: ast.AST) -> None:
         if isinstance(node, ast.Import):
-            names.extend((alias.name, top) for alias in node.names)
+            names.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             prefix = ".".join([*base, *([node.module] if node.module else [])])
-            names.append((prefix, top))
-            names.extend((f"{prefix}.{alias.name}", top) for alias in node.names)
+            names.append(prefix)
+            names.extend(f"{prefix}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             return
         for child in ast.iter_child_nodes(node):
-            visit(child, top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+            visit(child)
 
-    visit(ast.parse(path.read_text(encoding="utf-8")), True)
+    visit(ast.parse(path.read_text(encoding="utf-8")))
     return names
 
 
@@ -94,7 +92,7 @@ def test_imports_only_earlier_layers(path):
     if inside in ("", "__main__", "ops"):
         return  # they gather the public names from everywhere
     assert here is not None, f"jattn/{name_of(path)} is in no layer: {list(RANK)}"
-    for name, top in imports(path):
+    for name in imports(path):
         first, _, rest = name.partition(".")
         if first != "jattn":
             continue
@@ -106,13 +104,12 @@ def test_imports_only_earlier_layers(path):
             )
             continue
         allowed = here == there or RANK[there] < RANK[here] or (here, there) in SIBLINGS
-        allowed |= not top and (path.relative_to(ROOT).as_posix(), there) in LATE
         assert allowed, f"{name_of(path)} (layer {here}) imports `{name}` from the later layer {there}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_uses_public_jax_only(path):
-    private = [name for name, _ in imports(path) if name.startswith(("jax._", "jaxlib"))]
+    private = [name for name in imports(path) if name.startswith(("jax._", "jaxlib"))]
     assert not private, f"{name_of(path)} imports {private}"
     attributes = [
         node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)

@@ -12,10 +12,10 @@ from ..foundation.arrays import describe, of_rank
 from ..foundation.pieces import indexed
 from ..foundation.sharding import summed_einsum
 from ..foundation.varying import split_axes
+from ..masks.placement import check_lone_query_positions
 from ..ops.attention.api import attention, attention_weights
 from ..ops.attention.checks import check_pieces, check_positions, reject_ambiguous_positions, renamed
 from ..ops.attention.dropout import Dropout
-from ..ops.attention.plan import check_lone_query_positions
 from ..parallel import Heads
 from ..parallel.heads import as_arrays
 from ..positions import rotary as default_rotary

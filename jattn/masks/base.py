@@ -22,6 +22,20 @@ FEW_AXES = (
 """A hint for arrays with one or two axes, which could mean several things; jattn does not guess which."""
 
 
+_PAINTERS: list[Callable[..., str]] = []
+
+
+def paints_masks(function: Callable[..., str]) -> Callable[..., str]:
+    """Decorate the function behind `Mask.picture`. What is drawn is a plan of tiles, and plans are made of masks: the
+    plan's module hands its function in, and masks import nothing of it.
+
+    Args:
+        function: of the arguments of `Mask.picture`, the mask first.
+    """
+    _PAINTERS.append(function)
+    return function
+
+
 class Mask(Piece, abc.ABC):
     """Which (query, key) pairs may attend: a boolean function of two absolute token positions.
 
@@ -100,10 +114,7 @@ class Mask(Piece, abc.ABC):
         visited 7 of 16 tiles (43.8%), 7 of them full
         tiles of 1 queries x 1 keys
         """
-        # Imported here because the plan is a later layer that imports masks; only this display method needs it.
-        from ..ops.attention.plan.picture import picture_of_mask
-
-        return picture_of_mask(self, q_len, kv_len, query_positions)
+        return _PAINTERS[-1](self, q_len, kv_len, query_positions)
 
     def __and__(self, other: "Mask") -> "Mask":
         return And(self, as_mask(other))

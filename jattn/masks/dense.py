@@ -9,6 +9,7 @@ from ..foundation.arrays import as_array
 from ..foundation.pieces import array, indexed, piece
 from .arguments import booleans, set_field
 from .base import FEW_AXES, Mask, as_mask
+from .placement import dense
 
 _AXES = ("head", "query", "key")
 
@@ -93,8 +94,6 @@ def create(
       [1 1 0]
       [0 1 1]]]
     """
-    from ..ops.attention.plan.placed import dense  # not at the top: the plan is a later layer that imports masks
-
     piece = as_mask(mask)
     if batch is None and heads is None and indexed(piece, (1,), 1) is not piece:
         raise ValueError(

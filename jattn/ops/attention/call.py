@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...foundation.arrays import as_array, counted
+from ...foundation.elementwise import mask_reads_positions, score_reads_positions
 from ...foundation.known import known_while_tracing
 from ...foundation.pieces import align, indexed
 from ...foundation.sharding import auto_devices
 from ...foundation.varying import split_axes
 from ...masks.base import Mask
+from ...masks.placement import check_extent, check_lone_query_positions
 from ...normalizers import Normalizer
 from ...scores import Bias
 from ...scores.base import Score
@@ -21,7 +23,6 @@ from ...similarities.base import Prepared, accumulation_dtype
 from . import checks
 from .dropout import Dropout
 from .finite import without_nonfinite
-from .plan import check_extent, check_lone_query_positions, mask_reads_positions, score_reads_positions
 
 
 @dataclasses.dataclass(frozen=True)

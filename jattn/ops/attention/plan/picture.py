@@ -7,9 +7,9 @@ import numpy as np
 from jax.core import Tracer
 
 from ....foundation.pieces import map_fields
-from ....masks.base import Mask
+from ....masks.base import Mask, paints_masks
+from ....masks.placement import placed
 from .intervals import is_known
-from .placed import placed
 from .plan import EMPTY, FULL, PARTIAL, Plan, make_plan
 
 COLUMNS = 48
@@ -43,6 +43,7 @@ def picture(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+@paints_masks
 def picture_of_mask(mask: Mask, q_len: int, kv_len: int, query_positions: Any = None) -> str:
     """See `Mask.picture`."""
 

@@ -7,8 +7,8 @@ import pytest
 
 import jattn
 from jattn import masks, scores
+from jattn.foundation.elementwise import mask_reads_positions, score_reads_positions
 from jattn.foundation.pieces import align, array, piece
-from jattn.ops.attention.plan import mask_reads_positions, score_reads_positions
 
 TABLE = jnp.arange(8)
 

@@ -15,17 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ....foundation.dependence import needed_inputs
-from ....foundation.functions import one_expression
-from ....foundation.pieces import LAYOUT, map_fields, own_rank, parts
-from ....foundation.varying import without_mesh
-from ....masks.base import Mask
-from ....scores.base import Score
+from .dependence import needed_inputs
+from .functions import one_expression
+from .pieces import LAYOUT, Piece, map_fields, own_rank, parts
+from .varying import without_mesh
 
 Sizes = tuple[int, ...]
 
 
-def mask_reads_positions(mask: Mask | None) -> tuple[bool, bool]:
+def mask_reads_positions(mask: Piece | None) -> tuple[bool, bool]:
     """Whether an aligned mask depends on the query positions, and on the key positions.
 
     Raises:
@@ -38,7 +36,7 @@ def mask_reads_positions(mask: Mask | None) -> tuple[bool, bool]:
     return (False, False) if mask is None else _read(mask, jnp.float32)
 
 
-def score_reads_positions(score: Score, dtype: Any = jnp.float32) -> tuple[bool, bool]:
+def score_reads_positions(score: Piece, dtype: Any = jnp.float32) -> tuple[bool, bool]:
     """Whether an aligned score depends on the query positions, and on the key positions.
 
     Args:
@@ -86,7 +84,7 @@ def _examine(structure: Any, shapes: tuple, rank: int, dtype: Any) -> tuple[bool
     piece = structure.unflatten([abstract(*one) for one in shapes])
     alone = (1,) * (rank - 2)  # every axis but the last two
     query, key = (jax.ShapeDtypeStruct((*alone, *pair), jnp.int32) for pair in ((sizes[-2], 1), (1, sizes[-1])))
-    if isinstance(piece, Mask):
+    if hasattr(piece, "allows"):
         name, method = "mask", "allows"
         function: Callable[..., Any] = lambda piece, q, k: piece.allows(q, k)  # noqa: E731
         operands: tuple[Any, ...] = (piece, query, key)
@@ -111,7 +109,7 @@ def _examine(structure: Any, shapes: tuple, rank: int, dtype: Any) -> tuple[bool
     _check_result(name, what, result, sizes, dtype)
     for primitive in _looking_along(closed.jaxpr, sizes):
         for part in parts(piece):  # rather name the part
-            if isinstance(part, Mask | Score):
+            if hasattr(part, "allows") or hasattr(part, "modify"):
                 _read(part, dtype)
         _refuse(name, what, primitive)
     needed = needed_inputs(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
