@@ -1,1 +1,1 @@
-"""`python -m jattn.benchmarks`: this library beside its peers, on the device at hand."""
+"""Benchmarks of jattn against other libraries: `python -m jattn.benchmarks`. `README.md` beside it has the results."""

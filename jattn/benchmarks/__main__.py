@@ -1,4 +1,4 @@
-"""The command line: measure the rows asked for, print them as they come, write them down."""
+"""The command line: measure the selected rows, print each as it is done, and write the table."""
 
 import argparse
 import dataclasses
@@ -11,24 +11,26 @@ from .suites import SUITES
 
 
 def main(arguments: list[str] | None = None) -> list[table.Row]:
-    """Parse, measure, print; the rows.
+    """Parse the command line, then measure and print; returns the rows.
 
     Args:
-        arguments: of the command line; by default this process's.
+        arguments: the command line; by default that of the process.
     """
     parser = argparse.ArgumentParser(
         prog="python -m jattn.benchmarks",
-        description="This library beside its peers, in paired rounds; figures are medians of per-round ratios.",
+        description="Compare jattn with other libraries in paired rounds. Figures are medians of per-round ratios.",
     )
     parser.add_argument("--suite", choices=SUITES, default="cpu")
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows; an unknown name lists them")
-    parser.add_argument("--repeats", type=int, default=15, help="rounds of a pair (fewer where a round is slow)")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a machine that does other work too")
-    parser.add_argument("--length", type=int, help="the usual length, instead of the suite's")
-    parser.add_argument("--long", type=int, help="the length of the rows that skip most tiles, instead of the suite's")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows; an unknown name lists all")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds per row (fewer if a round is slow)")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write everything measured here, each round's times too"
+        "--clock", choices=CLOCKS, default="wall", help="cpu: for a machine that is busy with other work"
+    )
+    parser.add_argument("--length", type=int, help="the usual length, in place of the suite's")
+    parser.add_argument("--long", type=int, help="the length of the rows on long sequences, in place of the suite's")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table to this file")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all measurements to this file, with the times of each round"
     )
     asked = parser.parse_args(arguments)
     if asked.repeats < 1:

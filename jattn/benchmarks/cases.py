@@ -1,4 +1,4 @@
-"""The rows of the benchmark, as data: what is compared, at which shape, and the bar."""
+"""The rows of the CPU benchmark, as data: what is compared, at which shape, and the target."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ LENGTH, LONG, WINDOW = 4096, 16384, 512
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """The figure that a row should reach."""
+    """The target of a row."""
 
     value: float
     at_most: bool = False
@@ -25,20 +25,20 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """`ours` beside `other`, both timed.
+    """A comparison of running times.
+
+    The figure is `time(other) / time(ours)`, or its inverse if the target is an upper bound, times `factor`.
 
     Attributes:
-        name: to ask for the row by.
-        what: in words.
-        shape: of both sides.
-        ours: this library.
-        other: a peer, or this library doing something plainer.
-        bar: for the figure.
-        factor: from the shape to what multiplies the ratio of times: 1 for a plain ratio.
-        unit: of the figure.
-        rounds: at most so many, where one takes long.
-
-    The figure is `time(other) / time(ours)`, or the other way round where the bar is a most.
+        name: selects the row on the command line.
+        what: a description for the table.
+        shape: the shape for both sides.
+        ours: jattn.
+        other: another library, or a simpler call of jattn.
+        bar: the target.
+        factor: from the shape, a factor on the ratio of times; by default 1.
+        unit: the unit of the figure.
+        rounds: the maximum number of rounds, for slow rows.
     """
 
     name: str
@@ -54,9 +54,10 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Temporaries of the compiled gradient of both sides at doubling lengths; the bar, in MiB, is for the last.
+    """A comparison of the temporary memory of the compiled gradient, at three doubling lengths.
 
-    They must grow linearly too: what the last doubling adds is at most `STEEPEST` times what the one before added.
+    The target, in MiB, is for the last length. Growth must also be linear: the last doubling may add at most `STEEPEST`
+    times what the one before added.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Memory:
 
 
 STEEPEST = 2.2
-"""Twice, and a tenth for what rounds up."""
+"""Linear growth doubles; 10% more allows for rounding up."""
 
 
 def causal(shape: Shape) -> masks.Mask:
@@ -82,7 +83,7 @@ def window(shape: Shape) -> masks.Mask:
 
 
 def packed(documents: int) -> Callable[[Shape], masks.Mask]:
-    """Causal within each of several documents of equal length."""
+    """A causal mask for several packed documents of equal length."""
 
     def mask(shape: Shape) -> masks.Mask:
         return masks.Causal() & masks.SameSegment(jnp.arange(shape.length) * documents // shape.length)
@@ -91,18 +92,21 @@ def packed(documents: int) -> Callable[[Shape], masks.Mask]:
 
 
 def _share_of_matmul(shape: Shape) -> float:
-    """Work of the visited tiles by that of the matrix product: two products of 2 operations a pair and dimension."""
+    """Operations in the visited tiles over those of the matrix product.
+
+    Two products per tile, with 2 operations per pair and dimension each.
+    """
     visited, _, _ = _counts(causal, shape)
     return 4 * visited * shape.q_heads * shape.dim * shape.batch / (2 * peers.MATMUL**3)
 
 
 def _tiles_saved(shape: Shape) -> float:
-    """Causal tiles by window tiles."""
+    """The ratio of the pairs visited by causal attention to those visited with the window."""
     return _counts(causal, shape)[0] / _counts(window, shape)[0]
 
 
 def _counts(mask: Callable[[Shape], masks.Mask], shape: Shape) -> tuple[int, int, int]:
-    """Pairs in the visited, the full and all tiles of a head."""
+    """The number of pairs in the visited, the full and all tiles, per head."""
     plan = Choice(mask).plan(shape)
     area = plan.q_tile * plan.k_tile
     visited, full, total = plan.counts()
@@ -113,8 +117,8 @@ def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
     """The rows for a CPU.
 
     Args:
-        length: the usual length.
-        long: that of the rows in which most tiles are skipped.
+        length: the usual sequence length.
+        long: the length of the rows in which most tiles are skipped.
     """
 
     def base(length: int) -> Shape:

@@ -1,4 +1,4 @@
-"""What compiling costs: the time that XLA takes for the gradient of a stack of attention layers, written out."""
+"""Compile time: how long XLA takes for the gradient of a stack of unrolled attention layers."""
 
 import itertools
 import time
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 from ..ops.attention.api import dot_product_attention
 from .sides import Run, Shape, Side
 
-_count = itertools.count(time.time_ns() % 2**30)  # so that a persistent cache has none of them
+_count = itertools.count(time.time_ns() % 2**30)  # unique per process, so that no persistent cache has an entry
 
 
 def compiling(label: str, attend: Callable[..., jax.Array], layers: int) -> Side:
-    """A side that compiles and runs nothing. Tracing and lowering, done once, are not timed; no cache is read.
+    """A side that compiles and does not run. Tracing and lowering happen once and are not timed; no cache is used.
 
     Args:
-        label: how the table calls it.
-        attend: with the signature of `jax.nn.dot_product_attention`.
-        layers: of the stack.
+        label: the label in the table.
+        attend: a function with the signature of `jax.nn.dot_product_attention`.
+        layers: the number of layers.
     """
 
     def build(shape: Shape) -> Run:
@@ -32,7 +32,7 @@ def compiling(label: str, attend: Callable[..., jax.Array], layers: int) -> Side
         arrays = (jax.ShapeDtypeStruct(each, jnp.float32) for each in (shape.query(), shape.key(), shape.key()))
         lowered = jax.jit(jax.grad(stacked, argnums=(0, 1, 2))).lower(*arrays)
 
-        # Another value of an option has it compiled anew, here of one that does nothing.
+        # A new value of a compiler option, here one without effect, forces a new compilation.
         def run():
             options: dict[str, Any] = {"xla_dump_max_hlo_modules": next(_count)}
             return lowered.compile(options)
@@ -43,10 +43,10 @@ def compiling(label: str, attend: Callable[..., jax.Array], layers: int) -> Side
 
 
 def ours(layers: int) -> Side:
-    """This library's attention."""
+    """jattn's attention."""
     return compiling("jattn", dot_product_attention, layers)
 
 
 def jax_nn(layers: int) -> Side:
-    """JAX's own."""
+    """`jax.nn.dot_product_attention`."""
     return compiling("jax.nn", jax.nn.dot_product_attention, layers)

@@ -1,4 +1,4 @@
-"""The rows about linear time: the recurrences beside their scan, beside attention and beside PyTorch."""
+"""The rows on linear recurrences: chunked form against scan, attention and PyTorch."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ def _unit(keys: jax.Array) -> jax.Array:
 
 
 def _gates(shape: Shape, channels: int | None = None) -> np.ndarray:
-    """Logarithms of gates between 0.9 and 1."""
+    """Log gates, for gates between 0.9 and 1."""
     sizes = shape.query()[:-1] + (() if channels is None else (channels,))
     return np.log(np.random.default_rng(1).uniform(0.9, 1, sizes)).astype(np.float32)
 
@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[Callable, Callable[[Shape], Any]]] = {
     "gate per channel": (_linear, lambda shape: _gates(shape, shape.dim)),
     "gated delta rule": (_delta, _gates),
 }
-"""The recurrences: the function of a form and arrays, and the gates for a shape."""
+"""The recurrences: a function of the form and the arrays, and a function that makes the gates for a shape."""
 
 
 def recurrence(kind: str, *, form: str = "chunked", length: int | None = None) -> Side:
@@ -51,8 +51,8 @@ def recurrence(kind: str, *, form: str = "chunked", length: int | None = None) -
 
     Args:
         kind: its name.
-        form: as of `jattn.ops.recurrence`.
-        length: instead of the row's.
+        form: as in `jattn.ops.recurrence`.
+        length: the length to use instead of the row's.
     """
     function, gates = KINDS[kind]
 
@@ -70,7 +70,7 @@ def recurrence(kind: str, *, form: str = "chunked", length: int | None = None) -
 
 
 def torch_recurrence(*, quadratic: bool = False) -> Side:
-    """With a gate per head and step, in PyTorch, forward and backward: token by token, or every pair of tokens."""
+    """PyTorch with a gate per head and step, forward and backward: token by token, or in the quadratic form."""
 
     def build(shape: Shape) -> Run:
         torch = importlib.import_module("torch")
@@ -104,7 +104,7 @@ def torch_recurrence(*, quadratic: bool = False) -> Side:
 
 
 def decode() -> Side:
-    """One token with a state."""
+    """One decoding step with a recurrent state."""
 
     def build(shape: Shape) -> Run:
         token, state_shape = jnp.ones((3, shape.batch, shape.q_heads, shape.dim)), (shape.dim, shape.dim)
@@ -117,7 +117,7 @@ def decode() -> Side:
 
 
 def decode_with_cache() -> Side:
-    """One token that attends over a cache of the row's length."""
+    """One decoding step of attention over a cache of the row's length."""
 
     def build(shape: Shape) -> Run:
         query, key, value, _ = (jnp.asarray(one) for one in inputs(shape))
@@ -128,11 +128,11 @@ def decode_with_cache() -> Side:
 
 
 def linear(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
-    """The rows.
+    """The rows on linear recurrences.
 
     Args:
-        length: of the rows beside the scan.
-        long: of those about growth, and of the cache.
+        length: the length of the rows that compare with the scan.
+        long: the length of the rows on growth and on decoding.
     """
 
     def base(length: int) -> Shape:

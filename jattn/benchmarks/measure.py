@@ -1,4 +1,4 @@
-"""Measuring two things that share a machine with others: side by side, round by round."""
+"""Paired timing: two functions are measured in alternation, so that noise from other work affects both alike."""
 
 import dataclasses
 import statistics
@@ -7,19 +7,22 @@ import time
 from .sides import Run
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-"""Time that passes; or the CPU time of all threads, for a machine whose cores are shared with other work."""
+"""Wall-clock time, or the CPU time of all threads (for a machine that is shared with other work)."""
 
 FEWEST = 3
-"""Rounds that even a slow pair gets."""
+"""The minimum number of rounds, even for a slow pair."""
 
 QUICK = 2.0
-"""Seconds up to which a timed call follows another of its own: else the memory that the other side gave back to the
-system, and that must be asked for anew, is counted. A scan that keeps 1 GiB doubled the next call's time so."""
+"""Calls faster than this (in seconds) get an untimed warm-up call of the same side before each timed one.
+
+Otherwise the time would include reallocating the memory that was returned to the system while the other side ran. After
+a scan that keeps 1 GiB, this doubled the time of the next call.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of each round of one side."""
+    """The seconds of each round of one side."""
 
     rounds: tuple[float, ...]
 
@@ -32,12 +35,12 @@ class Times:
         return statistics.median(self.rounds)
 
     def ratio(self, other: "Times") -> float:
-        """The median over rounds of this side's time by the other's: what slows both down cancels."""
+        """The median over rounds of this side's time divided by the other's. What slows down both sides cancels."""
         return statistics.median(mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True))
 
 
 def once(run: Run, clock: str) -> float:
-    """Seconds of one call."""
+    """The seconds of one call."""
     now = CLOCKS[clock]
     begin = now()
     run()
@@ -45,13 +48,13 @@ def once(run: Run, clock: str) -> float:
 
 
 def paired(first: Run, second: Run, *, rounds: int, seconds: float, clock: str = "wall") -> tuple[Times, Times]:
-    """Time both in every round, who goes first alternating, after two calls of each, the first of which compiles.
+    """Time both sides in every round, alternating which goes first, after two warm-up calls of each.
 
     Args:
         first: one side.
-        second: the other.
-        rounds: how many rounds.
-        seconds: no round starts later than this, once there are `FEWEST`.
+        second: the other side.
+        rounds: the number of rounds.
+        seconds: no round starts after this time, once there are `FEWEST`.
         clock: one of `CLOCKS`.
     """
     sides = (first, second)
@@ -71,5 +74,5 @@ def paired(first: Run, second: Run, *, rounds: int, seconds: float, clock: str =
 
 
 def alone(run: Run, *, rounds: int, seconds: float, clock: str = "wall") -> Times:
-    """Time one side whose peer is missing."""
+    """Time one side whose peer is not available."""
     return paired(run, lambda: None, rounds=rounds, seconds=seconds, clock=clock)[0]

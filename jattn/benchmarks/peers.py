@@ -1,4 +1,4 @@
-"""The peers, each found if it is installed, each in its own best layout."""
+"""The libraries that jattn is compared with, each in its preferred layout, if installed."""
 
 import functools
 import importlib
@@ -13,18 +13,18 @@ import jax.numpy as jnp
 from .sides import Run, Shape, Side, gradient_temporaries, inputs, jax_run
 
 MATMUL = 2048
-"""The side of the square matrices whose product is the machine's own rate."""
+"""The side of the square matrices whose product measures the machine's matmul rate."""
 
 
 def matmul_run() -> Run:
-    """A float32 product of two square matrices, by XLA."""
+    """A float32 product of two square matrices by XLA."""
     left, right = (jax.random.normal(jax.random.key(i), (MATMUL, MATMUL), jnp.float32) for i in range(2))
     product = jax.jit(jnp.matmul)
     return lambda: jax.block_until_ready(product(left, right))
 
 
 def matmul() -> Side:
-    """The machine's own matmul, whatever the shape."""
+    """The machine's own matmul, for any shape of the row."""
     return Side(f"matmul {MATMUL}³", lambda shape: matmul_run())
 
 
@@ -42,14 +42,14 @@ def jax_nn(*, backward: bool = False) -> Side:
 
 
 def _torch() -> Any:
-    """PyTorch with as many threads as there are cores; imported by name, since it is no dependency of this package."""
+    """PyTorch with one thread per core. Imported by name because it is not a dependency of jattn."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(os.cpu_count() or 1)
     return torch
 
 
 def torch_version() -> str | None:
-    """Its version, or None where it is not installed."""
+    """PyTorch's version, or None if it is not installed."""
     return None if _no_torch() else _torch().__version__
 
 
@@ -62,7 +62,7 @@ def _no_torch_compiler() -> str | None:
 
 
 def _torch_inputs(shape: Shape) -> list[Any]:
-    """Query, key, value and cotangent as `[batch, heads, length, dim]`, contiguous."""
+    """Query, key, value and cotangent as contiguous `[batch, heads, length, dim]`."""
     torch = _torch()
     return [torch.from_numpy(array).transpose(1, 2).contiguous() for array in inputs(shape)]
 
@@ -90,11 +90,11 @@ def torch_attention(*, backward: bool = False) -> Side:
 
 
 def flex_attention(window: int | None = None, *, mask_included: bool = False) -> Side:
-    """PyTorch's `flex_attention`, compiled: causal, within a window if one is given.
+    """PyTorch's compiled `flex_attention`: causal, optionally within a window.
 
     Args:
         window: how many earlier keys a query sees.
-        mask_included: build the block mask anew each time, although it is made once for a length.
+        mask_included: rebuild the block mask in every call, although one is enough for a length.
     """
 
     def build(shape: Shape) -> Run:

@@ -1,4 +1,4 @@
-"""One side of a comparison: what runs, at which shape, and this library as such a side."""
+"""One side of a comparison: what runs, at which shape; and jattn as such a side."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from ..ops.attention.plan import Plan
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Self-attention in float32 with the heads of a model that exists."""
+    """Float32 self-attention with the head layout of a real model."""
 
     model: str
     length: int
@@ -36,18 +36,18 @@ class Shape:
 
 
 Run = Callable[[], Any]
-"""Computes once, and returns when the result is there."""
+"""Computes once, and returns when the result is ready."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """What is timed.
+    """One side of a comparison.
 
     Attributes:
-        label: how the table calls it.
-        build: from a shape to what is timed; compiling and making inputs happen here.
-        temporaries: from a shape to the bytes of temporaries of the compiled gradient, where that is known.
-        missing: why it cannot run here, or None. Asked when a case is run.
+        label: the label in the table.
+        build: from the shape, the function to time. Inputs are made and the function is compiled here.
+        temporaries: from the shape, the bytes of temporaries of the compiled gradient, if known.
+        missing: returns why this side cannot run here, or None. Called when the row is run.
     """
 
     label: str
@@ -57,14 +57,14 @@ class Side:
 
 
 def inputs(shape: Shape) -> tuple[np.ndarray, ...]:
-    """Query, key, value and the output's cotangent."""
+    """Query, key, value and the cotangent of the output."""
     random = np.random.default_rng(0)
     shapes = shape.query(), shape.key(), shape.key(), shape.query()
     return tuple(random.standard_normal(each, np.float32) for each in shapes)
 
 
 def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """`function(query, key, value, *rest)`, and the gradients of the first three for a cotangent given before them."""
+    """`function(query, key, value, *rest)` and its gradients in query, key and value; takes the cotangent first."""
 
     def both(cotangent, query, key, value, *rest):
         out, pull = jax.vjp(lambda *arrays: function(*arrays, *rest), query, key, value)
@@ -74,7 +74,7 @@ def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 
 def jax_run(function: Callable[..., Any], shape: Shape, *rest: Any, backward: bool) -> Run:
-    """`function(query, key, value, *rest)`, compiled, with its gradients if `backward`."""
+    """`function(query, key, value, *rest)`, compiled; with its gradients if `backward`."""
     *arrays, cotangent = (jnp.asarray(array) for array in inputs(shape))
     compiled = jax.jit(with_gradients(function) if backward else function)
     arguments = (cotangent, *arrays, *rest) if backward else (*arrays, *rest)
@@ -82,7 +82,7 @@ def jax_run(function: Callable[..., Any], shape: Shape, *rest: Any, backward: bo
 
 
 def gradient_temporaries(function: Callable[..., Any], shape: Shape, *rest: Any) -> int:
-    """Bytes of temporaries of the compiled gradient of the sum, the output among them; nothing is run."""
+    """Bytes of temporaries, including the output, of the compiled gradient of the sum. Nothing is run."""
 
     def total(*arrays):
         return function(*arrays).sum()
@@ -91,13 +91,13 @@ def gradient_temporaries(function: Callable[..., Any], shape: Shape, *rest: Any)
     compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(query, key, key, *rest).compile()
     analysis = compiled.memory_analysis()
     if analysis is None:
-        raise RuntimeError("this backend does not say what memory a compiled program takes")
+        raise RuntimeError("this backend does not report the memory of a compiled program")
     return analysis.temp_size_in_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a call asks of this library: its pieces, made for a shape."""
+    """The pieces of a jattn call, as functions of the shape."""
 
     mask: Callable[[Shape], Any]
     scores: Callable[[Shape], tuple] = lambda shape: ()
@@ -118,13 +118,13 @@ def _attend(query, key, value, mask, scores):
 
 
 def jattn(label: str, choice: Choice, *, backward: bool = False, plan_included: bool = False) -> Side:
-    """This library. Pieces are arguments of the compiled function: their sizes are static, their arrays are traced.
+    """jattn as a side. Pieces are arguments of the compiled function: their sizes are static, their arrays traced.
 
     Args:
-        label: how the table calls it.
+        label: the label in the table.
         choice: the pieces.
-        backward: also the gradients of query, key and value.
-        plan_included: build the plan of tiles anew each time, although it is made once, when the call is traced.
+        backward: also compute the gradients of query, key and value.
+        plan_included: rebuild the tile plan in every call, although it is made only once, at trace time.
     """
 
     def build(shape: Shape) -> Run:

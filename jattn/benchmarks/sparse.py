@@ -1,4 +1,4 @@
-"""The rows for sparse patterns: their time and memory as sequences grow."""
+"""The rows on sparse patterns: time and memory as sequences grow."""
 
 import dataclasses
 import functools
@@ -22,17 +22,17 @@ from .cases import LENGTH, Bar, Memory, Speed
 from .sides import Shape, Side, gradient_temporaries, jax_run
 
 INPUTS = 4
-"""How many times the bytes of queries, keys and values the gradient's temporaries may take."""
+"""The limit on the gradient's temporaries, as a multiple of the bytes of queries, keys and values."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """A pattern for every length.
+    """A sparse pattern for any length.
 
     Attributes:
-        name: of the pattern.
-        attend: `attend(query, key, value)` for a shape, at the cost of its tiles.
-        mask: as a mask, for a shape.
+        name: the pattern's name.
+        attend: from the shape, a function `attend(query, key, value)` that skips tiles.
+        mask: from the shape, the pattern as a mask.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Pattern:
     mask: Callable[[Shape], Any]
 
     def ratio(self, shape: Shape) -> float:
-        """Pairs in visited tiles by those that causal attention visits."""
+        """Pairs in the visited tiles, relative to those that causal attention visits."""
         return _pairs(shape, self.attend(shape)) / _pairs(shape, functools.partial(attention, mask=masks.Causal()))
 
 
 def side(pattern: Pattern) -> Side:
-    """This library with a pattern."""
+    """jattn with a pattern."""
     return Side(
         "jattn",
         lambda shape: jax_run(pattern.attend(shape), shape, backward=False),
@@ -54,7 +54,7 @@ def side(pattern: Pattern) -> Side:
 
 
 def dense_side(pattern: Pattern, shape: Shape) -> Side:
-    """`jax.nn.dot_product_attention` with the whole mask; missing where its scores do not fit."""
+    """`jax.nn.dot_product_attention` with a dense mask; missing if its scores do not fit in memory."""
     pairs = shape.batch * shape.q_heads * shape.length**2
     needed = (2 * 4 + 1) * pairs  # scores and their softmax, float32; the mask
 
@@ -85,7 +85,7 @@ def dense_side(pattern: Pattern, shape: Shape) -> Side:
 
 
 def _free_bytes() -> int:
-    """Of this machine's memory, files that it keeps there aside; where it does not say, what a laptop has."""
+    """Available memory of this machine; 8 GiB if it does not say."""
     try:
         found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
     except OSError:
@@ -94,7 +94,7 @@ def _free_bytes() -> int:
 
 
 def causal_side() -> Side:
-    """This library, causal attention over everything."""
+    """jattn with plain causal attention."""
     attend = functools.partial(attention, mask=masks.Causal())
     return Side(
         "causal",
@@ -104,7 +104,7 @@ def causal_side() -> Side:
 
 
 def _pairs(shape: Shape, attend: Callable[..., jax.Array]) -> float:
-    """Pairs of a head in the tiles that are visited, in the mean over heads."""
+    """Pairs in the visited tiles, averaged over heads."""
     array = jax.ShapeDtypeStruct(shape.query(), "float32")
     plans = [each.plan for each in explain_calls(attend, array, array, array)]
     return sum(plan.counts()[0] * plan.q_tile * plan.k_tile / plan.states.shape[-3] for plan in plans)
@@ -146,15 +146,17 @@ PATTERNS = (
     _by_mask("BigBird", _bigbird, Tiled(64, 64)),
     _strided(),
 )
-"""A window of 256 on either side and one global token; blocks of 64, three random of each head; stride √length."""
+"""Longformer: a window of 256 on each side and one global token. BigBird: blocks of 64, three random ones per head.
+Strided: stride √length.
+"""
 
 
 def sparse(length: int = LENGTH, long: int = 16 * LENGTH) -> tuple[Speed | Memory, ...]:
-    """The rows for sparse patterns, from `length` to `long` in steps of four times.
+    """The rows on sparse patterns, at lengths from `length` to `long` in steps of a factor of four.
 
     Args:
-        length: the shortest.
-        long: the longest.
+        length: the shortest length.
+        long: the longest length.
     """
     rows: list[Speed | Memory] = []
     for pattern in PATTERNS:

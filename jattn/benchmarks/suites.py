@@ -1,4 +1,4 @@
-"""The suites of the benchmark, by name."""
+"""The benchmark suites, by name."""
 
 from .cases import cpu
 from .linear import linear

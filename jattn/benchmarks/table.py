@@ -1,4 +1,4 @@
-"""Running the rows, and what is said of them."""
+"""Run rows of the benchmark and format the results."""
 
 import dataclasses
 import math
@@ -14,12 +14,12 @@ from .cases import STEEPEST, Memory, Speed
 from .measure import alone, paired
 
 SECONDS = 60.0
-"""What the timed rounds of a row may take."""
+"""The time limit for the timed rounds of a row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What was measured; `figure` is None where the other side is missing."""
+    """The result of a row. `figure` is None if the other side is missing."""
 
     name: str
     what: str
@@ -41,7 +41,7 @@ HEAD = ("what", "shape", "jattn", "beside it", "figure", "bar", "met")
 
 
 def run(case: Speed | Memory, *, rounds: int, clock: str = "wall") -> Row:
-    """Measure a row."""
+    """Measure one row."""
     return _speed(case, rounds, clock) if isinstance(case, Speed) else _memory(case)
 
 
@@ -99,7 +99,7 @@ def _seconds(seconds: float) -> str:
 
 
 def environment(clock: str = "wall") -> str:
-    """What the figures were made with, in one line."""
+    """One line that says what the figures were measured with: versions, device, matmul rate, clock."""
     product = alone(peers.matmul_run(), rounds=7, seconds=SECONDS, clock=clock)
     rate = 2 * peers.MATMUL**3 / product.least / 1e9
     a_core = " a core" if clock == "cpu" else ""
@@ -114,7 +114,7 @@ def environment(clock: str = "wall") -> str:
 
 
 def markdown(rows: Sequence[Row], about: str) -> str:
-    """The table; times are medians, with the least in brackets."""
+    """The results as a Markdown table. Times are medians, with the minimum in parentheses."""
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
     return "\n".join([about, "", *lines, ""])

@@ -1,4 +1,4 @@
-"""Attention across devices: partition specs from declared axes, and the strategies that use them."""
+"""Attention across devices: partition specs derived from declared axes, and head parallelism."""
 
 from .heads import Heads
 from .specs import ArraySpecs, array_specs, partition_spec, partition_specs

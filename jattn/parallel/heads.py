@@ -1,4 +1,4 @@
-"""Heads across devices: each device attends with its own heads, and nothing is exchanged until they are summed."""
+"""Head parallelism: each device attends with its own heads, without communication until their outputs are summed."""
 
 import dataclasses
 import math
@@ -21,23 +21,25 @@ from .specs import MeshAxis, array_specs, partition_spec, partition_specs
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """Heads split over a mesh axis (tensor parallelism, Shoeybi et al. 2019, arXiv:1909.08053).
+    """Split the heads over a mesh axis (tensor parallelism; Shoeybi et al. 2019, arXiv:1909.08053).
 
-    Consecutive heads share a device: with `n` devices on the axis, device `i` has query heads `i * q_heads / n` and
-    up, and the key heads they attend to. Each per-head array in a piece (slopes, sinks, biases, windows) goes with its
-    head. Attention itself needs no communication; multi-head attention has one sum over the axis, after the output
-    projection, in float32. Forward and backward equal one device, dropout included; a function that reads the index of
-    its batch element or head (`masks.of`) reads that of the whole arrays. In a user's own function
-    (`masks.of`, `scores.of`) JAX refuses here, with an error, what has its own derivative rule, like `jax.nn.relu`.
+    With n devices on the axis, device i has the query heads `i * q_heads / n` to `(i + 1) * q_heads / n - 1` and their
+    key heads. Arrays in pieces that are per head (slopes, sinks, biases, windows) are split likewise. Attention itself
+    needs no communication. Multi-head attention needs one float32 all-reduce after the output projection. Outputs and
+    gradients equal those of one device, including dropout. A function that uses the batch or head index (`masks.of`)
+    sees the indices of the whole arrays.
+
+    In user functions (`masks.of`, `scores.of`), JAX raises an error here for operations with a custom derivative rule,
+    such as `jax.nn.relu`.
 
     Args:
-        axis: the mesh axis over which heads are split; None splits the batch alone (data parallelism).
-        batch: for each batch axis of the call, the mesh axis that splits it, or None; one name for a single batch
-            axis; `()` splits none.
-        mesh: by default the one set by `jax.set_mesh`. Over its other axes everything is repeated.
+        axis: the mesh axis over which heads are split. None splits only the batch (data parallelism).
+        batch: for each batch axis of the call, the mesh axis that splits it, or None. A single name is short for one
+            batch axis; `()` splits none.
+        mesh: the mesh; by default the one set by `jax.set_mesh`. Everything is replicated over its other axes.
 
     Raises:
-        ValueError: no names of mesh axes, no mesh; nothing that splits.
+        ValueError: `axis` or `batch` are not names of mesh axes, `mesh` is not a mesh, or nothing is split.
 
     >>> import jax, jattn
     >>> from jattn.parallel import Heads
@@ -81,14 +83,14 @@ class Heads:
         dropout: Dropout | None = None,
         implementation: Any = None,
     ) -> jax.Array:
-        """`jattn.attention`, by its arguments, with the heads of every array on their devices.
+        """`jattn.attention`, with every array split over the devices.
 
         Returns:
             `[..., q_len, q_heads, v_dim]`, sharded as `array_specs(batch=batch, head=axis).out`.
 
         Raises:
-            ValueError: as `attention`; a mesh axis that does not exist; key heads or a batch axis that the mesh axis
-                does not divide.
+            ValueError: as in `attention`; also if a mesh axis does not exist, or does not divide the key heads or a
+                batch axis.
         """
         check_arrays(query, key, value)
         batch, q_heads, kv_heads = query.shape[:-3], query.shape[-2], key.shape[-2]
@@ -103,7 +105,7 @@ class Heads:
             dropout=None if dropout is None else dropout.indexed(batch, q_heads),
         )
         positions = dict(query_positions=query_positions, key_positions=key_positions)
-        # The same checks run on each device, but there the sizes in their messages would be those of a shard.
+        # Check the whole arrays here: checks on each device would report the sizes of shards.
         jax.eval_shape(lambda *arrays: prepare(*arrays, **pieces, **positions)[1:], query, key, value)
 
         def local(arrays: tuple, pieces: dict, positions: dict) -> jax.Array:
@@ -116,12 +118,12 @@ class Heads:
     def sum_over_heads(
         self, function: Callable[..., jax.Array], operands: tuple, specs: tuple, batch_axes: int
     ) -> jax.Array:
-        """The sum over devices of `function(*operands)`, each on its shards: one all-reduce.
+        """The sum of `function(*operands)` over the devices of the head axis, each on its own shards: one all-reduce.
 
         Args:
-            function: of local arrays, to this device's part of a sum `[batch..., length, features]`.
-            operands: trees of arrays.
-            specs: trees with a `PartitionSpec` for each array.
+            function: takes local arrays and returns this device's summand `[batch..., length, features]`.
+            operands: pytrees of arrays.
+            specs: pytrees with a `PartitionSpec` for each array.
             batch_axes: the number of batch axes of the result.
         """
 
@@ -152,10 +154,10 @@ class Heads:
         }
 
     def batch_axes(self, count: int) -> tuple[MeshAxis, ...]:
-        """The mesh axis of each of `count` batch axes.
+        """The mesh axes of `count` batch axes.
 
         Raises:
-            ValueError: `batch` names another number of axes.
+            ValueError: `batch` names a different number of axes.
         """
         batch = (self.batch,) if isinstance(self.batch, str) else tuple(self.batch)
         if batch and len(batch) != count:
@@ -165,7 +167,7 @@ class Heads:
         return batch or (None,) * count
 
     def check(self, batch: Sequence[int], kv_heads: int) -> AnyMesh:
-        """The mesh, once it is known to divide these sizes.
+        """Check that the mesh divides these sizes, and return it.
 
         Raises:
             ValueError: it does not.
@@ -191,5 +193,5 @@ class Heads:
 
 
 def as_arrays(*positions: Any) -> tuple[Any, ...]:
-    """Lists of positions become NumPy arrays; None stays None."""
+    """Convert lists of positions to NumPy arrays. None stays None."""
     return tuple(as_array(item) for item in positions)

@@ -1,4 +1,4 @@
-"""The mesh that a strategy names axes of."""
+"""Checks of a mesh and the names of its axes."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from ..foundation.sharding import AnyMesh
 
 
 def current_mesh(mesh: AnyMesh | None) -> AnyMesh:
-    """`mesh`, or the one of the context (`jax.set_mesh`).
+    """Return `mesh`, or by default the mesh set by `jax.set_mesh`.
 
     Raises:
-        ValueError: neither.
+        ValueError: there is neither.
     """
     if mesh is not None:
         return mesh
@@ -23,10 +23,10 @@ def current_mesh(mesh: AnyMesh | None) -> AnyMesh:
 
 
 def check_mesh_axes(mesh: AnyMesh, axes: tuple[str, ...]) -> None:
-    """Every axis exists, and none is used twice.
+    """Check that each axis exists and is used at most once.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: an axis does not exist or is repeated.
     """
     for axis in axes:
         if axis not in mesh.shape:
@@ -36,10 +36,10 @@ def check_mesh_axes(mesh: AnyMesh, axes: tuple[str, ...]) -> None:
 
 
 def check_mesh(mesh: Any) -> None:
-    """A mesh of devices, or None.
+    """Check that `mesh` is a mesh or None.
 
     Raises:
-        ValueError: something else, such as the name of an axis.
+        ValueError: it is something else, such as the name of an axis.
     """
     if mesh is not None and not isinstance(mesh, AnyMesh):
         raise ValueError(
@@ -48,10 +48,10 @@ def check_mesh(mesh: Any) -> None:
 
 
 def check_batch_axes(batch: Any) -> None:
-    """What splits the batch: the name of a mesh axis, or for each batch axis a name, several, or None.
+    """Check `batch`: the name of one mesh axis, or for each batch axis a name, a tuple of names, or None.
 
     Raises:
-        ValueError: something else.
+        ValueError: it is something else.
     """
 
     def is_one(axis: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Partition specs of every array of a call, derived from the axes that each one declares."""
+"""Partition specs for every array of a call, derived from the axes that each array declares."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from ..foundation.pieces import map_fields
 from .meshes import check_batch_axes
 
 MeshAxis = str | tuple[str, ...] | None
-"""What an axis of an array is split over: a mesh axis, several, or none."""
+"""What one array axis is split over: a mesh axis, several mesh axes, or None."""
 
 
 def partition_spec(
@@ -23,18 +23,18 @@ def partition_spec(
 ) -> PartitionSpec:
     """The spec of one array `[batch..., *axes]`.
 
-    Axes without a mesh axis in `names`, and axes of size 1 (shared by all), are not split. The array's batch axes are
-    matched with the last ones of `batch`, as in broadcasting.
+    Axes that `names` does not mention, and axes of size 1 (shared by all), are not split. The array's batch axes are
+    aligned with the last entries of `batch`, as in broadcasting.
 
     Args:
-        shape: of the array.
-        axes: the names of its last axes.
+        shape: the shape of the array.
+        axes: the names of its trailing axes.
         batch: for each batch axis of the call, the mesh axis that splits it.
-        name: of the array, for the error message.
-        names: mesh axes by axis, such as `head="model"`.
+        name: the name of the array, for error messages.
+        names: the mesh axis of each named axis, such as `head="model"`.
 
     Raises:
-        ValueError: fewer axes than declared; more batch axes than `batch` has, where it has any.
+        ValueError: the array has fewer axes than declared, or more batch axes than a nonempty `batch`.
 
     >>> partition_spec((4, 1, 16), ("head", "query"), batch=("data",), head="model", query="sequence")
     P('data', None, 'sequence')
@@ -62,21 +62,22 @@ def partition_specs(
     query: MeshAxis = None,
     key: MeshAxis = None,
 ) -> Any:
-    """The piece (or tuple of pieces, or None) with a `PartitionSpec` in place of each of its arrays.
+    """A copy of a piece (or tuple of pieces, or None) with a `PartitionSpec` in place of each array.
 
-    A field declared `array("head")` is split over the mesh axis `head`, and so on; a piece's own axes (the buckets of
-    a table, the features of a projection) and axes of size 1 are on every device. Works as well for an abstract piece,
-    whose arrays are `ShapeDtypeStruct`s.
+    A field declared `array("head")` is split over the mesh axis `head`, and so on. A piece's own axes (the buckets of a
+    table, the features of a projection) and axes of size 1 are replicated. Abstract pieces, whose arrays are
+    `ShapeDtypeStruct`s, work too.
 
     Args:
         piece: a mask, score, similarity, normalizer or dropout.
-        batch: for each batch axis of the call, the mesh axis that splits it (one name for a single one), or None.
+        batch: for each batch axis of the call, the mesh axis that splits it, or None. A single name is short for one
+            batch axis.
         head: the mesh axis that splits the heads.
         query: the mesh axis that splits the queries (sequence parallelism).
         key: the mesh axis that splits the keys.
 
     Raises:
-        ValueError: an array without the axes its field declares, or with more batch axes than `batch` names.
+        ValueError: an array lacks axes that its field declares, or has more batch axes than `batch`.
 
     >>> import jax.numpy as jnp
     >>> from jattn import scores
@@ -94,7 +95,7 @@ def partition_specs(
 
 
 class ArraySpecs(NamedTuple):
-    """The specs of the arrays of a call, as the front door takes and returns them."""
+    """The partition specs of the arrays that `jattn.attention` takes and returns."""
 
     query: PartitionSpec
     key: PartitionSpec
@@ -111,9 +112,9 @@ def array_specs(
     query: MeshAxis = None,
     key: MeshAxis = None,
 ) -> ArraySpecs:
-    """The specs of query, key, value, out and positions (with all batch axes).
+    """The partition specs of query, key, value, output and positions.
 
-    Arguments as of `partition_specs`, with `batch` naming every batch axis.
+    The arguments are those of `partition_specs`; `batch` names every batch axis.
 
     >>> array_specs(batch="data", head="model").query
     P('data', None, 'model', None)

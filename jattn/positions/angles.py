@@ -1,12 +1,13 @@
-"""The angle position * θ modulo a full turn, without losing digits at large positions.
+"""The angle position * θ modulo a full turn, without loss of precision at large positions.
 
-In float32 the product of a position and a frequency has an error of about 6e-8 times itself: at position 2^20 that is
-0.06 radians, and a sine of it is wrong by as much. Here a frequency is a fixed-point fraction of a turn,
+In float32, the product of a position and a frequency has a relative error of about 6e-8. At position 2^20 that is an
+absolute error of 0.06 radians, which is also the error of its sine. Here a frequency is instead stored as a fixed-point
+fraction of a turn,
 
-    F = round(2^64 θ / 2π) mod 2^64,
+    F = round(2^64 θ / 2π) mod 2^64.
 
-and position * F mod 2^64, the fraction of a turn that is left, takes five products of 32-bit integers. They wrap around
-as whole turns do. Its upper 32 bits, as a signed number, are the angle in [-π, π) in steps of 1.5e-9.
+The product position * F mod 2^64 is the angle as a fraction of a turn: overflow drops whole turns. It takes five 32-bit
+integer products. The upper 32 bits, read as a signed integer, are the angle in [-π, π) in steps of 1.5e-9.
 """
 
 from typing import Any
@@ -23,14 +24,15 @@ _LARGEST = 2**31 - 1
 def turned_angles(positions: Any, frequencies: Any, dtype: Any) -> jax.Array:
     """The angles positions * frequencies `[..., n]`, up to whole turns.
 
-    Frequencies that are known (NumPy) give them to 5e-7 for whole positions up to 2^24, in float32. Frequencies that
-    are traced or learned, arrays of JAX, are multiplied in `dtype`: the error then is about 6e-8 times the angle. A
-    fraction of a position adds its own product, so that the angle is differentiable in positions that are floats.
+    For frequencies known at trace time (NumPy) and integer positions up to 2^24, they are correct to 5e-7 in float32.
+    JAX arrays of frequencies (traced or learned) are multiplied in `dtype`, with a relative error of about 6e-8. For
+    fractional positions the product of the fraction is added, so the angle is differentiable in floating-point
+    positions.
 
     Args:
         positions: `[...]`, integers or floats of at least 32 bits (see `check_numbers`).
-        frequencies: θ `[n]`, radians per position.
-        dtype: float32 or float64, of the result.
+        frequencies: θ `[n]`, in radians per position.
+        dtype: the dtype of the result, float32 or float64.
     """
     if isinstance(frequencies, jax.Array) or dtype == jnp.float64:
         return jnp.asarray(positions).astype(dtype)[..., None] * jnp.asarray(frequencies, dtype)
@@ -44,11 +46,11 @@ def turned_angles(positions: Any, frequencies: Any, dtype: Any) -> jax.Array:
 
 
 def check_numbers(positions: Any) -> Any:
-    """Positions as an array of numbers, each of which is told from its neighbors.
+    """Check positions and return them as an array in which neighboring positions are distinct.
 
     Raises:
-        ValueError: booleans or complex numbers; floats of 16 bits or fewer; integers outside int32, as far as values
-            are known.
+        ValueError: positions are booleans, complex numbers, or floats of 16 bits or fewer; or integers that are known
+            to be out of int32's range.
     """
     positions = positions if isinstance(positions, jax.Array) else np.asarray(positions)
     dtype = positions.dtype
@@ -78,7 +80,7 @@ def check_numbers(positions: Any) -> Any:
 
 
 def _of_integers(positions: Any, frequencies: np.ndarray) -> jax.Array:
-    """The angles `[..., n]` in [-π, π), float32."""
+    """The angles of integer positions, `[..., n]` in [-π, π), float32."""
     fractions = np.asarray([int(turn % 1 * 2.0**64) % 2**64 for turn in frequencies / (2 * np.pi)], np.uint64)
     positions = jnp.asarray(positions)[..., None]
     fractions = of_rank(fractions, positions.ndim)
@@ -101,5 +103,5 @@ def _upper_half(positions: jax.Array, fractions: np.ndarray) -> jax.Array:
     product = unsigned * high + p_high * low_high + (middle >> 16) + (carry >> 16)
     if not jnp.issubdtype(positions.dtype, jnp.signedinteger):
         return product
-    # As an unsigned number a negative position is 2^32 too large.
+    # A negative position, read as unsigned, is 2^32 too large.
     return product - jnp.where(positions < 0, low, np.uint32(0))

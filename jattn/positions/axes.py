@@ -1,6 +1,6 @@
-"""Rotary positions of more than one axis: each pair of features is turned by one of a token's coordinates.
+"""Rotary embeddings with several coordinates per token: each pair of features is rotated by one of them.
 
-Which pair by which coordinate is a static choice, so each axis is one call of `rotary` on its own pairs.
+Which pair is rotated by which coordinate is static, so each coordinate is one call of `rotary` on its own pairs.
 """
 
 from collections.abc import Sequence
@@ -23,27 +23,27 @@ def rotary_2d(
     layout: Literal["split", "joint"] = "split",
     frequencies: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
-    """Rotary positions on a grid: half of the pairs of features is turned by the row, the other half by the column.
+    """Rotary embeddings on a grid: half of the feature pairs are rotated by the row, the other half by the column.
 
-    Dot products depend on the relative row and the relative column only. Both axes have the frequencies
+    Dot products then depend only on the relative row and the relative column. Both axes have the frequencies
     θ_i = base^(-4i/dim), i = 0 .. dim/4 - 1.
 
     Args:
-        x: `[..., length, heads, dim]`, `dim` a multiple of 4.
-        positions: `[..., length, 2]`, row and column of each token. Of a whole grid, flattened row by row:
+        x: `[..., length, heads, dim]`, with `dim` a multiple of 4.
+        positions: `[..., length, 2]`, the row and column of each token. For a whole grid, flattened row by row:
             `numpy.indices((rows, columns)).reshape(2, -1).T`.
         base: a number above 1.
-        pairs: as of `rotary`.
-        layout: `"split"` turns the first half of the features by rows and the second by columns, each half a `rotary`
-            of its own (Gemma 4; SAM 2 with `pairs="interleaved"`). `"joint"` pairs features over all of `dim`, so
-            that with `pairs="half"` feature i and i + dim/2 are turned by the row for i < dim/4, by the column for
-            the others (the image encoders of Qwen2-VL, Qwen3-VL and GLM-4V; DINOv3). With interleaved pairs the two
-            are the same.
-        frequencies: θ itself `[2, dim / 4]`, of rows and of columns, in place of `base`. Pixtral deals the frequencies
-            of one axis out to both: `rotary_frequencies(base, dim).reshape(-1, 2).T`, with `layout="joint"`.
+        pairs: as in `rotary`.
+        layout: `"split"` rotates the first half of the features by rows and the second half by columns, each like
+            `rotary` (Gemma 4; SAM 2 with `pairs="interleaved"`). `"joint"` forms pairs over all of `dim`: with
+            `pairs="half"`, features i and i + dim/2 are rotated by the row if i < dim/4, otherwise by the column (the
+            image encoders of Qwen2-VL, Qwen3-VL and GLM-4V; DINOv3). With interleaved pairs both layouts are the same.
+        frequencies: θ itself `[2, dim / 4]`, for rows and for columns, in place of `base`. Pixtral alternates the
+            frequencies of one axis between both: `rotary_frequencies(base, dim).reshape(-1, 2).T`, with
+            `layout="joint"`.
 
     Raises:
-        ValueError: `dim` is no multiple of 4, shapes do not fit, or an unknown layout.
+        ValueError: `dim` is not a multiple of 4, shapes do not match, or `layout` is unknown.
 
     >>> import jax, numpy as np, jattn
     >>> x = jax.random.normal(jax.random.key(0), (12, 2, 8))
@@ -86,24 +86,26 @@ def rotary_sections(
     scaling: Scaling | None = None,
     interleaved: bool = False,
 ) -> jax.Array:
-    """Rotary positions with several coordinates, which share the frequencies of one: M-RoPE (time, height, width).
+    """Rotary embeddings with several coordinates that share one set of frequencies: M-RoPE (time, height, width).
 
-    Pair i is turned by p_a(i) θ_i, with θ_i = base^(-2i/dims) as of `rotary`. In sections, the first `sections[0]`
-    pairs have the first coordinate, a(i) = 0, the next `sections[1]` the second, and so on (Wang et al. 2024,
-    Qwen2-VL, arXiv:2409.12191). Interleaved, pair i has coordinate a = i mod axes as long as i < axes * sections[a],
-    and coordinate 0 where that is past (Qwen3-VL). With the same number in all coordinates, as tokens of text have
-    it, both are `rotary`.
+    Pair i is rotated by p_a(i) θ_i, with θ_i = base^(-2i/dims) as in `rotary`. By default the first `sections[0]` pairs
+    use the first coordinate, a(i) = 0, the next `sections[1]` pairs the second, and so on (Qwen2-VL; Wang et al. 2024,
+    arXiv:2409.12191). Interleaved, pair i uses coordinate a = i mod axes if i < axes * sections[a], otherwise
+    coordinate 0 (Qwen3-VL). For text tokens all coordinates are equal, and both reduce to `rotary`.
 
     Args:
         x: `[..., length, heads, dim]`, a query or a key.
-        positions: `[..., length, axes]`. Hugging Face's `[3, batch, length]` is this one moved:
+        positions: `[..., length, axes]`. Hugging Face's `[3, batch, length]` needs
             `numpy.moveaxis(position_ids, 0, -1)`.
-        sections: how many pairs each coordinate turns, `dims / 2` in all (`mrope_section`).
-        base, pairs, dims, scaling: as of `rotary`.
-        interleaved: whether coordinates take turns (`mrope_interleaved`).
+        sections: the number of pairs per coordinate, `dims / 2` in total (`mrope_section`).
+        base: as in `rotary`.
+        pairs: as in `rotary`.
+        dims: as in `rotary`.
+        scaling: as in `rotary`.
+        interleaved: whether the coordinates alternate (`mrope_interleaved`).
 
     Raises:
-        ValueError: sections that are no positive integers or do not add up to `dims / 2`; as `rotary`.
+        ValueError: `sections` are not nonnegative integers or do not sum to `dims / 2`; or as in `rotary`.
 
     >>> import jax, numpy as np, jattn
     >>> x = jax.random.normal(jax.random.key(0), (12, 2, 16))
@@ -140,7 +142,7 @@ def _coordinates(positions: Any, axes: int, what: str) -> Any:
 
 
 def _turn_by_axis(x: jax.Array, positions: Any, frequencies: Any, axis_of_pair: np.ndarray, pairs: Pairs) -> jax.Array:
-    """Pair i of `x [..., dims]` turned by `positions[..., axis_of_pair[i]] * frequencies[i]`."""
+    """Rotate pair i of `x [..., dims]` by `positions[..., axis_of_pair[i]] * frequencies[i]`."""
     count = len(axis_of_pair)
     first = np.arange(count) if pairs == "half" else 2 * np.arange(count)
     second = first + (count if pairs == "half" else 1)

@@ -1,4 +1,4 @@
-"""Positions of tokens in a padded or a packed batch, from the arrays that it comes with."""
+"""Token positions of padded and packed batches, from the arrays that describe them in other libraries."""
 
 from typing import Any
 
@@ -10,19 +10,20 @@ from ..masks.packing import check_cu_seqlens, row_length, sequence_ids
 
 
 def from_attention_mask(attention_mask: Any) -> Any:
-    """The number of tokens before each one in its row, so that every row begins at 0 wherever its padding is.
+    """The number of real tokens before each token of its row, so that every row counts from 0 wherever its padding is.
 
-    For a rotation or a position embedding, and for `query_positions` and `key_positions` alike, next to
-    `jattn.masks.from_attention_mask(attention_mask)`. Padding has the position of the token before it, 0 at the left.
+    Use it for position embeddings and for `query_positions` and `key_positions` alike, together with
+    `jattn.masks.from_attention_mask(attention_mask)`. Padding has the position of the token before it, or 0 at the
+    start.
 
     Args:
-        attention_mask: ones and zeros (integers or booleans), `[batch..., length]`.
+        attention_mask: zeros and ones (integers or booleans) `[batch..., length]`.
 
     Returns:
-        int32, as `attention_mask`; NumPy for NumPy, so that it is known while tracing.
+        int32 `[batch..., length]`; a NumPy array if the argument is one, so that it is known at trace time.
 
     Raises:
-        ValueError: another dtype; other numbers, where they are known.
+        ValueError: the dtype is neither integer nor boolean, or a known value is neither 0 nor 1.
 
     >>> import numpy as np
     >>> from jattn import positions
@@ -36,22 +37,22 @@ def from_attention_mask(attention_mask: Any) -> Any:
 
 
 def from_cu_seqlens(cu_seqlens: Any, length: int | None = None, *, key_cu_seqlens: Any = None) -> Any:
-    """The place of each token in its own sequence, in rows as `jattn.masks.from_cu_seqlens` has them.
+    """Each token's position in its own sequence, for rows packed as in `jattn.masks.from_cu_seqlens`.
 
-    Give it to a rotation and to `query_positions` and `key_positions` alike. Where the queries of a sequence are the
-    last ones of more keys, as with a cache, `key_cu_seqlens` moves them there: query i of n has the position
-    i + (keys - n), which is how flash-attn's `causal` and `window_size` count.
+    Use it for position embeddings and for `query_positions` and `key_positions` alike. If each sequence has more keys
+    than queries, as with a cache, pass `key_cu_seqlens`: the queries are then the last tokens of their sequence, and
+    query i of n has position i + (keys - n). This is the alignment of flash-attn's `causal` and `window_size`.
 
     Args:
-        cu_seqlens: integers that do not decrease, `[batch..., sequences + 1]`.
-        length: of the row; by default the largest last entry, if that is known while tracing.
-        key_cu_seqlens: of the keys, as many sequences.
+        cu_seqlens: nondecreasing integers `[batch..., sequences + 1]`.
+        length: the row length. By default the largest last entry, if that is known at trace time.
+        key_cu_seqlens: the same for the keys, with as many sequences.
 
     Returns:
-        int32 `[batch..., length]`, 0 for padding; NumPy where the arguments are.
+        int32 `[batch..., length]`, 0 for padding; a NumPy array if the arguments are.
 
     Raises:
-        ValueError: as `jattn.masks.from_cu_seqlens`.
+        ValueError: as in `jattn.masks.from_cu_seqlens`.
 
     >>> import numpy as np
     >>> from jattn import positions
@@ -63,7 +64,7 @@ def from_cu_seqlens(cu_seqlens: Any, length: int | None = None, *, key_cu_seqlen
     cu_seqlens = check_cu_seqlens("cu_seqlens", cu_seqlens)
     length = row_length("cu_seqlens", cu_seqlens, "length", length)
     sequences = cu_seqlens.shape[-1] - 1
-    first = cu_seqlens[..., :-1]  # of each sequence: what to subtract
+    first = cu_seqlens[..., :-1]  # per sequence, the offset to subtract from token indices
     if key_cu_seqlens is not None:
         key_cu_seqlens = check_cu_seqlens("key_cu_seqlens", key_cu_seqlens)
         if key_cu_seqlens.shape != cu_seqlens.shape:

@@ -1,4 +1,4 @@
-"""Rotary positions: pairs of features turned by angles in proportion to the position."""
+"""Rotary position embeddings (RoPE): pairs of features are rotated by angles proportional to the position."""
 
 from typing import Any, Literal
 
@@ -23,29 +23,30 @@ def rotary(
     scaling: Scaling | None = None,
     frequencies: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
-    """Turn each pair of features (a, b) by the angle φ = position * θ (Su et al. 2021, arXiv:2104.09864).
+    """Rotate each pair of features (a, b) by the angle φ = position * θ (RoPE; Su et al. 2021, arXiv:2104.09864).
 
-    (a, b) -> (a cos φ - b sin φ, b cos φ + a sin φ),  θ_i = base^(-2i/dims)
+        (a, b) -> (a cos φ - b sin φ, b cos φ + a sin φ),  θ_i = base^(-2i/dims)
 
-    The dot product of a rotated query and a rotated key depends on their relative position only. Apply it to both
-    before `attention`. Computed in float32 (float64 for float64), returned in the dtype of `x`. Angles do not lose
-    digits as positions grow: sines and cosines are right to 1e-6 up to position 2^24, with every scaling; only
-    `frequencies` that are an array of JAX are multiplied in float32, with an error of 6e-8 times the angle.
+    Apply it to queries and keys before `attention`; their dot product then depends only on the relative position.
+    Computed in float32 (float64 for float64 inputs) and returned in the dtype of `x`. Angles do not lose precision as
+    positions grow: sines and cosines are correct to 1e-6 up to position 2^24, with every scaling. Only `frequencies`
+    given as a JAX array are multiplied in float32, with a relative error of 6e-8 in the angle.
 
     Args:
         x: `[..., length, heads, dim]`, a query or a key.
         positions: integers (or floats of at least 32 bits) `[length]` or `[..., length]`, absolute token indices.
         base: a number above 1.
-        pairs: `"half"` pairs feature i with i + dims/2 (GPT-NeoX, Llama checkpoints in the usual layout);
-            `"interleaved"` pairs 2i with 2i + 1 (the paper, GPT-J). One is a permutation of the other's features.
-        dims: how many features, from the first, are turned; an even number, by default all. The others pass.
-        scaling: `Linear`, `NTK`, `DynamicNTK`, `YaRN`, `LongRoPE`, `Llama3` or `Proportional`, for contexts longer
-            than those trained on. The docstring of `jattn.positions` maps configurations of checkpoints to calls.
-        frequencies: θ itself `[dims / 2]`, learned or otherwise, in place of `base` and `scaling`.
+        pairs: `"half"` pairs feature i with i + dims/2 (GPT-NeoX; Llama checkpoints in Hugging Face's layout).
+            `"interleaved"` pairs 2i with 2i + 1 (the paper; GPT-J). They differ by a permutation of the features.
+        dims: how many leading features are rotated, an even number; by default all. The rest are unchanged.
+        scaling: a `Scaling` for contexts longer than those of training: `Linear`, `NTK`, `DynamicNTK`, `YaRN`,
+            `LongRoPE`, `Llama3` or `Proportional`. `jattn/positions/README.md` maps configurations of checkpoints to
+            calls.
+        frequencies: θ itself `[dims / 2]`, learned or fixed, in place of `base` and `scaling`.
 
     Raises:
-        ValueError: an odd or too large `dims`; shapes that do not fit; both `scaling` and `frequencies`; positions in
-            16-bit floats, which do not tell tokens apart, or known to be outside int32.
+        ValueError: `dims` is odd or too large; shapes do not match; both `scaling` and `frequencies` are given;
+            positions are 16-bit floats (which cannot tell tokens apart), or are known to be out of int32's range.
 
     >>> import jax, jax.numpy as jnp, jattn
     >>> x = jax.random.normal(jax.random.key(0), (1, 100, 8, 16))
@@ -76,7 +77,7 @@ def rotary(
 def scaled_frequencies(
     x: jax.Array, base: float, dims: int | None, scaling: Scaling | None
 ) -> tuple[int, np.ndarray, float]:
-    """How many features are turned, by which angles per position `[dims / 2]`, and the factor on them."""
+    """The number of rotated features, their frequencies θ `[dims / 2]`, and the factor on the rotated features."""
     dims = _turned_dims(x, dims)
     check_above("base", base, 1)
     if scaling is None:
@@ -97,7 +98,7 @@ def _turned_dims(x: jax.Array, dims: int | None) -> int:
 
 
 def turn(x: jax.Array, angles: jax.Array, pairs: Pairs) -> jax.Array:
-    """Turn the pairs of `x [..., dims]` by `angles [..., dims / 2]`."""
+    """Rotate the pairs of `x [..., dims]` by `angles [..., dims / 2]`."""
     check_pairs(pairs)
     angles = of_rank(angles, x.ndim)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -109,20 +110,20 @@ def turn(x: jax.Array, angles: jax.Array, pairs: Pairs) -> jax.Array:
 
 
 def check_pairs(pairs: Any) -> None:
-    """`pairs` is one of the two layouts."""
+    """Check that `pairs` is one of the two layouts."""
     if pairs not in ("half", "interleaved"):
         raise ValueError(f"`pairs` must be 'half' or 'interleaved'; got {pairs!r}.")
 
 
 def check_features(x: jax.Array) -> None:
-    """`x` is a floating-point array `[..., length, heads, dim]`."""
+    """Check that `x` is a floating-point array `[..., length, heads, dim]`."""
     if not hasattr(x, "dtype") or jnp.ndim(x) < 3 or not jnp.issubdtype(x.dtype, jnp.floating):
         got = f"{x.dtype} of shape {x.shape}" if hasattr(x, "dtype") else type(x).__name__
         raise ValueError(f"`x` must be a floating-point array [..., length, heads, dim]; got {got}.")
 
 
 def checked_positions(positions: Any, shape: tuple[int, ...]) -> Any:
-    """Positions as an array `[..., length]` that broadcasts against `x` without its heads and features."""
+    """Positions as an array `[..., length]` that broadcasts against `x` without its head and feature axes."""
     positions = check_numbers(positions)
     lead = positions.shape[:-1]
     batch = shape[:-3]

@@ -1,7 +1,7 @@
-"""Rotary frequencies, and the ways to stretch them to contexts longer than those trained on.
+"""Rotary frequencies, and scalings that adapt them to contexts longer than those of training.
 
-A scaling is frozen data; `frequencies(base, dims)` gives the `dims / 2` angles per position, computed once in float64
-NumPy, and `factor_on_features()` is a factor on the rotated features of both query and key.
+A scaling is frozen data. `frequencies(base, dims)` returns the `dims / 2` frequencies, computed in float64 NumPy, and
+`factor_on_features()` a factor that multiplies the rotated features of both query and key.
 """
 
 import abc
@@ -14,35 +14,35 @@ import numpy as np
 
 
 def rotary_frequencies(base: float, dims: int) -> np.ndarray:
-    """base^(-2i/dims) for i = 0 .. dims/2 - 1 (Su et al. 2021, arXiv:2104.09864), float64."""
+    """θ_i = base^(-2i/dims) for i = 0 .. dims/2 - 1 (Su et al. 2021, arXiv:2104.09864), float64."""
     return np.power(float(base), -np.arange(0, dims, 2) / dims)
 
 
 def check_above(name: str, value: Any, bound: float) -> None:
-    """A Python number above a bound.
+    """Check a finite Python number above a bound.
 
     Raises:
-        ValueError: it is not.
+        ValueError: `value` is not one.
     """
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not bound < value < math.inf:
         raise ValueError(f"`{name}` must be a finite number above {bound}; got {value!r}.")
 
 
 class Scaling(abc.ABC):
-    """How rotary frequencies are changed for a longer context."""
+    """How the rotary frequencies change for a longer context. Subclass it to add a scaling."""
 
     @abc.abstractmethod
     def frequencies(self, base: float, dims: int) -> np.ndarray:
-        """Angles per position `[dims / 2]`, float64."""
+        """The frequencies `[dims / 2]` in radians per position, float64."""
 
     def factor_on_features(self) -> float:
-        """The factor on the rotated features."""
+        """The factor on the rotated features of queries and of keys; scores are multiplied by its square."""
         return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Scaling):
-    """Position interpolation: every frequency divided by `factor` (Chen et al. 2023, arXiv:2306.15595).
+    """Position interpolation: all frequencies are divided by `factor` (Chen et al. 2023, arXiv:2306.15595).
 
     >>> from jattn.positions import Linear
     >>> print(Linear(2.0).frequencies(10000.0, 4))
@@ -60,9 +60,10 @@ class Linear(Scaling):
 
 @dataclasses.dataclass(frozen=True)
 class NTK(Scaling):
-    """ "NTK-aware": the base times factor^(dims/(dims-2)), so that the lowest frequency is divided by `factor`.
+    """NTK-aware scaling: the base is multiplied by factor^(dims/(dims-2)).
 
-    The highest stays as it is. As quoted in the YaRN paper (arXiv:2309.00071, section 3.1).
+    This divides the lowest frequency by `factor` and leaves the highest unchanged. Source: the YaRN paper
+    (arXiv:2309.00071), section 3.1.
 
     >>> from jattn.positions import NTK
     >>> print(NTK(2.0).frequencies(10000.0, 4))
@@ -84,28 +85,30 @@ class NTK(Scaling):
 
 @dataclasses.dataclass(frozen=True)
 class YaRN(Scaling):
-    """Interpolate slow frequencies, keep fast ones, blend between, and sharpen (Peng et al. 2023, arXiv:2309.00071).
+    """YaRN: interpolate low frequencies, keep high ones, blend in between (Peng et al. 2023, arXiv:2309.00071).
 
-    θ' = (1 - γ) θ / factor + γ θ, γ a ramp from 0 at `slow` to 1 at `fast` turns within the original length; query and
-    key are each multiplied by 0.1 ln(factor) + 1, so that the scores are multiplied by its square, 1/t.
+    θ' = (1 - γ) θ / factor + γ θ, where γ ramps from 0 to 1 as the number of turns within the original length goes from
+    `slow` to `fast`. Query and key are each multiplied by 0.1 ln(factor) + 1, so the scores are multiplied by its
+    square, the paper's 1/t.
 
     Args:
         factor: how many times longer the context is, at least 1.
-        original_length: the length trained on.
-        fast: turns from which on a frequency is kept (the paper's β).
-        slow: turns up to which a frequency is interpolated (the paper's α).
+        original_length: the context length of training.
+        fast: frequencies with at least this many turns are kept (the paper's β).
+        slow: frequencies with at most this many turns are interpolated (the paper's α).
         ramp: `"turns"` is the paper's equation, linear in the number of turns. `"index"` is the authors' code, which
-            published checkpoints were trained with: linear in the index of the frequency.
-        rounded: whether the bounds of the `"index"` ramp are rounded outward to whole indices, as in the authors'
-            code; gpt-oss (arXiv:2508.10925) does not round (`truncate=False` in its configuration).
-        attention_factor: None for the paper's 0.1 ln(factor) + 1, or a number. It applies to rotated features only,
-            so with partial rotary to their part of the score.
-        mscale, mscale_all_dim: DeepSeek's (arXiv:2405.04434) attention factor, (0.1 mscale ln(factor) + 1) /
-            (0.1 mscale_all_dim ln(factor) + 1), where both are given and neither is 0. (DeepSeek's models then
-            multiply all scores by the square of the divisor: `similarity=Dot(scale)`.)
+            published checkpoints were trained with, linear in the index of the frequency.
+        attention_factor: a number in place of the paper's 0.1 ln(factor) + 1. It applies only to rotated features, so
+            with partial rotary only to their share of the score.
+        rounded: whether the ends of the `"index"` ramp are rounded outward to integers, as in the authors' code.
+            gpt-oss (arXiv:2508.10925) does not round (`truncate=False` in its configuration).
+        mscale: with `mscale_all_dim`, DeepSeek's attention factor (arXiv:2405.04434),
+            (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1). Used if neither is None or 0. DeepSeek's
+            models then multiply all scores by the square of the denominator: `similarity=Dot(scale)`.
+        mscale_all_dim: see `mscale`.
 
     Raises:
-        ValueError: a number out of its range; an attention factor given twice.
+        ValueError: a number is out of range, or the attention factor is given twice.
 
     >>> from jattn.positions import YaRN
     >>> print(YaRN(4.0, original_length=4096).frequencies(10000.0, 8).round(5))
@@ -171,16 +174,19 @@ class YaRN(Scaling):
 
 @dataclasses.dataclass(frozen=True)
 class Llama3(Scaling):
-    """Llama 3.1's scaling by wavelength (Grattafiori et al. 2024, arXiv:2407.21783, as in the published model code).
+    """Llama 3.1's scaling by wavelength (Grattafiori et al. 2024, arXiv:2407.21783, as in its published code).
 
-    With λ = 2π/θ and L the original length: θ where λ < L / high; θ / factor where λ > L / low; between them
-    (1 - s) θ / factor + s θ with s = (L/λ - low) / (high - low).
+    Let λ = 2π/θ and L the original length. A frequency with λ < L / high is kept, one with λ > L / low is divided by
+    `factor`. In between it is (1 - s) θ / factor + s θ, with s = (L/λ - low) / (high - low).
 
     Args:
         factor: how many times longer the context is (8 in Llama 3.1).
         low_frequency_factor: `low` above.
         high_frequency_factor: `high` above.
-        original_length: the length trained on.
+        original_length: the context length of training.
+
+    Raises:
+        ValueError: a number is out of range.
 
     >>> from jattn.positions import Llama3
     >>> print(Llama3(8.0).frequencies(500000.0, 8).round(6))
@@ -208,21 +214,21 @@ class Llama3(Scaling):
 
 @dataclasses.dataclass(frozen=True)
 class DynamicNTK(Scaling):
-    """NTK whose factor follows the length of the sequence; within the original length nothing changes.
+    """NTK scaling with a factor that depends on the sequence length; within the original length nothing changes.
 
-    The base times (factor * length / original_length - (factor - 1))^(dims/(dims-2)), with `length` the larger of the
-    two lengths, as in the model code of Hugging Face (`rope_type="dynamic"`).
+    The base is multiplied by (factor * n / original_length - (factor - 1))^(dims/(dims-2)), with n the larger of
+    `length` and `original_length`, as in the model code of Hugging Face (`rope_type="dynamic"`).
 
-    Frequencies depend on the length, so queries and keys that meet must be turned with the same one: with a cache,
-    fix `length` at what the sequence may grow to, or keep keys unrotated.
+    All queries and keys that meet must be rotated with the same `length`. With a cache, set it to the largest length
+    that the sequence may reach, or cache unrotated keys.
 
     Args:
         factor: at least 1.
-        original_length: the length trained on.
-        length: of the sequence, a Python number; by default `original_length`, which changes nothing.
+        original_length: the context length of training.
+        length: the sequence length, a Python number; by default `original_length`, which changes nothing.
 
     Raises:
-        ValueError: a number out of its range; at the call, fewer than 4 rotated dims.
+        ValueError: a number is out of range; or, at the call, there are fewer than 4 rotated dims.
 
     >>> from jattn.positions import DynamicNTK
     >>> print(DynamicNTK(2.0, original_length=100, length=150).frequencies(10000.0, 4))
@@ -247,22 +253,22 @@ class DynamicNTK(Scaling):
 
 @dataclasses.dataclass(frozen=True)
 class LongRoPE(Scaling):
-    """Each frequency divided by a number of its own (Ding et al. 2024, arXiv:2402.13753).
+    """LongRoPE: each frequency has its own divisor (Ding et al. 2024, arXiv:2402.13753).
 
-    θ'_i = θ_i / short_i for sequences within the original length, θ_i / long_i for longer ones; query and key are each
-    multiplied by √(1 + ln(factor) / ln(original_length)), as in the published code of Phi-3.
+    θ'_i = θ_i / short_i for sequences within the original length, and θ_i / long_i for longer ones. Query and key are
+    each multiplied by √(1 + ln(factor) / ln(original_length)), as in the published code of Phi-3.
 
     Args:
         short: `dims / 2` numbers above 0, for sequences up to `original_length`.
-        long: likewise, for longer ones.
-        original_length: the length trained on.
-        factor: how many times longer the context is made (the model's longest length over `original_length`).
-        length: of the sequence, a Python number; it chooses `long` where it is above `original_length`. By default
-            `short`. Queries and keys that meet must be turned by the same one.
-        attention_factor: in place of the one above.
+        long: `dims / 2` numbers above 0, for longer sequences.
+        original_length: the context length of training.
+        factor: how many times longer the context is (the model's maximum length over `original_length`).
+        length: the sequence length, a Python number. `long` is used if it exceeds `original_length`; by default `short`
+            is. All queries and keys that meet must use the same.
+        attention_factor: a number in place of the factor above.
 
     Raises:
-        ValueError: a number out of its range; at the call, lists that do not have `dims / 2` numbers.
+        ValueError: a number is out of range; or, at the call, a list does not have `dims / 2` numbers.
 
     >>> from jattn.positions import LongRoPE
     >>> scaling = LongRoPE((1.0, 1.0), (1.0, 4.0), original_length=4096, factor=32.0, length=10000)
@@ -285,7 +291,7 @@ class LongRoPE(Scaling):
                 raise ValueError(f"`{name}` must be a sequence of numbers, one for each frequency; got {given!r}.")
             for index, one in enumerate(numbers):
                 check_above(f"{name}[{index}]", one, 0)
-            object.__setattr__(self, name, tuple(float(one) for one in numbers))  # hashable, as frozen data are
+            object.__setattr__(self, name, tuple(float(one) for one in numbers))  # a tuple is hashable
         check_above("original_length", self.original_length, 1)
         check_above("factor", self.factor, 0)
         if self.length is not None:
@@ -308,18 +314,18 @@ class LongRoPE(Scaling):
 
 @dataclasses.dataclass(frozen=True)
 class Proportional(Scaling):
-    """Only the fastest frequencies turn: θ_i for i < proportion * dims / 2, and 0 for the rest.
+    """Only the highest frequencies rotate: θ_i for i < proportion * dims / 2, and 0 for the rest.
 
-    Unlike `dims=` of `jattn.positions.rotary`, which turns the first features by frequencies of their own, this keeps
-    the frequencies and the pairs of all `dims` (with `pairs="half"`, feature i and i + dims/2). Hugging Face's
-    `rope_type="proportional"`, with its `partial_rotary_factor`.
+    This keeps the frequencies and pairs of all `dims` (with `pairs="half"`, features i and i + dims/2). In contrast,
+    `dims=` of `jattn.positions.rotary` rotates the leading features with frequencies computed for their number. Hugging
+    Face's `rope_type="proportional"`, with its `partial_rotary_factor`.
 
     Args:
-        proportion: of the pairs, above 0 and at most 1; rounded down to whole pairs.
-        factor: that all frequencies are divided by.
+        proportion: the share of pairs that rotate, above 0 and at most 1; rounded down to whole pairs.
+        factor: all frequencies are divided by it.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number is out of range.
 
     >>> from jattn.positions import Proportional
     >>> print(Proportional(0.5).frequencies(10000.0, 8))

@@ -1,4 +1,4 @@
-"""Sinusoidal positions: a vector of sines and cosines, added to the embedding of a token."""
+"""Sinusoidal position embeddings: a vector of sines and cosines, added to a token's embedding."""
 
 from typing import Any, Literal
 
@@ -22,20 +22,21 @@ def sinusoidal(
     """sin and cos of position * θ_i, θ_i = base^(-2i/dim), i = 0 .. dim/2 - 1 (Vaswani et al. 2017, arXiv:1706.03762).
 
     Args:
-        positions: integers, or floats of at least 32 bits, `[...]`.
-        dim: an even number of features.
-        layout: `"interleaved"` is sin, cos, sin, cos... as in the paper; `"half"` all sines, then all cosines.
+        positions: `[...]`, integers, or floats of at least 32 bits.
+        dim: the number of features, even.
+        layout: `"interleaved"` is sin, cos, sin, cos, ... as in the paper; `"half"` is all sines, then all cosines.
         base: a number above 1.
-        inclusive: θ_i = base^(-i/(dim/2 - 1)) instead, so that the last one is 1/base itself. With `layout="half"`
-            these are Whisper's (arXiv:2212.04356) and Tensor2Tensor's.
-        dtype: of the result; computed in float32 (float64 for float64), right to 1e-6 for integers up to 2^24.
+        inclusive: use θ_i = base^(-i/(dim/2 - 1)) instead, so that the last frequency is exactly 1/base. With
+            `layout="half"`, this is the variant of Whisper (arXiv:2212.04356) and Tensor2Tensor.
+        dtype: the dtype of the result. Computed in float32 (float64 for float64), correct to 1e-6 for integers up to
+            2^24.
 
     Returns:
         `[..., dim]`.
 
     Raises:
-        ValueError: an odd `dim`; an `inclusive` one below 4; an unknown layout; positions in 16-bit floats, which
-            do not tell tokens apart, or known to be outside int32.
+        ValueError: `dim` is odd, or below 4 with `inclusive`; `layout` is unknown; positions are 16-bit floats (which
+            cannot tell tokens apart), or are known to be out of int32's range.
 
     >>> import jax.numpy as jnp
     >>> from jattn.positions import sinusoidal

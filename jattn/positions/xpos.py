@@ -1,4 +1,4 @@
-"""xPos: rotary positions whose dot products decay with distance."""
+"""xPos: rotary embeddings with dot products that decay with distance."""
 
 from typing import Any, Literal
 
@@ -21,26 +21,27 @@ def xpos(
     base: float = 10000.0,
     pairs: Pairs = "half",
 ) -> jax.Array:
-    """`rotary`, and each pair of a query times ζ_i^(p / scale_base), of a key times ζ_i^(-p / scale_base).
+    """`rotary`, with pair i multiplied by ζ_i^(p / scale_base) in a query and by ζ_i^(-p / scale_base) in a key.
 
         ζ_i = (2i/dim + γ) / (1 + γ),  p = position - center
 
-    Sun et al. 2022 (arXiv:2212.10554). The dot product of a query and a key depends on their relative position only,
-    and decays with it where the key is before the query: attend causally. Far from the center the factors leave the
-    range of a float (ζ_0^(p / scale_base) is 1e-30 at p = 28,000), so give a `center` in the middle of a long
-    sequence, the same for queries and keys.
+    Sun et al. 2022 (arXiv:2212.10554). The dot product of a query and a key depends only on their relative position,
+    and decays with distance for keys before the query, so use it with causal attention. Far from the center the factors
+    leave the range of floating-point numbers (ζ_0^(p / scale_base) is 1e-30 at p = 28,000). For long sequences set
+    `center` to their middle, for queries and keys alike.
 
     Args:
-        x: `[..., length, heads, dim]`, a query or a key, `dim` even.
+        x: `[..., length, heads, dim]`, a query or a key, with `dim` even.
         positions: integers `[length]` or `[..., length]`, absolute token indices.
-        role: which of the two `x` is.
-        scale_base: a number above 0; the larger, the slower the decay.
-        gamma: a number above 0.
-        center: the position where the factors are 1.
-        base, pairs: as of `rotary`.
+        role: whether `x` is a query or a key.
+        scale_base: a number above 0. A larger one decays more slowly.
+        gamma: γ, a number above 0.
+        center: the position at which the factors are 1.
+        base: as in `rotary`.
+        pairs: as in `rotary`.
 
     Raises:
-        ValueError: another role, a number out of its range; as `rotary`.
+        ValueError: `role` is unknown, or a number is out of range; or as in `rotary`.
 
     >>> import jax, jax.numpy as jnp, jattn
     >>> x = jax.random.normal(jax.random.key(0), (100, 8, 16))
