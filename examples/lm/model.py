@@ -42,8 +42,8 @@ class Block(nnx.Module):
     def __init__(self, size: Size, dtype: jnp.dtype, parallel: Heads | None, *, rngs: nnx.Rngs):
         self.attention_norm = nnx.LayerNorm(size.features, dtype=dtype, rngs=rngs)
         self.attention = jattn.nnx.MultiHeadAttention(
-            size.heads,
             size.features,
+            size.heads,
             rotary=True,
             qk_norm=True,
             use_bias=False,

@@ -68,7 +68,7 @@ def all_weights(model: GPT, mask: jattn.masks.Mask, tokens: np.ndarray) -> np.nd
         x = model.embed(tokens[None])
         weights = []
         for block in model.blocks:
-            weights.append(block.attention.weights(block.attention_norm(x), mask=mask)[0])
+            weights.append(block.attention.attention_weights(block.attention_norm(x), mask=mask)[0])
             x = block(x, mask, None)
         return jnp.stack(weights).astype(jnp.float32)
 

@@ -1,11 +1,12 @@
 """Layers as pure functions of a tree of parameters; `jattn.nnx` and `jattn.linen` are thin skins over them."""
 
 from . import caches
+from .attention import MultiHeadAttention
 from .attention_fn import attention_fn
 from .causal import Cache, CausalAttention
 from .generation import Generative
 from .layer import Layer, Parameter, parameter_count
-from .multi_head import multi_head, multi_head_weights
+from .multi_head import multi_head
 from .norms import QKNorm
 from .parameters import AXES, Sizes, parameter_shapes, parameter_specs
 
@@ -15,13 +16,13 @@ __all__ = [
     "CausalAttention",
     "Generative",
     "Layer",
+    "MultiHeadAttention",
     "Parameter",
     "QKNorm",
     "Sizes",
     "attention_fn",
     "caches",
     "multi_head",
-    "multi_head_weights",
     "parameter_count",
     "parameter_shapes",
     "parameter_specs",

@@ -28,6 +28,11 @@ def normal(deviation: float) -> Initializer:
     return jax.nn.initializers.normal(deviation)
 
 
+def constant(value: Any) -> Initializer:
+    """These numbers, in their own dtype."""
+    return lambda key, shape, dtype: jnp.reshape(jnp.asarray(value), shape)
+
+
 class Parameter(NamedTuple):
     """An array that a layer trains.
 
@@ -66,7 +71,7 @@ def multi_head_parameters(features: int, heads: int, *, use_bias: bool, **sizes:
     def one(shape: Shape) -> Parameter:
         return Parameter(shape.shape, lecun_normal if shape.inputs else zeros, shape.inputs)
 
-    shapes = parameter_shapes(Sizes(heads, features, **sizes), use_bias=use_bias, qk_norm=False)
+    shapes = parameter_shapes(Sizes(features, heads, **sizes), use_bias=use_bias, qk_norm=False)
     return {group: {name: one(shape) for name, shape in members.items()} for group, members in shapes.items()}
 
 

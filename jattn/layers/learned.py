@@ -1,28 +1,33 @@
-"""Arrays of pieces as parameters: which of them a module trains."""
+"""Arrays of pieces in a layer: those that it trains are parameters, the others are kept beside them."""
 
-from collections.abc import Collection
+import copy
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..foundation.arrays import describe
+from ..foundation.pieces import Piece
+from .layer import Layer, Parameter, constant
 
-LEARNABLE = ("mask", "similarity", "scores", "normalizer")
+PIECES = ("mask", "similarity", "scores", "normalizer")
+"""The pieces of a layer, any of which it may train."""
 
 
-def check_learned(learned: Collection[str], pieces: dict[str, Any]) -> tuple[str, ...]:
+def check_learned(learned: Collection[str], pieces: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the pieces whose floating-point arrays are parameters.
 
     Raises:
         ValueError: an unknown name; a piece without such an array.
     """
     if not isinstance(learned, Collection):
-        raise ValueError(f"`learned` must name pieces, among {', '.join(LEARNABLE)}; got {describe(learned)}.")
+        raise ValueError(f"`learned` must name pieces, among {', '.join(PIECES)}; got {describe(learned)}.")
     learned = (learned,) if isinstance(learned, str) else tuple(learned)
     for name in learned:
-        if name not in LEARNABLE:
-            raise ValueError(f"`learned` must name pieces, among {', '.join(LEARNABLE)}; got {name!r}.")
+        if name not in PIECES:
+            raise ValueError(f"`learned` must name pieces, among {', '.join(PIECES)}; got {name!r}.")
         if not any(is_trainable(leaf) for leaf in jax.tree.leaves(pieces[name])):
             raise ValueError(
                 f"`learned` names {name!r}, but {pieces[name]!r} holds no floating-point array to train. Give the "
@@ -36,8 +41,13 @@ def is_trainable(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def split(piece: Any) -> dict[str, Any]:
-    """The floating-point arrays of a piece (or tuple of pieces), in a nested dict by the names of their fields."""
+def declare(piece: Any) -> dict[str, Any]:
+    """The floating-point arrays of a piece (or tuple of pieces) as parameters that begin with their values.
+
+    >>> import jattn
+    >>> {name: one.shape for name, one in declare(jattn.scores.ALiBi.standard(8)).items()}
+    {'slopes': (8,)}
+    """
     tree: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(piece):
         if is_trainable(leaf):
@@ -45,12 +55,12 @@ def split(piece: Any) -> dict[str, Any]:
             node = tree
             for group in groups:
                 node = node.setdefault(group, {})
-            node[last] = jnp.asarray(leaf)
+            node[last] = Parameter(tuple(leaf.shape), constant(leaf), 0)
     return tree
 
 
-def join(piece: Any, tree: dict[str, Any]) -> Any:
-    """The piece with the arrays of `tree` in place of those that `split` found."""
+def join(piece: Any, tree: Mapping[str, Any]) -> Any:
+    """The piece with the arrays of `tree` in place of those that `declare` found."""
 
     def one(path: tuple, leaf: Any) -> Any:
         if not is_trainable(leaf):
@@ -69,3 +79,45 @@ def _name(entry: Any) -> str:
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))
     return str(entry)
+
+
+def detach(layer: Layer) -> tuple[Layer, list[jax.Array]]:
+    """The layer with the JAX arrays of its pieces as shapes, so that it can be hashed; and these arrays.
+
+    Arrays to train are left out: they come with the parameters. NumPy arrays stay: what is known while tracing gives
+    plans of tiles that are known.
+    """
+    arrays: list[jax.Array] = []
+
+    def one(name: str, leaf: Any) -> Any:
+        trained = name in getattr(layer, "learned", ()) and is_trainable(leaf)
+        if not trained and not isinstance(leaf, jax.Array):
+            return leaf
+        if not trained:
+            arrays.append(leaf)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return _map_pieces(layer, one), arrays
+
+
+def attach(layer: Layer, arrays: Sequence[Any]) -> Layer:
+    """The layer that `detach` took these arrays from, but for those to train."""
+    rest = iter(arrays)
+
+    def one(name: str, leaf: Any) -> Any:
+        trained = name in getattr(layer, "learned", ()) and is_trainable(leaf)
+        return next(rest) if isinstance(leaf, jax.ShapeDtypeStruct) and not trained else leaf
+
+    return _map_pieces(layer, one) if arrays else layer
+
+
+def _map_pieces(layer: Layer, function: Any) -> Layer:
+    """A copy with `function(field, leaf)` in place of every leaf of a field that holds pieces; nothing is checked."""
+    other = copy.copy(layer)
+    for field in dataclasses.fields(layer) if dataclasses.is_dataclass(layer) else ():
+        value = getattr(layer, field.name)
+        parts = value if isinstance(value, tuple) else (value,)
+        if parts and all(isinstance(one, Piece) for one in parts):
+            mapped = jax.tree.map(lambda leaf, name=field.name: function(name, leaf), value)
+            object.__setattr__(other, field.name, mapped)
+    return other

@@ -86,7 +86,7 @@ def multi_head(
 
     >>> import jax
     >>> from jattn.layers import Sizes, multi_head, parameter_shapes
-    >>> shapes = parameter_shapes(Sizes(8, 64, kv_heads=2), use_bias=False, qk_norm=True)
+    >>> shapes = parameter_shapes(Sizes(64, 8, kv_heads=2), use_bias=False, qk_norm=True)
     >>> is_shape = lambda node: hasattr(node, "shape")
     >>> parameters = jax.tree.map(lambda s: jax.numpy.ones(s.shape), shapes, is_leaf=is_shape)
     >>> multi_head(parameters, jax.numpy.ones((2, 10, 64)), rotary=True).shape

@@ -36,8 +36,8 @@ class Sizes:
     """The sizes of a multi-head attention; `None` is filled in.
 
     Args:
-        q_heads: query heads.
         in_features: features of the inputs that queries are made of.
+        q_heads: query heads.
         kv_heads: key and value heads, by default `q_heads`; `q_heads` must be a multiple of it.
         head_dim: features of a head, by default `in_features / q_heads`; any size.
         in_kv_features: features of the inputs that keys and values are made of, by default `in_features`.
@@ -46,12 +46,12 @@ class Sizes:
     Raises:
         ValueError: a size below 1; heads that do not divide; no whole `head_dim`.
 
-    >>> Sizes(8, 64, kv_heads=2).head_dim
+    >>> Sizes(64, 8, kv_heads=2).head_dim
     8
     """
 
-    q_heads: int
     in_features: int
+    q_heads: int
     kv_heads: int | None = None
     head_dim: int | None = None
     in_kv_features: int | None = None

@@ -10,7 +10,8 @@ import pytest
 
 import jattn
 from jattn import masks, normalizers, positions, scores
-from jattn.layers import Sizes, multi_head, multi_head_weights, parameter_shapes, parameter_specs
+from jattn.layers import Sizes, multi_head, parameter_shapes, parameter_specs
+from jattn.layers.multi_head import multi_head_weights
 from jattn.layers.parameters import Shape, initialize
 
 BATCH, Q_LEN, KV_LEN = 2, 5, 7
@@ -72,14 +73,14 @@ def truth(p, x, y=None, z=None, *, allowed=None, base=None, at=None, key_at=None
 TRIANGLE = np.tril(np.ones((Q_LEN, Q_LEN)))
 SINK = np.linspace(-1, 1, 4)
 CASES = {
-    "self": (Sizes(4, 16), {}, {}),
+    "self": (Sizes(16, 4), {}, {}),
     "grouped, wide heads, causal, rotary, norm": (
-        Sizes(4, 16, kv_heads=2, head_dim=6, out_features=5),
+        Sizes(16, 4, kv_heads=2, head_dim=6, out_features=5),
         dict(mask=masks.Causal(), rotary=True),
         dict(allowed=TRIANGLE, base=1e4),
     ),
     "other base, positions, one key head": (
-        Sizes(4, 16, kv_heads=1, head_dim=4),
+        Sizes(16, 4, kv_heads=1, head_dim=4),
         dict(
             rotary=functools.partial(positions.rotary, base=100.0),
             positions=np.arange(3, 3 + Q_LEN),
@@ -87,7 +88,7 @@ CASES = {
         ),
         dict(allowed=TRIANGLE, base=100.0, at=np.arange(3, 3 + Q_LEN), key_at=np.arange(3, 3 + Q_LEN)),
     ),
-    "a sink": (Sizes(4, 16), dict(normalizer=normalizers.Softmax(SINK)), dict(sink=SINK)),
+    "a sink": (Sizes(16, 4), dict(normalizer=normalizers.Softmax(SINK)), dict(sink=SINK)),
 }
 
 
@@ -118,7 +119,7 @@ def test_value_and_directional_gradient_against_numpy(sizes, arguments, meaning,
 
 
 def test_cross_attention_with_values_of_their_own():
-    sizes = Sizes(4, 16, kv_heads=2, in_kv_features=9)
+    sizes = Sizes(16, 4, kv_heads=2, in_kv_features=9)
     p, x = parameters(sizes), inputs(Q_LEN, 16, seed=1)
     y, z = inputs(KV_LEN, 9, seed=2), inputs(KV_LEN, 9, seed=3)
     at, key_at = np.array([[0, 2, 4, 6, 8], [5, 4, 3, 2, 1]]), np.arange(10, 10 + KV_LEN)
@@ -132,7 +133,7 @@ def test_cross_attention_with_values_of_their_own():
 
 
 def test_positions_hold_for_queries_and_keys_in_self_attention():
-    p, x = parameters(Sizes(4, 16)), inputs(Q_LEN, 16, seed=1)
+    p, x = parameters(Sizes(16, 4)), inputs(Q_LEN, 16, seed=1)
     at = jnp.array([4, 0, 3, 1, 2])
     got = multi_head(p, x, mask=masks.Causal(), rotary=True, positions=at)
     order = np.argsort(at)
@@ -141,14 +142,14 @@ def test_positions_hold_for_queries_and_keys_in_self_attention():
 
 
 def test_weights_are_those_of_the_output():
-    p, x = parameters(Sizes(4, 16, kv_heads=2)), inputs(Q_LEN, 16, seed=1)
+    p, x = parameters(Sizes(16, 4, kv_heads=2)), inputs(Q_LEN, 16, seed=1)
     want = truth(p, x, base=1e4, allowed=TRIANGLE)[0]
     got = multi_head_weights(p, x, mask=masks.Causal(), rotary=True, heads=[3, 0], queries=[4])
     np.testing.assert_allclose(got, want[:, [3, 0]][:, :, [4]], rtol=2e-5, atol=2e-6)
 
 
 def test_bfloat16_sums_heads_in_float32():
-    sizes = Sizes(16, 32)
+    sizes = Sizes(32, 16)
     p, x = parameters(sizes, seed=4), inputs(Q_LEN, 32, seed=1)
     low = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), (p, x))
     got = multi_head(*low)
@@ -161,7 +162,7 @@ def test_bfloat16_sums_heads_in_float32():
 
 
 def test_vmap_and_no_retrace_on_new_values():
-    p, x = parameters(Sizes(4, 16)), jnp.asarray(inputs(Q_LEN, 16, seed=1), jnp.float32)
+    p, x = parameters(Sizes(16, 4)), jnp.asarray(inputs(Q_LEN, 16, seed=1), jnp.float32)
     np.testing.assert_allclose(
         jax.vmap(lambda x: multi_head(p, x, mask=masks.Causal()))(x), multi_head(p, x, mask=masks.Causal()), atol=1e-5
     )
@@ -178,7 +179,7 @@ def test_vmap_and_no_retrace_on_new_values():
 
 
 def test_dropout_keeps_the_mean():
-    p, x = parameters(Sizes(4, 16)), inputs(Q_LEN, 16, seed=1)
+    p, x = parameters(Sizes(16, 4)), inputs(Q_LEN, 16, seed=1)
     drop = jax.jit(lambda key: multi_head(p, x, dropout=jattn.Dropout(0.3, key)))
     outs = jnp.stack([drop(jax.random.key(i)) for i in range(200)])
     spread = float(outs.std(0).max())
@@ -187,12 +188,12 @@ def test_dropout_keeps_the_mean():
 
 
 def test_sizes_fill_in_and_check():
-    assert (Sizes(4, 12).kv_heads, Sizes(4, 12).head_dim, Sizes(4, 12).out_features) == (4, 3, 12)
+    assert (Sizes(12, 4).kv_heads, Sizes(12, 4).head_dim, Sizes(12, 4).out_features) == (4, 3, 12)
     for bad, message in [
-        (lambda: Sizes(5, 12), "`in_features` must be a multiple of `q_heads`"),
-        (lambda: Sizes(4, 12, kv_heads=3), "`q_heads` must be a multiple of `kv_heads`; got q_heads 4 and kv_heads 3"),
-        (lambda: Sizes(4, 12, head_dim=0), "`head_dim` must be a positive int; got 0"),
-        (lambda: Sizes(0, 12), "`q_heads` must be a positive int; got 0"),
+        (lambda: Sizes(12, 5), "`in_features` must be a multiple of `q_heads`"),
+        (lambda: Sizes(12, 4, kv_heads=3), "`q_heads` must be a multiple of `kv_heads`; got q_heads 4 and kv_heads 3"),
+        (lambda: Sizes(12, 4, head_dim=0), "`head_dim` must be a positive int; got 0"),
+        (lambda: Sizes(12, 0), "`q_heads` must be a positive int; got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             bad()
@@ -205,7 +206,7 @@ def test_initialization_sees_a_matrix():
         seen.append(shape)
         return jnp.arange(np.prod(shape), dtype=dtype).reshape(shape)
 
-    shapes = parameter_shapes(Sizes(4, 12, kv_heads=2, head_dim=5), use_bias=True, qk_norm=False)
+    shapes = parameter_shapes(Sizes(12, 4, kv_heads=2, head_dim=5), use_bias=True, qk_norm=False)
     assert set(shapes) == {"query", "key", "value", "out"}
     made = {
         group: initialize(init, jax.random.key(0), members["kernel"], "float32") for group, members in shapes.items()
@@ -218,14 +219,14 @@ def test_initialization_sees_a_matrix():
 def test_specs_of_parameters():
     from jax.sharding import PartitionSpec as P
 
-    specs = parameter_specs(parameters(Sizes(4, 12)), head="model")
+    specs = parameter_specs(parameters(Sizes(12, 4)), head="model")
     assert specs["query"] == {"kernel": P(None, "model", None), "bias": P("model", None)}
     assert specs["out"] == {"kernel": P("model", None, None), "bias": P(None)}
     assert specs["query_norm"] == {"scale": P(None)}
 
 
 def test_bad_input():
-    p, x, y = parameters(Sizes(4, 16, in_kv_features=9)), inputs(Q_LEN, 16, seed=1), inputs(KV_LEN, 9, seed=2)
+    p, x, y = parameters(Sizes(16, 4, in_kv_features=9)), inputs(Q_LEN, 16, seed=1), inputs(KV_LEN, 9, seed=2)
     for call, message in [
         (lambda: multi_head(p, x[..., :5], y), r"`inputs` must have shape \[..., length, 16\]"),
         (lambda: multi_head(p, x), r"`key_inputs` must have shape \[..., length, 9\] for a key kernel"),
@@ -255,7 +256,7 @@ def test_bad_input():
     ]:
         with pytest.raises(ValueError, match=message):
             call()
-    square = parameters(Sizes(4, 16))
+    square = parameters(Sizes(16, 4))
     with pytest.raises(ValueError, match=r"`positions` must be integers.*'abc'"):
         multi_head(square, x, positions="abc")
     for call, message in [
@@ -273,7 +274,7 @@ def test_bad_input():
 
 
 def test_nan_in_padding_reaches_no_other_token():
-    p, x = parameters(Sizes(2, 8)), inputs(Q_LEN, 8, seed=3)
+    p, x = parameters(Sizes(8, 2)), inputs(Q_LEN, 8, seed=3)
     padded = x.copy()
     padded[:, 3:] = np.nan
     run = functools.partial(multi_head, p, mask=masks.Lengths(np.array([3, 3])))

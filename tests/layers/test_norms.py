@@ -11,7 +11,8 @@ from flax import nnx
 
 import jattn.linen
 import jattn.nnx
-from jattn.layers import QKNorm, Sizes, multi_head, multi_head_weights, parameter_shapes
+from jattn.layers import QKNorm, Sizes, multi_head, parameter_shapes
+from jattn.layers.multi_head import multi_head_weights
 from jattn.parallel import Heads
 
 NORMS = {
@@ -35,7 +36,7 @@ def truth(norm, x, scale, bias=None):
 
 
 def parameters(norm) -> Any:
-    shapes = parameter_shapes(Sizes(Q_HEADS, FEATURES, KV_HEADS, DIM), use_bias=BIASED, qk_norm=norm)
+    shapes = parameter_shapes(Sizes(FEATURES, Q_HEADS, KV_HEADS, DIM), use_bias=BIASED, qk_norm=norm)
     draw = np.random.default_rng(3)
     return {
         group: {name: draw.normal(size=shape.shape).astype(np.float32) for name, shape in members.items()}
@@ -73,8 +74,8 @@ def test_multi_head_and_both_layers_norm_by_it(name):
 
     out = multi_head(tree, X, qk_norm=norm)
     options: dict[str, Any] = dict(kv_heads=KV_HEADS, head_dim=DIM, use_bias=BIASED, qk_norm=norm)
-    linen = jattn.linen.MultiHeadAttention(Q_HEADS, **options)
-    layer = jattn.nnx.MultiHeadAttention(Q_HEADS, FEATURES, **options, rngs=nnx.Rngs(0))
+    linen = jattn.linen.MultiHeadAttention(FEATURES, Q_HEADS, **options)
+    layer = jattn.nnx.MultiHeadAttention(FEATURES, Q_HEADS, **options, rngs=nnx.Rngs(0))
     first = nnx.to_pure_dict(nnx.state(layer, nnx.Param))
     assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, tree)
     made = linen.init(jax.random.key(0), X)["params"]
@@ -110,7 +111,7 @@ def test_heads_on_two_devices_are_normed_together(kind):
         (lambda: QKNorm(epsilon=-1.0), "`epsilon` must be a number of at least 0"),
         (lambda: QKNorm(per_head=1), "`per_head` must be True or False"),  # type: ignore[arg-type]
         (lambda: multi_head(parameters(True), X, qk_norm="rms"), "`qk_norm` must be True, False or a"),  # type: ignore[arg-type]
-        (lambda: parameter_shapes(Sizes(1, 4), use_bias=("keys",), qk_norm=False), r"`use_bias` must be .*\('keys',\)"),
+        (lambda: parameter_shapes(Sizes(4, 1), use_bias=("keys",), qk_norm=False), r"`use_bias` must be .*\('keys',\)"),
     ],
 )
 def test_bad_arguments(make, message):

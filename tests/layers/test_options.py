@@ -33,17 +33,17 @@ OPTIONS = {
 @pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
 def test_refused_at_construction(options, message):
     with pytest.raises(ValueError, match=message):
-        jattn.nnx.MultiHeadAttention(4, 16, **options, rngs=nnx.Rngs(0))
+        jattn.nnx.MultiHeadAttention(16, 4, **options, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=message):
-        jattn.linen.MultiHeadAttention(4, **options)
+        jattn.linen.MultiHeadAttention(16, 4, **options)
 
 
 def test_random_keys():
-    layer = jattn.nnx.MultiHeadAttention(4, 16, dropout_rate=0.5, implementation="reference", rngs=nnx.Rngs(0))
+    layer = jattn.nnx.MultiHeadAttention(16, 4, dropout_rate=0.5, implementation="reference", rngs=nnx.Rngs(0))
     data = CausalAttention(16, 4, max_len=8)
     for rngs in (0, None, jax.random.key(0), nnx.Rngs(0).params):
         for make in (
-            lambda rngs: jattn.nnx.MultiHeadAttention(4, 16, rngs=rngs),
+            lambda rngs: jattn.nnx.MultiHeadAttention(16, 4, rngs=rngs),
             lambda rngs: jattn.nnx.Layer(data, rngs=rngs),
         ):
             with pytest.raises(

@@ -52,9 +52,9 @@ def stringed(tree):
 def test_equals_nnx_with_the_same_weights(cross):
     inputs = (X, Y) if cross else (X,)
     one = jattn.nnx.MultiHeadAttention(
-        HEADS, FEATURES, in_kv_features=9 if cross else None, **EVERYTHING, rngs=nnx.Rngs(0)
+        FEATURES, HEADS, in_kv_features=9 if cross else None, **EVERYTHING, rngs=nnx.Rngs(0)
     )
-    twin: Any = jattn.linen.MultiHeadAttention(HEADS, **EVERYTHING)
+    twin: Any = jattn.linen.MultiHeadAttention(q_heads=HEADS, **EVERYTHING)
     weights = stringed(nnx.to_pure_dict(nnx.state(one, nnx.Param)))
     made = jax.eval_shape(twin.init, jax.random.key(0), *inputs)["params"]
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, weights)
@@ -66,7 +66,7 @@ def test_equals_nnx_with_the_same_weights(cross):
 
 
 def test_equals_flax_with_the_same_weights():
-    flax, ours = nn.MultiHeadAttention(HEADS, bias_init=nn.initializers.normal()), Layer(HEADS)
+    flax, ours = nn.MultiHeadAttention(HEADS, bias_init=nn.initializers.normal()), Layer(FEATURES, HEADS)
     variables = jax.jit(flax.init)(jax.random.key(0), X)
     causal = nn.make_causal_mask(X[..., 0])
     made = jax.eval_shape(ours.init, jax.random.key(0), X)
@@ -82,10 +82,10 @@ def test_equals_flax_with_the_same_weights():
 
 
 def test_dropout():
-    one = Layer(HEADS, dropout_rate=0.5)
+    one = Layer(FEATURES, HEADS, dropout_rate=0.5)
     variables = one.init(jax.random.key(0), X, deterministic=True)
     plain = one.apply(variables, X, deterministic=True)
-    close(plain, Layer(HEADS).apply(variables, X))
+    close(plain, Layer(FEATURES, HEADS).apply(variables, X))
     drop = lambda seed: one.apply(variables, X, deterministic=False, rngs={"dropout": jax.random.key(seed)})  # noqa: E731
     assert float(jnp.abs(drop(0) - plain).max()) > 1e-3
     close(drop(0), drop(0))
@@ -95,11 +95,11 @@ def test_dropout():
 
 
 def test_weights_positions_and_dtypes():
-    one = Layer(HEADS, mask=masks.Causal(), rotary=True, dtype=jnp.bfloat16)
+    one = Layer(FEATURES, HEADS, mask=masks.Causal(), rotary=True, dtype=jnp.bfloat16)
     variables = one.init(jax.random.key(0), X)
     assert one.apply(variables, X).dtype == jnp.bfloat16
     full = one.clone(dtype=None)
-    weights = full.apply(variables, X, weights=True, heads=[0, 5])
+    weights = full.apply(variables, X, heads=[0, 5], method="attention_weights")
     assert weights.shape == (BATCH, 2, LENGTH, LENGTH)
     close(weights.sum(-1), jnp.ones((BATCH, 2, LENGTH)))
     shifted = full.apply(variables, X, positions=jnp.arange(LENGTH) + 5)
@@ -108,7 +108,9 @@ def test_weights_positions_and_dtypes():
 
 def test_partitioned_parameters_scan_and_remat():
     init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model", None))
-    boxed: Any = Layer(HEADS, kernel_init=init, out_kernel_init=nn.initializers.zeros_init()).init(jax.random.key(0), X)
+    boxed: Any = Layer(FEATURES, HEADS, kernel_init=init, out_kernel_init=nn.initializers.zeros_init()).init(
+        jax.random.key(0), X
+    )
     assert nn.get_partition_spec(boxed)["params"]["query"]["kernel"] == jax.sharding.PartitionSpec(None, "model", None)
 
     assert float(jnp.abs(boxed["params"]["out"]["kernel"]).max()) == 0
@@ -116,9 +118,9 @@ def test_partitioned_parameters_scan_and_remat():
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x, _):
-            return x + nn.remat(jattn.linen.MultiHeadAttention)(HEADS, implementation="reference", mask=masks.Causal())(
-                x
-            ), None
+            return x + nn.remat(jattn.linen.MultiHeadAttention)(
+                FEATURES, HEADS, implementation="reference", mask=masks.Causal()
+            )(x), None
 
     stack: Any = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
     out, _ = stack.apply(stack.init(jax.random.key(0), X, None), X, None)
@@ -127,7 +129,7 @@ def test_partitioned_parameters_scan_and_remat():
 
 def test_heads_over_devices():
     mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
-    one = Layer(HEADS, mask=masks.Causal(), rotary=True)
+    one = Layer(FEATURES, HEADS, mask=masks.Causal(), rotary=True)
     split = one.clone(parallel=Heads("model", mesh=mesh))
     variables = one.init(jax.random.key(0), X)
     gradients = [jax.jit(jax.grad(lambda v, m=m: weigh(m.apply(v, X))))(variables) for m in (split, one)]

@@ -28,7 +28,7 @@ PIECES = dict(
 
 
 def ours(wrap: Any = lambda module: module, **options) -> Any:
-    return wrap(jattn.linen.MultiHeadAttention)(HEADS, **PIECES, implementation="reference", **options)
+    return wrap(jattn.linen.MultiHeadAttention)(q_heads=HEADS, **PIECES, implementation="reference", **options)
 
 
 def flaxes(wrap: Any = lambda module: module, **options) -> Any:

@@ -20,7 +20,7 @@ Y = jax.random.normal(jax.random.key(1), (BATCH, LENGTH + 3, FEATURES))
 
 def layer(**arguments):
     arguments.setdefault("implementation", "reference")  # quick without `jit`; the implementations are tested elsewhere
-    return jattn.nnx.MultiHeadAttention(HEADS, FEATURES, **arguments, rngs=nnx.Rngs(3))
+    return jattn.nnx.MultiHeadAttention(FEATURES, HEADS, **arguments, rngs=nnx.Rngs(3))
 
 
 def close(got, want):
@@ -59,7 +59,7 @@ def test_parameters_are_initialized_as_in_flax():
     ours, flax = layer(), nnx.MultiHeadAttention(HEADS, FEATURES, decode=False, rngs=nnx.Rngs(3))
     shapes = [jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(one, nnx.Param))) for one in (ours, flax)]
     assert shapes[0] == shapes[1]
-    wide = jattn.nnx.MultiHeadAttention(8, 512, head_dim=16, rngs=nnx.Rngs(0))
+    wide = jattn.nnx.MultiHeadAttention(512, 8, head_dim=16, rngs=nnx.Rngs(0))
     assert float(wide.query.kernel[...].std()) == pytest.approx(512**-0.5, rel=0.05)
     assert float(wide.out.kernel[...].std()) == pytest.approx(128**-0.5, rel=0.05)
     assert float(jnp.abs(wide.out.bias[...]).max()) == 0
@@ -73,7 +73,7 @@ def test_parameters_are_initialized_as_in_flax():
 
 def test_sizes_biases_norms_and_rotations():
     one = layer(kv_heads=2, head_dim=6, out_features=5, in_kv_features=9, use_bias=False, qk_norm=True, rotary=True)
-    shapes = jax.tree.map(jnp.shape, one.parameters())
+    shapes = jax.tree.map(jnp.shape, one.arrays())
     assert shapes == {
         "query": {"kernel": (16, 8, 6)},
         "key": {"kernel": (9, 2, 6)},
@@ -93,7 +93,7 @@ def test_sizes_biases_norms_and_rotations():
 def test_a_mask_at_the_call_restricts():
     one, near = layer(mask=masks.Causal()), masks.SlidingWindow(1, 1)
     close(one(X, mask=near), layer(mask=masks.SlidingWindow(1, 0))(X))
-    close(one.weights(X, mask=near), layer(mask=masks.SlidingWindow(1, 0)).weights(X))
+    close(one.attention_weights(X, mask=near), layer(mask=masks.SlidingWindow(1, 0)).attention_weights(X))
     close(one.with_pieces(mask=near)(X), layer(mask=near)(X))
     close(layer()(X, mask=near), layer(mask=near)(X))
     close(one(X, positions=jnp.arange(LENGTH)[::-1]), layer(mask=lambda q, k: k >= q)(X))
@@ -184,7 +184,7 @@ def test_split_merge_and_scanned_layers():
     @nnx.split_rngs(splits=3)
     @nnx.vmap(in_axes=0, out_axes=0)
     def make(rngs):
-        return jattn.nnx.MultiHeadAttention(HEADS, FEATURES, mask=masks.Causal(), rngs=rngs)
+        return jattn.nnx.MultiHeadAttention(FEATURES, HEADS, mask=masks.Causal(), rngs=rngs)
 
     @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
     def run(x, one):
@@ -196,7 +196,7 @@ def test_split_merge_and_scanned_layers():
 
 def test_weights():
     one = layer(mask=masks.Causal(), kv_heads=2)
-    weights = one.weights(X, heads=[0, 5])
+    weights = one.attention_weights(X, heads=[0, 5])
     assert weights.shape == (BATCH, 2, LENGTH, LENGTH)
     close(weights.sum(-1), jnp.ones((BATCH, 2, LENGTH)))
 

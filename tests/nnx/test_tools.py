@@ -37,7 +37,7 @@ def pieces() -> dict[str, Any]:
 
 def ours(rngs, **options) -> Any:
     return jattn.nnx.MultiHeadAttention(
-        HEADS, FEATURES, **pieces(), implementation="reference", learned="scores", rngs=rngs, **options
+        FEATURES, HEADS, **pieces(), implementation="reference", learned="scores", rngs=rngs, **options
     )
 
 

@@ -163,7 +163,7 @@ def test_attention_exchanges_nothing_and_keeps_its_sharding(strategy):
 
 
 def parameters(use_bias=True, qk_norm=True):
-    shapes = parameter_shapes(Sizes(Q_HEADS, 24, KV_HEADS, DIM), use_bias=use_bias, qk_norm=qk_norm)
+    shapes = parameter_shapes(Sizes(24, Q_HEADS, KV_HEADS, DIM), use_bias=use_bias, qk_norm=qk_norm)
     flat, tree = jax.tree.flatten(shapes, is_leaf=lambda node: hasattr(node, "inputs"))
     keys = jax.random.split(jax.random.key(11), len(flat))
     init = jax.nn.initializers.normal(0.3)

@@ -283,9 +283,9 @@ def test_arrays_that_cannot_be_read_are_never_fetched(monkeypatch):
 
 def layers():
     """Functions of parameters, which are on one device yet, and inputs."""
-    nnx_layer = jattn.nnx.MultiHeadAttention(8, 16, kv_heads=4, rotary=True, mask=masks.Causal(), rngs=nnx.Rngs(0))
+    nnx_layer = jattn.nnx.MultiHeadAttention(16, 8, kv_heads=4, rotary=True, mask=masks.Causal(), rngs=nnx.Rngs(0))
     graph, state = nnx.split(nnx_layer)
-    linen_layer = jattn.linen.MultiHeadAttention(8, mask=masks.Causal())
+    linen_layer = jattn.linen.MultiHeadAttention(16, 8, mask=masks.Causal())
     causal = CausalAttention(16, 8, max_len=LENGTH)
     draw = np.random.default_rng(1).standard_normal
     shapes = jax.tree.leaves(causal.parameters(), is_leaf=lambda node: hasattr(node, "shape"))

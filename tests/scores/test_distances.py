@@ -61,7 +61,7 @@ def test_transformer_xl_by_a_table_of_distances():
 
 def test_a_layer_learns_vectors_of_distances():
     similarity = RelativeDot(jnp.ones((5, 4)), first=-2)
-    layer = jattn.nnx.MultiHeadAttention(2, 8, similarity=similarity, learned="similarity", rngs=nnx.Rngs(0))
+    layer = jattn.nnx.MultiHeadAttention(8, 2, similarity=similarity, learned="similarity", rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 6, 8))
     gradient = nnx.grad(lambda layer: (layer(x) ** 2).sum())(layer)
     assert jnp.abs(gradient["similarity"].distances[...]).max(-1).min() > 0

@@ -172,7 +172,7 @@ class Block(nnx.Module):
         return x + self.outer(nnx.gelu(self.inner(self.norms[1](x))))
 
     def step(self, x, state):
-        mixed, state = self.mixer.run("step", self.norms[0](x), state)
+        mixed, state = self.mixer.step(self.norms[0](x), state)
         return self.network(x + mixed), state
 
 
@@ -188,7 +188,7 @@ class Model(nnx.Module):
         return x
 
     def initial_state(self, batch):
-        return [block.mixer.run("initial_state", batch) for block in self.blocks]
+        return [block.mixer.initial_state(batch) for block in self.blocks]
 
     def step(self, x, states):
         after = []
@@ -199,7 +199,7 @@ class Model(nnx.Module):
 
 
 MIXERS = {
-    "softmax": lambda rngs: jattn.nnx.MultiHeadAttention(2, FEATURES, mask=jattn.masks.Causal(), rngs=rngs),
+    "softmax": lambda rngs: jattn.nnx.MultiHeadAttention(FEATURES, 2, mask=jattn.masks.Causal(), rngs=rngs),
     **{name: functools.partial(lambda layer, rngs: jattn.nnx.Layer(layer, rngs=rngs), LAYERS[name]) for name in LAYERS},
 }
 
@@ -239,7 +239,7 @@ class LinenBlock(linen.Module):
     @linen.compact
     def __call__(self, x, state=None):
         normed = linen.RMSNorm()(x)
-        mixed, state = (self.mixer(normed), None) if state is None else self.mixer.run("step", normed, state)
+        mixed, state = (self.mixer(normed), None) if state is None else self.mixer.step(normed, state)
         x = x + mixed
         inner = linen.gelu(linen.Dense(2 * FEATURES)(linen.RMSNorm()(x)))
         return x + linen.Dense(FEATURES)(inner), state
@@ -249,7 +249,7 @@ class LinenBlock(linen.Module):
     "name", rows(["softmax", "RWKV-6", "GLA, grouped, convolved", "Hedgehog", "AFT-local"], ["softmax", "RWKV-6"])
 )
 def test_takes_its_place_in_linen(name):
-    softmax = jattn.linen.MultiHeadAttention(2, mask=jattn.masks.Causal())
+    softmax = jattn.linen.MultiHeadAttention(FEATURES, 2, mask=jattn.masks.Causal())
     block = LinenBlock(softmax if name == "softmax" else jattn.linen.Layer(LAYERS[name]))
     (inputs,) = normal(7, (BATCH, LENGTH, FEATURES))
     variables = jax.jit(block.init)(jax.random.key(0), inputs)

@@ -56,8 +56,10 @@ class CaptioningAttention(Layer):
     >>> layer = CaptioningAttention(8, 6, 16)
     >>> parameters = layer.init(jax.random.key(0))
     >>> states, annotations = jnp.ones((2, 5, 8)), jnp.ones((2, 9, 6))
-    >>> jax.jit(layer)(parameters, states, annotations).shape, layer.weights(parameters, states, annotations).shape
-    ((2, 5, 6), (2, 5, 9))
+    >>> jax.jit(layer)(parameters, states, annotations).shape
+    (2, 5, 6)
+    >>> layer.attention_weights(parameters, states, annotations).shape
+    (2, 5, 9)
     >>> layer.hard(parameters, states, annotations, jax.random.key(1)).context.shape
     (2, 5, 6)
     """
@@ -96,7 +98,7 @@ class CaptioningAttention(Layer):
         seen = attention(query, key, value, similarity=similarity, mask=mask)[..., 0, :]
         return self._gated(parameters, states, seen)
 
-    def weights(
+    def attention_weights(
         self, parameters: Mapping[str, Any], states: jax.Array, annotations: jax.Array, *, mask: Any = None
     ) -> jax.Array:
         """α, `[..., steps, kv_len]`, for `doubly_stochastic_loss`; arguments as of the call."""
@@ -127,7 +129,7 @@ class CaptioningAttention(Layer):
         if isinstance(soft_rate, bool) or not isinstance(soft_rate, (int, float)) or not 0 <= soft_rate <= 1:
             raise ValueError(f"`soft_rate` must be a Python number from 0 to 1; got {soft_rate!r}.")
         check_key("key", key)
-        alpha = self.weights(parameters, states, annotations, mask=mask)
+        alpha = self.attention_weights(parameters, states, annotations, mask=mask)
         if not alpha.shape[-1]:  # nowhere to look
             steps = states.shape[:-1]
             context, nothing = jnp.zeros((*steps, self.annotation_features), annotations.dtype), jnp.zeros(steps)

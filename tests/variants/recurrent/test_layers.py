@@ -156,10 +156,10 @@ def test_as_a_module(name):
     layer, (x,) = RECURRENT[name], normal(2, (2, 7, FEATURES))
     check_layer(layer, jnp.asarray(x))
     module = jattn.nnx.Layer(layer, rngs=nnx.Rngs(0))
-    out, state = module.run("step", x[:, 0], module.run("initial_state", (2,)))
-    variables, linen = {"params": module.parameters()}, jattn.linen.Layer(layer)
-    first = linen.apply(variables, "initial_state", (2,), method="run")
-    again = linen.apply(variables, "step", x[:, 0], first, method="run")
+    out, state = module.step(x[:, 0], module.initial_state((2,)))
+    variables, linen = {"params": module.arrays()}, jattn.linen.Layer(layer)
+    first = linen.apply(variables, (2,), method="initial_state")
+    again = linen.apply(variables, x[:, 0], first, method="step")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, (out, state))
 
 

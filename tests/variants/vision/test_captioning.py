@@ -40,7 +40,7 @@ def test_soft():
 
 
 def test_weights():
-    check(lambda h, a, *p: LAYER.weights(tree(*p), h, a), alpha, *given())
+    check(lambda h, a, *p: LAYER.attention_weights(tree(*p), h, a), alpha, *given())
 
 
 def test_as_a_module():
