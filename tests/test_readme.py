@@ -1,4 +1,4 @@
-"""The README is true: its Python runs from top to bottom, and prints what it says it prints."""
+"""The README and the pages beside the code are true: their Python runs and prints what they show, their links lead."""
 
 import contextlib
 import io
@@ -11,33 +11,67 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?P<mark><!-- output -->\n)?^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for where in (".", ".github", "jattn", "tests", "examples")
+    for path in sorted((ROOT / where).glob("*.md" if where in (".", ".github") else "**/*.md"))
+]
+LONG = ("README.md",)
+"""Pages whose examples have sequences of thousands of tokens."""
 
 
 def lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
-@pytest.mark.exhaustive  # sequences of thousands of tokens
-def test_python_blocks_run_and_print_what_they_say():
+def anchor(heading: str) -> str:
+    """The fragment that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.exhaustive if page in LONG else ()) for page in PAGES]
+)
+def test_python_blocks_run_and_print_what_they_say(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
     namespace: dict = {"__name__": "readme"}
     printed = None
-    count = 0
-    for block in BLOCK.finditer(README):
-        line = README[: block.start()].count("\n") + 1
+    for block in BLOCK.finditer(text):
+        line = text[: block.start()].count("\n") + 1
         if block["language"] == "python":
-            assert not printed, f"README.md, before line {line}: output is printed and not shown"
+            assert not printed, f"{page}, before line {line}: output is printed and not shown"
             stdout = io.StringIO()
             with contextlib.redirect_stdout(stdout):
-                # the newlines make a traceback's line number the README's
-                exec(compile("\n" * line + block["body"], str(ROOT / "README.md"), "exec"), namespace)
+                # the newlines make a traceback's line number the page's
+                exec(compile("\n" * line + block["body"], str(ROOT / page), "exec"), namespace)
             printed = stdout.getvalue()
-            count += 1
         elif block["mark"]:
-            assert printed is not None, f"README.md, line {line}: output of no Python block"
-            assert lines(block["body"]) == lines(printed), f"README.md, line {line}, should read:\n{printed}"
+            assert printed is not None, f"{page}, line {line}: output of no Python block"
+            assert lines(block["body"]) == lines(printed), f"{page}, line {line}, should read:\n{printed}"
             printed = None
-    assert not printed, "README.md: output of the last Python block is not shown"
-    assert count >= 5
+    assert not printed, f"{page}: output of the last Python block is not shown"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    """Files that a page links to exist, and so do the headings; pages of the web are not asked for."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in (found["target"] for found in LINK.finditer(text)):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        name, _, fragment = target.partition("#")
+        linked = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        assert linked.exists(), f"{page} links to `{target}`, which does not exist"
+        if fragment:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert fragment in map(anchor, headings), f"{page} links to `{target}`: no such heading"
+
+
+def test_pages_have_examples():
+    """What the first test runs is not nothing."""
+    counts = {page: (ROOT / page).read_text(encoding="utf-8").count("```python\n") for page in PAGES}
+    assert counts["README.md"] >= 1 and sum(counts.values()) >= 10, counts
 
 
 @pytest.mark.parametrize("name", ["train", "test"])

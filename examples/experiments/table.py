@@ -17,11 +17,11 @@ NAMES = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("rep
 
 
 def main() -> None:
-    """Run them, print a table, and with `--save` keep the figures for the README's table of variants."""
+    """Run them, print a table, and with `--save` keep the figures for the table of variants."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"by default all: {', '.join(NAMES)}")
     parser.add_argument("--fast", action="store_true", help="reduced forms, with their own lower bars")
-    parser.add_argument("--save", action="store_true", help=f"write {FIGURES.name}, for the README")
+    parser.add_argument("--save", action="store_true", help=f"write {FIGURES.name}, for jattn/variants/README.md")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args()
     unknown = set(asked.names) - set(NAMES)

@@ -1,1 +1,1 @@
-"""Benchmarks of jattn against other libraries: `python -m jattn.benchmarks`. `README.md` beside it has the results."""
+"""Benchmarks of jattn against other libraries: `python -m jattn.benchmarks`. README.md has the results."""

@@ -132,14 +132,14 @@ def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
     itself = jattn("plain causal", plain)
 
     def argument(name: str, what: str, choice: Choice) -> Speed:
-        return Speed(name, f"{what}: time beside plain causal", usual, jattn("jattn", choice), itself, Bar(1.4, True))
+        return Speed(name, f"{what}: time vs. plain causal", usual, jattn("jattn", choice), itself, Bar(1.4, True))
 
     return (
-        Speed("torch", "forward beside PyTorch", usual, forward, peers.torch_attention(), Bar(1.0)),
+        Speed("torch", "forward vs. PyTorch", usual, forward, peers.torch_attention(), Bar(1.0)),
         Speed("torch-grad", "forward + backward", usual, both, peers.torch_attention(backward=True), Bar(0.9)),
-        Speed("jax", "forward beside jax.nn", usual, forward, peers.jax_nn(), Bar(4.5)),
+        Speed("jax", "forward vs. jax.nn", usual, forward, peers.jax_nn(), Bar(4.5)),
         Speed("jax-grad", "forward + backward", usual, both, peers.jax_nn(backward=True), Bar(3.5)),
-        Speed("flex", "forward beside flex_attention", usual, forward, peers.flex_attention(), Bar(1.5)),
+        Speed("flex", "forward vs. flex_attention", usual, forward, peers.flex_attention(), Bar(1.5)),
         Speed(
             "flex-window",
             f"forward, window {WINDOW}, plan included",
@@ -160,7 +160,7 @@ def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
         ),
         Speed(
             "tiles",
-            f"cost of a visited tile, window {WINDOW} beside causal",
+            f"cost of a visited tile, window {WINDOW} vs. causal",
             far,
             jattn("jattn", Choice(window)),
             itself,

@@ -146,7 +146,7 @@ def linear(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]
         rows += [
             Speed(
                 f"scan-{name}",
-                f"{kind}: forward + backward beside the scan",
+                f"{kind}: forward + backward vs. the scan",
                 base(length),
                 recurrence(kind),
                 recurrence(kind, form="scan"),
@@ -154,7 +154,7 @@ def linear(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]
             ),
             Speed(
                 f"time-{name}",
-                f"{kind}: time a token, beside {short} tokens",
+                f"{kind}: time a token, vs. {short} tokens",
                 base(long),
                 recurrence(kind),
                 recurrence(kind, length=short),
@@ -173,7 +173,7 @@ def linear(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]
     rows += [
         Speed(
             f"crossover-{each}",
-            "gate per head and step beside causal attention, forward + backward",
+            "gate per head and step vs. causal attention, forward + backward",
             base(each),
             recurrence(gated),
             jattn("attention", Choice(causal), backward=True),
@@ -183,14 +183,21 @@ def linear(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]
     ]
     return (
         *rows,
-        Speed("torch", "beside the recurrence", base(1024), recurrence(gated), torch_recurrence(), Bar(1.0)),
+        Speed(
+            "torch",
+            "gate per head and step vs. token by token, forward + backward",
+            base(1024),
+            recurrence(gated),
+            torch_recurrence(),
+            Bar(1.0),
+        ),
         Speed(
             "torch-pairs",
-            "beside the quadratic form",
+            "gate per head and step vs. the quadratic form, forward + backward",
             base(2048),
             recurrence(gated),
             torch_recurrence(quadratic=True),
             Bar(1.0),
         ),
-        Speed("decode", "one token, beside a cache", base(long), decode(), decode_with_cache(), Bar(100.0)),
+        Speed("decode", "one decoding step vs. a cache of keys", base(long), decode(), decode_with_cache(), Bar(100.0)),
     )

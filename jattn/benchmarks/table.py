@@ -37,7 +37,7 @@ class Row:
         return self.what, self.shape, self.ours, self.other, self.shown, self.bar, met
 
 
-HEAD = ("what", "shape", "jattn", "beside it", "figure", "bar", "met")
+HEAD = ("what", "shape", "jattn", "compared with", "figure", "target", "met")
 
 
 def run(case: Speed | Memory, *, rounds: int, clock: str = "wall") -> Row:

@@ -66,7 +66,7 @@ def catalogue() -> dict[str, tuple[Variant, ...]]:
 
 
 def markdown(figures: Path | None = None) -> str:
-    """The table, for the README.
+    """The table in Markdown, with links relative to this folder.
 
     Args:
         figures: the file that `examples/experiments/table.py --save` wrote, for the column of figures.
@@ -77,8 +77,8 @@ def markdown(figures: Path | None = None) -> str:
         for one in variants:
             shown = ""
             if one.experiment:
-                script = f"[{one.experiment}](examples/experiments/{one.experiment}.py)"
+                script = f"[{one.experiment}](../../examples/experiments/{one.experiment}.py)"
                 shown = f"{script}: {measured[one.experiment]}" if one.experiment in measured else script
-            cells = (one.name, one.summary, one.paper, f"`{one.where}`", f"[test]({one.oracle})", shown)
+            cells = (one.name, one.summary, one.paper, f"`{one.where}`", f"[test](../../{one.oracle})", shown)
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)

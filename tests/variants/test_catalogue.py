@@ -44,9 +44,9 @@ def test_every_row_of_the_table_has_all_its_columns():
         assert row.replace(r"\|", "").count("|") == head.count("|"), row
 
 
-def test_the_table_in_the_readme_is_the_catalogue():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.split("<!-- variants -->\n")[1].split("<!-- end of variants -->")[0]
+def test_the_table_on_the_page_is_the_catalogue():
+    page = (ROOT / "jattn/variants/README.md").read_text(encoding="utf-8")
+    shown = page.split("<!-- variants -->\n")[1].split("<!-- end of variants -->")[0]
     assert shown.strip() == markdown(FIGURES).strip(), (
-        "paste what `python -m jattn.variants examples/experiments/figures.json` prints"
+        "paste what `python -m jattn.variants examples/experiments/figures.json` prints into jattn/variants/README.md"
     )
