@@ -83,6 +83,18 @@ def known_values(value: Any) -> np.ndarray | None:
     return None
 
 
+def known_range(numbers: Any) -> tuple[int, int] | None:
+    """The least and the largest of some integers; None where there are none, or they are not known while tracing.
+
+    >>> known_range([3, 1, 2])
+    (1, 3)
+    """
+    if isinstance(numbers, Tracer) or not np.size(numbers):
+        return None
+    values = np.asarray(numbers)
+    return int(values.min()), int(values.max())
+
+
 def same_values(one: Any, other: Any) -> bool:
     """Whether two arrays have the same shape and numbers. One that spans processes equals itself alone."""
     if one is other:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .arrays import describe, dtype_of, known_values
+from .arrays import describe, dtype_of, known_range, of_rank
+from .fields import integers
 
 
 def check_shapes(
@@ -69,117 +70,29 @@ def _why(axis: str, wanted: Any, settled_by: dict[str, str]) -> str:
     return f" with {said} = {wanted}" + (f", as in `{settled_by[axis]}`" if axis in settled_by else "")
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """`value` is one of a few names.
+def check_lengths(lengths: Any, batch: tuple[int, ...], longest: int) -> jax.Array:
+    """The length of each example `[batch...]`; None is `longest` for all, one number is the same for all.
 
     Raises:
-        ValueError: listing them.
+        ValueError: not integers; another shape than the batch axes; a known length beyond `longest`.
+
+    >>> print(check_lengths([3, 5], (2,), 5), check_lengths(None, (2,), 5))
+    [3 5] [5 5]
     """
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
-
-
-def check_multiple(of: str, /, *, unless: str | None = None, **sizes: int) -> None:
-    """One size is a multiple of another.
-
-    Args:
-        of: the name of the one that divides.
-        unless: the name of an argument that would set_field the matter, if it was given.
-        **sizes: both, with the names of their arguments.
-
-    Raises:
-        ValueError: naming both.
-
-    >>> check_multiple("heads", features=7, heads=2, unless="head_dim")
-    Traceback (most recent call last):
-    ...
-    ValueError: `features` must be a multiple of `heads`, unless `head_dim` is given; got features 7 and heads 2.
-    """
-    divisor = sizes.pop(of)
-    for name, size in sizes.items():
-        if size % divisor:
-            remedy = "" if unless is None else f", unless `{unless}` is given"
-            raise ValueError(f"`{name}` must be a multiple of `{of}`{remedy}; got {name} {size} and {of} {divisor}.")
-
-
-def check_positive(**sizes: Any) -> None:
-    """Sizes are integers of at least 1.
-
-    Raises:
-        ValueError: naming the size.
-    """
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"`{name}` must be a positive int; got {size!r}.")
-
-
-def check_counts(**counts: Any) -> None:
-    """Counts are integers of at least 0.
-
-    Raises:
-        ValueError: naming the count.
-    """
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise ValueError(f"`{name}` must be an int of at least 0; got {count!r}.")
-
-
-def check_flags(**flags: Any) -> None:
-    """Flags are True or False, known while tracing.
-
-    Raises:
-        ValueError: naming the flag.
-    """
-    for name, value in flags.items():
-        if not isinstance(value, (bool, np.bool_)):
-            raise ValueError(f"`{name}` must be True or False; got {value!r}.")
-
-
-def check_rate(name: str, value: Any) -> None:
-    """A probability in [0, 1]: a number, or a floating-point scalar array, whose value is checked where it is known.
-
-    Raises:
-        ValueError: something else.
-
-    >>> check_rate("dropout_rate", 2.0)
-    Traceback (most recent call last):
-    ...
-    ValueError: `dropout_rate` must be a probability in [0, 1]; got 2.0.
-    """
-    dtype = dtype_of(value)
-    number = type(value) in (int, float)
-    array = dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.ndim(value) == 0
-    known = value if number else known_values(value) if array else None
-    if not (number or array) or (known is not None and not 0 <= known <= 1):
+    lengths = longest if lengths is None else integers("lengths", lengths, 0)
+    shape = np.shape(lengths)
+    if shape not in ((), batch):
         raise ValueError(
-            f"`{name}` must be a probability in [0, 1]; got {describe(value) if known is None else known}."
+            f"`lengths` must be one integer, or one for each example, of shape {batch} like the batch axes; got shape "
+            f"{shape}."
         )
+    most = (known_range(lengths) or (0, 0))[1]
+    if most > longest:
+        raise ValueError(f"`lengths` must be at most {longest}, the length of the arrays; got {most}.")
+    return jnp.broadcast_to(jnp.asarray(lengths, jnp.int32), batch)
 
 
-def check_key(name: str, key: Any) -> None:
-    """A random key of JAX, typed or as its words.
-
-    Raises:
-        ValueError: something else, or several keys.
-
-    >>> check_key("sample", 3)
-    Traceback (most recent call last):
-    ...
-    ValueError: `sample` must be one random key, such as `jax.random.key(0)`; got 3.
-    """
-    dtype, rank = getattr(key, "dtype", None), len(getattr(key, "shape", ()))
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    words = dtype == np.uint32 and tuple(key.shape) in ((2,), (4,))
-    if not (typed and rank == 0) and not words:
-        got = repr(key) if dtype is None else f"an array of dtype {dtype} and shape {key.shape}"
-        raise ValueError(f"`{name}` must be one random key, such as `jax.random.key(0)`; got {got}.")
-
-
-def check_batch(batch: Any) -> None:
-    """Batch axes are a tuple of sizes.
-
-    Raises:
-        ValueError: something else, such as one size.
-    """
-    if not isinstance(batch, tuple) or not all(isinstance(size, int | np.integer) and size >= 0 for size in batch):
-        raise ValueError(f"`batch` must be a tuple of sizes, such as (2,), or () for none; got {batch!r}.")
+def inside(lengths: jax.Array, longest: int) -> jax.Array:
+    """Which positions are an example's own: `[batch..., longest]`."""
+    lengths = lengths[..., None]
+    return of_rank(jnp.arange(longest), lengths.ndim) < lengths

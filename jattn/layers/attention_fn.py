@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.arguments import check_rate
 from ..foundation.arrays import counted
 from ..foundation.pieces import array, piece
-from ..foundation.shapes import check_rate
 from ..masks import Dense, Mask
 from ..ops.attention.api import attention, attention_weights
 from ..ops.attention.checks import check_pieces

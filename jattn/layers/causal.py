@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.arguments import check_batch, check_flags, check_multiple, check_positive
 from ..foundation.arrays import known_values
-from ..foundation.shapes import check_batch, check_flags, check_multiple, check_positive, check_shapes
+from ..foundation.shapes import check_shapes
 from ..foundation.sharding import gather, split_like
 from ..masks import Causal, SameSegment, SlidingWindow
 from ..ops.attention.api import attention

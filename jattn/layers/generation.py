@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..foundation.numerics import accumulation_dtype
 from ..foundation.shapes import check_shapes
 from .layer import OWN_AXES, Layer
 
@@ -84,7 +85,7 @@ class Generative(Layer):
         Raises:
             ValueError: naming the part that is not, what came, and what was expected.
         """
-        dtype = jnp.promote_types(jnp.result_type(inputs, *jax.tree.leaves(parameters)), jnp.float32)
+        dtype = accumulation_dtype(inputs, *jax.tree.leaves(parameters))
         if state is None:
             return self.initial_state(parameters, batch, dtype)
         wanted = jax.eval_shape(lambda: self.initial_state(parameters, batch, dtype))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import describe, of_rank
+from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import indexed
 from ..foundation.sharding import summed_einsum
 from ..foundation.varying import split_axes
@@ -119,7 +120,7 @@ def multi_head(
         query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, norm=norm)
         attended = attention(query, key, value, **pieces, **at, implementation=implementation)
         kernel = parameters["out"]["kernel"].astype(dtype)
-        return summed_einsum("...qhd,hdf->...qf", attended, kernel, preferred_element_type=_wide(dtype))
+        return summed_einsum("...qhd,hdf->...qf", attended, kernel, preferred_element_type=accumulation_dtype(dtype))
 
     with renamed(query_positions="positions"):
         if parallel is None:
@@ -206,10 +207,6 @@ def _norm(qk_norm: Any) -> QKNorm:
 
 def _biased(x: jax.Array, bias: Array | None, dtype: Any) -> jax.Array:
     return x if bias is None else x + of_rank(bias.astype(dtype), x.ndim)
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _computation_dtype(dtype: Any, parameters: Parameters, *sources: Array | None) -> Any:

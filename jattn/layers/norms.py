@@ -7,8 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from ..foundation.arguments import check_choice, check_flags
 from ..foundation.arrays import of_rank
-from ..foundation.shapes import check_choice, check_flags
+from ..foundation.numerics import widen
 
 
 def rms_norm(x: jax.Array, scale: Any = None, epsilon: float = 1e-6) -> jax.Array:
@@ -26,7 +27,7 @@ def rms_norm(x: jax.Array, scale: Any = None, epsilon: float = 1e-6) -> jax.Arra
     >>> print(rms_norm(jnp.array([3.0, -3.0]), jnp.array([1.0, 2.0])).round(3))
     [ 1. -2.]
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widen(x)
     normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
     return (normal if scale is None else normal * of_rank(scale.astype(wide.dtype), wide.ndim)).astype(x.dtype)
 
@@ -47,7 +48,7 @@ def layer_norm(x: jax.Array, scale: Any = None, bias: Any = None, epsilon: float
     >>> print(layer_norm(jnp.array([5.0, 1.0]), bias=jnp.array([0.0, 1.0])).round(3))
     [1. 0.]
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widen(x)
     centered = wide - wide.mean(-1, keepdims=True)
     normal = rms_norm(centered, scale, epsilon)
     return (normal if bias is None else normal + of_rank(bias.astype(wide.dtype), wide.ndim)).astype(x.dtype)
@@ -123,7 +124,7 @@ class QKNorm:
             local = values.mean(over, keepdims=True)
             return jax.lax.pmean(local, mesh_axis) if mesh_axis and self.over == "heads" else local
 
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = widen(x)
         if self.kind == "layer":
             wide = wide - mean(wide)
         scale = of_rank(parameters["scale"].astype(wide.dtype), wide.ndim)

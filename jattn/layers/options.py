@@ -5,8 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..foundation.arguments import check_flags, check_rate
 from ..foundation.arrays import describe, dtype_of
-from ..foundation.shapes import check_flags, check_rate
 from ..ops.attention.implementations import ATTENTION
 from ..parallel import Heads
 from .layer import Layer

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..foundation.shapes import check_multiple, check_positive
+from ..foundation.arguments import check_multiple, check_positive
 from ..parallel import partition_spec
 from .norms import as_qk_norm
 

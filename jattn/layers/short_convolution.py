@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.shapes import check_positive
+from ..foundation.arguments import check_positive
 from ..ops.convolution.short import convolve
 from .layer import OWN_AXES, Layer, bias, normal
 

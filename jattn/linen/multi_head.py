@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ..foundation.arguments import check_key, check_positive
 from ..foundation.arrays import known_values
-from ..foundation.shapes import check_key, check_positive
 from ..layers import attention as data
 from ..layers.learned import PIECES
 from ..layers.norms import QKNorm

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.fields import Integers, block_sizes, booleans, integers, set_field
 from ..foundation.pieces import array, number, piece
-from .arguments import Integers, block_sizes, booleans, integers, set_field
 from .base import Mask
 
 

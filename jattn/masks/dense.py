@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from ..foundation.arrays import as_array
+from ..foundation.fields import booleans, set_field
 from ..foundation.pieces import array, indexed, piece
-from .arguments import booleans, set_field
 from .base import FEW_AXES, Mask, as_mask
 from .placement import dense
 

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..foundation.fields import LARGEST, set_field, sizes
 from ..foundation.pieces import piece
-from .arguments import LARGEST, set_field, sizes
 from .base import Mask
 
 

@@ -6,8 +6,8 @@ Changing the values of an array never retraces.
 
 import jax.numpy as jnp
 
+from ..foundation.fields import LARGEST, Integers, integers, set_field
 from ..foundation.pieces import number, piece
-from .arguments import LARGEST, Integers, integers, set_field
 from .base import Mask
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import describe, known_values
-from .arguments import integers, zeros_and_ones
+from ..foundation.fields import integers, zeros_and_ones
 from .dense import Dense
 from .segments import SameSegment
 

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
+from ..foundation.fields import LARGEST, Integers, integers, set_field
 from ..foundation.pieces import array, number, piece
-from .arguments import LARGEST, Integers, integers, set_field
 from .base import Mask
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import describe
+from ..foundation.fields import LARGEST, Integers, block_sizes, integers, set_field
 from ..foundation.pieces import array, number, piece
-from .arguments import LARGEST, Integers, block_sizes, integers, set_field
 from .base import Mask
 
 

@@ -1,7 +1,7 @@
 """A mask whose positions are counted from another origin."""
 
+from ..foundation.fields import Integers, integers, set_field
 from ..foundation.pieces import number, part, piece
-from .arguments import Integers, integers, set_field
 from .base import Mask
 
 

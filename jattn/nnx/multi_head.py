@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..foundation.arguments import check_flags, check_key
 from ..foundation.arrays import describe, dtype_of
-from ..foundation.shapes import check_flags, check_key
 from ..layers import attention as data
 from ..layers.learned import PIECES
 from ..layers.norms import QKNorm

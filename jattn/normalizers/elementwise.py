@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.fields import Numbers, parameter, set_field
 from ..foundation.pieces import number, piece
-from ..scores.arguments import Numbers, parameter, set_field
 from ..scores.bias import Shift
 from .base import Normalizer
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.fields import floats, set_field
+from ..foundation.numerics import shifted_exp
 from ..foundation.pieces import array, piece
-from ..scores.arguments import floats, set_field
 from .base import Normalizer
 
 
@@ -58,16 +59,13 @@ class Softmax(Normalizer):
 
     def weights(self, scores, allowed):
         scores = jnp.where(allowed, scores, -jnp.inf)
-        top = jax.lax.stop_gradient(scores.max(-1, keepdims=True, initial=-jnp.inf))
         sink = self.query_sink if self.sink is None else self.sink
         if sink is not None:
             sink = sink.astype(scores.dtype)
-            top = jnp.maximum(top, jax.lax.stop_gradient(sink))
-        top = jnp.where(jnp.isneginf(top), 0, top)
-        mass = jnp.exp(scores - top)
+        top, mass = shifted_exp(scores, least=sink)
         total = mass.sum(-1, keepdims=True)
         if sink is not None:
-            total = total + jnp.exp(sink - top)
+            total = total + jnp.exp(sink - jnp.where(jnp.isneginf(top), 0, top))
         return mass / jnp.where(total == 0, 1, total)
 
     def rescale(self, out, lse, remainder=0.0):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.numerics import accumulation_dtype
 from .rotary import Pairs, check_features, check_pairs, rotary, scaled_frequencies
 from .scaling import Scaling, check_above, rotary_frequencies
 
@@ -131,7 +132,7 @@ def rotary_sections(
         axis_of_pair = np.where(within, turns, 0)
     turned = _turn_by_axis(x[..., :dims], positions, frequencies, axis_of_pair, pairs)
     if factor != 1.0:
-        turned = (turned.astype(jnp.promote_types(x.dtype, jnp.float32)) * factor).astype(x.dtype)
+        turned = (turned.astype(accumulation_dtype(x)) * factor).astype(x.dtype)
     return jnp.concatenate([turned, x[..., dims:]], axis=-1)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..masks.arguments import zeros_and_ones
+from ..foundation.fields import zeros_and_ones
 from ..masks.packing import check_cu_seqlens, row_length, sequence_ids
 
 

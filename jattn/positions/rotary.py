@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import of_rank
+from ..foundation.numerics import accumulation_dtype
 from .angles import check_numbers, turned_angles
 from .scaling import Scaling, check_above, rotary_frequencies
 
@@ -54,7 +55,7 @@ def rotary(
     (1, 100, 8, 16)
     """
     check_features(x)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = accumulation_dtype(x)
     if frequencies is not None:
         dims, factor = _turned_dims(x, dims), 1.0
         if scaling is not None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.numerics import accumulation_dtype
 from .angles import check_numbers, turned_angles
 from .scaling import check_above
 
@@ -52,7 +53,7 @@ def sinusoidal(
         raise ValueError(f"`layout` must be 'interleaved' or 'half'; got {layout!r}.")
     check_above("base", base, 1)
     half = dim // 2
-    inside = jnp.promote_types(dtype, jnp.float32)
+    inside = accumulation_dtype(dtype)
     frequencies = np.power(float(base), -np.arange(half) / (half - 1 if inclusive else half))
     angles = turned_angles(check_numbers(positions), frequencies, inside)
     parts = jnp.sin(angles), jnp.cos(angles)

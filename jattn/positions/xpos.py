@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.numerics import accumulation_dtype
 from .rotary import Pairs, check_features, checked_positions, rotary
 from .scaling import check_above
 
@@ -53,7 +54,7 @@ def xpos(
         raise ValueError(f"`role` must be 'query' or 'key'; got {role!r}.")
     check_above("scale_base", scale_base, 0)
     check_above("gamma", gamma, 0)
-    dtype: Any = jnp.promote_types(x.dtype, jnp.float32)
+    dtype: Any = accumulation_dtype(x)
     turned = rotary(x.astype(dtype), positions, base=base, pairs=pairs)
     dim = x.shape[-1]
     log_zeta = np.log((np.arange(0, dim, 2) / dim + gamma) / (1 + gamma))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.fields import floats, set_field
 from ..foundation.pieces import array, piece
-from .arguments import floats, set_field
 from .base import Score
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import describe, dtype_of
+from ..foundation.fields import floats, set_field
+from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import array, piece
-from .arguments import floats, set_field
 from .base import Score
 from .look_up import check_coordinates, distances_of, look_up
 
@@ -109,7 +110,7 @@ class RelativeLogits(Score):
                 "`query` must have shape [..., q_len, q_heads, dim] and `distances` [distances, dim] or [distances, "
                 f"q_heads, dim]; got {tuple(query.shape)} and {shape}."
             )
-        dtype = jnp.promote_types(jnp.promote_types(query.dtype, vectors.dtype), jnp.float32)
+        dtype = accumulation_dtype(query, vectors)
         wide = query.astype(dtype) * (query.shape[-1] ** -0.5 if scale is None else scale)
         spec = "...qhd,rd->...hqr" if len(shape) == 2 else "...qhd,rhd->...hqr"
         logits = jnp.einsum(spec, wide, jnp.asarray(vectors, dtype))

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import known_values
+from ..foundation.fields import floats
+from ..foundation.numerics import widen
 from ..foundation.pieces import array, piece
-from .arguments import floats
 from .base import Score
 
 LEAST = -1e4
@@ -130,7 +131,7 @@ def running_sums(terms: jax.Array) -> RunningSums:
     length, last = terms.shape[-1], terms.ndim - 1
     # Raise the lower bound for long sequences, so that the integer part cannot overflow int32.
     least = max(LEAST, -float((2**31 - 1) // (length + 1)))
-    terms = jnp.maximum(terms.astype(jnp.promote_types(terms.dtype, jnp.float32)), least)
+    terms = jnp.maximum(widen(terms), least)
 
     def split(numbers):
         whole = jax.lax.stop_gradient(jnp.round(numbers))

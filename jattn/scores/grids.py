@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.fields import floats, set_field
 from ..foundation.pieces import array, piece
 from ..masks.grids import coordinates_of, grid_shape, inside
-from .arguments import floats, set_field
 from .base import Score
 from .look_up import look_up
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.arrays import as_array, describe, dtype_of
+from ..foundation.fields import set_field
 from ..foundation.pieces import Piece
-from .arguments import set_field
 
 
 def look_up(table: Any, index: jax.Array) -> jax.Array:

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
+from ..foundation.fields import Numbers, parameter, set_field
 from ..foundation.pieces import number, piece
-from .arguments import Numbers, parameter, set_field
 from .base import Score
 
 

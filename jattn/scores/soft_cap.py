@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from ..foundation.fields import Numbers, parameter, set_field
 from ..foundation.pieces import number, piece
-from .arguments import Numbers, parameter, set_field
 from .base import Score
 
 SATURATED = 30.0  # tanh of more than this is exactly 1, even in float64

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.fields import floats, set_field
+from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import array, piece
-from ..scores.arguments import floats, set_field
-from .base import Prepared, Similarity, accumulation_dtype
+from .base import Prepared, Similarity
 from .bilinear import check_features, project
 from .finite import finite_query
 

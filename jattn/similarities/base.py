@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import Piece
 from ..scores.base import Score
 
@@ -79,11 +80,6 @@ class Similarity(Piece, abc.ABC):
             key: `[batch..., kv_heads, k, dim]`, prepared. Consecutive query heads share a key head.
         """
         return grouped_dot(query, key)
-
-
-def accumulation_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """float64 if any array is, else float32."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def folded_scale(similarity: Similarity, query: jax.Array, scale: float) -> tuple[jax.Array, float]:

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.fields import Numbers, floats, parameter, set_field
+from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import array, number, piece
-from ..scores.arguments import Numbers, floats, parameter, set_field
 from ..scores.bias import Shift
-from .base import Prepared, Similarity, accumulation_dtype
+from .base import Prepared, Similarity
 from .finite import finite_query
 
 

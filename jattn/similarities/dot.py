@@ -1,13 +1,11 @@
 """Dot products: plain, scaled, and cosine."""
 
-import jax
-import jax.numpy as jnp
-
+from ..foundation.fields import Numbers, parameter, set_field
+from ..foundation.numerics import unit
 from ..foundation.pieces import number, piece
-from ..scores.arguments import Numbers, parameter, set_field
 from ..scores.base import Score
 from ..scores.scale import Scale
-from .base import Prepared, Similarity, accumulation_dtype
+from .base import Prepared, Similarity
 from .finite import finite_query
 
 
@@ -88,14 +86,3 @@ class Cosine(Similarity):
         query, poison = finite_query(query)
         scale, scores = static_or_score(1 / self.temperature)
         return Prepared(unit(query), unit(key), scale, (*scores, poison))
-
-
-def unit(vectors: jax.Array) -> jax.Array:
-    """Normalize vectors to unit length, in float32 (float64). Zero vectors stay zero, with zero gradient."""
-    vectors = vectors.astype(accumulation_dtype(vectors))
-    # Scaling does not change the direction. With the largest entry 1, squares neither overflow nor underflow to 0.
-    largest = jax.lax.stop_gradient(jnp.abs(vectors).max(-1, keepdims=True, initial=0))
-    vectors = vectors / jnp.where(largest == 0, 1, largest)
-    square = (vectors * vectors).sum(-1, keepdims=True)
-    zero = square == 0
-    return jnp.where(zero, 0, vectors * jax.lax.rsqrt(jnp.where(zero, 1, square)))

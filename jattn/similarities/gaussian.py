@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.arrays import of_rank
+from ..foundation.fields import Numbers, parameter, set_field
+from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import number, piece
-from ..scores.arguments import Numbers, parameter, set_field
 from ..scores.bias import Bias
-from .base import Prepared, Similarity, accumulation_dtype
+from .base import Prepared, Similarity
 from .dot import static_or_score
 from .finite import finite_query
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.fields import floats, set_field
+from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import array, piece
-from ..scores.arguments import floats, set_field
 from ..scores.distances import RelativeLogits
-from .base import Prepared, Similarity, accumulation_dtype
+from .base import Prepared, Similarity
 from .finite import finite_query
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jattn.foundation.shapes import check_choice, check_counts, check_flags, check_key, check_positive, check_shapes
+from jattn.foundation.arguments import check_choice, check_counts, check_flags, check_key, check_positive
+from jattn.foundation.shapes import check_shapes
 
 
 def test_sizes_are_returned():

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_batch, check_counts, check_positive
 from ...foundation.arrays import describe, dtype_of, known_values
 from ...foundation.pieces import array, piece
-from ...foundation.shapes import check_batch, check_counts, check_positive, check_shapes
+from ...foundation.shapes import check_shapes
 from ...masks import Mask
 from ...masks.base import restricted
 from ...ops.attention.api import attention

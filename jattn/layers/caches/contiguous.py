@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.shapes import check_positive
+from ...foundation.arguments import check_positive
 from ...masks import Lengths
 from ...masks.base import restricted
 from .base import Cache, RealQueries, Spec, View, check_room, check_sizes, over_batch, put_rows

@@ -10,6 +10,7 @@ import numpy as np
 from ...foundation.arrays import as_array, counted
 from ...foundation.elementwise import mask_reads_positions, score_reads_positions
 from ...foundation.known import known_while_tracing
+from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.pieces import align, indexed
 from ...foundation.sharding import auto_devices
 from ...foundation.varying import split_axes
@@ -19,10 +20,9 @@ from ...normalizers import Normalizer
 from ...scores import Bias
 from ...scores.base import Score
 from ...similarities import Similarity
-from ...similarities.base import Prepared, accumulation_dtype
+from ...similarities.base import Prepared
 from . import checks
 from .dropout import Dropout
-from .finite import without_nonfinite
 
 
 @dataclasses.dataclass(frozen=True)

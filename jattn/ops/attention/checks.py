@@ -9,8 +9,8 @@ import chex
 import jax.numpy as jnp
 
 from ...foundation.arrays import FOREIGN, describe, dtype_of, known_values
+from ...foundation.fields import LARGEST
 from ...foundation.pieces import Piece
-from ...masks.arguments import LARGEST
 from ...masks.base import Mask, as_mask
 from ...normalizers import Normalizer, Softmax
 from ...scores.base import Score, as_score

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_key, check_rate
 from ...foundation.arrays import counted
 from ...foundation.pieces import Piece, array, number, piece
-from ...foundation.shapes import check_key, check_rate
 from ...foundation.varying import varying_axes
 
 

@@ -3,14 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.sharding import auto_devices
 from ...foundation.varying import vary, varying_axes
-from ...similarities.base import accumulation_dtype
-
-
-def without_nonfinite(values: jax.Array) -> jax.Array:
-    """`values` with NaN and inf replaced by 0; no gradient flows to the entries replaced."""
-    return jnp.where(jnp.isfinite(values), values, 0)
 
 
 def grouped_product(weights: jax.Array, values: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.export
 import jax.numpy as jnp
 
 from ...foundation.arrays import as_jax, describe
+from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import unique_name
 
 
@@ -57,7 +58,7 @@ class Partial:
         >>> jattn.Partial.empty(jax.ShapeDtypeStruct((2, 3, 4), "float32")).lse.shape
         (2, 3)
         """
-        dtype = jnp.promote_types(out.dtype, jnp.float32)
+        dtype = accumulation_dtype(out)
         return cls(jnp.zeros(out.shape, out.dtype), jnp.full(out.shape[:-1], -jnp.inf, dtype))
 
     def log_share(self, score: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ...foundation.numerics import seen_so_far, split_nonfinite, widen
 from ...foundation.shapes import check_shapes
 
 
@@ -37,31 +38,14 @@ def long_convolution(inputs: jax.Array, filters: jax.Array, skip: jax.Array | No
     if length == 0:
         return inputs
     taps = min(sizes["taps"], length)
-    clean, broken = split_broken(inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32)))
+    clean, nonfinite = split_nonfinite(widen(inputs))
     filters = filters[:taps].astype(clean.dtype)
     size = _fast_size(length + max(taps, 1) - 1)
     product = jnp.fft.rfft(clean, size, axis=-2) * jnp.fft.rfft(filters, size, axis=-2)
     out = jnp.fft.irfft(product, size, axis=-2)[..., :length, :]
     if skip is not None:
         out = out + skip.astype(clean.dtype) * clean
-    return jnp.where(broken, jnp.nan, out).astype(inputs.dtype)
-
-
-def split_broken(inputs: jax.Array, features: bool = False) -> tuple[jax.Array, jax.Array]:
-    """Finite inputs, and where what was not finite reaches: its own position and all later ones.
-
-    With `features`, all features of those positions, as after a projection.
-    """
-    wrong = ~jnp.isfinite(inputs)
-    clean = jnp.where(wrong, 0, inputs)
-    if features:
-        wrong = wrong.any(-1, keepdims=True)
-    return clean, reaches(wrong)
-
-
-def reaches(wrong: jax.Array) -> jax.Array:
-    """Where any of `[..., length, features]` was true at this position or before it."""
-    return jnp.cumsum(wrong, -2) > 0
+    return jnp.where(seen_so_far(nonfinite), jnp.nan, out).astype(inputs.dtype)
 
 
 def _fast_size(least: int) -> int:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...foundation.numerics import split_nonfinite, widen
 from ...foundation.shapes import check_shapes
 
 
@@ -13,12 +14,12 @@ class Shifts(NamedTuple):
 
     values: the tokens themselves, those one before, ..., each `[..., length, features]`. Where there is none, in front
         of the sequence or of a segment, it is 0; NaN and inf are 0, too.
-    broken: where they were NaN or inf, alike.
+    nonfinite: where they were NaN or inf, alike.
     past: the last tokens, `[..., taps - 1, features]`, for a call that goes on; of the last segment.
     """
 
     values: list[jax.Array]
-    broken: list[jax.Array]
+    nonfinite: list[jax.Array]
     past: jax.Array
 
 
@@ -38,8 +39,7 @@ def shifts(inputs: jax.Array, taps: int, past: jax.Array | None = None, segment_
     if past is None:
         past = jnp.zeros((*inputs.shape[:-2], taps - 1, inputs.shape[-1]), inputs.dtype)
     joined = jnp.concatenate([past.astype(inputs.dtype), inputs], -2)
-    broken = ~jnp.isfinite(joined)
-    clean = jnp.where(broken, 0, joined)
+    clean, nonfinite = split_nonfinite(joined)
     ids = None
     if segment_ids is not None and length:
         ids = jnp.broadcast_to(jnp.asarray(segment_ids), inputs.shape[:-1])
@@ -55,9 +55,8 @@ def shifts(inputs: jax.Array, taps: int, past: jax.Array | None = None, segment_
     last = joined[..., length:, :]
     if ids is not None:
         last = jnp.where(ids[..., length:, :] == ids[..., -1:, :], last, 0)
-    wide = jnp.promote_types(inputs.dtype, jnp.float32)
     return Shifts(
-        [shifted(clean, by) for by in range(taps)], [shifted(broken, by) for by in range(taps)], last.astype(wide)
+        [shifted(clean, by) for by in range(taps)], [shifted(nonfinite, by) for by in range(taps)], widen(last)
     )
 
 
@@ -105,5 +104,5 @@ def convolve(inputs: jax.Array, kernel: jax.Array, past: Any, segment_ids: Any) 
         )
     seen = shifts(inputs, taps, past, segment_ids)
     out = jnp.asarray(sum(one * kernel[s] for s, one in enumerate(seen.values)))
-    broken = jnp.stack(seen.broken).any(0)
-    return jnp.where(broken, jnp.nan, out).astype(inputs.dtype), seen.past
+    nonfinite = jnp.stack(seen.nonfinite).any(0)
+    return jnp.where(nonfinite, jnp.nan, out).astype(inputs.dtype), seen.past

@@ -22,11 +22,6 @@ def axes_of_step_decay(log_decay: Any, batch_axes: int) -> str:
     return "head" if jnp.ndim(log_decay) in (1, batch_axes + 1) else "head dim"
 
 
-def state_dtype(*arrays: Any) -> Any:
-    """Of the state, and of all sums: float32, or float64 where an array is."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-
-
 def widened(dtype: Any, **arrays: Any) -> dict[str, Any]:
     """Arrays, or None, in the dtype of the state."""
     return {name: None if one is None else one.astype(dtype) for name, one in arrays.items()}

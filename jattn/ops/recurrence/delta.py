@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...foundation.arguments import check_choice, check_flags, check_positive
 from ...foundation.arrays import as_jax
-from ...foundation.shapes import check_choice, check_flags, check_positive
+from ...foundation.numerics import accumulation_dtype
 from ..attention.by_example import by_example
 from .arguments import (
     FORMS,
@@ -17,7 +18,6 @@ from .arguments import (
     check_segments,
     check_sequences,
     check_state,
-    state_dtype,
     widened,
 )
 from .chunked import chunked_delta
@@ -90,7 +90,7 @@ def delta_rule(
     """
     sizes = check_sequences(query, key, value, beta)
     query, key, value, beta, log_decay = as_jax(query, key, value, beta, log_decay)
-    dtype = state_dtype(query, key, value)
+    dtype = accumulation_dtype(query, key, value)
     decay = check_log_decay(log_decay, query, sizes, per_token=True, constant=False)
     state = check_state("initial_state", initial_state, query, sizes, dtype, per_token=True)
     starts = check_segments(segment_ids, query)
@@ -162,7 +162,7 @@ def delta_step(
     """
     sizes = check_sequences(query, key, value, beta, axis="")
     query, key, value, beta, log_decay = as_jax(query, key, value, beta, log_decay)
-    dtype = state_dtype(query, key, value)
+    dtype = accumulation_dtype(query, key, value)
     decay = check_log_decay(log_decay, query, sizes, per_token=False, constant=False)
     state = check_state("state", state, query, sizes, dtype, per_token=False)
     arrays = widened(dtype, query=query, key=key, value=value, beta=beta[..., None], decay=decay)

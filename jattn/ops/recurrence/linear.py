@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...foundation.arguments import check_choice, check_positive
 from ...foundation.arrays import as_jax
-from ...foundation.shapes import check_choice, check_positive
+from ...foundation.numerics import accumulation_dtype
 from ..attention.by_example import by_example
 from .arguments import (
     FORMS,
@@ -18,7 +19,6 @@ from .arguments import (
     check_segments,
     check_sequences,
     check_state,
-    state_dtype,
     widened,
 )
 from .chunked import chunked_linear
@@ -91,7 +91,7 @@ def linear_recurrence(
     """
     sizes = check_sequences(query, key, value)
     query, key, value, log_decay, bonus = as_jax(query, key, value, log_decay, bonus)
-    dtype = state_dtype(query, key, value)
+    dtype = accumulation_dtype(query, key, value)
     decay = check_log_decay(log_decay, query, sizes, per_token=True, constant=True)
     check_bonus(bonus, sizes)
     state = check_state("initial_state", initial_state, query, sizes, dtype, per_token=True)
@@ -169,7 +169,7 @@ def linear_step(
     """
     sizes = check_sequences(query, key, value, axis="")
     query, key, value, log_decay, bonus = as_jax(query, key, value, log_decay, bonus)
-    dtype = state_dtype(query, key, value)
+    dtype = accumulation_dtype(query, key, value)
     decay = check_log_decay(log_decay, query, sizes, per_token=False, constant=True)
     check_bonus(bonus, sizes)
     state = check_state("state", state, query, sizes, dtype, per_token=False)

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.shapes import check_batch, check_counts, check_positive, check_shapes
+from ...foundation.arguments import check_batch, check_counts, check_positive, check_record
+from ...foundation.numerics import accumulation_dtype, seen_so_far, split_nonfinite
+from ...foundation.shapes import check_shapes
 from ...layers.generation import check_state
 from ...masks import Causal, SlidingWindow
 from ...ops.attention.api import attention, partial_attention
 from ...ops.attention.partial import Partial, merge
-from ...ops.convolution.long import reaches
 from ...scores import Bias
 from ...similarities import Dot
-from ..arguments import check_record
 
 
 def aft_full(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, *, causal: bool = False) -> jax.Array:
@@ -47,10 +47,10 @@ def aft_full(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array
     length = _check(query, key, value)
     check_shapes({"length": length}, bias=(bias, "length length"))
     pieces: dict[str, Any] = {"mask": Causal()} if causal else {}
-    key, value, broken = split_broken_keys(key, value, causal)
+    key, value, nonfinite = split_nonfinite_keys(key, value, causal)
     scores = (Bias(bias[None]), _absent(key))
     mean = attention(*_heads(_present(key), value), similarity=Dot(), scores=scores, **pieces)[..., 0]
-    return jnp.where(broken, jnp.nan, gate(query, mean))
+    return jnp.where(nonfinite, jnp.nan, gate(query, mean))
 
 
 def aft_simple(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False) -> jax.Array:
@@ -79,11 +79,11 @@ def aft_simple(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bo
     (2, 5, 8)
     """
     _check(query, key, value)
-    key, value, broken = split_broken_keys(key, value, causal)
+    key, value, nonfinite = split_nonfinite_keys(key, value, causal)
     before = prefixes(key, value)
     if not causal:
         before = at_positions(before, slice(-1, None))
-    return jnp.where(broken, jnp.nan, gate(query, before.out[..., 0].astype(value.dtype)))
+    return jnp.where(nonfinite, jnp.nan, gate(query, before.out[..., 0].astype(value.dtype)))
 
 
 def aft_step(query: jax.Array, key: jax.Array, value: jax.Array, state: Partial) -> tuple[jax.Array, Partial]:
@@ -174,7 +174,7 @@ def aft_local(
         )
     if heads > 1:
         bias = jnp.repeat(bias, features // heads, 0)
-    key, value, broken = split_broken_keys(key, value, causal)
+    key, value, nonfinite = split_nonfinite_keys(key, value, causal)
     near = SlidingWindow(window - 1, 0 if causal else window - 1)
     parts = [windowed(key, value, bias, near, length)]
     # What is `window` or more before, and (by the same on reversed positions) behind.
@@ -183,7 +183,7 @@ def aft_local(
         behind = _shift(prefixes(key[..., ::-1, :], value[..., ::-1, :]), window)
         parts.append(at_positions(behind, slice(None, None, -1)))
     parts = [jax.tree.map(lambda array, dtype=part.lse.dtype: array.astype(dtype), part) for part in parts]
-    return jnp.where(broken, jnp.nan, gate(query, merge(*parts).out[..., 0].astype(value.dtype)))
+    return jnp.where(nonfinite, jnp.nan, gate(query, merge(*parts).out[..., 0].astype(value.dtype)))
 
 
 def relative_bias(table: jax.Array, length: int) -> jax.Array:
@@ -220,10 +220,9 @@ def _check(query: Any, key: Any, value: Any) -> int:
 
 def gate(query: jax.Array, mean: jax.Array) -> jax.Array:
     """σ(query) ⊙ mean; a query that is NaN is kept apart, so that the gradient of its mean has no 0 times it."""
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    wrong = jnp.isnan(query)
-    gated = jax.nn.sigmoid(jnp.where(wrong, 0, query).astype(wide)) * mean.astype(wide)
-    return jnp.where(wrong, jnp.nan, gated).astype(mean.dtype)
+    dtype, nan = accumulation_dtype(query), jnp.isnan(query)
+    gated = jax.nn.sigmoid(jnp.where(nan, 0, query).astype(dtype)) * mean.astype(dtype)
+    return jnp.where(nan, jnp.nan, gated).astype(mean.dtype)
 
 
 def _heads(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -241,19 +240,20 @@ def _absent(key: jax.Array) -> Bias:
 
 
 def _partial(key: jax.Array, value: jax.Array) -> Partial:
-    wide = jnp.promote_types(jnp.result_type(key, value), jnp.float32)
-    return Partial(jnp.where(jnp.isneginf(key), 0, value.astype(wide))[..., None], key.astype(wide))
+    dtype = accumulation_dtype(key, value)
+    return Partial(jnp.where(jnp.isneginf(key), 0, value.astype(dtype))[..., None], key.astype(dtype))
 
 
-def split_broken_keys(key: jax.Array, value: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+def split_nonfinite_keys(key: jax.Array, value: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Keys and values without what is not finite, and the outputs that it makes NaN; a key of -inf has no weight.
 
     Kept apart, it cannot reach the gradients of the outputs before it, through sums of 0 times NaN.
     """
-    odd_key, odd_value = jnp.isnan(key) | jnp.isposinf(key), ~jnp.isfinite(value)
-    wrong = odd_key | (odd_value & ~jnp.isneginf(key))
-    broken = reaches(wrong) if causal else wrong.any(-2, keepdims=True)
-    return jnp.where(odd_key, 0, key), jnp.where(odd_value, 0, value), broken
+    bad_key = jnp.isnan(key) | jnp.isposinf(key)
+    value, nonfinite = split_nonfinite(value)
+    nonfinite = bad_key | (nonfinite & ~jnp.isneginf(key))
+    seen = seen_so_far(nonfinite) if causal else nonfinite.any(-2, keepdims=True)
+    return jnp.where(bad_key, 0, key), value, seen
 
 
 def windowed(key: jax.Array, value: jax.Array, bias: jax.Array, mask: Any, queries: int) -> Partial:

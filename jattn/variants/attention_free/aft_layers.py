@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_batch, check_multiple, check_positive
 from ...foundation.arrays import known_values
-from ...foundation.shapes import check_batch, check_multiple, check_positive, check_shapes
+from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
 from ...layers.layer import bias, kernel, normal
 from ...masks import SlidingWindow
 from ...ops.attention.partial import Partial, merge
-from .aft import at_positions, gate, prefixes, split_broken_keys, windowed
+from .aft import at_positions, gate, prefixes, split_nonfinite_keys, windowed
 
 
 class AFTState(NamedTuple):
@@ -97,7 +98,7 @@ class AFT(Generative):
         query, key, value = (inputs @ parameters[name]["kernel"] for name in ("query", "key", "value"))
         key, wide_value = (one.astype(before.values.dtype) for one in (key, value))
         joined = jnp.concatenate([before.keys, key], -2), jnp.concatenate([before.values, wide_value], -2)
-        keys, values, broken = split_broken_keys(*((key, wide_value) if state is None else joined), True)
+        keys, values, nonfinite = split_nonfinite_keys(*((key, wide_value) if state is None else joined), True)
         recent = keys.shape[-2] - length  # of the state
 
         # Sums over the first 0, 1, ... keys behind `older`, as far as these leave the window.
@@ -111,11 +112,11 @@ class AFT(Generative):
             bias = jnp.repeat(bias, self.features // bias.shape[0], 0) if bias.shape[0] > 1 else bias
             mean = merge(mean, windowed(keys, values, bias, SlidingWindow(self._window - 1, 0), length))
         heads = gate(query, mean.out[..., 0].astype(value.dtype))
-        out = jnp.where(broken[..., recent:, :], jnp.nan, heads) @ parameters["out"]["kernel"]
+        out = jnp.where(nonfinite[..., recent:, :], jnp.nan, heads) @ parameters["out"]["kernel"]
 
         older = at_positions(sums, -1)
         if left:
-            wrong = broken[..., left - 1, :, None]
+            wrong = nonfinite[..., left - 1, :, None]
             older = dataclasses.replace(older, out=jnp.where(wrong, jnp.nan, older.out))
         keys, values = (one[..., length:, :] if self._window else one[..., :0, :] for one in joined)
         return out, AFTState(keys, values, older, before.position + length)

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_batch, check_positive, check_shapes
+from ...foundation.arguments import check_batch, check_positive
+from ...foundation.numerics import seen_so_far, split_nonfinite, widen
+from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
 from ...layers.layer import bias, kernel, normal, ones
 from ...layers.short_convolution import ShortConvolution
-from ...ops.convolution.long import long_convolution, split_broken
+from ...ops.convolution.long import long_convolution
 
 TAIL = 1e-2  # what is left of the window at its nominal length
 
@@ -136,7 +138,8 @@ class Hyena(Generative):
         if segment_ids is not None:
             raise ValueError("`segment_ids` are not for Hyena, whose FFT mixes a whole row: give each sequence a row.")
         before = self.checked(parameters, inputs, inputs.shape[:-2], state)
-        clean, broken = split_broken(inputs, features=True)
+        clean, nonfinite = split_nonfinite(inputs)
+        nonfinite = seen_so_far(nonfinite.any(-1, keepdims=True))
         value, gates, recent = self._gated(parameters, clean, before.recent)
         past = []
         for n, gate in enumerate(gates):
@@ -148,16 +151,16 @@ class Hyena(Generative):
             value = gate * convolved[..., convolved.shape[-2] - length :, :]
         after = HyenaState(recent, jnp.stack(past, -3), before.filters)
         if length:  # what goes on behind NaN is NaN
-            spoiled = broken[..., -1:, :]
-            recent, seen = jnp.where(spoiled, jnp.nan, recent), jnp.where(spoiled[..., None], jnp.nan, after.past)
+            last = nonfinite[..., -1:, :]
+            recent, seen = jnp.where(last, jnp.nan, recent), jnp.where(last[..., None], jnp.nan, after.past)
             after = HyenaState(recent, seen, before.filters)
-        return jnp.where(broken, jnp.nan, _dense(parameters["out"], value)), after
+        return jnp.where(nonfinite, jnp.nan, _dense(parameters["out"], value)), after
 
     def step(self, parameters: Mapping[str, Any], inputs: jax.Array, state: HyenaState) -> tuple[jax.Array, HyenaState]:
         """As of `Generative`, in O(max_len) time: a sum over what each long convolution has seen."""
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
         before = self.checked(parameters, inputs, inputs.shape[:-1], state)
-        lost = ~(jnp.isfinite(before.past).all((-3, -2, -1)) & jnp.isfinite(inputs).all(-1))
+        nonfinite = ~(jnp.isfinite(before.past).all((-3, -2, -1)) & jnp.isfinite(inputs).all(-1))
         value, gates, recent = self._gated(parameters, inputs[..., None, :], before.recent)
         past = []
         for n, gate in enumerate(gates):
@@ -166,10 +169,10 @@ class Hyena(Generative):
             wide = seen.astype(before.filters.dtype)
             convolved = (wide * before.filters[n]).sum(-2, keepdims=True) + parameters["skip"][n] * wide[..., :1, :]
             value = gate * convolved.astype(gate.dtype)
-        out = jnp.where(lost[..., None], jnp.nan, _dense(parameters["out"], value[..., 0, :]))
+        out = jnp.where(nonfinite[..., None], jnp.nan, _dense(parameters["out"], value[..., 0, :]))
         # What goes on behind NaN is NaN, also when it has left the filters.
         recent, seen = (
-            jnp.where(lost.reshape(*lost.shape, *[1] * axes), jnp.nan, one)
+            jnp.where(nonfinite.reshape(*nonfinite.shape, *[1] * axes), jnp.nan, one)
             for one, axes in ((recent, 2), (jnp.stack(past, -3), 3))
         )
         return out, HyenaState(recent, seen, before.filters)
@@ -177,7 +180,7 @@ class Hyena(Generative):
     def filters(self, parameters: Mapping[str, Any], length: int) -> jax.Array:
         """The first taps of all filters, `[order, min(length, max_len), features]`, at least float32."""
         weights = parameters["filters"]
-        weights = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), weights)
+        weights = jax.tree.map(widen, weights)
         at = jnp.arange(min(length, self.max_len), dtype=weights["frequency"].dtype)[:, None] / self.max_len
         angles = 2 * math.pi * at * jnp.arange(1, self.bands + 1)
         hidden = jnp.concatenate([at, jnp.cos(angles), jnp.sin(angles)], -1)

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_choice, check_positive, check_shapes
+from ...foundation.arguments import check_choice, check_positive
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, zeros
-from ...similarities.base import accumulation_dtype
 
 FORMS = ("gate", "scalar", "tanh", "film")
 

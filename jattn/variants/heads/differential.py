@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_positive, leave_out
 from ...foundation.arrays import as_jax, describe, of_rank
-from ...foundation.shapes import check_positive, check_shapes
+from ...foundation.numerics import accumulation_dtype, widen
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, normal, ones, project_heads
 from ...layers.norms import rms_norm
 from ...ops.attention.api import attention
 from ...ops.attention.by_example import by_example
-from ..arguments import leave_out
 
 EPSILON = 1e-5
 
@@ -73,9 +74,7 @@ def differential(
     why = "both softmaxes would drop the same weights (drop parts of the output instead)"
     pieces = leave_out(pieces, why, "dropout")
     first, second = (
-        attention(query[..., side::2, :], key[..., side::2, :], value, **pieces).astype(
-            jnp.promote_types(value.dtype, jnp.float32)
-        )
+        attention(query[..., side::2, :], key[..., side::2, :], value, **pieces).astype(accumulation_dtype(value))
         for side in (0, 1)
     )
     amount = jnp.asarray(amount, first.dtype)
@@ -140,7 +139,7 @@ class Differential(Layer):
 
     def amount(self, parameters: Mapping[str, Any]) -> jax.Array:
         """λ, a number."""
-        vectors = jax.tree.map(lambda one: one.astype(jnp.promote_types(one.dtype, jnp.float32)), parameters["amount"])
+        vectors = jax.tree.map(widen, parameters["amount"])
         pairs = (jnp.exp(jnp.vdot(vectors[f"query{i}"], vectors[f"key{i}"])) for i in (1, 2))
         return next(pairs) - next(pairs) + self.initial_amount
 

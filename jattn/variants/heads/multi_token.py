@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_multiple, check_positive
 from ...foundation.arrays import as_jax
 from ...foundation.pieces import take
-from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Initializer, Layer, bias, multi_head_parameters, project, project_heads
 from ...normalizers import Softmax
 from ...ops.attention.by_example import by_example

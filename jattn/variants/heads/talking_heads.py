@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...foundation.arguments import check_multiple, check_positive, leave_out
 from ...foundation.arrays import as_jax
-from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, kernel, multi_head_parameters, project, project_heads
 from ...ops.attention.api import attention
 from ...ops.attention.by_example import by_example
 from ...similarities import Dot
-from ..arguments import leave_out
 
 
 @by_example(query="length heads dim", key="length heads dim", value="length heads dim")
@@ -66,7 +67,7 @@ def talking_heads(
         after=(after, "softmax_heads v_heads"),
     )
     query, key, value, before, after = as_jax(query, key, value, before, after)
-    wide = jnp.promote_types(jnp.result_type(query, before), jnp.float32)
+    wide = accumulation_dtype(query, before)
     mixed = jnp.einsum("...qid,ih->...qhid", query.astype(wide), before.astype(wide))
     together = [one.reshape(*one.shape[:-2], one.shape[-2] * one.shape[-1]) for one in (mixed, key, value)]
     out = attention(

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...foundation.arguments import check_batch, check_choice, check_flags, check_positive, check_record
 from ...foundation.arrays import describe
-from ...foundation.shapes import check_batch, check_choice, check_flags, check_positive, check_shapes
+from ...foundation.numerics import split_nonfinite_rows, widen
+from ...foundation.shapes import check_shapes
 from ...ops.recurrence import linear_recurrence, linear_step
 from ...ops.recurrence.arguments import FORMS, check_segments
 from ...ops.recurrence.chunks import largest_so_far
-from ..arguments import check_record
 from .features import FeatureMap, check_at, check_features
 
 
@@ -100,10 +101,10 @@ def kernelized_attention(
     positions = check_at(positions, batch, sizes["q_len"], "query")
     key_positions = positions if causal and key_positions is None else key_positions
     key_positions = check_at(key_positions, batch, sizes["kv_len"], "key")
-    query, query_broken = _set_aside(_wide(query))
-    key, value_wide, broken = _keys_set_aside(key, value, mask)
+    query, nonfinite_query = split_nonfinite_rows(widen(query))
+    key, value_wide, nonfinite = _split_nonfinite_keys(key, value, mask)
     starts = check_segments(segment_ids, query) if causal else None
-    broken = largest_so_far(broken, starts) if causal else broken.any(-2, keepdims=True)
+    nonfinite = largest_so_far(nonfinite, starts) if causal else nonfinite.any(-2, keepdims=True)
 
     shift = features.log_scale(query)
     made = features.query(query, positions)
@@ -139,9 +140,9 @@ def kernelized_attention(
         )
         sums, tops = jnp.einsum("...ihf,...hfv->...ihv", made, last), top[..., None, :]
     out = _finish(sums, shift, tops if key_shift is not None else None, normalize, epsilon)
-    out = jnp.where((broken | query_broken)[..., None], jnp.nan, out).astype(value.dtype)
+    out = jnp.where((nonfinite | nonfinite_query)[..., None], jnp.nan, out).astype(value.dtype)
     if sizes["kv_len"]:
-        last = jnp.where(broken[..., -1, :, None, None], jnp.nan, last)
+        last = jnp.where(nonfinite[..., -1, :, None, None], jnp.nan, last)
     return out, KernelState(last, top)
 
 
@@ -187,9 +188,9 @@ def kernelized_step(
     if jnp.shape(position) not in ((), batch) or not jnp.issubdtype(jnp.result_type(position), jnp.integer):
         raise ValueError(f"`position` must be an integer, or integers of shape {batch}; got {describe(position)}.")
     at = jnp.asarray(position)[..., None]
-    wide = _with_ones(_wide(value))
-    made, keys = features.query(_wide(query), at), features.key(_wide(key), at)
-    shift, key_shift = features.log_scale(_wide(query)), features.log_scale(_wide(key))
+    wide = _with_ones(widen(value))
+    made, keys = features.query(widen(query), at), features.key(widen(key), at)
+    shift, key_shift = features.log_scale(widen(query)), features.log_scale(widen(key))
     state = _checked(state, keys, wide, stabilized=key_shift is not None)
     decay, top, tops = None, state.top, None
     if key_shift is not None:
@@ -266,27 +267,14 @@ def _checked(state: KernelState | None, keys: jax.Array, values: jax.Array, *, s
     return state
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _with_ones(value: jax.Array) -> jax.Array:
     return jnp.concatenate([value, jnp.ones_like(value[..., :1])], -1)
 
 
-def _set_aside(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`x` without the rows that hold NaN or inf, and which those are: `[..., length, heads]`.
-
-    Apart, they cannot reach gradients through sums of 0 times NaN.
-    """
-    wrong = ~jnp.isfinite(x).all(-1)
-    return jnp.where(wrong[..., None], 0, x), wrong
-
-
-def _keys_set_aside(key: jax.Array, value: jax.Array, mask: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    key, wrong_key = _set_aside(_wide(key))
-    value, wrong_value = _set_aside(_wide(value))
-    wrong = wrong_key | wrong_value
+def _split_nonfinite_keys(key: jax.Array, value: jax.Array, mask: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    key, nonfinite_key = split_nonfinite_rows(widen(key))
+    value, nonfinite_value = split_nonfinite_rows(widen(value))
+    nonfinite = nonfinite_key | nonfinite_value
     if mask is not None:
         got = describe(mask)
         if not hasattr(mask, "dtype") or mask.dtype != jnp.bool_ or jnp.shape(mask) != key.shape[:-2]:
@@ -294,8 +282,8 @@ def _keys_set_aside(key: jax.Array, value: jax.Array, mask: Any) -> tuple[jax.Ar
                 f"`mask` must be an array of booleans [..., kv_len] of shape {key.shape[:-2]}, False for padding; got "
                 f"{got}. There are no weights of pairs here to mask: `causal=True` leaves out what comes later."
             )
-        wrong = wrong & mask[..., None]
-    return key, _with_ones(value), wrong
+        nonfinite = nonfinite & mask[..., None]
+    return key, _with_ones(value), nonfinite
 
 
 def _tops(shift: jax.Array, first: jax.Array, starts: jax.Array | None) -> tuple[jax.Array, jax.Array]:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_choice, check_key, check_multiple, check_positive, check_shapes
+from ...foundation.arguments import check_choice, check_key, check_multiple, check_positive
+from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
 from ...layers.layer import bias, kernel
 from .attention import KernelState, kernel_state, kernelized_attention, kernelized_step

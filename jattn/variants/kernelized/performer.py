@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_choice, check_key, check_positive
 from ...foundation.pieces import array, piece
-from ...foundation.shapes import check_choice, check_key, check_positive, check_shapes
+from ...foundation.shapes import check_shapes
 from .features import FeatureMap
 
 KINDS = ("positive", "hyperbolic", "relu")

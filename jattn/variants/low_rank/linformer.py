@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.shapes import check_choice, check_multiple, check_positive, check_shapes
+from ...foundation.arguments import check_choice, check_multiple, check_positive
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, Parameter, multi_head_parameters, normal, project
 from ...ops.attention.api import attention
 from ...ops.attention.by_example import by_example
@@ -108,7 +110,7 @@ def _projected(name: str, projection: Any, array: jax.Array, sizes: dict[str, in
         )
     projection = projection[..., : sizes["kv_len"]]  # the others would meet zeros
     axes = "hpk" if projection.ndim == 3 else "pk"
-    wide = jnp.promote_types(array.dtype, jnp.float32)
+    wide = accumulation_dtype(array)
     mixed = jnp.einsum(f"{axes},...khd->...phd", projection, array, preferred_element_type=wide)
     return mixed.astype(array.dtype)
 

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_counts, check_multiple, check_positive
 from ...foundation.arrays import of_rank
-from ...foundation.shapes import check_counts, check_multiple, check_positive, check_shapes
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, kernel, multi_head_parameters, project
 from ...masks import Lengths
 from ...ops.attention.api import attention, attention_weights
@@ -81,7 +83,7 @@ def nystrom_attention(
             "(`jattn.masks.SlidingWindow`) or linear attention."
         )
     length = _check(query, key, value, landmarks, iterations, convolution)
-    wide = jnp.promote_types(jnp.result_type(query, key, value), jnp.float32)
+    wide = accumulation_dtype(query, key, value)
     query, key, value = without_padding(lengths, query=query, key=key, value=value)
     inside = present(lengths, query.shape[:-3], length)
     segments = jnp.asarray(_segments(length, landmarks))

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..arguments import check_lengths, inside
+from ...foundation.shapes import check_lengths, inside
 
 
 def present(lengths: Any, batch: tuple[int, ...], length: int) -> jax.Array | None:

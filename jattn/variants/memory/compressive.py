@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_positive, check_shapes
+from ...foundation.arguments import check_positive, check_record
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel
 from ...masks import Sinks
 from ...ops.attention.api import attention
-from ..arguments import check_record
 from .transformer_xl import TransformerXL
 
 
@@ -131,7 +132,7 @@ class Compressive(Layer):
         def read(states: jax.Array, count: jax.Array) -> jax.Array:
             key, value = (jnp.einsum("...tf,fhd->...thd", states, kernels[name]) for name in ("key", "value"))
             mask = ~Sinks(states.shape[-2] - count)
-            return attention(query, key, value, mask=mask).astype(jnp.promote_types(query.dtype, jnp.float32))
+            return attention(query, key, value, mask=mask).astype(accumulation_dtype(query))
 
         apart = read(evicted, full) - read(made, full // self.rate)
         return jnp.square(apart).sum((-3, -2, -1)) / max(math.prod(apart.shape[-3:]), 1)

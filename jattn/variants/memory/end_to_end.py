@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_choice, check_positive, check_shapes
+from ...foundation.arguments import check_choice, check_positive
+from ...foundation.arrays import known_range
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, kernel, normal
 from ...layers.layer import Parameter as Declared
 from ...masks import Dense
 from ...ops.attention.api import attention
 from ...similarities import Dot
-from ..arguments import known_range
 
 
 def memory_hops(

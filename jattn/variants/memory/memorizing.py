@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_choice, check_multiple, check_positive, check_shapes
+from ...foundation.arguments import check_choice, check_multiple, check_positive, check_record, leave_out
+from ...foundation.numerics import accumulation_dtype, unit
+from ...foundation.shapes import check_shapes
 from ...foundation.varying import vary, varying_axes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel
 from ...masks import Causal, Dense
@@ -16,9 +18,7 @@ from ...ops.attention.api import partial_attention
 from ...ops.attention.by_example import by_example
 from ...ops.attention.partial import Partial, merge
 from ...similarities import Dot
-from ...similarities.base import accumulation_dtype, grouped_dot
-from ...similarities.dot import unit
-from ..arguments import check_record, leave_out
+from ...similarities.base import grouped_dot
 
 BLOCK = 4096
 """Places of memory that are scored at a time."""

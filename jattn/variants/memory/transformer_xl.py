@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_multiple, check_positive, check_record, leave_out
 from ...foundation.arrays import of_rank
-from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.fields import integers
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, normal
 from ...masks import Causal, Sinks
-from ...masks.arguments import integers
 from ...masks.base import as_mask
 from ...ops.attention.api import attention
 from ...ops.attention.by_example import by_example
 from ...ops.attention.checks import check_positions
 from ...positions.angles import turned_angles
 from ...similarities import Dot
-from ...similarities.base import accumulation_dtype
-from ..arguments import check_record, leave_out
 
 BASE = 10000.0
 

@@ -7,13 +7,13 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_positive, check_shapes
+from ...foundation.arguments import check_positive, check_record
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import Layer, bias, kernel
 from ...ops.attention.api import attention_weights
 from ...scores import Scale
 from ...similarities import Cosine
-from ...similarities.base import accumulation_dtype
-from ..arguments import check_record
 
 
 class Addressing(NamedTuple):
@@ -202,7 +202,7 @@ class TuringMemory(Layer):
 
     def begin(self, batch: tuple[int, ...] = (), dtype: Any = jnp.float32) -> TuringState:
         """A memory of zeros of this dtype, with all heads at the first slot (in float32, or float64)."""
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = accumulation_dtype(dtype)
         first = jnp.zeros((*batch, self.heads, self.slots), wide).at[..., 0].set(1)
         return TuringState(jnp.zeros((*batch, self.slots, self.width), dtype), first, first)
 

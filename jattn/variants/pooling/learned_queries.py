@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...foundation.arguments import check_positive
 from ...foundation.arrays import of_rank
-from ...foundation.shapes import check_positive, check_shapes
+from ...foundation.numerics import without_nonfinite
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, normal
 from ...ops.attention.api import attention
-from ...ops.attention.finite import without_nonfinite
 from ...similarities import Dot
 
 

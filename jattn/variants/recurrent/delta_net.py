@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 
-from ...foundation.shapes import check_flags, check_multiple, check_positive
+from ...foundation.arguments import check_flags, check_multiple, check_positive
+from ...foundation.numerics import widen
 from ...layers.layer import kernel
 from ...layers.short_convolution import ShortConvolution
 from ...ops.recurrence import delta_rule, delta_step
-from .layer import RecurrenceInputs, Recurrent, RecurrentState, check_above_zero, to_heads, unit, wide
+from .layer import RecurrenceInputs, Recurrent, RecurrentState, check_above_zero, l2_normalized, to_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +95,11 @@ class DeltaNet(Recurrent):
         arrays = [to_heads(parameters, name, inputs) for name in ("query", "key", "value")]
         arrays, past = self._convolution.of_heads(parameters["convolution"], arrays, state.past, segment_ids)
         query, key, value = arrays
-        beta = jax.nn.sigmoid(wide(inputs @ parameters["beta"]["kernel"])) * (2 if self.allow_neg_eigval else 1)
-        query = unit(query) * self.scale
-        return RecurrenceInputs({"query": query, "key": unit(key), "value": value, "beta": beta}, {}, None, past)
+        beta = jax.nn.sigmoid(widen(inputs @ parameters["beta"]["kernel"])) * (2 if self.allow_neg_eigval else 1)
+        query = l2_normalized(query) * self.scale
+        return RecurrenceInputs(
+            {"query": query, "key": l2_normalized(key), "value": value, "beta": beta}, {}, None, past
+        )
 
     def _whole(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
         return delta_rule(**arrays, refine=self.allow_neg_eigval)  # else β ‖k‖² is below 1

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...foundation.numerics import widen
 from ...layers.layer import kernel
 from .decay import log_rate, step_size_bias
 from .delta_net import DeltaNet
-from .layer import RecurrenceInputs, RecurrentState, projection, to_heads, wide
+from .layer import RecurrenceInputs, RecurrentState, projection, to_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,6 @@ class GatedDeltaNet(DeltaNet):
     ) -> RecurrenceInputs:
         made = super()._make(parameters, inputs, state, segment_ids)
         decay = parameters["decay"]
-        gates = -jnp.exp(wide(decay["log"])) * jax.nn.softplus(wide(inputs @ decay["kernel"] + decay["bias"]))
+        gates = -jnp.exp(widen(decay["log"])) * jax.nn.softplus(widen(inputs @ decay["kernel"] + decay["bias"]))
         sequences = {**made.sequences, "log_decay": gates}
         return made._replace(sequences=sequences, gate=to_heads(parameters, "swish", inputs))

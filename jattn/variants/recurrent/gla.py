@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
-from ...foundation.shapes import check_positive
+from ...foundation.arguments import check_positive
+from ...foundation.numerics import widen
 from ...layers.short_convolution import ShortConvolution
-from .layer import Grouped, RecurrenceInputs, RecurrentState, projection, to_heads, wide
+from .layer import Grouped, RecurrenceInputs, RecurrentState, projection, to_heads
 from .low_rank import LowRank
 
 
@@ -84,6 +85,6 @@ class GLA(Grouped):
         if self._convolution is not None:
             arrays, past = self._convolution.of_heads(parameters["convolution"], arrays, past, segment_ids)
         query, key, value = arrays
-        gates = jax.nn.log_sigmoid(wide(self._gate(parameters["gate"], inputs))) / self.temperature
+        gates = jax.nn.log_sigmoid(widen(self._gate(parameters["gate"], inputs))) / self.temperature
         sequences = {"query": query * self.k_dim**-0.5, "key": key, "value": value, "log_decay": gates}
         return RecurrenceInputs(sequences, {}, to_heads(parameters, "swish", inputs), past)

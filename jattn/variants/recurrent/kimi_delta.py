@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_positive
+from ...foundation.arguments import check_positive
+from ...foundation.numerics import widen
 from .decay import log_rate, step_size_bias
 from .delta_net import DeltaNet
-from .layer import RecurrenceInputs, RecurrentState, wide
+from .layer import RecurrenceInputs, RecurrentState
 from .low_rank import LowRank
 
 
@@ -66,8 +67,8 @@ class KimiDelta(DeltaNet):
     ) -> RecurrenceInputs:
         made = super()._make(parameters, inputs, state, segment_ids)
         decay = parameters["decay"]
-        rates = jnp.exp(wide(decay["log"]))[:, None]
-        gates = -rates * jax.nn.softplus(wide(self._low_rank(self.k_dim)(decay, inputs)))
+        rates = jnp.exp(widen(decay["log"]))[:, None]
+        gates = -rates * jax.nn.softplus(widen(self._low_rank(self.k_dim)(decay, inputs)))
         gate = self._low_rank(self.v_dim)(parameters["gate"], inputs)
         return made._replace(sequences={**made.sequences, "log_decay": gates}, gate=gate)
 

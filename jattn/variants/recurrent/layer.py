@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_batch, check_multiple, check_positive, check_shapes
+from ...foundation.arguments import check_batch, check_multiple, check_positive
+from ...foundation.numerics import widen
+from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
 from ...layers.layer import Parameter, bias, kernel, ones
 from ...layers.norms import rms_norm
@@ -61,15 +63,10 @@ def to_heads(parameters: Mapping[str, Any], name: str, inputs: jax.Array) -> jax
     return jnp.einsum("...f,fhd->...hd", inputs, parameters[name]["kernel"])
 
 
-def wide(x: jax.Array) -> jax.Array:
-    """In float32 at least: what gates are made in."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def unit(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """Each head of length 1, in float32."""
-    long = wide(x)
-    return (long * jax.lax.rsqrt(jnp.sum(long**2, -1, keepdims=True) + epsilon)).astype(x.dtype)
+def l2_normalized(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """x / √(Σ x² + ε) for each head, computed in float32 at least."""
+    wide = widen(x)
+    return (wide * jax.lax.rsqrt(jnp.sum(wide**2, -1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
 def check_above_zero(**numbers: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_positive
+from ...foundation.arguments import check_positive
 from ...layers.layer import OWN_AXES, Layer, bias, kernel
 
 

@@ -7,15 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...foundation.arguments import check_multiple, check_positive, leave_out
 from ...foundation.arrays import known_values
-from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.numerics import widen
+from ...foundation.shapes import check_shapes
 from ...layers.layer import kernel
 from ...layers.norms import rms_norm
 from ...layers.short_convolution import ShortConvolution
 from ...ops.recurrence import linear_recurrence, linear_step
-from ..arguments import leave_out
 from .decay import log_rate, step_size_bias
-from .layer import RecurrenceInputs, Recurrent, RecurrentState, projection, scale, to_heads, wide
+from .layer import RecurrenceInputs, Recurrent, RecurrentState, projection, scale, to_heads
 
 
 def ssd(
@@ -203,8 +204,8 @@ class Mamba2(Recurrent):
         arrays, past = self._convolution.of_heads(parameters["convolution"], arrays, state.past, segment_ids)
         x, entry, readout = arrays
         rates = parameters["step_size"]
-        sizes = jax.nn.softplus(wide(inputs @ rates["kernel"] + rates["bias"]))
-        constants = {"rate": jnp.exp(wide(parameters["rate"]["log"])), "skip": parameters["skip"]["scale"]}
+        sizes = jax.nn.softplus(widen(inputs @ rates["kernel"] + rates["bias"]))
+        constants = {"rate": jnp.exp(widen(parameters["rate"]["log"])), "skip": parameters["skip"]["scale"]}
         sequences = {"x": x, "step_size": sizes, "entry": entry, "readout": readout}
         return RecurrenceInputs(sequences, constants, to_heads(parameters, "swish", inputs), past)
 

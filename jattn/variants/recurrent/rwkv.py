@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_flags, check_positive
+from ...foundation.arguments import check_flags, check_positive
+from ...foundation.numerics import widen
 from ...layers.layer import bias
 from ...layers.norms import layer_norm
-from .layer import RecurrenceInputs, Recurrent, RecurrentState, projection, scale, to_heads, wide
+from .layer import RecurrenceInputs, Recurrent, RecurrentState, projection, scale, to_heads
 from .low_rank import LowRank
 from .token_shift import TokenShift
 
@@ -92,6 +93,6 @@ class RWKV(Recurrent):
         query, key, value, gate = (
             to_heads(parameters, name, mixed[name]) for name in ("query", "key", "value", "swish")
         )
-        rates = -jnp.exp(wide(self._decay(parameters["decay"], mixed["decay"])))
+        rates = -jnp.exp(widen(self._decay(parameters["decay"], mixed["decay"])))
         sequences = {"query": query, "key": key, "value": value, "log_decay": rates}
         return RecurrenceInputs(sequences, {"bonus": parameters["bonus"]["scale"]}, gate, past)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_positive
+from ...foundation.arguments import check_positive
 from ...layers.layer import OWN_AXES, Layer, bias
 from ...ops.convolution.short import shifts
 from .low_rank import LowRank
@@ -73,8 +73,8 @@ class TokenShift(Layer):
         seen = shifts(inputs, 2, past, segment_ids)
         here, before = seen.values
         # Of NaN and inf no mixture is made; it is put back behind, where it was seen.
-        broken = jnp.stack(seen.broken).any((0, -1))[..., None]
+        nonfinite = jnp.stack(seen.nonfinite).any((0, -1))[..., None]
         share = self._share
         rough = here + (before - here) * parameters["shared"]
         mixed = {name: here + (before - here) * share(parameters[name], rough) for name in self.names}
-        return {name: jnp.where(broken, jnp.nan, one) for name, one in mixed.items()}, seen.past
+        return {name: jnp.where(nonfinite, jnp.nan, one) for name, one in mixed.items()}, seen.past

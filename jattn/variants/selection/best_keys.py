@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import take
 from ...foundation.varying import full, varying_axes
 from ...ops.attention.call import Call
 from ...ops.attention.implementations.reference import scored
-from ...similarities.base import accumulation_dtype
 
 TILE = 512
 PIECES = ("mask", "similarity", "scores", "normalizer", "query_positions", "key_positions")

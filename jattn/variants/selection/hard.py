@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_flags, check_key
+from ...foundation.arguments import check_baseline, check_flags, check_key, leave_out
 from ...ops.attention.api import attention, partial_attention
 from ...ops.attention.by_example import by_example
 from ...ops.attention.call import prepare
 from ...ops.attention.checks import check_arrays
-from ..arguments import check_baseline, leave_out
 from .best_keys import best_keys, score_chosen, take_chosen
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...foundation.arguments import check_positive
 from ...foundation.arrays import as_jax
-from ...foundation.shapes import check_positive
 from ...ops.attention.by_example import by_example
 from ...ops.attention.call import prepare
 from ...ops.attention.finite import multiply_values

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_flags, check_positive, check_shapes
+from ...foundation.arguments import check_flags, check_positive
+from ...foundation.numerics import accumulation_dtype, softmax_or_zero
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel
-from ...similarities.base import accumulation_dtype
 
 
 class Attended(NamedTuple):
@@ -128,10 +129,7 @@ class CoverageAttention(Layer):
         if self.coverage:
             hidden = hidden + coverage.astype(dtype)[..., None] * parameters["coverage"].astype(dtype)
         scores = jnp.where(allowed, jnp.tanh(hidden) @ parameters["vector"].astype(dtype), -jnp.inf)
-        highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True, initial=-jnp.inf))
-        weights = jnp.exp(scores - jnp.where(jnp.isneginf(highest), 0, highest))
-        total = weights.sum(-1, keepdims=True)
-        weights = weights / jnp.where(total == 0, 1, total)
+        weights = softmax_or_zero(scores)
         context = jnp.einsum("...k,...kd->...d", weights, values).astype(sources.dtype)
         return Attended(context, weights, scores, coverage + weights)
 

@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_positive, leave_out
 from ...foundation.arrays import as_jax
+from ...foundation.fields import Numbers, floats, parameter, set_field
+from ...foundation.numerics import accumulation_dtype, widen
 from ...foundation.pieces import array, number, piece
-from ...foundation.shapes import check_positive, check_shapes
+from ...foundation.shapes import check_lengths, check_shapes
 from ...layers.layer import OWN_AXES, Layer, kernel
 from ...masks import Lengths, Mask, as_mask
 from ...ops.attention.api import partial_attention
 from ...ops.attention.checks import check_pieces
-from ...scores.arguments import Numbers, floats, parameter, set_field
 from ...scores.base import Score
-from ..arguments import check_lengths, leave_out
 
 
 @piece
@@ -47,7 +48,7 @@ class Near(Mask):
 
     def allows(self, query, key):
         del query
-        away = key.astype(jnp.promote_types(self.centers.dtype, jnp.float32)) - self.centers  # bfloat16 has no 257
+        away = key.astype(accumulation_dtype(self.centers)) - self.centers  # bfloat16 has no 257
         distance = jax.lax.stop_gradient(self.distance)
         return (jnp.abs(jax.lax.stop_gradient(away)) <= distance) & (distance > 0)
 
@@ -201,7 +202,7 @@ class LuongLocal(Layer):
         """
         weights = parameters["position"]
         number_of = (jnp.tanh(states @ weights["hidden"]) @ weights["vector"])[..., 0]
-        number_of = number_of.astype(jnp.promote_types(number_of.dtype, jnp.float32))
+        number_of = widen(number_of)
         return jnp.asarray(lengths)[..., None] * jax.nn.sigmoid(number_of)
 
     def __call__(

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_positive, check_shapes
+from ...foundation.arguments import check_positive, leave_out
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, kernel
 from ...ops.attention.api import attention
 from ...similarities import Dot
-from ..arguments import leave_out
 
 
 @dataclasses.dataclass(frozen=True)

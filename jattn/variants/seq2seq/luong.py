@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_positive, check_shapes
+from ...foundation.arguments import check_positive
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, kernel
 from ...ops.attention.api import attention
 

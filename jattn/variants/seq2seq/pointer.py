@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_positive, check_shapes
+from ...foundation.arguments import check_positive
+from ...foundation.arrays import known_range
+from ...foundation.numerics import accumulation_dtype, log_sum_exp
+from ...foundation.shapes import check_shapes
 from ...layers.layer import Layer, bias, kernel
-from ...similarities.base import accumulation_dtype
-from ..arguments import known_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,7 @@ def pointer_log_probability(
     dtype = accumulation_dtype(vocabulary_logits, generation_logit, attention_scores)
     copied = _log_weights(attention_scores.astype(dtype), source_ids)
     here = (source_ids[..., None, :] == targets[..., None]) & (targets[..., None] >= 0)
-    copied = _logsumexp(jnp.where(here, copied, -jnp.inf))[..., 0]
+    copied = log_sum_exp(jnp.where(here, copied, -jnp.inf))
     made = jax.nn.log_softmax(vocabulary_logits.astype(dtype), -1)
     known = (targets >= 0) & (targets < sizes["vocabulary"])
     made = jnp.take_along_axis(made, jnp.where(known, targets, 0)[..., None], -1)[..., 0]
@@ -203,18 +204,10 @@ def _check_ids(name: str, ids: Any, size: int) -> None:
         )
 
 
-def _logsumexp(scores: jax.Array) -> jax.Array:
-    """Over the last axis, kept; -inf with zero gradients where all are."""
-    highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True, initial=-jnp.inf))
-    highest = jnp.where(jnp.isneginf(highest), 0, highest)
-    total = jnp.exp(scores - highest).sum(-1, keepdims=True)
-    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + highest, -jnp.inf)
-
-
 def _log_weights(scores: jax.Array, ids: jax.Array) -> jax.Array:
     """log softmax over the positions that are no padding, -inf at the others (whatever score they have)."""
     scores = jnp.where(ids[..., None, :] >= 0, scores, -jnp.inf)
-    total = _logsumexp(scores)
+    total = log_sum_exp(scores, keepdims=True)
     return scores - jnp.where(jnp.isneginf(total), 0, total)
 
 
@@ -234,4 +227,4 @@ def _mix(generation_logit: jax.Array, made: jax.Array, copied: jax.Array) -> jax
     """log(σ(g) exp(made) + σ(-g) exp(copied)), where either or both may be impossible."""
     made = jnp.where(jnp.isneginf(made), -jnp.inf, jax.nn.log_sigmoid(generation_logit) + made)
     copied = jnp.where(jnp.isneginf(copied), -jnp.inf, jax.nn.log_sigmoid(-generation_logit) + copied)
-    return _logsumexp(jnp.stack([made, copied], -1))[..., 0]
+    return log_sum_exp(jnp.stack([made, copied], -1))

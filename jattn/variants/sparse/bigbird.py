@@ -5,9 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.shapes import check_counts, check_positive, check_shapes
+from ...foundation.arguments import check_counts, check_positive
+from ...foundation.fields import LARGEST
+from ...foundation.shapes import check_shapes
 from ...masks import Blocks, Lengths, Shifted, Sinks
-from ...masks.arguments import LARGEST
 from ...masks.base import Mask
 from .pieces import readable
 

@@ -1,7 +1,7 @@
 """Blocked local attention: the query's own block and its neighbors."""
 
+from ...foundation.fields import Integers, integers, set_field, size
 from ...foundation.pieces import number, piece
-from ...masks.arguments import Integers, integers, set_field, size
 from ...masks.base import Mask
 
 

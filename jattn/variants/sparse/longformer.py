@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.arguments import check_multiple, check_positive
+from ...foundation.fields import Integers
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, project
 from ...masks import Causal, Dilated
-from ...masks.arguments import Integers
 from ...masks.base import Mask, as_mask
 from ...ops.attention.api import attention
 from .pieces import Flagged, readable

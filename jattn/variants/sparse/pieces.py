@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ...foundation.arguments import check_positive
+from ...foundation.fields import booleans, set_field
 from ...foundation.pieces import Piece, array, map_fields, piece
-from ...foundation.shapes import check_positive
-from ...masks.arguments import booleans, set_field
 from ...masks.base import Mask
 
 

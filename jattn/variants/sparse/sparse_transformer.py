@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_choice, check_counts, check_positive
+from ...foundation.fields import Integers, integers, set_field
 from ...foundation.pieces import align, indexed, number, piece
-from ...foundation.shapes import check_choice, check_counts, check_positive, check_shapes
+from ...foundation.shapes import check_shapes
 from ...masks import Causal, SameSegment, SlidingWindow, Strided
 from ...masks import Chunked as OwnChunk
-from ...masks.arguments import Integers, integers, set_field
 from ...masks.base import Mask, as_mask
 from ...ops.attention.api import partial_attention
 from ...ops.attention.by_example import by_example

@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.fields import Integers
 from ...foundation.shapes import check_shapes
 from ...masks import Blocks, Lengths, Shifted
-from ...masks.arguments import Integers
 from ...masks.base import Mask
 from .pieces import readable
 

@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ...foundation.shapes import check_shapes
+from ...foundation.numerics import accumulation_dtype, log_sum_exp, softmax_or_zero
+from ...foundation.shapes import check_lengths, check_shapes, inside
 from ...foundation.varying import vary, varying_axes
-from ...similarities.base import accumulation_dtype
-from ..arguments import check_lengths, inside
-from .log_space import log_sum, normalized, probabilities
+from .log_space import normalized
 
 
 class Chain(NamedTuple):
@@ -109,7 +108,7 @@ def _run(potentials: jax.Array, transitions: jax.Array, joined: jax.Array) -> _M
     def step(before, given):
         potential, transition, joined = given
         transition = shared if transition is None else transition
-        arriving = jnp.where(joined[..., None], log_sum(before[..., :, None] + transition, -2), 0)
+        arriving = jnp.where(joined[..., None], log_sum_exp(before[..., :, None] + transition, -2), 0)
         message, total = normalized(arriving + potential)
         return message, _Messages(message, arriving, total)
 
@@ -135,14 +134,14 @@ def _messages(chain: Chain) -> tuple[_Messages, _Messages]:
 def _position_marginals(chain: Chain, messages: tuple[_Messages, _Messages]) -> jax.Array:
     """p(z_t), `[length, ..., states]`."""
     forward, backward = messages
-    return jnp.where(chain.own[..., None], probabilities(forward.messages + backward.arriving, (-1,)), 0)
+    return jnp.where(chain.own[..., None], softmax_or_zero(forward.messages + backward.arriving, (-1,)), 0)
 
 
 def _pair_marginals(chain: Chain, messages: tuple[_Messages, _Messages]) -> jax.Array:
     """p(z_t, z_{t+1}), `[length - 1, ..., states, states]`; for a shared transition summed over t, `[1, ...]`."""
     forward, backward = messages
     joint = forward.messages[:-1, ..., :, None] + chain.transitions + backward.messages[1:, ..., None, :]
-    found = jnp.where(chain.joined[..., None, None], probabilities(joint, (-2, -1)), 0)
+    found = jnp.where(chain.joined[..., None, None], softmax_or_zero(joint, (-2, -1)), 0)
     return found if found.shape[0] == chain.transitions.shape[0] else found.sum(0, keepdims=True)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_choice, check_flags, check_positive, check_shapes
+from ...foundation.arguments import check_choice, check_flags, check_positive
+from ...foundation.shapes import check_lengths, check_shapes, inside
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, normal
-from ..arguments import check_lengths, inside
 from .nonprojective import nonprojective_marginals
 from .projective import projective_marginals
 from .trees import TreeMarginals, soft_parents

@@ -6,19 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-
-def log_sum(terms: jax.Array, axis: int) -> jax.Array:
-    """log Σ exp(terms); over nothing but -inf it is -inf, with zero gradients of every order."""
-    top = jax.lax.stop_gradient(terms.max(axis, keepdims=True, initial=-jnp.inf))
-    top = jnp.where(jnp.isneginf(top), 0, top)
-    total = jnp.exp(terms - top).sum(axis)
-    some = total > 0
-    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + jnp.squeeze(top, axis), -jnp.inf)
+from ...foundation.numerics import log_sum_exp
 
 
 def log_add(left: jax.Array, right: jax.Array) -> jax.Array:
     """log(exp(left) + exp(right)), elementwise."""
-    return log_sum(jnp.stack(jnp.broadcast_arrays(left, right)), 0)
+    return log_sum_exp(jnp.stack(jnp.broadcast_arrays(left, right)), 0)
 
 
 def normalized(terms: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -29,16 +22,8 @@ def normalized(terms: jax.Array) -> tuple[jax.Array, jax.Array]:
     >>> print(jnp.exp(message).round(3), f"{total - 1000:.3f}")
     [0.5 0.5] 0.693
     """
-    total = log_sum(terms, -1)
+    total = log_sum_exp(terms, -1)
     return terms - jnp.where(jnp.isneginf(total), 0, total)[..., None], total
-
-
-def probabilities(terms: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The softmax over some axes; over nothing but -inf it is 0, with zero gradients."""
-    top = jax.lax.stop_gradient(terms.max(axes, keepdims=True, initial=-jnp.inf))
-    weights = jnp.exp(terms - jnp.where(jnp.isneginf(top), 0, top))
-    total = weights.sum(axes, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1)
 
 
 class Log(NamedTuple):
@@ -80,9 +65,9 @@ def multiplied(*logs: Log) -> Log:
 
 
 def summed(log: Log, axis: int) -> Log:
-    """Of the sum of weights; as `log_sum`."""
+    """Of the sum of weights; as `log_sum_exp`."""
     zero = jnp.isneginf(log.fraction)
     top = jnp.where(zero, -jnp.inf, log.whole).max(axis, keepdims=True, initial=-jnp.inf)
     top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0, top))
-    found = separated(log_sum(jnp.where(zero, -jnp.inf, log.whole - top + log.fraction), axis))
+    found = separated(log_sum_exp(jnp.where(zero, -jnp.inf, log.whole - top + log.fraction), axis))
     return Log(found.whole + jnp.squeeze(top, axis), found.fraction)

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_flags
+from ...foundation.arguments import check_flags
+from ...foundation.numerics import log_sum_exp
 from ...foundation.varying import vary, varying_axes
-from .log_space import log_add, log_sum
+from .log_space import log_add
 from .trees import TreeMarginals, marginals_of, over_examples
 
 
@@ -78,7 +79,7 @@ def _eliminate(arcs: jax.Array, roots: jax.Array, length: jax.Array, single_root
         into = jnp.take(weights, word, axis=1)
         out = jnp.take(weights, word, axis=0)
         root = jnp.take(roots, word)
-        reached = log_sum(into, 0)
+        reached = log_sum_exp(into, 0)
         is_root = ~placed & jnp.isneginf(reached)
         pivot = jnp.where(placed, log_add(reached, root), jnp.where(is_root, root, reached))
         share = out - jnp.where(jnp.isneginf(pivot), 0, pivot)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_flags
+from ...foundation.arguments import check_flags
 from ...foundation.varying import vary, varying_axes
 from .log_space import NOTHING, Log, combined, multiplied, separated, summed
 from .trees import TreeMarginals, marginals_of, over_examples

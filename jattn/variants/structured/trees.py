@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_shapes
-from ...similarities.base import accumulation_dtype
-from ..arguments import check_lengths, inside
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_lengths, check_shapes, inside
 
 
 class TreeMarginals(NamedTuple):

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.arguments import check_multiple, check_positive
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import Layer, bias, kernel, normal
 from ...ops.attention.api import attention
 from ...ops.attention.by_example import by_example
 from ...similarities import Dot
-from ...similarities.base import accumulation_dtype
 from .images import convolve
 
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_key, check_positive, check_shapes
+from ...foundation.arguments import check_baseline, check_key, check_positive
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel
 from ...ops.attention.api import attention, attention_weights
 from ...similarities import Additive
-from ...similarities.base import accumulation_dtype
-from ..arguments import check_baseline
 
 
 class Glimpse(NamedTuple):

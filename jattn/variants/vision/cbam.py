@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_positive
+from ...foundation.arguments import check_positive
+from ...foundation.numerics import accumulation_dtype
 from ...layers.layer import Layer, kernel
-from ...similarities.base import accumulation_dtype
 from .images import check_images, convolve, widened
 
 

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_multiple, check_positive, check_shapes
+from ...foundation.arguments import check_multiple, check_positive
+from ...foundation.numerics import accumulation_dtype, unit
+from ...foundation.shapes import check_shapes
 from ...layers.layer import Layer, bias, kernel, normal
 from ...layers.multi_head import multi_head
 from ...ops.attention.api import partial_attention
 from ...similarities import Dot
-from ...similarities.base import accumulation_dtype
-from ...similarities.dot import unit
 from .images import as_tokens
 
 FIRST_LOG_SCALE = math.log(1 / 0.07)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.shapes import check_positive, check_shapes
+from ...foundation.arguments import check_positive
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, ones
 from ...layers.multi_head import multi_head
-from ...similarities.base import accumulation_dtype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,13 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_choice, check_positive, check_shapes
+from ...foundation.arguments import check_choice, check_positive
+from ...foundation.numerics import accumulation_dtype
+from ...foundation.shapes import check_shapes
 from ...layers.layer import Layer, kernel, zeros
 from ...normalizers import ReLU
 from ...ops.attention.api import attention
 from ...similarities import Dot
-from ...similarities.base import accumulation_dtype
 from .images import as_tokens, widened
 
 FORMS = ("gaussian", "embedded", "dot", "concat")

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import jax
 
-from ...foundation.shapes import check_positive
+from ...foundation.arguments import check_positive
+from ...foundation.numerics import accumulation_dtype
 from ...layers.layer import Layer, bias, kernel
-from ...similarities.base import accumulation_dtype
 from .images import check_images, widened
 
 

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from ....similarities.base import accumulation_dtype, folded_scale
+from ....foundation.numerics import accumulation_dtype, shifted_exp, without_nonfinite
+from ....similarities.base import folded_scale
 from ...dispatch import Implementation
 from .. import pairs
 from ..call import Call
-from ..finite import multiply_values, without_nonfinite
+from ..finite import multiply_values
 from ..partial import Partial, log_of_sum
 
 
@@ -86,6 +87,5 @@ def log_mass(call: Call, scores: jax.Array, allowed: jax.Array) -> tuple[jax.Arr
         counts = jnp.log(allowed.sum(-1).astype(scores.dtype))
         return counts, jnp.zeros_like(counts)
     masked = jnp.where(allowed, scores, -jnp.inf)
-    top = jax.lax.stop_gradient(masked.max(-1, initial=-jnp.inf))
-    total = jnp.exp(masked - jnp.where(jnp.isneginf(top), 0, top)[..., None]).sum(-1)
-    return log_of_sum(top, total)
+    top, mass = shifted_exp(masked)
+    return log_of_sum(top[..., 0], mass.sum(-1))

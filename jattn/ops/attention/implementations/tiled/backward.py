@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .....foundation.numerics import accumulation_dtype, without_nonfinite
 from .....foundation.slices import put_at, slice_at
 from .....foundation.varying import full, varying_axes
-from .....similarities.base import accumulation_dtype, folded_scale
+from .....similarities.base import folded_scale
 from ... import pairs
-from ...finite import grouped_product, without_nonfinite
+from ...finite import grouped_product
 from .tile import Lists, Pieces, allowed_pairs, fresh_rows, put_rows, rows_of, slice_pieces, sweep
 from .tiling import Tiling
 

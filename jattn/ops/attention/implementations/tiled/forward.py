@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .....foundation.numerics import accumulation_dtype
 from .....foundation.slices import quotient
 from .....foundation.varying import full, varying_axes
-from .....similarities.base import accumulation_dtype, folded_scale
+from .....similarities.base import folded_scale
 from ...finite import grouped_product, multiply_values
 from ...partial import log_of_sum
 from .tile import Lists, Pieces, allowed_pairs, fresh_rows, modify_scores, put_rows, rows_of, slice_pieces, sweep

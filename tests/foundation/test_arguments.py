@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jattn.variants.arguments import check_lengths, inside, known_range, leave_out
+from jattn.foundation.arguments import leave_out
+from jattn.foundation.arrays import known_range
+from jattn.foundation.shapes import check_lengths, inside
 
 
 def test_lengths_are_one_for_each_example():

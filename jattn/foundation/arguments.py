@@ -1,0 +1,168 @@
+"""Checks of arguments that are not arrays to compute with: choices, sizes, flags, rates, random keys and states."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .arrays import describe, dtype_of, known_values
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """`value` is one of a few names.
+
+    Raises:
+        ValueError: listing them.
+    """
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
+def check_multiple(of: str, /, *, unless: str | None = None, **sizes: int) -> None:
+    """One size is a multiple of another.
+
+    Args:
+        of: the name of the one that divides.
+        unless: the name of an argument that would set_field the matter, if it was given.
+        **sizes: both, with the names of their arguments.
+
+    Raises:
+        ValueError: naming both.
+
+    >>> check_multiple("heads", features=7, heads=2, unless="head_dim")
+    Traceback (most recent call last):
+    ...
+    ValueError: `features` must be a multiple of `heads`, unless `head_dim` is given; got features 7 and heads 2.
+    """
+    divisor = sizes.pop(of)
+    for name, size in sizes.items():
+        if size % divisor:
+            remedy = "" if unless is None else f", unless `{unless}` is given"
+            raise ValueError(f"`{name}` must be a multiple of `{of}`{remedy}; got {name} {size} and {of} {divisor}.")
+
+
+def check_positive(**sizes: Any) -> None:
+    """Sizes are integers of at least 1.
+
+    Raises:
+        ValueError: naming the size.
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"`{name}` must be a positive int; got {size!r}.")
+
+
+def check_counts(**counts: Any) -> None:
+    """Counts are integers of at least 0.
+
+    Raises:
+        ValueError: naming the count.
+    """
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"`{name}` must be an int of at least 0; got {count!r}.")
+
+
+def check_flags(**flags: Any) -> None:
+    """Flags are True or False, known while tracing.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"`{name}` must be True or False; got {value!r}.")
+
+
+def check_rate(name: str, value: Any) -> None:
+    """A probability in [0, 1]: a number, or a floating-point scalar array, whose value is checked where it is known.
+
+    Raises:
+        ValueError: something else.
+
+    >>> check_rate("dropout_rate", 2.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: `dropout_rate` must be a probability in [0, 1]; got 2.0.
+    """
+    dtype = dtype_of(value)
+    number = type(value) in (int, float)
+    array = dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.ndim(value) == 0
+    known = value if number else known_values(value) if array else None
+    if not (number or array) or (known is not None and not 0 <= known <= 1):
+        raise ValueError(
+            f"`{name}` must be a probability in [0, 1]; got {describe(value) if known is None else known}."
+        )
+
+
+def check_key(name: str, key: Any) -> None:
+    """A random key of JAX, typed or as its words.
+
+    Raises:
+        ValueError: something else, or several keys.
+
+    >>> check_key("sample", 3)
+    Traceback (most recent call last):
+    ...
+    ValueError: `sample` must be one random key, such as `jax.random.key(0)`; got 3.
+    """
+    dtype, rank = getattr(key, "dtype", None), len(getattr(key, "shape", ()))
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    words = dtype == np.uint32 and tuple(key.shape) in ((2,), (4,))
+    if not (typed and rank == 0) and not words:
+        got = repr(key) if dtype is None else f"an array of dtype {dtype} and shape {key.shape}"
+        raise ValueError(f"`{name}` must be one random key, such as `jax.random.key(0)`; got {got}.")
+
+
+def check_batch(batch: Any) -> None:
+    """Batch axes are a tuple of sizes.
+
+    Raises:
+        ValueError: something else, such as one size.
+    """
+    if not isinstance(batch, tuple) or not all(isinstance(size, int | np.integer) and size >= 0 for size in batch):
+        raise ValueError(f"`batch` must be a tuple of sizes, such as (2,), or () for none; got {batch!r}.")
+
+
+def leave_out(pieces: Mapping[str, Any], why: str, *names: str) -> dict[str, Any]:
+    """The other pieces: some are the variant's own, or have no meaning in it.
+
+    Raises:
+        ValueError: one of them is given.
+
+    >>> leave_out({"similarity": 3}, "places are compared by dot products", "similarity")
+    Traceback (most recent call last):
+    ...
+    ValueError: `similarity` must be left out: places are compared by dot products; got 3.
+    """
+    for name in names:
+        if pieces.get(name) is not None:
+            raise ValueError(f"`{name}` must be left out: {why}; got {pieces[name]!r}.")
+    return {name: piece for name, piece in pieces.items() if name not in names}
+
+
+def check_baseline(baseline: Any, of: str, rewards: Any) -> None:
+    """What is taken off the rewards of REINFORCE is one number, or one for each of them.
+
+    Raises:
+        ValueError: something else, that would broadcast to more losses than there are.
+    """
+    shape = np.shape(baseline)
+    if shape not in ((), np.shape(rewards)):
+        raise ValueError(
+            f"`baseline` must be one number, or have the shape {np.shape(rewards)} of `{of}`; got {shape}."
+        )
+
+
+def check_record(name: str, value: Any, kind: type) -> None:
+    """A state is of its own kind, such as an earlier call returned it.
+
+    Raises:
+        ValueError: naming the kind.
+    """
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"`{name}` must be a {kind.__name__}, as an earlier call returns it; got {type(value).__name__}."
+        )

@@ -1,0 +1,123 @@
+"""Sums that neither overflow nor lose digits, and what to do about NaN and inf."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def accumulation_dtype(*arrays: Any) -> jnp.dtype:
+    """The dtype of sums over arrays (or dtypes): float64 if any is float64, else float32.
+
+    >>> accumulation_dtype(jnp.bfloat16)
+    dtype('float32')
+    """
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def widen(array: jax.Array) -> jax.Array:
+    """The array in the dtype of sums over it: float32, or float64 if it is float64.
+
+    >>> widen(jnp.ones(2, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+    return array.astype(accumulation_dtype(array))
+
+
+def shifted_exp(terms: jax.Array, axis: Any = -1, *, least: Any = None) -> tuple[jax.Array, jax.Array]:
+    """The largest term, and exp(terms - largest), which cannot overflow.
+
+    Args:
+        terms: may be -inf, for a weight of 0.
+        axis: one axis or several.
+        least: a term more, of size 1 along `axis`, that is only compared.
+
+    Returns:
+        The largest term, with `axis` kept and no gradient, -inf if there is none above that; and the weights. Where the
+        largest is -inf, the weights are 0.
+
+    >>> [array.tolist() for array in shifted_exp(jnp.array([1000.0, -jnp.inf]))]
+    [[1000.0], [1.0, 0.0]]
+    """
+    top = jax.lax.stop_gradient(terms.max(axis, keepdims=True, initial=-jnp.inf))
+    if least is not None:
+        top = jnp.maximum(top, jax.lax.stop_gradient(least))
+    return top, jnp.exp(terms - jnp.where(jnp.isneginf(top), 0, top))
+
+
+def log_sum_exp(terms: jax.Array, axis: int = -1, *, keepdims: bool = False) -> jax.Array:
+    """log Σ exp(terms); over nothing but -inf it is -inf, with zero gradients of every order.
+
+    >>> print(log_sum_exp(jnp.array([[0.0, 0.0], [-jnp.inf, -jnp.inf]])).round(3))
+    [0.693  -inf]
+    """
+    top, weights = shifted_exp(terms, axis)
+    total = weights.sum(axis, keepdims=True)
+    some = total > 0
+    total = jnp.where(some, jnp.log(jnp.where(some, total, 1)) + jnp.where(some, top, 0), -jnp.inf)
+    return total if keepdims else jnp.squeeze(total, axis)
+
+
+def softmax_or_zero(terms: jax.Array, axis: Any = -1) -> jax.Array:
+    """The softmax over one axis or several; over nothing but -inf it is 0, with zero gradients.
+
+    >>> print(softmax_or_zero(jnp.array([[0.0, 0.0], [-jnp.inf, -jnp.inf]])))
+    [[0.5 0.5]
+     [0.  0. ]]
+    """
+    weights = shifted_exp(terms, axis)[1]
+    total = weights.sum(axis, keepdims=True)
+    return weights / jnp.where(total == 0, 1, total)
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """`vectors` divided by their norms, in float32 (float64); zero vectors stay zero, with zero gradient.
+
+    >>> print(unit(jnp.array([[3e30, 4e30], [0.0, 0.0]])))
+    [[0.6 0.8]
+     [0.  0. ]]
+    """
+    vectors = widen(vectors)
+    # A constant factor changes no angle: with the largest entry 1, squares neither overflow nor vanish.
+    largest = jax.lax.stop_gradient(jnp.abs(vectors).max(-1, keepdims=True, initial=0))
+    vectors = vectors / jnp.where(largest == 0, 1, largest)
+    square = (vectors * vectors).sum(-1, keepdims=True)
+    zero = square == 0
+    return jnp.where(zero, 0, vectors * jax.lax.rsqrt(jnp.where(zero, 1, square)))
+
+
+def split_nonfinite(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The array with 0 in place of NaN and inf, and where they were.
+
+    Gradients of the first part are finite: a cotangent of 0 never meets a NaN (0 * NaN is NaN). Put NaN back into the
+    result with `jnp.where(nonfinite, jnp.nan, result)`.
+
+    >>> [one.tolist() for one in split_nonfinite(jnp.array([1.0, jnp.nan]))]
+    [[1.0, 0.0], [False, True]]
+    """
+    nonfinite = ~jnp.isfinite(array)
+    return jnp.where(nonfinite, 0, array), nonfinite
+
+
+def split_nonfinite_rows(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Likewise for whole rows, the last axis: `[..., features]` -> `[..., features]` and booleans `[...]`.
+
+    >>> [one.tolist() for one in split_nonfinite_rows(jnp.array([[1.0, jnp.nan], [2.0, 3.0]]))]
+    [[[0.0, 0.0], [2.0, 3.0]], [True, False]]
+    """
+    nonfinite = ~jnp.isfinite(array).all(-1)
+    return jnp.where(nonfinite[..., None], 0, array), nonfinite
+
+
+def without_nonfinite(array: jax.Array) -> jax.Array:
+    """The array with 0 in place of NaN and inf; no gradient flows to the entries replaced."""
+    return split_nonfinite(array)[0]
+
+
+def seen_so_far(flags: jax.Array) -> jax.Array:
+    """Where any of `[..., length, features]` was True at this position or before it.
+
+    >>> seen_so_far(jnp.array([[False], [True], [False]]))[:, 0].tolist()
+    [False, True, True]
+    """
+    return jnp.cumsum(flags, -2) > 0
