@@ -170,3 +170,14 @@ print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))"
     assert not pallas, f"kernels are imported when an implementation is asked for, not before: {pallas}"
     others = {name.split(".")[0] for name in added} - {"jattn"} - set(sys.stdlib_module_names)
     assert others <= {"jax", "jaxlib", "numpy", "chex", "ml_dtypes", "opt_einsum", "scipy"}, others
+
+
+def test_contributing_lists_the_layers():
+    """The page that says where code belongs says what this file says."""
+    page = Path(__file__).parents[1] / ".github/CONTRIBUTING.md"
+    if not page.exists():
+        pytest.skip("not in a source distribution")
+    found = re.search(r"<!-- layers -->\n```text\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    listed = tuple(tuple(re.split(r"  +", line)[0].split(", ")) for line in found[1].splitlines())
+    assert listed == LAYERS

@@ -36,6 +36,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
+from ..foundation.deprecation import Deprecation
 from ..foundation.target import Target, expected_target
 
 
@@ -117,6 +118,7 @@ class Operation:
     Args:
         name: of the operation.
         rows: the first that is for the target and does not refuse a call runs it.
+        renamed: old names of implementations: (old, new, what warns of it).
 
     >>> from jattn.ops.attention.implementations import ATTENTION
     >>> [row.name for row in ATTENTION.rows]
@@ -125,6 +127,7 @@ class Operation:
 
     name: str
     rows: tuple[Row, ...]
+    renamed: tuple[tuple[str, str, Deprecation], ...] = ()
 
     @property
     def depends_on_platform(self) -> bool:
@@ -142,6 +145,10 @@ class Operation:
         return self._row(implementation).load()
 
     def _row(self, name: Any) -> Row:
+        for old, new, found in self.renamed:
+            if isinstance(name, str) and name == old:
+                found.warn()
+                name = new
         for row in self.rows:
             if isinstance(name, str) and row.name == name:
                 return row

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jattn import variants
 from jattn.layers import Layer
 from jattn.variants import catalogue, markdown
 from jattn.variants.catalogue import GROUPS
@@ -45,7 +46,7 @@ def test_every_row_of_the_table_has_all_its_columns():
 
 
 def test_the_table_on_the_page_is_the_catalogue():
-    page = (ROOT / "jattn/variants/README.md").read_text(encoding="utf-8")
+    page = (Path(variants.__file__).parent / "README.md").read_text(encoding="utf-8")
     shown = page.split("<!-- variants -->\n")[1].split("<!-- end of variants -->")[0]
     assert shown.strip() == markdown(FIGURES).strip(), (
         "paste what `python -m jattn.variants examples/experiments/figures.json` prints into jattn/variants/README.md"

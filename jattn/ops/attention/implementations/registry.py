@@ -21,6 +21,7 @@ At the end lse = m + log l and out = a / l. `remainder` is what rounding removed
 whatever else the normalizer does to a whole row, is applied to the result (`Normalizer.rescale`).
 """
 
+from ....foundation.deprecation import deprecation
 from ...dispatch import Operation, Row
 
 _HERE = __name__.rpartition(".")[0]
@@ -31,5 +32,6 @@ ATTENTION = Operation(
         Row("tiled", f"{_HERE}.tiled", "Tiled"),
         Row("reference", f"{_HERE}.reference", "Reference"),
     ),
+    renamed=(("chunked", "tiled", deprecation("`implementation='chunked'`", "`'tiled'`", removed_in="0.3")),),
 )
 """The first that is for the target and does not refuse a call runs it."""
