@@ -7,5 +7,6 @@ out = view.attend(query, mask=masks.Causal())   # their queries see all tokens s
 
 from .base import Cache, Spec, View
 from .contiguous import Contiguous, ContiguousCache
+from .rolling import Rolling, RollingCache
 
-__all__ = ["Cache", "Contiguous", "ContiguousCache", "Spec", "View"]
+__all__ = ["Cache", "Contiguous", "ContiguousCache", "Rolling", "RollingCache", "Spec", "View"]

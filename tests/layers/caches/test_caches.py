@@ -1,6 +1,7 @@
 """Every cache: what is attended to over its view, in chunks of any sizes, is what is attended to over the whole."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,15 @@ PIECES = {
     ),
 }
 KINDS = {
-    "contiguous": (caches.Contiguous(LENGTH + 2), None),
+    "contiguous": (caches.Contiguous(LENGTH + 2), masks.Causal()),
+    "rolling": (caches.Rolling(3), masks.SlidingWindow(2, None)),
+    "rolling with sinks": (caches.Rolling(2, sinks=2), masks.SlidingWindow(1, None) | masks.Sinks(2)),
 }
 """A cache, and the mask that it adds to those of the call."""
 SPLITS = [(3, 1, 3), (1,) * 7, (3, 3, 1)]
 
 
-def random(seed, batch=(2,), length=LENGTH):
+def random(seed, batch=(2,), length=LENGTH) -> list[Any]:
     numbers = np.random.default_rng(seed)
     shapes = (*batch, length, HEADS, 4), (*batch, length, KV_HEADS, 4), (*batch, length, KV_HEADS, 3)
     return [numbers.normal(size=shape).astype(np.float32) for shape in shapes]
@@ -49,7 +52,7 @@ def decode(cache, query, key, value, valid=None):
 @functools.partial(jax.jit, static_argnames="own")
 def whole(query, key, value, own):
     def attend(query, mask, **pieces):
-        return jattn.attention(query, key, value, mask=mask if own is None else mask & own, **pieces)
+        return jattn.attention(query, key, value, mask=mask & own, **pieces)
 
     return attend_to_all(attend, query)
 
@@ -121,7 +124,7 @@ def test_transforms(kind):
     spec, own = KINDS[kind]
     arrays = random(3)
     weigh = np.random.default_rng(4).normal(size=(2, LENGTH, HEADS, 3)).astype(np.float32)
-    mask = masks.Causal() if own is None else masks.Causal() & own
+    mask = masks.Causal() & own
 
     @functools.partial(jax.jit, static_argnums=0)
     def gradients(in_chunks, arrays):
@@ -155,7 +158,7 @@ def test_half_precision_and_what_is_kept(kind):
     assert {cache.keys.dtype, cache.values.dtype} == {jnp.dtype(jnp.bfloat16)}
     out = cache.view().attend(query[:, 2:3], mask=masks.Causal(), query_positions=np.array([2]))
     rounded = [one.astype(jnp.bfloat16) for one in (key, value)]
-    want = jattn.attention(query[:, :3], *(one[:, :3] for one in rounded), mask=masks.Causal() if own is None else own)
+    want = jattn.attention(query[:, :3], *(one[:, :3] for one in rounded), mask=masks.Causal() & own)
     np.testing.assert_allclose(out[:, 0].astype(np.float32), want[:, 2].astype(np.float32), rtol=1e-2, atol=1e-2)
 
 
@@ -186,6 +189,11 @@ def test_bad_arguments_are_named(kind):
 
 
 def test_bad_specs_are_named():
-    with pytest.raises(ValueError, match="`length` must be a positive int"):
-        caches.Contiguous(0)
+    for make, message in (
+        (lambda: caches.Contiguous(0), "`length` must be a positive int"),
+        (lambda: caches.Rolling(0), "`window` must be a positive int"),
+        (lambda: caches.Rolling(2, -1), "`sinks` must be an int of at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
     assert hash(caches.Contiguous(3)) == hash(caches.Contiguous(3))

@@ -1,0 +1,123 @@
+"""A cache of the last tokens and perhaps the first few: what a window attends to, however long the sequence."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...foundation.pieces import piece
+from ...foundation.shapes import check_counts, check_positive
+from ...masks import Mask
+from ...masks.base import restricted
+from .base import Cache, RealQueries, Spec, View, check_sizes, put_rows
+
+
+@piece
+class Kept(Mask):
+    """What a query finds in a rolling cache: `0 <= k`, and `q - k < window` or `k < sinks`. Empty places are at -1."""
+
+    window: int
+    sinks: int
+
+    def allows(self, query, key):
+        return (key >= 0) & ((query - key < self.window) | (key < self.sinks))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RollingCache(Cache):
+    """Token t is in place t if it is a sink, else in place `sinks + (t - sinks) mod window`, until another one comes.
+
+    keys: `[batch..., sinks + window, kv_heads, k_dim]`, and values likewise.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    lengths: jax.Array
+    window: int = dataclasses.field(metadata={"static": True})
+    sinks: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def kept_positions(self) -> jax.Array:
+        """The position of the token in each place, int32 `[batch..., sinks + window]`; -1 where there is none yet."""
+        last = self.lengths[..., None] - 1
+        place = jnp.arange(self.window, dtype=jnp.int32) + self.sinks
+        ring = last - (last - place) % self.window
+        first = jnp.arange(self.sinks, dtype=jnp.int32)
+        first = jnp.where(first <= last, first, -1)
+        return jnp.concatenate([first, jnp.where(ring >= self.sinks, ring, -1)], -1)
+
+    def append(self, key, value, *, valid=None):
+        valid = self._checked(key, value, valid)
+        positions = self.positions(key.shape[-3], valid)
+        real = True if valid is None else valid
+        lengths = self.lengths + (key.shape[-3] if valid is None else valid.sum(-1, dtype=jnp.int32))
+        # Of more tokens than places, only those that the next one sees.
+        stays = real & ((positions < self.sinks) | (positions >= lengths[..., None] - self.window))
+        place = jnp.where(positions < self.sinks, positions, self.sinks + (positions - self.sinks) % self.window)
+        place = jnp.where(stays, place, self.keys.shape[-3])
+        keys, values = put_rows(self.keys, key, place), put_rows(self.values, value, place)
+        after = dataclasses.replace(self, keys=keys, values=values, lengths=lengths)
+        if key.shape[-3] == 1:  # what a single token takes the place of, it does not see
+            view = after.view()
+        else:
+            view = View(
+                jnp.concatenate([self.keys, key.astype(self.keys.dtype)], -3),
+                jnp.concatenate([self.values, value.astype(self.values.dtype)], -3),
+                jnp.concatenate([self.kept_positions, jnp.where(real, positions, -1)], -1),
+                None,
+                Kept(self.window, self.sinks),
+            )
+        mask = view.mask if valid is None else restricted(view.mask, RealQueries(valid))
+        return dataclasses.replace(view, query_positions=positions, mask=mask), after
+
+    def view(self):
+        return View(self.keys, self.values, self.kept_positions, None, Kept(self.window, self.sinks))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rolling(Spec):
+    """The last `window` tokens of each sequence, and its first `sinks`: a step costs the same at any position.
+
+    A token sees itself and the `window - 1` before it, and the sinks, whatever the mask of the attention allows beyond
+    them: the whole sequence at once has the mask `SlidingWindow(window - 1, None) | Sinks(sinks)` beside the others.
+    Sequences may be longer than int32 memory could hold, not than int32 positions count. Sinks as tokens are those of
+    StreamingLLM (Xiao et al. 2024, arXiv:2309.17453), which counts positions inside the cache; here they are the
+    tokens' own.
+
+    Args:
+        window: how many tokens are kept, the newest among them.
+        sinks: how many of the first tokens are kept beside them.
+
+    Raises:
+        ValueError: `window` is below 1, `sinks` below 0.
+
+    >>> import jax
+    >>> from jattn.layers import caches
+    >>> k = jax.random.normal(jax.random.key(0), (7, 4, 8))
+    >>> cache = caches.Rolling(3, sinks=1).create((), kv_heads=4, k_dim=8)
+    >>> view, cache = cache.append(k, k)
+    >>> cache.kept_positions
+    Array([0, 4, 5, 6], dtype=int32)
+    """
+
+    window: int
+    sinks: int = 0
+
+    def __post_init__(self):
+        check_positive(window=self.window)
+        check_counts(sinks=self.sinks)
+
+    def create(
+        self, batch: tuple[int, ...], kv_heads: int, k_dim: int, v_dim: int | None = None, dtype: Any = jnp.float32
+    ) -> RollingCache:
+        v_dim = check_sizes(batch, kv_heads, k_dim, v_dim, dtype)
+        shape = (*batch, self.sinks + self.window, kv_heads)
+        return RollingCache(
+            jnp.zeros((*shape, k_dim), dtype),
+            jnp.zeros((*shape, v_dim), dtype),
+            jnp.zeros(batch, jnp.int32),
+            self.window,
+            self.sinks,
+        )
