@@ -7,6 +7,19 @@ out = view.attend(query, mask=masks.Causal())   # their queries see all tokens s
 
 from .base import Cache, Spec, View
 from .contiguous import Contiguous, ContiguousCache
+from .paged import Paged, PagedCache
+from .pages import PageAllocator
 from .rolling import Rolling, RollingCache
 
-__all__ = ["Cache", "Contiguous", "ContiguousCache", "Rolling", "RollingCache", "Spec", "View"]
+__all__ = [
+    "Cache",
+    "Contiguous",
+    "ContiguousCache",
+    "PageAllocator",
+    "Paged",
+    "PagedCache",
+    "Rolling",
+    "RollingCache",
+    "Spec",
+    "View",
+]

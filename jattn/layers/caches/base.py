@@ -30,9 +30,7 @@ class RealQueries(Mask):
         return self.real
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class View:
+class View(abc.ABC):
     """The keys and values that new tokens may attend to, with the positions that masks and scores look at.
 
     A place of a cache may be empty, or hold a token that is not the one before its neighbor's: masks and scores see
@@ -49,12 +47,12 @@ class View:
             limit. What their places hold is not defined.
     """
 
-    key: jax.Array
-    value: jax.Array
+    key: Any
+    value: Any
     key_positions: Any
-    query_positions: jax.Array | None
-    mask: Mask | None
-    overflowed: jax.Array | None = None
+    query_positions: Any
+    mask: Any
+    overflowed: Any
 
     def attend(self, query: jax.Array, *, mask: Any = None, query_positions: Any = None, **pieces: Any) -> jax.Array:
         """`jattn.attention` of these queries over the cache: `[batch..., new, q_heads, v_dim]`.
@@ -90,6 +88,19 @@ class View:
             return out
         lost = self.overflowed.reshape(*self.overflowed.shape, *[1] * (out.ndim - self.overflowed.ndim))
         return jnp.where(lost, jnp.nan, out)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ArrayView(View):
+    """A view of arrays that are there already. See `View`."""
+
+    key: jax.Array
+    value: jax.Array
+    key_positions: Any
+    query_positions: jax.Array | None
+    mask: Mask | None
+    overflowed: jax.Array | None = None
 
 
 class Cache(abc.ABC):

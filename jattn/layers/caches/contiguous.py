@@ -10,7 +10,7 @@ import numpy as np
 from ...foundation.arguments import check_positive
 from ...masks import Lengths
 from ...masks.base import restricted
-from .base import Cache, RealQueries, Spec, View, check_room, check_sizes, over_batch, put_rows
+from .base import ArrayView, Cache, RealQueries, Spec, check_room, check_sizes, over_batch, put_rows
 
 
 @jax.tree_util.register_dataclass
@@ -49,7 +49,7 @@ class ContiguousCache(Cache):
         return view, after
 
     def view(self):
-        return View(
+        return ArrayView(
             self.keys, self.values, np.arange(self.places, dtype=np.int32), None, Lengths(self.lengths),
             self.lengths > self.places,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from ...foundation.pieces import piece
 from ...foundation.shapes import check_counts, check_positive
 from ...masks import Mask
 from ...masks.base import restricted
-from .base import Cache, RealQueries, Spec, View, check_sizes, put_rows
+from .base import ArrayView, Cache, RealQueries, Spec, check_sizes, put_rows
 
 
 @piece
@@ -62,7 +62,7 @@ class RollingCache(Cache):
         if key.shape[-3] == 1:  # what a single token takes the place of, it does not see
             view = after.view()
         else:
-            view = View(
+            view = ArrayView(
                 jnp.concatenate([self.keys, key.astype(self.keys.dtype)], -3),
                 jnp.concatenate([self.values, value.astype(self.values.dtype)], -3),
                 jnp.concatenate([self.kept_positions, jnp.where(real, positions, -1)], -1),
@@ -73,7 +73,7 @@ class RollingCache(Cache):
         return dataclasses.replace(view, query_positions=positions, mask=mask), after
 
     def view(self):
-        return View(self.keys, self.values, self.kept_positions, None, Kept(self.window, self.sinks))
+        return ArrayView(self.keys, self.values, self.kept_positions, None, Kept(self.window, self.sinks))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import rows
 
 import jattn
 from jattn import implementations, masks, scores
@@ -24,13 +25,14 @@ PIECES = {
         scores=scores.of(lambda s, q, k: s - 0.1 * (q - k) ** 2 / (1 + q)),
     ),
 }
+PLACES = LENGTH + 2
 KINDS = {
-    "contiguous": (caches.Contiguous(LENGTH + 2), masks.Causal()),
+    "contiguous": (caches.Contiguous(PLACES), masks.Causal()),
     "rolling": (caches.Rolling(3), masks.SlidingWindow(2, None)),
     "rolling with sinks": (caches.Rolling(2, sinks=2), masks.SlidingWindow(1, None) | masks.Sinks(2)),
+    "paged": (caches.Paged(pages=11, page_size=3, slots=4, block=5), masks.Causal()),
 }
 """A cache, and the mask that it adds to those of the call."""
-SPLITS = [(3, 1, 3), (1,) * 7, (3, 3, 1)]
 
 
 def random(seed, batch=(2,), length=LENGTH) -> list[Any]:
@@ -39,8 +41,16 @@ def random(seed, batch=(2,), length=LENGTH) -> list[Any]:
     return [numbers.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
+TILED = ("functions of batch and head",)
+"""The pieces that go through a plan of tiles, which costs the compiler more."""
+
+
 def attend_to_all(attend, query):
-    return [attend(query, **pieces, implementation=implementations.Tiled(2, 4)) for pieces in PIECES.values()]
+    tiled = implementations.Tiled(2, 4)
+    return [
+        attend(query, **pieces, implementation=tiled if name in TILED else "reference")
+        for name, pieces in PIECES.items()
+    ]
 
 
 @jax.jit
@@ -57,68 +67,83 @@ def whole(query, key, value, own):
     return attend_to_all(attend, query)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("split", SPLITS, ids=str)
-def test_chunks_of_any_sizes_give_the_whole(kind, split):
-    spec, own = KINDS[kind]
-    arrays = random(0)
-    cache, found = spec.create((2,), KV_HEADS, 4, 3), []
-    ends = np.cumsum(split)
-    for start, end in zip(ends - split, ends, strict=True):
-        outs, cache = decode(cache, *(one[:, start:end] for one in arrays))
-        found.append(outs)
-    for name, got, want in zip(PIECES, zip(*found, strict=True), whole(*arrays, own), strict=True):
-        np.testing.assert_allclose(np.concatenate(got, 1), want, rtol=1e-5, atol=1e-6, err_msg=name)
-    np.testing.assert_array_equal(cache.lengths, [LENGTH] * 2)
+def create(spec, batch, dtype=jnp.float32):
+    """An empty cache; of a paged one, every sequence has pages, which do not follow one another."""
+    cache = spec.create(batch, KV_HEADS, 4, 3, dtype)
+    if isinstance(spec, caches.Paged):
+        pool = caches.PageAllocator(spec.pages, spec.page_size)
+        sequences = [pool.allocate() for _ in range(int(np.prod(batch)))]
+        for tokens in range(1, PLACES + 1):
+            for sequence in sequences:
+                pool.reserve(sequence, tokens)
+        cache = cache.with_table(pool.table(sequences, spec.slots).reshape(cache.table.shape))
+    return cache
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_prompts_of_different_lengths(kind, side):
-    """A prompt of 2, of 0 and of 3 tokens in one call, and then chunks of which some are padding."""
+each_kind = pytest.mark.parametrize("kind", rows(KINDS, always=("contiguous", "rolling with sinks", "paged")))
+SCHEDULES = [
+    [([2, 0, 3], "left"), "step", ([3, 1, 0], "right"), ([0, 3, 1], "left"), "step"],
+    [([0, 3, 2], "right"), ([3, 1, 1], "right"), "step", "step", "step"],
+    ["step"] * 6 + [([1, 0, 1], "left")],
+]
+"""Chunks of three places, as many of them tokens in each of three sequences, the others padding; and single tokens."""
+
+
+@each_kind
+def test_chunks_of_any_sizes_give_the_whole(kind):
+    """Also of sequences of different lengths, padded on either side, with NaN in the padding."""
     spec, own = KINDS[kind]
-    arrays = random(1, (3,), 7)
+    arrays = random(0, (3,))
     wants = whole(*arrays, own)
-    cache, seen = spec.create((3,), KV_HEADS, 4, 3), np.zeros(3, int)
-    for counts in ([2, 0, 3], [1, 1, 1], [3, 1, 0], [0, 3, 1]):
-        valid = np.arange(3) < np.array(counts)[:, None]
-        if side == "left":
-            valid = valid[:, ::-1]
-        chunk = [np.full((3, 3, *one.shape[2:]), np.nan, np.float32) for one in arrays]
-        for example, count in enumerate(counts):
-            for part, one in zip(chunk, arrays, strict=True):
-                part[example, valid[example]] = one[example, seen[example] : seen[example] + count]
-        positions = cache.positions(3, valid)
-        outs, cache = decode(cache, *chunk, valid)
-        for got, want in zip(outs, wants, strict=True):
-            np.testing.assert_array_equal(got[~valid], 0)
+    for schedule in SCHEDULES:
+        cache, seen = create(spec, (3,)), np.zeros(3, int)
+        for chunk in schedule:
+            counts, side = ([1, 1, 1], None) if chunk == "step" else chunk
+            valid = np.arange(3 if side else 1) < np.array(counts)[:, None]
+            valid = valid[:, ::-1] if side == "left" else valid
+            given = [np.full((*valid.shape, *one.shape[2:]), np.nan, np.float32) for one in arrays]
+            for example, count in enumerate(counts):
+                for part, one in zip(given, arrays, strict=True):
+                    part[example, valid[example]] = one[example, seen[example] : seen[example] + count]
+            positions = cache.positions(valid.shape[1], valid)
+            outs, cache = decode(cache, *given, valid if side else None)
             for example, count in enumerate(counts):
                 places = np.arange(seen[example], seen[example] + count)
                 np.testing.assert_array_equal(positions[example][valid[example]], places)
-                np.testing.assert_allclose(got[example][valid[example]], want[example, places], rtol=1e-5, atol=1e-6)
-        seen += counts
-    np.testing.assert_array_equal(cache.lengths, seen)
+                for name, got, want in zip(PIECES, outs, wants, strict=True):
+                    told: Any = dict(rtol=1e-5, atol=1e-6, err_msg=name)
+                    np.testing.assert_allclose(got[example][valid[example]], want[example, places], **told)
+                    np.testing.assert_array_equal(got[example][~valid[example]], 0)
+            seen += counts
+        np.testing.assert_array_equal(cache.lengths, seen)
 
 
-@pytest.mark.parametrize("kind", ["contiguous"])
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
 def test_a_cache_that_is_full(kind):
     """Refused where lengths are known; where they are traced, NaN for the sequences concerned, from then on."""
     spec, _ = KINDS[kind]
     query, key, value = random(2)
-    cache = spec.create((2,), KV_HEADS, 4, 3)
+    cache = create(spec, (2,))
     valid = np.ones((2, LENGTH), bool)
     valid[1, 2:] = False
     _, cache = cache.append(key, value, valid=valid)
     with pytest.raises(ValueError, match=r"`key` must end within the 9 places of the cache; .* has 10\."):
         cache.append(key[:, :3], value[:, :3])
+
+    @jax.jit
+    def step(cache):
+        view, cache = cache.append(key[:, :3], value[:, :3])
+        return view.attend(query[:, :3], mask=masks.Causal(), implementation="reference"), cache
+
     for _ in range(2):
-        outs, cache = decode(cache, query[:, :3], key[:, :3], value[:, :3])
-        assert all(np.isnan(out[0]).all() and np.isfinite(out[1]).all() for out in outs)
-    with pytest.raises(ValueError, match="9 places"):
-        jax.eval_shape(lambda cache: cache.append(*[np.zeros((2, 10, 2, size), np.float32) for size in (4, 3)]), cache)
+        out, cache = step(cache)
+        assert np.isnan(out[0]).all()
+        assert np.isfinite(out[1]).all()
+    with pytest.raises(ValueError, match="places of the cache"):
+        jax.eval_shape(lambda cache: cache.append(*[np.zeros((2, 13, 2, size), np.float32) for size in (4, 3)]), cache)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_transforms(kind):
     """Gradients of prompt and step are those of the whole; without a batch, and mapped over one."""
     spec, own = KINDS[kind]
@@ -130,14 +155,14 @@ def test_transforms(kind):
     def gradients(in_chunks, arrays):
         def loss(*arrays):
             if not in_chunks:
-                return (jattn.attention(*arrays, mask=mask) * weigh).sum()
+                return (jattn.attention(*arrays, mask=mask, implementation="reference") * weigh).sum()
 
             def example(*arrays):  # without a batch axis
-                cache, outs = spec.create((), KV_HEADS, 4, 3), []
+                cache, outs = create(spec, ()), []
                 for start, end in ((0, 5), (5, 6), (6, 7)):
                     query, key, value = (one[start:end] for one in arrays)
                     view, cache = cache.append(key, value)
-                    outs.append(view.attend(query, mask=masks.Causal()))
+                    outs.append(view.attend(query, mask=masks.Causal(), implementation="reference"))
                 return jnp.concatenate(outs)
 
             return (jax.vmap(example)(*arrays) * weigh).sum()
@@ -148,21 +173,27 @@ def test_transforms(kind):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_half_precision_and_what_is_kept(kind):
     """A bfloat16 cache holds what was put into it, rounded; a view without new tokens is what the last ones saw."""
     spec, own = KINDS[kind]
     query, key, value = random(5)
-    cache = spec.create((2,), KV_HEADS, 4, 3, jnp.bfloat16)
-    _, cache = cache.append(key[:, :3], value[:, :3])
+    cache = create(spec, (2,), jnp.bfloat16)
     assert {cache.keys.dtype, cache.values.dtype} == {jnp.dtype(jnp.bfloat16)}
-    out = cache.view().attend(query[:, 2:3], mask=masks.Causal(), query_positions=np.array([2]))
-    rounded = [one.astype(jnp.bfloat16) for one in (key, value)]
-    want = jattn.attention(query[:, :3], *(one[:, :3] for one in rounded), mask=masks.Causal() & own)
-    np.testing.assert_allclose(out[:, 0].astype(np.float32), want[:, 2].astype(np.float32), rtol=1e-2, atol=1e-2)
+
+    @jax.jit
+    def both(cache):
+        how: Any = dict(implementation="reference", mask=masks.Causal())
+        _, cache = cache.append(key[:, :3], value[:, :3])
+        out = cache.view().attend(query[:, 2:3], query_positions=np.array([2]), **how)
+        rounded = [one[:, :3].astype(jnp.bfloat16) for one in (key, value)]
+        return out[:, 0], jattn.attention(query[:, :3], *rounded, **{**how, "mask": masks.Causal() & own})[:, 2]
+
+    got, want = (one.astype(np.float32) for one in both(cache))
+    np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_bad_arguments_are_named(kind):
     spec, _ = KINDS[kind]
     _, key, value = random(6)
@@ -193,6 +224,7 @@ def test_bad_specs_are_named():
         (lambda: caches.Contiguous(0), "`length` must be a positive int"),
         (lambda: caches.Rolling(0), "`window` must be a positive int"),
         (lambda: caches.Rolling(2, -1), "`sinks` must be an int of at least 0"),
+        (lambda: caches.Paged(1, 2, 0), "`slots` must be a positive int"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

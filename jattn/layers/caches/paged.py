@@ -1,0 +1,260 @@
+"""A cache in pages of a pool that all sequences of a batch share, so that short ones leave room for long ones."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...foundation.arrays import describe, dtype_of, known_values
+from ...foundation.pieces import map_fields
+from ...foundation.shapes import check_positive
+from ...foundation.varying import vary, varying_axes
+from ...masks import Lengths, Mask
+from ...masks.base import restricted
+from ...normalizers import Softmax
+from ...ops.attention.api import partial_attention
+from ...ops.attention.checks import check_pieces
+from ...ops.attention.partial import Partial, merge
+from .base import Cache, RealQueries, Spec, View, check_room, check_sizes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedView(View):
+    """See `View`. `key` and `value` gather all pages of the tables; `attend` only those that hold tokens."""
+
+    pool_keys: jax.Array
+    pool_values: jax.Array
+    table: jax.Array
+    lengths: jax.Array
+    query_positions: jax.Array | None
+    mask: Mask | None
+    overflowed: jax.Array | None
+    block: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def key(self) -> jax.Array:  # type: ignore[override]  (made when it is asked for)
+        return _gathered(self.pool_keys, self.table)
+
+    @property
+    def value(self) -> jax.Array:  # type: ignore[override]
+        return _gathered(self.pool_values, self.table)
+
+    @property
+    def places(self) -> int:
+        """Of each sequence, if it had a page in every slot."""
+        return self.table.shape[-1] * self.pool_keys.shape[-3]
+
+    @property
+    def key_positions(self) -> np.ndarray:  # type: ignore[override]
+        return np.arange(self.places, dtype=np.int32)
+
+    def attend(self, query, *, mask=None, query_positions=None, **pieces):
+        """See `View.attend`. Blocks of pages are gathered one after the other, as far as the longest sequence reaches.
+
+        All pages are gathered for pieces with an array along the keys, for normalizers whose partial results do not
+        merge, and for queries without positions.
+        """
+        names = ("similarity", "scores", "normalizer", "dropout")
+        checked = check_pieces(mask, *(pieces.get(name, () if name == "scores" else None) for name in names))
+        normalizer = checked[3]
+        at = self.query_positions if query_positions is None else query_positions
+        whole = self.places <= self.block or at is None or _ride_on_keys(checked)
+        if whole or not isinstance(normalizer, Softmax):
+            return super().attend(query, mask=mask, query_positions=at, **pieces)
+        each = max(1, self.block // self.pool_keys.shape[-3])  # pages of a block
+        blocks = -(-self.table.shape[-1] // each)
+        missing = [(0, 0)] * (self.table.ndim - 1) + [(0, blocks * each - self.table.shape[-1])]
+        table = jnp.pad(self.table, missing, constant_values=-1)
+        size = each * self.pool_keys.shape[-3]
+        attend = functools.partial(
+            partial_attention,
+            mask=restricted(mask, self.mask),
+            query_positions=at,
+            **{**pieces, "normalizer": None},
+        )
+
+        def with_block(found: Partial, index: jax.Array) -> Partial:
+            pages = jax.lax.dynamic_slice_in_dim(table, index * each, each, -1)
+            key, value = (_gathered(pool, pages) for pool in (self.pool_keys, self.pool_values))
+            part = attend(query, key, value, key_positions=index * size + jnp.arange(size, dtype=jnp.int32))
+            return merge(found, dataclasses.replace(part, out=part.out.astype(found.out.dtype)))
+
+        def step(found: Partial, index: jax.Array) -> tuple[Partial, None]:
+            holds_tokens = index * size < self.lengths.max(initial=0)
+            return jax.lax.cond(holds_tokens, with_block, lambda found, index: found, found, index), None
+
+        wide = jnp.promote_types(jnp.result_type(query, self.pool_keys, self.pool_values), jnp.float32)
+        empty = Partial.empty(jax.ShapeDtypeStruct((*query.shape[:-1], self.pool_values.shape[-1]), wide))
+        arrays = (query, self.pool_keys, self.pool_values, table, self.lengths, at, checked)
+        found, _ = jax.lax.scan(step, vary(empty, varying_axes(arrays)), jnp.arange(blocks, dtype=jnp.int32))
+        out = normalizer.rescale(found.out, found.lse, found.remainder)
+        return self.checked(out.astype(self.pool_values.dtype))
+
+
+def _gathered(pool: jax.Array, table: jax.Array) -> jax.Array:
+    """The pages of each sequence, one behind the other: `[batch..., slots * page_size, kv_heads, dim]`."""
+    pages = pool.at[jnp.maximum(table, 0)].get(mode="promise_in_bounds")
+    return pages.reshape(*table.shape[:-1], -1, *pool.shape[-2:])
+
+
+def _ride_on_keys(pieces: Any) -> bool:
+    found = []
+    map_fields(tuple(pieces), lambda value, axes, name: found.append("key" in axes) or value)
+    return any(found)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedCache(Cache):
+    """Token t of a sequence is in place `t mod page_size` of page `table[..., t // page_size]` of the pool.
+
+    keys: `[pages, page_size, kv_heads, k_dim]`, and values likewise: no batch axes, since sequences share them.
+    table: int32 `[batch..., slots]`, the pages of each sequence in their order; -1 where it has none.
+    overflowed: booleans `[batch...]`, sequences that had a token without a page for it.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    lengths: jax.Array
+    table: jax.Array
+    overflowed: jax.Array
+    block: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self.keys.shape[-3]
+
+    def append(self, key, value, *, valid=None):
+        valid = self._checked(key, value, valid)
+        new, slots = key.shape[-3], self.table.shape[-1]
+        room = self.page_size * (self.table >= 0).sum(-1)
+        remedy = "Give the sequence more pages: `PageAllocator.reserve`, and `cache.with_table(table)`."
+        check_room(self.lengths, new, valid, room, remedy)
+        check_room(self.lengths, new, valid, self.page_size * slots, "Make it with more slots: `Paged(..., slots)`.")
+        positions = self.positions(new, valid)
+        slot, inside = positions // self.page_size, positions % self.page_size
+        page = jnp.take_along_axis(self.table, jnp.minimum(slot, slots - 1), -1)
+        has_page = (slot < slots) & (page >= 0)
+        real = True if valid is None else valid
+        count = self.keys.shape[-4] * self.page_size
+        place = jnp.where(has_page & real, page * self.page_size + inside, count).reshape(-1)
+
+        def put(pool: jax.Array, rows: jax.Array) -> jax.Array:
+            flat = pool.reshape(count, *pool.shape[2:])
+            rows = rows.reshape(-1, *rows.shape[-2:]).astype(pool.dtype)
+            return flat.at[place].set(rows, mode="drop").reshape(pool.shape)
+
+        after = dataclasses.replace(
+            self,
+            keys=put(self.keys, key),
+            values=put(self.values, value),
+            lengths=self.lengths + (new if valid is None else valid.sum(-1, dtype=jnp.int32)),
+            overflowed=self.overflowed | (~has_page & real).any(-1),
+        )
+        view = after.view()
+        mask = view.mask if valid is None else restricted(view.mask, RealQueries(valid))
+        return dataclasses.replace(view, query_positions=positions, mask=mask), after
+
+    def view(self) -> PagedView:
+        return PagedView(
+            self.keys, self.values, self.table, self.lengths, None, Lengths(self.lengths), self.overflowed, self.block
+        )
+
+    def with_table(self, table: Any, lengths: Any = None) -> "PagedCache":
+        """With other pages for the sequences: more of them, or those of new sequences.
+
+        Args:
+            table: int32 `[batch..., slots]`, as `PageAllocator.table` makes it.
+            lengths: the tokens that each sequence has had, int32 `[batch...]`: 0 for a new one, which takes the place
+                of another in the batch. By default as before. Given, it also forgets which had overflowed.
+
+        Raises:
+            ValueError: another shape than before, no integers, or pages that the pool does not have.
+        """
+        pages = self.keys.shape[-4]
+        _check_integers("table", table, self.table.shape)
+        known = known_values(table)
+        if known is not None and known.size and not -1 <= known.min() <= known.max() < pages:
+            raise ValueError(
+                f"`table` must hold pages from 0 to {pages - 1}, or -1 for none; got {known.min()} to {known.max()}."
+            )
+        after = dataclasses.replace(self, table=jnp.asarray(table, jnp.int32))
+        if lengths is None:
+            return after
+        _check_integers("lengths", lengths, self.lengths.shape)
+        lengths = jnp.asarray(lengths, jnp.int32)
+        return dataclasses.replace(after, lengths=lengths, overflowed=jnp.zeros_like(self.overflowed))
+
+    def with_copies(self, copies: Sequence[tuple[int, int]]) -> "PagedCache":
+        """With pages copied inside the pool, `(from, to)`, as `PageAllocator.fork` asks for."""
+        if not copies:
+            return self
+        source, target = np.asarray(copies, np.int32).T
+        keys, values = (pool.at[target].set(pool[source]) for pool in (self.keys, self.values))
+        return dataclasses.replace(self, keys=keys, values=values)
+
+
+def _check_integers(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    dtype = dtype_of(value)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or tuple(value.shape) != shape:
+        raise ValueError(f"`{name}` must be integers of shape {shape}, as in the cache; got {describe(value)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Paged(Spec):
+    """Pages of a pool, handed out as sequences grow (PagedAttention, Kwon et al. 2023, arXiv:2309.06180).
+
+    For many sequences of lengths that are not known beforehand: together they may have `pages * page_size` tokens,
+    where a contiguous cache sets the longest one aside for each. Which sequence has which pages is decided on the host
+    by a `PageAllocator`, between steps; the cache gets a table of them, and one table serves the caches of all layers.
+    A new cache has no pages. Tokens without a page are refused where lengths are known, and turn the outputs of their
+    sequence to NaN where they are traced.
+
+    Args:
+        pages: of the pool.
+        page_size: tokens of a page.
+        slots: pages that one sequence may have at most: `slots * page_size` bounds its length.
+        block: places that attention gathers at once. It changes speed, never results.
+
+    Raises:
+        ValueError: a size below 1.
+
+    >>> import jax
+    >>> from jattn.layers import caches
+    >>> k = jax.random.normal(jax.random.key(0), (2, 5, 4, 8))
+    >>> spec = caches.Paged(pages=8, page_size=4, slots=3)
+    >>> pool = caches.PageAllocator(spec.pages, spec.page_size)
+    >>> sequences = [pool.allocate(tokens) for tokens in (9, 5)]
+    >>> cache = spec.create((2,), kv_heads=4, k_dim=8).with_table(pool.table(sequences, spec.slots))
+    >>> view, cache = cache.append(k, k)
+    >>> cache.keys.shape, view.key.shape
+    ((8, 4, 4, 8), (2, 12, 4, 8))
+    """
+
+    pages: int
+    page_size: int
+    slots: int
+    block: int = 512
+
+    def __post_init__(self):
+        check_positive(pages=self.pages, page_size=self.page_size, slots=self.slots, block=self.block)
+
+    def create(
+        self, batch: tuple[int, ...], kv_heads: int, k_dim: int, v_dim: int | None = None, dtype: Any = jnp.float32
+    ) -> PagedCache:
+        v_dim = check_sizes(batch, kv_heads, k_dim, v_dim, dtype)
+        shape = (self.pages, self.page_size, kv_heads)
+        return PagedCache(
+            jnp.zeros((*shape, k_dim), dtype),
+            jnp.zeros((*shape, v_dim), dtype),
+            jnp.zeros(batch, jnp.int32),
+            jnp.full((*batch, self.slots), -1, jnp.int32),
+            jnp.zeros(batch, bool),
+            self.block,
+        )
