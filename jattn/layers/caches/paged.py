@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_positive
 from ...foundation.arrays import describe, dtype_of, known_values
 from ...foundation.pieces import map_fields
-from ...foundation.shapes import check_positive
 from ...foundation.varying import vary, varying_axes
 from ...masks import Lengths, Mask
 from ...masks.base import restricted

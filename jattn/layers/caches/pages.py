@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...foundation.shapes import check_counts, check_positive
+from ...foundation.arguments import check_counts, check_positive
 
 
 class PageAllocator:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...foundation.arguments import check_counts, check_positive
 from ...foundation.pieces import piece
-from ...foundation.shapes import check_counts, check_positive
 from ...masks import Mask
 from ...masks.base import restricted
 from .base import ArrayView, Cache, RealQueries, Spec, check_sizes, put_rows
