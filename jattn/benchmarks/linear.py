@@ -34,7 +34,7 @@ def _linear(form: str, query, key, value, gates):
 
 
 def _delta(form: str, query, key, value, gates):
-    return delta_rule(query, _unit(key), value, jnp.exp(gates) / 2, log_decay=gates, form=form, correct=False)[0]
+    return delta_rule(query, _unit(key), value, jnp.exp(gates) / 2, log_decay=gates, form=form, refine=False)[0]
 
 
 KINDS: dict[str, tuple[Callable, Callable[[Shape], Any]]] = {

@@ -33,3 +33,8 @@ def known_while_tracing(tree: Any) -> Any:
 def has_numbers(array: jax.Array) -> bool:
     """Whether NumPy can hold it, which has no random keys."""
     return not jnp.issubdtype(array.dtype, jax.dtypes.extended)
+
+
+def readable(value: Any) -> Any:
+    """The array as NumPy, so that it is known while tracing, if it is."""
+    return value if isinstance(value, Tracer) else np.asarray(value)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.fields import Integers, block_sizes, booleans, integers, set_field
+from ..foundation.fields import Integers, block_sizes, booleans, integers, set_field, size
 from ..foundation.pieces import array, number, piece
 from .base import Mask
 
@@ -63,6 +63,72 @@ class BlockCausal(Mask):
 
     def allows(self, query, key):
         return key // self.size <= query // self.size
+
+
+@piece
+class BlockedLocal(Mask):
+    """Own block and its neighbors: `-before ≤ ⌊k / size⌋ - ⌊q / size⌋ ≤ after`.
+
+    Local attention by blocks (Parmar et al. 2018, arXiv:1802.05751; Roy et al. 2021, arXiv:2003.05997, compare with
+    it). `BlockedLocal(size, 1, 0) & Causal()` is the causal form. Any length: the last block may be shorter. Tiles
+    that are whole blocks need no masking.
+
+    Args:
+        size: of a block, a Python integer of at least 1.
+        before: how many blocks before the own, `number("head")`.
+        after: how many behind it, `number("head")`.
+
+    Raises:
+        ValueError: `size` below 1; `before` or `after` negative.
+
+    >>> print(BlockedLocal(2, 1, 0).picture(6, 6).rsplit(chr(10), 2)[0])
+    ██····
+    ██····
+    ████··
+    ████··
+    ··████
+    ··████
+    """
+
+    size: int
+    before: Integers = number("head", default=1)
+    after: Integers = number("head", default=1)
+
+    def __post_init__(self):
+        set_field(self, "size", size("size", self.size))
+        for name in ("before", "after"):
+            set_field(self, name, integers(name, getattr(self, name), least=0, axes="head"))
+
+    def allows(self, query, key):
+        ahead = key // self.size - query // self.size
+        return (-self.before <= ahead) & (ahead <= self.after)
+
+
+@piece
+class Summaries(Mask):
+    """The last `count` keys of every block of `size`: `k mod size ≥ size - count`.
+
+    Args:
+        size: of a block, `number("head")`, at least 1.
+        count: `number("head")`, at least 0.
+
+    Raises:
+        ValueError: not such integers.
+
+    >>> print(Summaries(3, 1).picture(1, 6).splitlines()[0])
+    ··█··█
+    """
+
+    size: Integers = number("head")
+    count: Integers = number("head")
+
+    def __post_init__(self):
+        set_field(self, "size", integers("size", self.size, least=1, axes="head"))
+        set_field(self, "count", integers("count", self.count, least=0, axes="head"))
+
+    def allows(self, query, key):
+        del query
+        return key % self.size >= self.size - self.count
 
 
 @piece

@@ -5,6 +5,7 @@ from .base import Score, of
 from .bias import Bias, Shift
 from .distances import RelativeLogits
 from .forget import Forget
+from .gaussian_window import GaussianWindow
 from .grids import RelativeGrid
 from .relative import RelativeBuckets
 from .scale import Scale
@@ -14,6 +15,7 @@ __all__ = [
     "ALiBi",
     "Bias",
     "Forget",
+    "GaussianWindow",
     "RelativeBuckets",
     "RelativeGrid",
     "RelativeLogits",

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mask_pairs import allowed, defined
+from pattern_oracle import dense, written_out
 
+import jattn
 from jattn import masks
 
 
@@ -79,3 +81,17 @@ def test_bad_arguments(make, words):
 def test_a_table_that_does_not_fit_the_heads_is_refused():
     with pytest.raises(ValueError, match=r"`Blocks.table`.*head"):
         allowed(masks.Blocks(np.ones((2, 3, 4), bool), 2), 5, 5, (), 3)
+
+
+def test_blocked_local_is_its_definition():
+    mask = masks.BlockedLocal(3, before=np.array([1, 2]), after=np.array([1, 0]))
+    want = written_out(11, 2, lambda h, i, j: -(1, 2)[h] <= j // 3 - i // 3 <= (1, 0)[h])
+    np.testing.assert_array_equal(dense(mask, 11, heads=2), want)
+    shape = jax.ShapeDtypeStruct((1024, 1, 8), "float32")
+    tiles = jattn.implementations.Tiled(64, 64)
+    plan = jattn.explain(shape, shape, shape, mask=masks.BlockedLocal(64), implementation=tiles).plan
+    assert plan.counts() == (16 + 2 * 15, 16 + 2 * 15, 256)
+    with pytest.raises(ValueError, match="`size` must be a Python integer of at least 1"):
+        masks.BlockedLocal(0)
+    with pytest.raises(ValueError, match="`before` must be an integer of at least 0"):
+        masks.BlockedLocal(2, -1)

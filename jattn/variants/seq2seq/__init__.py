@@ -2,7 +2,7 @@
 
 from .coverage import Attended, CoverageAttention, coverage_loss, coverage_of
 from .local_m import local_m
-from .local_p import GaussianWindow, LuongLocal, Near, local_p
+from .local_p import LuongLocal, local_p
 from .location import Location
 from .luong import LuongGlobal
 from .pointer import GenerationGate, pointer_log_probabilities, pointer_log_probability
@@ -10,12 +10,10 @@ from .pointer import GenerationGate, pointer_log_probabilities, pointer_log_prob
 __all__ = [
     "Attended",
     "CoverageAttention",
-    "GaussianWindow",
     "GenerationGate",
     "Location",
     "LuongGlobal",
     "LuongLocal",
-    "Near",
     "coverage_loss",
     "coverage_of",
     "local_m",

@@ -6,89 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ...foundation.arguments import check_positive, leave_out
 from ...foundation.arrays import as_jax
-from ...foundation.fields import Numbers, floats, parameter, set_field
-from ...foundation.numerics import accumulation_dtype, widen
-from ...foundation.pieces import array, number, piece
+from ...foundation.numerics import widen
 from ...foundation.shapes import check_lengths, check_shapes
 from ...layers.layer import OWN_AXES, Layer, kernel
-from ...masks import Lengths, Mask, as_mask
+from ...masks import Lengths, as_mask
+from ...masks.near import Near
 from ...ops.attention.api import partial_attention
 from ...ops.attention.checks import check_pieces
-from ...scores.base import Score
-
-
-@piece
-class Near(Mask):
-    """Keys at most `distance` from the query's own center: `|k - centers_i| <= distance`.
-
-    Centers ride on the queries, whatever these's positions. Tiles out of reach are skipped, at run time where the
-    centers are computed. It has no gradient.
-
-    Args:
-        centers: floating-point `[batch..., head, query]`, or `[query]`.
-        distance: a number above 0, or a floating-point array `[batch..., head]`.
-
-    Raises:
-        ValueError: other dtypes or too few axes; a distance that is not above 0.
-
-    >>> import numpy as np
-    >>> Near(np.float32([1.5, 7.0]), 2.0).centers.shape
-    (1, 2)
-    """
-
-    centers: jax.Array | np.ndarray = array("head", "query")
-    distance: Numbers = number("head")
-
-    def __post_init__(self):
-        settle_window(self)
-
-    def allows(self, query, key):
-        del query
-        away = key.astype(accumulation_dtype(self.centers)) - self.centers  # bfloat16 has no 257
-        distance = jax.lax.stop_gradient(self.distance)
-        return (jnp.abs(jax.lax.stop_gradient(away)) <= distance) & (distance > 0)
-
-
-@piece
-class GaussianWindow(Score):
-    """score - (k - centers_i)² / (2 σ²), σ = distance / 2: the weight times a Gaussian, if it is not renormalized.
-
-    Args:
-        centers: floating-point `[batch..., head, query]`, or `[query]`; differentiated.
-        distance: a number above 0, or a floating-point array `[batch..., head]`; differentiated.
-
-    Raises:
-        ValueError: as `Near`.
-
-    >>> import numpy as np, jax.numpy as jnp
-    >>> bell = GaussianWindow(np.zeros((1, 1), np.float32), 2.0)
-    >>> print(bell.modify(jnp.zeros((1, 1, 3)), jnp.zeros((1, 1, 1), int), jnp.arange(3)))
-    [[[ 0.  -0.5 -2. ]]]
-    """
-
-    centers: jax.Array | np.ndarray = array("head", "query")
-    distance: Numbers = number("head")
-    finite_at_zero = True
-
-    def __post_init__(self):
-        settle_window(self)
-
-    def modify(self, scores, query, key):
-        del query
-        distance = jnp.where(self.distance > 0, self.distance, 1).astype(scores.dtype)  # `Near` has nothing within 0
-        centers = jnp.where(jnp.isfinite(self.centers), self.centers, 0)  # `Near` has nothing around NaN
-        away = (key.astype(scores.dtype) - centers.astype(scores.dtype)) / distance
-        return scores - 2 * away * away
-
-
-def settle_window(window: Any) -> None:
-    """Check centers and distance of `Near` or `GaussianWindow`."""
-    set_field(window, "centers", floats("centers", window.centers, ("head", "query"), shared=("head",)))
-    set_field(window, "distance", parameter("distance", window.distance, above=0))
+from ...scores.gaussian_window import GaussianWindow
 
 
 def local_p(

@@ -1,21 +1,13 @@
 """Sparse patterns: masks that skip tiles, and calls that bring together what a pattern scatters."""
 
 from .bigbird import bigbird_etc_mask, bigbird_mask, random_blocks
-from .block_diffusion import BlockDiffusion
-from .blocked import BlockedLocal
 from .longformer import Longformer, global_flags, longformer_mask
-from .pieces import Flagged, OnHeads, split_between_heads
 from .shared_prefix import positions_in_documents, shared_prefix_attention, shared_prefix_mask
-from .sparse_transformer import Summaries, fixed_attention, fixed_mask, strided_attention, strided_mask
+from .sparse_transformer import fixed_attention, fixed_mask, strided_attention, strided_mask
 from .tree import tree_depths, tree_mask
 
 __all__ = [
-    "BlockDiffusion",
-    "BlockedLocal",
-    "Flagged",
     "Longformer",
-    "OnHeads",
-    "Summaries",
     "bigbird_etc_mask",
     "bigbird_mask",
     "fixed_attention",
@@ -26,7 +18,6 @@ __all__ = [
     "random_blocks",
     "shared_prefix_attention",
     "shared_prefix_mask",
-    "split_between_heads",
     "strided_attention",
     "strided_mask",
     "tree_depths",

@@ -7,10 +7,10 @@ import numpy as np
 
 from ...foundation.arguments import check_counts, check_positive
 from ...foundation.fields import LARGEST
+from ...foundation.known import readable
 from ...foundation.shapes import check_shapes
 from ...masks import Blocks, Lengths, Shifted, Sinks
 from ...masks.base import Mask
-from .pieces import readable
 
 
 def bigbird_mask(length: int, block: int, random_blocks: Any) -> Mask:

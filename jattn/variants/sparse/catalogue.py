@@ -44,8 +44,8 @@ VARIANTS: tuple[Variant, ...] = (
         "Blocked local",
         "own block and its neighbors",
         "Roy et al. 2021, arXiv:2003.05997",
-        "jattn.variants.sparse.BlockedLocal",
-        "tests/variants/sparse/test_layouts.py",
+        "jattn.masks.BlockedLocal",
+        "tests/masks/test_blocks.py",
     ),
     Variant(
         "Tree of candidates",
@@ -58,8 +58,8 @@ VARIANTS: tuple[Variant, ...] = (
         "Block diffusion",
         "noisy blocks see themselves and the clean blocks before",
         "Arriola et al. 2025, arXiv:2503.09573",
-        "jattn.variants.sparse.BlockDiffusion",
-        "tests/variants/sparse/test_layouts.py",
+        "jattn.masks.BlockDiffusion",
+        "tests/masks/test_block_diffusion.py",
     ),
     Variant(
         "Shared prefix",

@@ -10,12 +10,13 @@ import numpy as np
 
 from ...foundation.arguments import check_multiple, check_positive
 from ...foundation.fields import Integers
+from ...foundation.known import readable
 from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, project
 from ...masks import Causal, Dilated
 from ...masks.base import Mask, as_mask
+from ...masks.flags import Flagged
 from ...ops.attention.api import attention
-from .pieces import Flagged, readable
 
 Numbers = Integers | tuple[int, ...]
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.known import readable
 from ...foundation.shapes import check_shapes
 from ...masks import Causal, SameSegment
 from ...masks.base import Mask
 from ...ops.attention.api import partial_attention
 from ...ops.attention.partial import merge
-from .pieces import readable
 
 
 def shared_prefix_mask(ids: Any) -> Mask:

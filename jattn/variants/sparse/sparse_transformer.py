@@ -7,17 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...foundation.arguments import check_choice, check_counts, check_positive
-from ...foundation.fields import Integers, integers, set_field
-from ...foundation.pieces import align, indexed, number, piece
+from ...foundation.pieces import align, indexed
 from ...foundation.shapes import check_shapes
 from ...masks import Causal, SameSegment, SlidingWindow, Strided
 from ...masks import Chunked as OwnChunk
 from ...masks.base import Mask, as_mask
+from ...masks.blocks import Summaries
+from ...masks.flags import split_between_heads
 from ...ops.attention.api import partial_attention
 from ...ops.attention.by_example import by_example
 from ...ops.attention.checks import check_pieces
 from ...ops.attention.partial import Partial, merge
-from .pieces import split_between_heads, taken
+from .taken import taken
 
 HOW = ("merged", "split", "interleaved")
 Arrays = tuple[jax.Array, ...]
@@ -91,33 +92,6 @@ def fixed_mask(
     """
     _check_fixed(stride, summaries)
     return _given((OwnChunk(stride) & Causal(), Summaries(stride, summaries) & Causal()), how, q_heads, layer)
-
-
-@piece
-class Summaries(Mask):
-    """The last `count` keys of every block of `size`: `k mod size ≥ size - count`.
-
-    Args:
-        size: of a block, `number("head")`, at least 1.
-        count: `number("head")`, at least 0.
-
-    Raises:
-        ValueError: not such integers.
-
-    >>> print(Summaries(3, 1).picture(1, 6).splitlines()[0])
-    ··█··█
-    """
-
-    size: Integers = number("head")
-    count: Integers = number("head")
-
-    def __post_init__(self):
-        set_field(self, "size", integers("size", self.size, least=1, axes="head"))
-        set_field(self, "count", integers("count", self.count, least=0, axes="head"))
-
-    def allows(self, query, key):
-        del query
-        return key % self.size >= self.size - self.count
 
 
 @by_example(query="length heads dim", key="length heads dim", value="length heads dim")

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...foundation.fields import Integers
+from ...foundation.known import readable
 from ...foundation.shapes import check_shapes
 from ...masks import Blocks, Lengths, Shifted
 from ...masks.base import Mask
-from .pieces import readable
 
 
 def tree_mask(parents: Any, prefix_length: Integers = 0) -> Mask:

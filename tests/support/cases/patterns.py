@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 
 from jattn import masks
+from jattn.masks import BlockDiffusion, BlockedLocal
 from jattn.variants.sparse import (
-    BlockDiffusion,
-    BlockedLocal,
     bigbird_etc_mask,
     bigbird_mask,
     fixed_mask,

@@ -9,9 +9,10 @@ from variant_layers import check_layer
 
 import jattn
 from jattn import masks
+from jattn.masks import Near
 from jattn.ops.attention.call import prepare
 from jattn.ops.attention.plan import make_plan
-from jattn.variants.seq2seq import LuongGlobal, LuongLocal, Near, local_m, local_p
+from jattn.variants.seq2seq import LuongGlobal, LuongLocal, local_m, local_p
 
 CENTERS = np.float32([0.3, 2.6, 4.0])
 

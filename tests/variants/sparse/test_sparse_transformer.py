@@ -9,14 +9,8 @@ from pattern_oracle import attend, dense, written_out
 
 import jattn
 from jattn import masks, scores
-from jattn.variants.sparse import (
-    Summaries,
-    fixed_attention,
-    fixed_mask,
-    positions_in_documents,
-    strided_attention,
-    strided_mask,
-)
+from jattn.masks import Summaries
+from jattn.variants.sparse import fixed_attention, fixed_mask, positions_in_documents, strided_attention, strided_mask
 
 
 def of_strided(stride):

@@ -1,17 +1,15 @@
-"""Small masks that the patterns of this folder are made of."""
+"""Masks of flags: some heads, some queries or some keys, whatever their positions."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from ...foundation.arguments import check_positive
-from ...foundation.fields import booleans, set_field
-from ...foundation.pieces import Piece, array, map_fields, piece
-from ...masks.base import Mask
+from ..foundation.arguments import check_positive
+from ..foundation.fields import booleans, set_field
+from ..foundation.pieces import array, piece
+from .base import Mask
 
 
 @piece
@@ -96,28 +94,3 @@ def split_between_heads(masks: Sequence[Mask], q_heads: int) -> Mask:
         one = OnHeads(which == index) & mask
         whole = one if whole is None else whole | one
     return whole
-
-
-def readable(value: Any) -> Any:
-    """The array as NumPy, so that it is known while tracing, if it is."""
-    return value if isinstance(value, Tracer) else np.asarray(value)
-
-
-def taken(tree: Any, *, heads: Any = None, queries: Any = None, keys: Any = None) -> Any:
-    """Pieces for a call whose heads, queries or keys are `take`n by index, in another order or fewer.
-
-    Formulas of positions stay as they are (the positions are taken too); arrays that ride on these axes follow.
-    """
-    orders = {"head": heads, "query": queries, "key": keys}
-
-    def visit(value: Any, axes: tuple[str, ...], name: str) -> Any:
-        del name
-        backend: Any = np if isinstance(value, np.ndarray) else jnp
-        for place, axis in enumerate(axes, -len(axes)):
-            if orders.get(axis) is not None and jnp.shape(value)[place] != 1:
-                value = backend.take(value, orders[axis], axis=place)
-        return value
-
-    if isinstance(tree, (list, tuple)):
-        return tuple(taken(one, heads=heads, queries=queries, keys=keys) for one in tree)
-    return map_fields(tree, visit) if isinstance(tree, Piece) else tree

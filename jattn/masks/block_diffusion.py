@@ -1,8 +1,8 @@
 """Block diffusion: training on noisy blocks that see the clean blocks before them (Arriola et al. 2025)."""
 
-from ...foundation.fields import set_field, size
-from ...foundation.pieces import piece
-from ...masks.base import Mask
+from ..foundation.fields import set_field, size
+from ..foundation.pieces import piece
+from .base import Mask
 
 
 @piece

@@ -1,0 +1,28 @@
+"""Pieces of a call whose heads, queries or keys are taken by index."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ...foundation.pieces import Piece, map_fields
+
+
+def taken(tree: Any, *, heads: Any = None, queries: Any = None, keys: Any = None) -> Any:
+    """Pieces for a call whose heads, queries or keys are `take`n by index, in another order or fewer.
+
+    Formulas of positions stay as they are (the positions are taken too); arrays that ride on these axes follow.
+    """
+    orders = {"head": heads, "query": queries, "key": keys}
+
+    def visit(value: Any, axes: tuple[str, ...], name: str) -> Any:
+        del name
+        backend: Any = np if isinstance(value, np.ndarray) else jnp
+        for place, axis in enumerate(axes, -len(axes)):
+            if orders.get(axis) is not None and jnp.shape(value)[place] != 1:
+                value = backend.take(value, orders[axis], axis=place)
+        return value
+
+    if isinstance(tree, (list, tuple)):
+        return tuple(taken(one, heads=heads, queries=queries, keys=keys) for one in tree)
+    return map_fields(tree, visit) if isinstance(tree, Piece) else tree
