@@ -1,20 +1,20 @@
-"""Train a small byte-level GPT, built from `jattn.nnx`, on the help texts that every Python carries.
+"""Train a small byte-level GPT, built from `jattn.nnx`, on the help texts that come with every Python.
 
     pip install -e '.[examples]'                                         # in a clone of the repository
     python examples/train_lm.py                                          # under two minutes on two CPU cores
-    python examples/train_lm.py --mask window --out runs/window          # or packed: topics in a row keep apart
-    python examples/train_lm.py --size medium --out runs/medium          # on a GPU or TPU; bfloat16 there by itself
+    python examples/train_lm.py --mask window --out runs/window          # or packed: topics in a row stay separate
+    python examples/train_lm.py --size medium --out runs/medium          # on a GPU or TPU, in bfloat16 by default
 
-It uses every device it finds: the batch is split over all of them, or, with `--model-parallel N`, heads and
-feed-forward layers over groups of N. Several processes join into one run; on a TPU pod slice by themselves, elsewhere
-each is started with the same coordinator and its own number, and with an `--out` that all of them can write to:
+It uses all devices: the batch is split over them, or, with `--model-parallel N`, heads and feed-forward layers are
+split over groups of N. Several processes can form one run. On a TPU pod slice they find each other; elsewhere start
+each with the same coordinator, its own index, and an `--out` that all of them can write to:
 
     python examples/train_lm.py --coordinator HOST:PORT --processes 2 --process 0    # and --process 1 on the other
 
-Prints bits per byte on a held-out part beside what byte frequencies and byte pairs reach, and a sample; writes
-`loss.png`, `heads.png` (what a few heads attend), `plan.png` (the tiles that the mask visits), `sample.txt` and
-`result.json` to `--out`. Interrupt it as you like: the same command goes on from the last checkpoint, also on another
-number of devices or processes.
+Prints bits per byte on held-out text, compared with byte frequencies and byte bigrams, and a sample. Writes `loss.png`,
+`heads.png` (what a few heads attend to), `plan.png` (the tiles that the mask visits), `sample.txt` and `result.json` to
+`--out`. After an interruption, the same command continues from the last checkpoint, also on a different number of
+devices or processes.
 """
 
 import argparse
@@ -39,10 +39,10 @@ from lm.model import GPT, SIZES, Size, bits_per_byte
 from lm.sample import sample
 from tqdm import tqdm
 
-WARM_UP = 50  # steps, at most a tenth of all
+WARM_UP = 50  # steps, but at most a tenth of all
 EVALUATIONS = 5
 SAMPLE = 300  # bytes
-EXCERPT = 44  # bytes, as many as can be read beside a picture of the weights
+EXCERPT = 44  # bytes; more labels would not be readable in the picture of the weights
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 
 
@@ -50,20 +50,24 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--mask", choices=("causal", "window", "packed"), default="causal")
-    parser.add_argument("--steps", type=int, help="by default the size's own, and so below")
-    parser.add_argument("--batch", type=int, help="rows in a step")
-    parser.add_argument("--length", type=int, help="bytes in a row")
+    parser.add_argument("--steps", type=int, help="by default from --size, like the two below")
+    parser.add_argument("--batch", type=int, help="rows per step")
+    parser.add_argument("--length", type=int, help="bytes per row")
     parser.add_argument("--device", choices=("auto", *PLATFORMS), default="auto")
-    parser.add_argument("--devices", type=int, metavar="N", help="use the first N; by default all there are")
-    parser.add_argument("--model-parallel", type=int, default=1, metavar="N", help="devices that share a model")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where several make one run")
-    parser.add_argument("--processes", type=int, metavar="N", help="how many; with --coordinator")
-    parser.add_argument("--process", type=int, metavar="I", help="which one this is, from 0; with --coordinator")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="to compute in")
+    parser.add_argument("--devices", type=int, metavar="N", help="use the first N; by default all")
+    parser.add_argument("--model-parallel", type=int, default=1, metavar="N", help="devices per model")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, for a run of several processes")
+    parser.add_argument("--processes", type=int, metavar="N", help="the number of processes; with --coordinator")
+    parser.add_argument(
+        "--process", type=int, metavar="I", help="the index of this process, from 0; with --coordinator"
+    )
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the computation")
     parser.add_argument("--out", type=Path, default=Path("runs/lm"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS")
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="from --out's checkpoint")
+    parser.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="from the checkpoint in --out"
+    )
     parser.add_argument("--prompt", default="The ", help="how the sample begins")
     given = parser.parse_args(argv)
     joined = (given.coordinator, given.processes, given.process)
@@ -91,7 +95,7 @@ def optimizer(size: Size) -> optax.GradientTransformation:
 def make_steps(
     definition: Any, transform: optax.GradientTransformation, kind: str, shardings: Any
 ) -> tuple[Callable, Callable]:
-    """The compiled training step, which takes over the memory of its state, and the compiled evaluation."""
+    """The compiled training step, which donates its state, and the compiled evaluation."""
 
     def loss(params, tokens, topic):
         return bits_per_byte(nnx.merge(definition, params), kind, tokens, topic)
@@ -112,7 +116,7 @@ def evaluate(loss: Callable, params: Any, held_out: text.Text, size: Size, mesh:
 
 
 def train(state: Any, size: Size, given: argparse.Namespace, steps: tuple, texts: tuple, keep: Checkpoints) -> Any:
-    """The trained state, and the history of its loss; from the last checkpoint, if there is one."""
+    """Train from the last checkpoint, if there is one. Returns the state and the history of the loss."""
     train_step, loss = steps
     training, held_out = texts
     mesh = keep.mesh
@@ -133,7 +137,7 @@ def train(state: Any, size: Size, given: argparse.Namespace, steps: tuple, texts
             if compiled is None:
                 bits.block_until_ready()
                 compiled = time.perf_counter()
-            # Wait for the step before: the bar tells the truth, and the device has the next step at hand.
+            # Wait for the previous step: the bar stays accurate, and the device always has one more step queued.
             bar.set_description(f"{float(losses[-2:][0]):.2f} bits per byte", refresh=False)
             if step in at_evaluation:
                 history["held_out"].append([step, evaluate(loss, state[0], held_out, size, mesh)])
@@ -153,13 +157,13 @@ def train(state: Any, size: Size, given: argparse.Namespace, steps: tuple, texts
 
 
 def sizes_of(given: argparse.Namespace, mesh: Mesh) -> Size:
-    """The sizes asked for, with a batch that the mesh divides.
+    """The requested sizes, with a batch that the mesh divides.
 
     Raises:
-        SystemExit: the mesh divides neither the batch that was asked for nor the heads.
+        SystemExit: the mesh divides neither the requested batch nor the heads.
     """
     chosen = {name: getattr(given, name) for name in ("steps", "batch", "length")}
-    if given.resume and given.batch is None:  # fewer devices may have begun with a smaller batch
+    if given.resume and given.batch is None:  # a run that began on fewer devices may have a smaller batch
         chosen["batch"] = (saved_settings(given.out / "checkpoints") or {}).get("batch")
     size = dataclasses.replace(
         SIZES[given.size], **{name: value for name, value in chosen.items() if value is not None}
@@ -227,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 130
     whole = devices.fetch(params)
-    if devices.is_first():  # what is left takes one device
+    if devices.is_first():  # the rest needs only one device
         model = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))), whole)
         results = {**baselines, "parameters": count, **settings, "history": history}
         report(given, model, texts, size, baselines, results)
@@ -237,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(given: argparse.Namespace, model: GPT, texts: tuple, size: Size, baselines: dict, results: dict) -> None:
-    """Print how well the model does and a sample, and write everything to `--out`."""
+    """Print the final loss and a sample, and write everything to `--out`."""
     bits = results["history"]["held_out"][-1][1]
     print(f"held out: {bits:.3f} bits per byte; " + "; ".join(f"{name} {one:.3f}" for name, one in baselines.items()))
     written = sample(model, given.mask, given.prompt, SAMPLE, size.length, given.seed)

@@ -1,10 +1,10 @@
-"""Associative recall: Hyena and softmax attention beside the linear transformer.
+"""Associative recall: Hyena and softmax attention compared with the linear transformer.
 
-64 tokens of an alphabet of 20: keys and values in turn, paired anew in each row; to be named is the value of a key that
-has been seen before (one in 10 by chance). All models have two layers of the same width, and no convolution but Hyena's
-own. What is hard is to find that a value belongs to the key before it. Softmax attention has rotary positions, which
-show it at once; with sinusoids it depended on the seed whether 750 steps were enough (.93 and .28). Hyena's own
-convolutions see it, without positions. The linear transformer has sinusoids.
+A row has 64 tokens of an alphabet of 20: keys and values alternate, paired anew in each row. The task is to predict the
+value of a key that occurred before (chance is one in 10). All models have two layers of the same width. The hard part
+is to learn that a value belongs to the key before it. Rotary positions show this to softmax attention at once; with
+sinusoids, 750 steps were enough for some seeds only (0.93 and 0.28). Hyena sees it through its own convolutions,
+without positions. The linear transformer has sinusoids. No model but Hyena has convolutions.
 
 The reduced form has 16 tokens of 8, and no softmax.
 """
@@ -31,7 +31,7 @@ class Rotary(Softmax):
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """Accuracies beside the linear transformer's."""
+    """Accuracies, compared with the linear transformer's."""
     models = {
         "linear": Model(LinearTransformer(WIDTH, 2), 2000),
         "Hyena": Model(Hyena(WIDTH, max_len=LENGTH), 2000, rate=5e-3, positions=False),

@@ -1,7 +1,7 @@
-"""Associative recall: the delta rule, which replaces what a state holds for a key, beside the linear transformer.
+"""Associative recall: the delta rule, which overwrites what a state stores for a key, and the linear transformer.
 
 The task is that of `associative_recall.py`. All models have two layers of the same width, two heads and sinusoidal
-positions; the delta rules their short convolutions of four tokens too. The reduced form has DeltaNet alone.
+positions. The delta rules also have their short convolutions of four tokens. The reduced form has DeltaNet alone.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from jattn.variants.recurrent import DeltaNet, GatedDeltaNet
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """Accuracies beside the linear transformer's."""
+    """Accuracies, compared with the linear transformer's."""
     models = {
         "linear": Model(LinearTransformer(WIDTH, 2), 1200),
         "DeltaNet": Model(DeltaNet(WIDTH, 2, 32, 32), 1200),

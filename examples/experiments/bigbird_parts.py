@@ -1,21 +1,21 @@
-"""What each part of BigBird buys: random, window and global blocks, left out one at a time at equal budget.
+"""What each part of BigBird contributes: random, window and global blocks, left out one at a time at equal budget.
 
-Data: 16 blocks of tokens; the first is a heading, the last a footing, and between them lie two texts of 7 blocks, one
-behind the other, whose tokens say which text they are of. One token of the heading is marked, and one in every block of
-a text, always the same of that text: its topic. Every position between heading and footing must name
+Data: 16 blocks of tokens. The first is a heading, the last a footing, and between them are two texts of 7 blocks each,
+whose tokens say which text they belong to. One token of the heading is marked. In each text, one token per block is
+marked; it is the same in all blocks of a text, its topic. Every position between heading and footing must predict
 
-- near: the token as many places before it as a block has, which is in the block before;
-- head: the heading's marked token;
-- other: the topic of the other text, which stands in every block of it.
+- near: the token one block length before it, which is in the previous block;
+- head: the marked token of the heading;
+- other: the topic of the other text, which occurs in each of its blocks.
 
-One layer of attention, of three heads and a bias for each distance. A row of blocks sees 7 of 16: its neighbors (3
-with its own), the first and last (global), and random ones; where a part is left out, as many more of another: nearer
-blocks for random ones, random ones for the others. All patterns are block tables of one call of `jattn.attention`,
-whose tiles are skipped.
+The model is one layer of attention with three heads and a bias per distance. A row of blocks sees 7 of 16 blocks: its
+neighbors (3 including its own), the first and last (global), and random ones. If a part is left out, another gets its
+budget: nearer blocks in place of random ones, random ones in place of the others. All patterns are block tables of one
+call of `jattn.attention`, which skips their empty tiles.
 
-Each question is one part's own: the block before is always seen by a window only, the heading by global blocks only,
-and something of all that is far by random ones only. With a second layer the global blocks could gather the topics and
-pass them on, so that what random blocks add would be a shorter way only; here is one layer.
+Each question tests one part. Only a window always sees the previous block, only global blocks see the heading, and only
+random blocks see something of everything far away. With a second layer, global blocks could collect the topics and pass
+them on, and random blocks would only shorten the path; hence one layer.
 """
 
 from collections.abc import Sequence
@@ -38,19 +38,19 @@ PARTS = {
     "no window": (True, False, True),
     "no global": (True, True, False),
 }
-"""Random, window, global."""
+"""(random, window, global) of each variant."""
 QUESTIONS = {"near": "no window", "head": "no global", "other": "no random"}
-"""And the part that answers each."""
+"""Each question, and the variant without the part that it tests."""
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """Accuracy of each question with all parts, beside that without its part."""
+    """The accuracy on each question with all parts, compared with the variant that lacks its part."""
     tables = np.stack([_table(*part, seed) for part in PARTS.values()])
     right = _trained(jnp.asarray(tables), 200 if fast else 500, seed)
     right = {
         part: dict(zip(QUESTIONS, map(float, of_part), strict=True)) for part, of_part in zip(PARTS, right, strict=True)
     }
-    # Two random blocks see the other text from nine rows in ten, more or fewer as they are drawn.
+    # With two random blocks, about nine rows in ten see the other text, depending on the draw.
     bars = {"near": 0.95, "head": 0.95, "other": 0.7}
     return [
         Result(question, right["all parts"][question], right[without][question], without, bars[question])
@@ -59,7 +59,7 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
 
 
 def _table(with_random, with_window, with_global, seed):
-    """Which blocks see which: `[BLOCKS, BLOCKS]`, `SEEN` in a row that is not global itself."""
+    """Which blocks see which, `[BLOCKS, BLOCKS]`; `SEEN` per row that is not global."""
     rng = np.random.default_rng(seed)
     at = np.arange(BLOCKS)
     far = abs(at[:, None] - at)
@@ -78,7 +78,7 @@ def _table(with_random, with_window, with_global, seed):
 
 
 def _data(key, batch):
-    """Inputs `[batch, LENGTH]`, and the answers of every position between `[batch, LENGTH - 2 BLOCK, 3]`."""
+    """Inputs `[batch, LENGTH]`, and the answers at the inner positions `[batch, LENGTH - 2 BLOCK, 3]`."""
     keys = jax.random.split(key, 4)
     tokens = jax.random.randint(keys[0], (batch, BLOCKS, BLOCK), 0, TOKENS)
     place = jax.random.randint(keys[1], (batch, BLOCKS), 0, BLOCK)
@@ -103,7 +103,7 @@ def _data(key, batch):
 
 
 def _trained(tables, steps, seed, batch=16):
-    """Accuracies `[tables, 3]` of a model for each table, all trained alike, together."""
+    """Accuracies `[tables, 3]` of one model per table, all trained alike and in parallel."""
     start, data, test = jax.random.split(jax.random.key(seed), 3)
     dim = FEATURES // 2
     shapes = {"token": (8 * TOKENS, FEATURES), "read": (HEADS, dim, 3, TOKENS)}
@@ -117,7 +117,7 @@ def _trained(tables, steps, seed, batch=16):
 
     def logits(parameters, table, inputs):
         x = parameters["token"][inputs]
-        # Rows of the batch as further heads, which share the pattern's tiles.
+        # Treat rows of the batch as additional heads, which share the pattern's tiles.
         q, k, v = (jnp.einsum("blf,fhd->lbhd", x, parameters[name]).reshape(LENGTH, -1, dim) for name in "qkv")
         distance = RelativeBuckets(10 * jnp.tile(parameters["distance"], (1, len(inputs))))
         mask = jattn.masks.Blocks(table[None], BLOCK)

@@ -1,10 +1,10 @@
-"""A chain CRF reads what stands between brackets, where no token knows by itself whether it is inside.
+"""A linear-chain CRF reads what is between brackets, although no token knows by itself whether it is inside.
 
-Data: rows of 24 tokens, one opening and one closing bracket at random places, every other token a unit normal number.
-The target is the mean of the numbers between the brackets. Both models see three kinds of token and learn a number for
-each kind and each place: segmentation attention a score (and a transition for each kind), softmax attention the same
-score. Both read the weighted mean of the numbers. Error: mean squared; to say 0 always is an error of about .27, the
-mean of 1/n over the n numbers between.
+Data: rows of 24 tokens, with one opening and one closing bracket at random places; every other token is a standard
+normal number. The target is the mean of the numbers between the brackets. Both models see three kinds of token, and
+learn a number per kind and per place: segmentation attention as scores (with transitions per kind), softmax attention
+as scores too. Both output a weighted mean of the numbers. The error is the mean square. Always answering 0 has an error
+of about 0.27, the mean of 1/n over the number n of tokens between the brackets.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ LENGTH = 24
 
 
 def data(key, rows):
-    """Kinds of token and numbers `[rows, LENGTH]`, and means `[rows]`."""
+    """The kinds of token and the numbers, `[rows, LENGTH]`, and the means `[rows]`."""
     at, text = jax.random.split(key)
-    # Two places with at least one between them.
+    # Two places with at least one token between them.
     pairs = jnp.argwhere(jnp.triu(jnp.ones((LENGTH, LENGTH)), 2), size=(LENGTH - 1) * (LENGTH - 2) // 2)
     first, last = jax.random.choice(at, pairs, (rows,)).T[..., None]
     place = jnp.arange(LENGTH)
@@ -39,7 +39,7 @@ def scores_of(parameters, kinds):
 
 
 def chain(parameters, kinds, numbers):
-    """Σ p(z_i = 1) number_i / Σ p(z_i = 1), over all i that are no brackets."""
+    """Σ p(z_i = 1) number_i / Σ p(z_i = 1), over all i that are not brackets."""
     transitions = parameters["transitions"][kinds[:, 1:]]
     read = jnp.stack([numbers, (kinds == 0).astype(numbers.dtype)], -1)
     total, weight = segmentation_attention(scores_of(parameters, kinds), transitions, read).T
@@ -54,7 +54,7 @@ def softmax(parameters, kinds, numbers):
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """The error of both on new rows."""
+    """The error of both models on new rows."""
     first_key, test_key, train_key = jax.random.split(jax.random.key(seed), 3)
     first = {
         "scores": jnp.zeros(3),

@@ -1,7 +1,7 @@
-"""Copying: 15 symbols, a separator, and the same 15 symbols again. Linear attention does it as softmax does.
+"""Copying 15 symbols after a separator: linear attention does it as well as softmax.
 
-Both models have two layers of the same width, sinusoidal positions, and the same training; the figure is the share of
-copied symbols that are right (one of 10 by chance).
+Both models have two layers of the same width, sinusoidal positions and the same training. The figure is the share of
+copied symbols that are correct (chance is one in 10).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ SYMBOLS, ALPHABET, WIDTH = 15, 10, 64
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """The accuracy of the linear transformer beside softmax's."""
+    """The accuracy of the linear transformer, compared with softmax attention."""
     length = 5 if fast else SYMBOLS
 
     def sample(key):

@@ -1,9 +1,9 @@
-"""Do two distant pixels match? A small CNN does not see both; with one block of attention it does.
+"""Do two distant pixels match? A small CNN cannot see both at once; with one block of attention it can.
 
-An image is empty but for two marked pixels, one near its upper left and one near its lower right corner, each of one
-of a few colors. Each of the two is asked whether the other has its color; chance is .5. All networks are two 3x3
-convolutions and a readout at every pixel, so that a pixel sees 5x5. One has a non-local block between the two, one an
-attention-augmented convolution in the place of the second. Reported: the share of right answers at new images.
+An image is empty except for two marked pixels, one near its upper left corner and one near its lower right corner, each
+of one of three colors. The question at each of the two is whether the other has the same color; chance is 0.5. All
+networks have two 3x3 convolutions and a readout at every pixel, so a pixel sees 5x5. One has a non-local block between
+the two, one an attention-augmented convolution in place of the second. The figure is the accuracy on new images.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ COLOURS, CHANNELS = 3, 16
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """Right answers with a non-local block and with an augmented convolution, beside those without."""
+    """The accuracy with a non-local block and with an augmented convolution, compared with convolutions alone."""
     side, steps = (7, 120) if fast else (12, 500)
     block = NonLocal(CHANNELS, CHANNELS)
     augmented = AugmentedConvolution(
@@ -88,8 +88,8 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
     plain = right("plain")
     bar = 0.9 if fast else 0.95
     return [
-        Result("right with a non-local block", right("non-local"), plain, "convolutions alone", bar),
-        Result("with an augmented convolution", right("augmented"), plain, "convolutions alone", bar),
+        Result("accuracy with a non-local block", right("non-local"), plain, "convolutions alone", bar),
+        Result("accuracy with an augmented convolution", right("augmented"), plain, "convolutions alone", bar),
     ]
 
 

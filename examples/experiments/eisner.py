@@ -1,9 +1,9 @@
-"""Trees repair noisy arcs: a word's parent by projective marginals, against the best arc of each word alone.
+"""Trees repair noisy arcs: a word's parent from projective tree marginals, or from the best arc of each word alone.
 
-Data: random projective trees of 10 words; what is seen of an arc is unit normal noise, plus a margin of 2 on the arcs
-of the tree. Nothing is learned: an arc's score is how much likelier the seen number is on the tree than off it, in
-logs, which is 2 times the number and a constant. The figure is the share of words whose most probable parent is the
-true one, the root among the choices; softmax over parents, without the tree, has the same scores.
+Data: random projective trees of 10 words. Each possible arc has an observed number, standard normal noise plus a margin
+of 2 if the arc is in the tree. Nothing is learned: an arc's score is the log-likelihood ratio of its number, which is 2
+times the number plus a constant. The figure is the share of words whose most probable parent (the root included) is the
+true one. The baseline is a softmax over parents with the same scores, without the tree.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ LENGTH, MARGIN = 10, 2.0
 
 
 def random_tree(rng, low, high, parent, parents):
-    """Words [low, high) below `parent`: a head among them, and trees to its left and right; the root is LENGTH."""
+    """Words [low, high) below `parent`: a head among them, and trees to its left and right. The root is LENGTH."""
     if low < high:
         head = int(rng.integers(low, high))
         parents[head] = parent
@@ -28,7 +28,7 @@ def random_tree(rng, low, high, parent, parents):
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """The share of parents found."""
+    """The share of correct parents."""
     rng = np.random.default_rng(seed)
     parents = np.zeros((200 if fast else 2000, LENGTH), int)
     for row in parents:
@@ -52,8 +52,8 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
     projective, free = map(share, whole(scores))
     alone = share(jax.nn.softmax(scores, -2))
     return [
-        Result("parents found", projective, alone, "softmax", 0.82),
-        Result("trees free to cross", free, alone, "softmax", 0.67),
+        Result("correct parents", projective, alone, "softmax", 0.82),
+        Result("correct parents, non-projective", free, alone, "softmax", 0.67),
     ]
 
 

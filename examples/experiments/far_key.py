@@ -1,8 +1,8 @@
-"""Answering from a far key: a window cannot, and one global token makes it easy.
+"""Answering from a distant key: a window cannot, and one global token makes it easy.
 
-Data: a row of 512 tokens. Token 1 says which answer is right; random tokens follow; the last token asks. Two layers of
-attention see a window of 32 tokens: without more, the answer is out of reach. In the second model token 1 is global,
-as a question is in Longformer (arXiv:2004.05150). The window is a mask of `jattn.attention`, whose tiles are skipped.
+Data: a row of 512 tokens. Token 1 says which answer is correct, random tokens follow, and the last token asks. Two
+layers of attention with a window of 32 tokens cannot reach the answer. In the second model token 1 is global, like a
+question in Longformer (arXiv:2004.05150). The window is a mask of `jattn.attention`, which skips its empty tiles.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ ANSWERS, FEATURES, HEADS = 8, 32, 2
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """Accuracy with one global token beside that of the window alone."""
+    """The accuracy with one global token, compared with the window alone."""
     length, steps, batch = (128, 80, 16) if fast else (512, 200, 16)
     window = length // (8 if fast else 16)
     tiles = Tiled(window, window)
@@ -47,7 +47,7 @@ def _data(key, length, batch):
 
 
 def _trained(mask, tiles, length, steps, batch, seed):
-    """The accuracy on new rows of a model of two layers, trained with this mask."""
+    """The accuracy on new rows of a two-layer model trained with this mask."""
     start, data, test = jax.random.split(jax.random.key(seed), 3)
     shapes = {"token": (2 * ANSWERS + 1, FEATURES), "place": (length, FEATURES), "out": (FEATURES, ANSWERS)}
     for layer in range(2):
@@ -62,7 +62,7 @@ def _trained(mask, tiles, length, steps, batch, seed):
     def logits(parameters, tokens):
         x = parameters["token"][tokens] + parameters["place"]
         for layer in range(2):
-            # Rows of the batch as further heads, which share the pattern's tiles.
+            # Treat rows of the batch as additional heads, which share the pattern's tiles.
             q, k, v = (
                 jnp.einsum("blf,fhd->lbhd", x, parameters[f"{name}{layer}"]).reshape(length, -1, FEATURES // HEADS)
                 for name in "qkv"

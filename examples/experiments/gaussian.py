@@ -1,7 +1,7 @@
-"""Gaussian attention is Nadaraya-Watson regression: error over its γ has a valley, and a learned γ finds it.
+"""Gaussian attention is Nadaraya-Watson regression: its error has a minimum in γ, and a learned γ finds it.
 
-Data: y = 2 sin x + x + noise, at 200 training points of [0, 5); the query is a new x, keys are the training x, values
-the training y. Training leaves each point itself out.
+Data: y = 2 sin x + x + noise, at 200 training points in [0, 5). The query is a new x, the keys are the training x, and
+the values the training y. During training each point is predicted from the others.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import jattn
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """The learned γ beside the best of a grid, and beside γ = 0 (the mean of all values)."""
+    """The learned γ, compared with the best of a grid and with γ = 0 (the mean of all values)."""
     at, noise = jax.random.split(jax.random.key(seed))
     x = jnp.sort(jax.random.uniform(at, (200,), maxval=5.0))
     y = 2 * jnp.sin(x) + x + 0.5 * jax.random.normal(noise, (200,))
@@ -46,11 +46,11 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
         log_gamma, state = step(log_gamma, state)
     gammas = jnp.logspace(-2, 3, 26)
     errors = jax.vmap(error)(gammas)
-    valley = float(errors.min())
-    mean, sharp, learned = (float(error(gamma)) / valley for gamma in (0.0, 1000.0, jnp.exp(log_gamma)))
+    least = float(errors.min())
+    mean, sharp, learned = (float(error(gamma)) / least for gamma in (0.0, 1000.0, jnp.exp(log_gamma)))
     return [
-        Result("error by the valley's: γ = 1000", sharp, 1.0, "valley", 1.5),
-        Result("γ = 0", mean, 1.0, "valley", 5),
+        Result("error relative to the best γ: γ = 1000", sharp, 1.0, "best γ", 1.5),
+        Result("γ = 0", mean, 1.0, "best γ", 5),
         Result("learned γ", learned, mean, "γ = 0", 1.5, at_most=True),
     ]
 

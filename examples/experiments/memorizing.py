@@ -1,10 +1,10 @@
-"""Far repeats: what was read hundreds of tokens ago is copied from a memory, which a short recurrence has forgotten.
+"""Distant repeats: a memory copies what was read hundreds of tokens ago, which a short recurrence has forgotten.
 
-Data: rows of 12 segments of 32 random symbols. Half of each segment repeats its other half, which trains queries and
-keys (memory holds constants: far repeats train no keys); the last segment is the first one of the row again, and its
-first half the figure: the share of symbols predicted from the second on. Training rows have 4 segments. One layer each,
-of a symbol and the one before, so that a match can say what came next. Transformer-XL keeps the 64 states before;
-memorizing attention finds 4 keys of a ring of 512.
+Data: rows of 12 segments of 32 random symbols. The second half of each segment repeats its first half, which trains
+queries and keys (the memory is not differentiated, so distant repeats train no keys). The last segment repeats the
+first one of the row, and the figure is the share of correct predictions in its first half, from the second symbol on.
+Training rows have 4 segments. The models have one layer, whose input is a symbol and the one before it, so that a match
+reveals what came next. Transformer-XL keeps the last 64 states. Memorizing attention finds 4 keys among the last 512.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def data(key, rows, segments):
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
-    """The share of far repeats predicted, in both forms."""
+    """The share of distant repeats that are predicted, in both forms."""
     first_key, test_key, train_key = jax.random.split(jax.random.key(seed), 3)
     steps = 130 if fast else 500
     optimizer = optax.adam(optax.cosine_decay_schedule(0.01, steps))
@@ -44,7 +44,7 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
             return {"embedding": table, "layer": layer.init(attend)}
 
         def logits(parameters, segments):
-            """Of every next symbol, segment after segment, `[SEGMENTS, rows, SEGMENT, SYMBOLS]`."""
+            """Logits of every next symbol, segment by segment, `[SEGMENTS, rows, SEGMENT, SYMBOLS]`."""
             table = parameters["embedding"]
             before = jnp.pad(segments[..., :-1], ((0, 0), (0, 0), (1, 0)))
             inputs = jnp.concatenate([table[segments], table[before]], -1)
@@ -80,7 +80,7 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
 
     forgotten = trained(models["XL"])
     return [
-        Result(f"far repeats, {form}", trained(models[form]), forgotten, "Transformer-XL", 0.15 if fast else 0.38)
+        Result(f"distant repeats, {form}", trained(models[form]), forgotten, "Transformer-XL", 0.15 if fast else 0.38)
         for form in ("gated", "joint")
     ]
 

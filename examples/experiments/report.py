@@ -1,4 +1,4 @@
-"""What an experiment reports, and how it is run from the command line."""
+"""The results of an experiment, and its command line."""
 
 import argparse
 import dataclasses
@@ -10,15 +10,15 @@ from typing import Self
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A figure beside that of a baseline.
+    """A figure, compared with that of a baseline.
 
     Attributes:
-        what: is measured, with its unit.
+        what: what is measured, with its unit.
         ours: the figure of the variant.
-        baseline: the figure of what it is compared with.
-        against: the baseline's name.
-        bar: what `ours` should reach.
-        at_most: whether less is better.
+        baseline: the figure of the baseline.
+        against: the name of the baseline.
+        bar: the target for `ours`.
+        at_most: whether lower is better.
     """
 
     what: str
@@ -30,7 +30,7 @@ class Result:
 
     @property
     def met(self) -> bool:
-        """Whether the figure reaches the bar and beats the baseline."""
+        """Whether the figure reaches the target and beats the baseline."""
         if self.at_most:
             return self.ours <= self.bar and self.ours <= self.baseline
         return self.ours >= self.bar and self.ours >= self.baseline
@@ -41,39 +41,39 @@ class Result:
 
     @property
     def wanted(self) -> str:
-        """The bar, in words."""
+        """The target, in words."""
         return f"at {'most' if self.at_most else 'least'} {self.bar:g}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """The same figure at several seeds: its median and, where they differ, its range."""
+    """The same figure for several seeds: its median and, if they differ, its range."""
 
     results: Sequence[Result]
 
     @classmethod
     def of(cls, runs: Sequence[Sequence[Result]]) -> Sequence[Self]:
-        """One for each figure, from the results of one run for each seed."""
+        """One `Spread` per figure, from the results of one run per seed."""
         return [cls(results) for results in zip(*runs, strict=True)]
 
     @property
     def ours(self) -> str:
-        """Of the variant."""
+        """The figure of the variant."""
         return _median_and_range([one.ours for one in self.results])
 
     @property
     def baseline(self) -> str:
-        """Of what it is compared with."""
+        """The figure of the baseline."""
         return _median_and_range([one.baseline for one in self.results])
 
     @property
     def verdict(self) -> str:
-        """Empty where the bar is met at every seed."""
+        """Empty if all seeds meet the target."""
         missed = sum(not one.met for one in self.results)
         return f" **missed {missed} of {len(self.results)} times**" if missed else ""
 
     def short(self) -> str:
-        """For a cell of a table."""
+        """A cell of the table of variants."""
         first = self.results[0]
         return f"{first.what} {self.ours} ({first.against} {self.baseline}){self.verdict}"
 
@@ -84,14 +84,14 @@ def _median_and_range(figures: Sequence[float]) -> str:
 
 
 def main(run: Callable[..., Sequence[Result]], about: str | None) -> None:
-    """Run an experiment as a script, in full or (`--fast`) in its reduced form.
+    """Run an experiment as a script, in full or (with `--fast`) in its reduced form.
 
     Args:
         run: `run(fast=..., seed=...)` returns the results.
         about: the script's docstring.
     """
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--fast", action="store_true", help="a reduced form, with its own lower bars")
+    parser.add_argument("--fast", action="store_true", help="a reduced form, with its own targets")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     begin = time.perf_counter(), time.process_time()

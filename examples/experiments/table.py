@@ -1,6 +1,6 @@
-"""All experiments, one after another: `python examples/experiments/table.py [names] [--fast] [--seeds 0 1 2] [--save]`.
+"""Run all experiments: `python examples/experiments/table.py [names] [--fast] [--seeds 0 1 2] [--save]`.
 
-A figure is the median of the seeds, with its range in brackets; seconds are of a processor, for one seed.
+A figure is the median over the seeds, with its range in brackets. Seconds are CPU seconds per seed.
 """
 
 import argparse
@@ -17,10 +17,10 @@ NAMES = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("rep
 
 
 def main() -> None:
-    """Run them, print a table, and with `--save` keep the figures for the table of variants."""
+    """Run the experiments, print a table, and with `--save` store the figures for the table of variants."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"by default all: {', '.join(NAMES)}")
-    parser.add_argument("--fast", action="store_true", help="reduced forms, with their own lower bars")
+    parser.add_argument("--fast", action="store_true", help="reduced forms, with their own targets")
     parser.add_argument("--save", action="store_true", help=f"write {FIGURES.name}, for jattn/variants/README.md")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args()
@@ -31,7 +31,7 @@ def main() -> None:
         parser.error("`--save` keeps figures of the full experiments: leave out `--fast`")
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     figures = {name: figure for name, figure in figures.items() if name in NAMES}
-    print("| experiment | figure | baseline | bar | s |\n|---|---|---|---|---|")
+    print("| experiment | figure | baseline | target | s |\n|---|---|---|---|---|")
     for name in asked.names or NAMES:
         run = importlib.import_module(name).run
         begin = time.process_time()

@@ -1,1 +1,1 @@
-"""The parts of `train_lm.py`: text, model, checkpoints, sampling, pictures."""
+"""The parts of `train_lm.py`: text, model, devices, checkpoints, sampling, pictures."""

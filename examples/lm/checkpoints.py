@@ -1,4 +1,4 @@
-"""What a run needs to go on after an interruption, kept by Orbax while training continues."""
+"""Checkpoints of a run, written by Orbax in the background while training continues."""
 
 import shutil
 from pathlib import Path
@@ -13,8 +13,8 @@ from .devices import is_first, shardings_of, wait_for_all
 class Checkpoints:
     """The last two checkpoints of a run, under `directory`.
 
-    A checkpoint is written in the background, by all processes of the run to one folder that they share, and becomes
-    visible whole or not at all. It can be restored onto another number of devices and processes.
+    All processes of the run write to one shared folder, in the background. A checkpoint becomes visible only when it is
+    complete, and can be restored on a different number of devices and processes.
     """
 
     def __init__(self, directory: Path, settings: dict[str, Any], mesh: jax.sharding.Mesh, *, resume: bool):
@@ -29,7 +29,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, history: dict[str, Any]) -> None:
-        """Write the state, by the names of its arrays. It is copied first: the next step reuses its memory."""
+        """Write the state, by the names of its arrays. They are copied first: the next step donates them."""
         arrays = {_name(path): jax.numpy.copy(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
         self.manager.save(
             step,
@@ -41,10 +41,10 @@ class Checkpoints:
         )
 
     def restore(self, state: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, history) of the last checkpoint; None if there is none.
+        """(step, state, history) of the last checkpoint, or None if there is none.
 
         Raises:
-            SystemExit: it was made with other settings.
+            SystemExit: the checkpoint was made with other settings.
         """
         step = self.manager.latest_step()
         if step is None:
@@ -74,11 +74,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.manager.close()  # waits for what is being written
+        self.manager.close()  # waits for checkpoints that are still being written
 
 
 def saved_settings(directory: Path) -> dict[str, Any] | None:
-    """The settings of the last checkpoint in a folder; None if there is none."""
+    """The settings of the last checkpoint in a folder, or None if there is none."""
     if not directory.exists():
         return None
     with ocp.CheckpointManager(directory.resolve()) as manager:

@@ -1,7 +1,7 @@
-"""Where a run computes: every device of every process, as a mesh `data` x `model`.
+"""The devices of a run: all devices of all processes, as a mesh `data` x `model`.
 
-The batch is split over `data`. Heads and the feed-forward layers are split over `model`, as Megatron-LM splits them
-(Shoeybi et al. 2019, arXiv:1909.08053); everything else is on every device.
+The batch is split over `data`. Heads and feed-forward layers are split over `model`, as in Megatron-LM (Shoeybi et al.
+2019, arXiv:1909.08053). Everything else is replicated.
 """
 
 import contextlib
@@ -27,27 +27,27 @@ SPLIT = {
     r"widen\.bias": PartitionSpec(MODEL),
     r"narrow\.kernel": PartitionSpec(MODEL),
 }
-"""The parameters that are split over `model`, by their names. The optimizer's moments bear the names of theirs."""
+"""How parameters are split over `model`, by their names. The optimizer's moments have the names of their parameters."""
 
 
 def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Join the processes of one run. Call it before JAX does anything else.
+    """Join the processes of one run. Must be called before JAX initializes its devices.
 
     Args:
-        coordinator: `HOST:PORT` of process 0, the same in every process; None where JAX finds out by itself (a TPU pod
-            slice), or where this process is the only one.
-        processes: how many there are.
-        process: which one this is, from 0.
+        coordinator: `HOST:PORT` of process 0, the same in every process. None if JAX can find out by itself (on a TPU
+            pod slice), or if there is only one process.
+        processes: the number of processes.
+        process: the index of this process, from 0.
     """
     if coordinator is not None:
         jax.distributed.initialize(coordinator, processes, process)
     elif importlib.util.find_spec("libtpu") is not None:
-        with contextlib.suppress(RuntimeError, ValueError):  # no cluster that JAX knows of: this host is all there is
+        with contextlib.suppress(RuntimeError, ValueError):  # JAX finds no cluster: this host is alone
             jax.distributed.initialize()
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and draws."""
+    """Whether this is process 0, which prints and draws."""
     return jax.process_index() == 0
 
 
@@ -69,12 +69,12 @@ def make_mesh(devices: int | None, model_parallel: int) -> Mesh:
 
 
 def heads_over(mesh: Mesh) -> Heads | None:
-    """How attention is split over the mesh."""
+    """How attention is split over the mesh, or None on one device."""
     return Heads(MODEL, batch=DATA, mesh=mesh) if mesh.size > 1 else None
 
 
 def shardings_of(state: Any, mesh: Mesh) -> Any:
-    """The sharding of each array of a state (parameters, moments), by its name."""
+    """The sharding of every array of a state (parameters, moments), by its name."""
 
     def one(path: Any, leaf: Any) -> NamedSharding:
         del leaf
@@ -86,7 +86,7 @@ def shardings_of(state: Any, mesh: Mesh) -> Any:
 
 
 def rows(text: Text, starts: np.ndarray, length: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """`text.rows(starts, length)`, split over `data`. A process cuts only the rows of its own devices."""
+    """`text.rows(starts, length)`, split over `data`. Each process reads only the rows of its own devices."""
     sharding = NamedSharding(mesh, PartitionSpec(DATA))
 
     def part(which: int) -> jax.Array:
@@ -99,12 +99,12 @@ def rows(text: Text, starts: np.ndarray, length: int, mesh: Mesh) -> tuple[jax.A
 
 
 def fetch(tree: Any) -> Any:
-    """The whole arrays, as NumPy arrays, in every process."""
+    """The whole arrays as NumPy arrays, in every process."""
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def wait_for_all(what: str) -> None:
-    """Return when every process has come here."""
+    """Wait until all processes have reached this point."""
     multihost_utils.sync_global_devices(what)
 
 

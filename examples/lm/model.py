@@ -17,7 +17,7 @@ from .text import VOCABULARY
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A model, and how it is trained unless a flag says otherwise."""
+    """The sizes of a model, and its training settings unless a flag overrides them."""
 
     layers: int
     features: int
@@ -61,9 +61,9 @@ class Block(nnx.Module):
 
 
 class GPT(nnx.Module):
-    """Bytes `[batch, length]` to the logits of the next byte, `[batch, length, 256]` in float32.
+    """From bytes `[batch, length]` to the logits of the next byte, `[batch, length, 256]` in float32.
 
-    `parallel` says how attention is split over devices; parameters and inputs bring their own shardings.
+    `parallel` says how attention is split over devices. Parameters and inputs have their own shardings.
     """
 
     def __init__(self, size: Size, dtype: jnp.dtype, parallel: Heads | None = None, *, rngs: nnx.Rngs):
@@ -84,7 +84,7 @@ class GPT(nnx.Module):
 
 
 def mask_of(kind: str, length: int, topic: jax.Array | np.ndarray) -> jattn.masks.Mask:
-    """Who may attend: every earlier byte, the last quarter of the length, or every earlier byte of the same topic."""
+    """The mask: all earlier bytes, the last quarter of the length, or all earlier bytes of the same topic."""
     if kind == "causal":
         return jattn.masks.Causal()
     if kind == "window":
@@ -93,7 +93,7 @@ def mask_of(kind: str, length: int, topic: jax.Array | np.ndarray) -> jattn.mask
 
 
 def bits_per_byte(model: GPT, kind: str, tokens: jax.Array, topic: jax.Array) -> jax.Array:
-    """The mean of -log2 p(next byte); when topics are packed, the first byte of a topic is nobody's next."""
+    """The mean of -log2 p(next byte). With packed topics, the first byte of a topic is not predicted."""
     mask = mask_of(kind, tokens.shape[1] - 1, topic[:, :-1])
     logits = model(tokens[:, :-1], mask)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])

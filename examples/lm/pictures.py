@@ -1,4 +1,4 @@
-"""What the model learned, as pictures: the loss, the weights of a few heads, the tiles its mask visits."""
+"""Pictures of a trained model: its loss, the weights of a few heads, the tiles that its mask visits."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ TILE_COLOURS = {"skipped": "#edf2f7", "partial": "#f6ad55", "full": "#2b6cb0"}
 
 
 def save_loss(path: Path, history: dict, baselines: dict[str, float]) -> None:
-    """Bits per byte over the steps, beside the baselines."""
+    """Bits per byte over the steps, with the baselines."""
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
     train = np.array(history["train"])
@@ -44,7 +44,7 @@ def save_loss(path: Path, history: dict, baselines: dict[str, float]) -> None:
 
 
 def save_heads(path: Path, model: GPT, kind: str, length: int, text: bytes) -> None:
-    """The weights of four heads on `text`: for each of four habits, the head that has most of it."""
+    """The weights of four heads on `text`: for each of four patterns, the head that follows it most."""
     tokens = np.frombuffer(text, np.uint8).astype(np.int32)
     mask = mask_of(kind, length, np.ones((1, len(tokens)), np.int32))
     weights = all_weights(model, mask, tokens)  # [layers, heads, q_len, kv_len]
@@ -76,7 +76,7 @@ def all_weights(model: GPT, mask: jattn.masks.Mask, tokens: np.ndarray) -> np.nd
 
 
 def choose_heads(weights: np.ndarray, tokens: np.ndarray) -> list[tuple[int, int, str]]:
-    """(layer, head, what it does) of four different heads, each the one with most weight on a pattern."""
+    """(layer, head, description) of four different heads, each the one with most weight on one pattern."""
     length = len(tokens)
     query, key = np.arange(length)[:, None], np.arange(length)[None]
     earlier = key < query
@@ -111,7 +111,7 @@ def _weights(axes: Axes, weights: np.ndarray, text: bytes):
 
 
 def save_plan(path: Path, kind: str, text: Text, length: int) -> None:
-    """The tiles that attention visits under the mask: for a row of the run, and for one sixteen times as long."""
+    """The tiles that attention visits under the mask: for one row of the run, and for a row 16 times as long."""
     figure = Figure(figsize=(12, 6.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, (size, tile) in zip(panels, ((length, length // 16), (16 * length, length // 2)), strict=True):
@@ -126,13 +126,13 @@ def save_plan(path: Path, kind: str, text: Text, length: int) -> None:
 
 
 def busiest_start(topic: np.ndarray, size: int) -> int:
-    """Where a row of this size holds most topics."""
+    """The start of the row of this size that contains most topics."""
     changes = np.concatenate([[0], np.cumsum(np.diff(topic) != 0)])
     return int((changes[size - 1 :] - changes[: len(changes) - size + 1]).argmax())
 
 
 def plan_states(kind: str, length: int, topic: np.ndarray, tile: int) -> np.ndarray:
-    """0 for each tile that is skipped, 1 where the mask has to be looked at, 2 where every pair attends."""
+    """For each tile 0 (skipped), 1 (the mask is applied) or 2 (all pairs attend)."""
     array = jax.ShapeDtypeStruct((1, len(topic), 1, 16), jnp.float32)
     tiled = jattn.implementations.Tiled(q_tile=tile, k_tile=tile)
     explanation = jattn.explain(array, array, array, mask=mask_of(kind, length, topic[None]), implementation=tiled)

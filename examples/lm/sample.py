@@ -1,4 +1,4 @@
-"""Text from the model, byte by byte."""
+"""Generate text from the model, byte by byte."""
 
 import functools
 
@@ -11,7 +11,7 @@ from .model import GPT, mask_of
 
 
 def sample(model: GPT, kind: str, prompt: str, count: int, length: int, seed: int, temperature: float = 0.7) -> str:
-    """`prompt` and `count` more bytes. The window of the last `length` bytes is computed anew for each of them."""
+    """`prompt` and `count` more bytes. There is no cache: each byte recomputes the last `length` bytes."""
     start = np.frombuffer(prompt.encode(), np.uint8)[-length:].astype(np.int32)
     window = np.zeros(length, np.int32)
     window[: len(start)] = start
@@ -28,7 +28,7 @@ def _continue(definition, kind, count, state, window, filled, key, temperature):
 
     def one(carry, key):
         window, filled, first = carry
-        positions = first + jnp.arange(length)  # of the text so far, not of the window
+        positions = first + jnp.arange(length)  # positions in the text, not in the window
         logits = model(window[None], mask, positions)[0, filled - 1]
         byte = jax.random.categorical(key, logits / temperature).astype(jnp.int32)
         full = filled == length

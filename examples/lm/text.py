@@ -1,4 +1,4 @@
-"""Real English that every Python carries: the help topics of `pydoc`, as bytes."""
+"""A small English corpus that comes with every Python: the help topics of `pydoc`, as bytes."""
 
 import dataclasses
 import re
@@ -7,15 +7,15 @@ from pydoc_data.topics import topics
 import numpy as np
 
 VOCABULARY = 256  # bytes
-LONG_PARAGRAPH = 40  # characters; a shorter one ("See also:") may repeat
-HELD_OUT = 10  # the last tenth of every topic
-SHORT_TOPIC = 1000  # bytes; a topic this short is not cut, all of it is trained on
+LONG_PARAGRAPH = 40  # characters; shorter paragraphs ("See also:") may repeat
+HELD_OUT = 10  # the last tenth of every topic is held out
+SHORT_TOPIC = 1000  # bytes; topics shorter than this are used for training only
 _WORDS = re.compile(rb"[A-Z][a-z]+( [a-z]+,?)+ ?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A stream of topics, one after the other: every byte, and the number of the topic it belongs to."""
+    """A stream of topics: every byte, and the index of the topic that it belongs to."""
 
     data: np.ndarray
     topic: np.ndarray
@@ -26,19 +26,19 @@ class Text:
         return self.data[index].astype(np.int32), self.topic[index]
 
     def batch(self, seed: int, step: int, batch: int, length: int) -> np.ndarray:
-        """Where the rows of a training step start: by the step's number alone, so a resumed run sees the same rows."""
+        """Where the rows of a step start. Depends only on the seed and step: a resumed run sees the same rows."""
         return np.random.default_rng([seed, step]).integers(len(self.data) - length, size=batch)
 
     def cover(self, batch: int, length: int) -> np.ndarray:
-        """Where rows start that cover the stream once, `[batches, batch]`, but for a remainder.
+        """Starts of rows that cover the stream once, up to a remainder: `[batches, batch]`.
 
-        A stream with fewer rows than one batch is gone through again until the batch is full.
+        A stream with fewer rows than one batch is repeated until the batch is full.
         """
         starts = np.arange(0, len(self.data) - length, length)
         return np.resize(starts, (max(len(starts) // batch, 1), batch))
 
     def excerpt(self, length: int) -> bytes:
-        """The longest stretch of plain words, cut to `length`, from where a line begins."""
+        """The first `length` bytes of a paragraph that begins with plain words."""
         whole = self.data.tobytes()
         lines = [b" ".join(paragraph.split()) for paragraph in whole.split(b"\n\n")]
         plain = [line for line in lines if len(line) >= length and _WORDS.fullmatch(line[:length])]
@@ -46,10 +46,10 @@ class Text:
 
 
 def load() -> tuple[Text, Text]:
-    """The training and the held-out text.
+    """The training text and the held-out text.
 
-    Many topics repeat paragraphs of others; only the first of each paragraph is kept, lest the held-out part be found
-    in the training part.
+    Many topics repeat paragraphs of others. Only the first copy of a paragraph is kept, so that held-out text does not
+    occur in the training text.
     """
     seen: set[str] = set()
     parts: tuple[list[bytes], list[bytes]] = ([], [])
@@ -74,7 +74,7 @@ def _without_seen(document: str, seen: set[str]) -> str:
 
 
 def _stream(documents: list[bytes]) -> Text:
-    order = np.random.default_rng(0).permutation(len(documents))  # by length they came; short ones must not cluster
+    order = np.random.default_rng(0).permutation(len(documents))  # they are sorted by length; mix long and short
     documents = [documents[i] for i in order]
     lengths = [len(document) for document in documents]
     return Text(
@@ -84,16 +84,16 @@ def _stream(documents: list[bytes]) -> Text:
 
 
 def unigram_entropy(train: np.ndarray, held_out: np.ndarray) -> float:
-    """Bits per byte of the held-out part, coded by how often each byte is in the training part (plus one)."""
+    """Bits per byte of the held-out text under the byte frequencies of the training text (plus one)."""
     counts = np.bincount(train, minlength=VOCABULARY) + 1.0
     return float(-np.log2(counts / counts.sum())[held_out].mean())
 
 
 def bigram_entropy(train: np.ndarray, held_out: np.ndarray) -> float:
-    """Bits per byte of the held-out part, coded by the byte before.
+    """Bits per byte of the held-out text, given the byte before.
 
-    p(b | a) = (n(a, b) + r(a) p(b)) / (n(a) + r(a)), where r(a) is how many different bytes follow a in the training
-    part (Witten-GaussianWindow smoothing) and p(b) is the unigram above.
+    p(b | a) = (n(a, b) + r(a) p(b)) / (n(a) + r(a)), where r(a) is the number of different bytes that follow a in the
+    training text (Witten-Bell smoothing), and p(b) is the unigram above.
     """
     unigram = np.bincount(train, minlength=VOCABULARY) + 1.0
     unigram /= unigram.sum()

@@ -1,4 +1,4 @@
-"""What the experiments on sequences share: a small language model around any layer, its training, a task."""
+"""Shared by the experiments on sequences: a small language model around any layer, its training, a task."""
 
 from .model import Softmax, Task, train
 from .recall import LENGTH, WIDTH, Model, recalled

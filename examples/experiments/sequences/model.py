@@ -1,4 +1,4 @@
-"""A small causal language model whose mixing of tokens is any `jattn.layers.Layer`, and its training."""
+"""A small causal language model that mixes tokens with any `jattn.layers.Layer`, and its training."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -32,11 +32,11 @@ class Softmax(Layer):
 
 
 class Task(NamedTuple):
-    """What is learned.
+    """A task.
 
-    sample: from a key to tokens `[batch, length]` and `weights [batch, length - 1]` of the predictions of tokens 1 on.
-    tokens: size of the alphabet.
-    positions: sinusoids added to the embedded tokens, `[length, width]`, or None.
+    sample: from a key to tokens `[batch, length]`, and the weights `[batch, length - 1]` of the predictions of tokens 1
+    on. tokens: the size of the alphabet. positions: sinusoids `[length, width]` that are added to the embedded tokens,
+    or None.
     """
 
     sample: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -47,10 +47,10 @@ class Task(NamedTuple):
 def train(
     layer: Layer, task: Task, *, width: int, steps: int, seed: int, depth: int = 2, rate: float = 3e-3
 ) -> Callable[[jax.Array, Task], tuple[float, float]]:
-    """Train `depth` blocks of `layer` and a two-layer network; AdamW, cosine rate, fresh samples.
+    """Train `depth` blocks of `layer` and a two-layer network: AdamW, a cosine schedule, new samples in every step.
 
     Returns:
-        From a key and a task to the loss and the accuracy on a sample of it, over what its weights count.
+        A function from a key and a task to the weighted loss and accuracy on a new sample of it.
     """
     at, of_samples = jax.random.split(jax.random.key(seed))
     parameters = _first(at, layer, task.tokens, width, depth)

@@ -1,4 +1,4 @@
-"""Associative recall: keys and values in turn, paired anew in each row. A key comes again: what was its value?"""
+"""Associative recall: keys and values alternate, paired anew in each row. When a key repeats, predict its value."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -15,7 +15,7 @@ WIDTH, LENGTH = 64, 64
 
 
 class Model(NamedTuple):
-    """A layer of `WIDTH` features, how many steps the full form trains it, at what rate, and whether with sinusoids."""
+    """A layer of `WIDTH` features, its number of training steps, its learning rate, and whether it gets sinusoids."""
 
     layer: Layer
     steps: int
@@ -24,9 +24,9 @@ class Model(NamedTuple):
 
 
 def recall(length: int, alphabet: int, rows: int) -> Task:
-    """Rows of `length` tokens; half of the alphabet are keys, half values, and chance is one in half the alphabet.
+    """Rows of `length` tokens. Half of the alphabet are keys, half are values, so chance is one in half the alphabet.
 
-    Counted are the values of keys that have been seen before in the row. Sinusoidal positions.
+    Only values of keys that occurred before in the row count. Positions are sinusoidal.
     """
     pairs, half = length // 2, alphabet // 2
 
@@ -43,7 +43,7 @@ def recall(length: int, alphabet: int, rows: int) -> Task:
 
 
 def recalled(models: Mapping[str, Model], *, fast: bool, seed: int) -> dict[str, float]:
-    """The accuracy of each model: at 64 tokens of 20, in the reduced form after 150 steps at 16 tokens of 8."""
+    """The accuracy of each model on 64 tokens of 20; in the reduced form on 16 tokens of 8, after 150 steps."""
     length, alphabet = (16, 8) if fast else (LENGTH, 20)
     right = {}
     for name, model in models.items():
