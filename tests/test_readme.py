@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import jattn
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?P<mark><!-- output -->\n)?^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -18,6 +20,7 @@ PAGES = [
     for path in sorted((ROOT / where).glob("*.md" if where in (".", ".github") else "**/*.md"))
 ]
 CLONE = pytest.mark.skipif(not (ROOT / ".github").exists(), reason="not in a clone, which has all pages")
+ABSTRACT = ("Scaling", "Score", "as_mask", "of")
 LONG = ("README.md",)
 """Pages whose examples have sequences of thousands of tokens."""
 
@@ -71,6 +74,20 @@ def test_links_lead_somewhere(page):
 
 
 @CLONE
+@CLONE
+def test_pages_name_every_piece():
+    """A mask that is added is on the page of masks, a score in the README, and so on."""
+    pages = {
+        "jattn/masks/README.md": jattn.masks,
+        "jattn/positions/README.md": jattn.positions,
+        "README.md": jattn.scores,
+    }
+    for page, room in pages.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        missing = [name for name in room.__all__ if name not in text and name not in ABSTRACT]
+        assert not missing, f"{page} does not name {missing}"
+
+
 def test_pages_have_examples():
     """What the first test runs is not nothing."""
     counts = {page: (ROOT / page).read_text(encoding="utf-8").count("```python\n") for page in PAGES}

@@ -112,7 +112,7 @@ class Mask(Piece, abc.ABC):
         ·██·
         ··██
         visited 7 of 16 tiles (43.8%), 7 of them full
-        tiles of 1 queries x 1 keys
+        tiles of 1 query x 1 key
         """
         return _PAINTERS[-1](self, q_len, kv_len, query_positions)
 

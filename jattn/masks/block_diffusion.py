@@ -1,4 +1,4 @@
-"""Block diffusion: training on noisy blocks that see the clean blocks before them (Arriola et al. 2025)."""
+"""Block diffusion: noisy blocks attend to themselves and to the clean blocks before them."""
 
 from ..foundation.fields import set_field, size
 from ..foundation.pieces import piece
@@ -7,22 +7,24 @@ from .base import Mask
 
 @piece
 class BlockDiffusion(Mask):
-    """A row of 2 n tokens, the noisy copy first: `[x_t; x_0]`. With b the block of a token in its copy,
+    """The training mask of block diffusion, for a row of 2n tokens: a noisy copy, then a clean one.
 
-        noisy query, noisy key:  b_q = b_k        noisy query, clean key:  b_k < b_q
-        clean query, clean key:  b_k ≤ b_q        clean query, noisy key:  never
+    With b the block index of a token within its copy, a pair may attend if
 
-    Arriola et al. 2025 (arXiv:2503.09573). Position p < n is the noisy copy of token p, position n + p its clean copy.
-    When blocks are decoded one after the other the mask is `BlockCausal(block)`. Packed documents:
-    `& SameSegment(ids twice)`; their blocks start with the document where the positions do,
-    `concatenate([t, n + t])` with t from `positions_in_documents`.
+        noisy query, noisy key:  b_q == b_k        noisy query, clean key:  b_k < b_q
+        clean query, clean key:  b_k <= b_q        clean query, noisy key:  never
+
+    (Arriola et al. 2025, arXiv:2503.09573). Position p < n is the noisy copy of token p, and n + p its clean copy. To
+    decode one block after another, use `BlockCausal(block)`. For packed documents add `& SameSegment(ids)` with the ids
+    repeated for both copies; blocks start with each document if positions do: `concatenate([t, n + t])` with t from
+    `positions_in_documents`.
 
     Args:
-        length: n, of one copy, a Python integer of at least 1; no need to be a multiple of `block`.
-        block: tokens of a block, likewise.
+        length: n, the length of one copy, a Python int of at least 1. Need not be a multiple of `block`.
+        block: the block size, a Python int of at least 1.
 
     Raises:
-        ValueError: not such integers.
+        ValueError: an argument is not such an integer.
 
     >>> print(BlockDiffusion(4, 2).picture(8, 8).rsplit(chr(10), 2)[0])
     ██······

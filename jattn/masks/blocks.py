@@ -67,19 +67,19 @@ class BlockCausal(Mask):
 
 @piece
 class BlockedLocal(Mask):
-    """Own block and its neighbors: `-before ≤ ⌊k / size⌋ - ⌊q / size⌋ ≤ after`.
+    """Local attention by blocks: the query's own block and its neighbors, `-before <= k // size - q // size <= after`.
 
-    Local attention by blocks (Parmar et al. 2018, arXiv:1802.05751; Roy et al. 2021, arXiv:2003.05997, compare with
-    it). `BlockedLocal(size, 1, 0) & Causal()` is the causal form. Any length: the last block may be shorter. Tiles
-    that are whole blocks need no masking.
+    Parmar et al. 2018 (arXiv:1802.05751); the baseline in Roy et al. 2021 (arXiv:2003.05997).
+    `BlockedLocal(size, 1, 0) & Causal()` is the causal form. The length is arbitrary; the last block may be shorter.
+    Tiles that consist of whole blocks need no masking.
 
     Args:
-        size: of a block, a Python integer of at least 1.
-        before: how many blocks before the own, `number("head")`.
-        after: how many behind it, `number("head")`.
+        size: the block size, a Python int of at least 1.
+        before: the number of blocks before the query's own: an int, or an int array `[batch..., heads]`.
+        after: the number of blocks after it, likewise.
 
     Raises:
-        ValueError: `size` below 1; `before` or `after` negative.
+        ValueError: `size` is below 1, or `before` or `after` is negative.
 
     >>> print(BlockedLocal(2, 1, 0).picture(6, 6).rsplit(chr(10), 2)[0])
     ██····
@@ -106,14 +106,14 @@ class BlockedLocal(Mask):
 
 @piece
 class Summaries(Mask):
-    """The last `count` keys of every block of `size`: `k mod size ≥ size - count`.
+    """The last `count` keys of every block: `k % size >= size - count`. Part of the Sparse Transformer's fixed pattern.
 
     Args:
-        size: of a block, `number("head")`, at least 1.
-        count: `number("head")`, at least 0.
+        size: the block size, at least 1: an int, or an int array `[batch..., heads]`.
+        count: the number of keys per block: an int, or an int array `[batch..., heads]`.
 
     Raises:
-        ValueError: not such integers.
+        ValueError: an argument is not such an integer.
 
     >>> print(Summaries(3, 1).picture(1, 6).splitlines()[0])
     ··█··█

@@ -1,4 +1,4 @@
-"""Masks of flags: some heads, some queries or some keys, whatever their positions."""
+"""Masks from flags of heads, queries or keys, independent of positions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from .base import Mask
 
 @piece
 class OnHeads(Mask):
-    """All pairs, on some heads: `flags[head]`.
+    """All pairs of the flagged heads: `flags[head]`. With `&` it applies a mask to some heads only.
 
     Args:
-        flags: booleans, `array("head")`: `[batch..., heads]`.
+        flags: booleans `[batch..., heads]`.
 
     Raises:
-        ValueError: `flags` is no boolean array.
+        ValueError: `flags` is not a boolean array.
 
     >>> OnHeads([True, False]).flags
     array([ True, False])
@@ -38,16 +38,16 @@ class OnHeads(Mask):
 
 @piece
 class Flagged(Mask):
-    """Pairs of which the query, or the key, is flagged: `query_flags[i] | key_flags[j]`.
+    """Pairs whose query or key is flagged: `query_flags[i] | key_flags[j]`, such as global tokens.
 
-    For the i-th query and the j-th key of the call, whatever their positions.
+    `i` and `j` index the queries and keys of the call, not their positions.
 
     Args:
-        query_flags: booleans, `array("query")`: `[batch..., q_len]`; None flags no query.
-        key_flags: booleans, `array("key")`: `[batch..., kv_len]`; None flags no key.
+        query_flags: booleans `[batch..., q_len]`, or None to flag no query.
+        key_flags: booleans `[batch..., kv_len]`, or None to flag no key.
 
     Raises:
-        ValueError: flags that are no boolean array; none at all.
+        ValueError: flags are not boolean arrays, or both are None.
 
     >>> print(Flagged(query_flags=[False, False, True]).picture(3, 3).rsplit(chr(10), 2)[0])
     ···
@@ -73,17 +73,23 @@ class Flagged(Mask):
 
 
 def split_between_heads(masks: Sequence[Mask], q_heads: int) -> Mask:
-    """The first of several masks for the first heads, the next for the next, equally many heads each.
+    """Give each of several masks an equal share of the heads: the first mask to the first heads, and so on.
 
-    Tiles are skipped head by head.
+    Tiles are skipped per head.
 
     Raises:
-        ValueError: the heads do not divide.
+        ValueError: the number of heads is not a multiple of the number of masks.
 
     >>> from jattn import masks
     >>> mask = split_between_heads([masks.SlidingWindow(1, 0), masks.Causal()], q_heads=2)
-    >>> print(mask.picture(3, 3).splitlines()[-1])
-    tiles of 1 queries x 1 keys
+    >>> print(masks.create(mask, 3, 3).astype(int))
+    [[[1 0 0]
+      [1 1 0]
+      [0 1 1]]
+    <BLANKLINE>
+     [[1 0 0]
+      [1 1 0]
+      [1 1 1]]]
     """
     check_positive(q_heads=q_heads)
     if q_heads % len(masks):

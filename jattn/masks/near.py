@@ -1,4 +1,4 @@
-"""Keys near a center that each query has, such as a position that it predicts."""
+"""Keys near a center that each query has, such as a predicted position."""
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,17 @@ from .base import Mask
 
 @piece
 class Near(Mask):
-    """Keys at most `distance` from the query's own center: `|k - centers_i| <= distance`.
+    """Keys within `distance` of the query's own center: `|k - centers_i| <= distance`.
 
-    Centers ride on the queries, whatever these's positions. Tiles out of reach are skipped, at run time where the
-    centers are computed. It has no gradient.
+    Centers belong to the queries of the call, regardless of the query positions. Tiles out of reach are skipped, at run
+    time if the centers are computed. The mask has no gradient; see `jattn.scores.GaussianWindow` for a score that has.
 
     Args:
-        centers: floating-point `[batch..., head, query]`, or `[query]`.
-        distance: a number above 0, or a floating-point array `[batch..., head]`.
+        centers: floating-point `[q_len]`, or `[batch..., heads, q_len]`.
+        distance: a number above 0, or a floating-point array `[batch..., heads]`.
 
     Raises:
-        ValueError: other dtypes or too few axes; a distance that is not above 0.
+        ValueError: an argument is not floating-point or has too few axes, or `distance` is not above 0.
 
     >>> import numpy as np
     >>> Near(np.float32([1.5, 7.0]), 2.0).centers.shape
@@ -38,6 +38,6 @@ class Near(Mask):
 
     def allows(self, query, key):
         del query
-        away = key.astype(accumulation_dtype(self.centers)) - self.centers  # bfloat16 has no 257
+        away = key.astype(accumulation_dtype(self.centers)) - self.centers  # bfloat16 cannot represent 257
         distance = jax.lax.stop_gradient(self.distance)
         return (jnp.abs(jax.lax.stop_gradient(away)) <= distance) & (distance > 0)

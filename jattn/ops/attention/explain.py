@@ -14,7 +14,7 @@ from ...foundation.stateful import is_stateful, on_copies
 from ..dispatch import WATCHER, Implementation, Watched
 from .checks import check_arrays
 from .implementations import ATTENTION
-from .plan import doubt, picture
+from .plan import doubt, picture, size_of_tiles
 from .split import gathered, look_at_call
 
 
@@ -46,7 +46,7 @@ class Explanation:
         lines += [f"not {name}: {reason}" for name, reason in self.reasons.items()]
         if self.plan is not None:
             if isinstance(self.plan.states, np.ndarray):
-                lines += [f"tiles of {self.plan.q_tile} queries x {self.plan.k_tile} keys:", picture(self.plan)]
+                lines += [f"{size_of_tiles(self.plan)}:", picture(self.plan)]
             else:
                 lines += ["tiles: decided at run time, from arrays that are not known while tracing"]
         if self.gathered:

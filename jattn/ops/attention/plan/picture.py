@@ -43,6 +43,12 @@ def picture(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def size_of_tiles(plan: Plan) -> str:
+    """The size of a tile, in words."""
+    queries, keys = "query" if plan.q_tile == 1 else "queries", "key" if plan.k_tile == 1 else "keys"
+    return f"tiles of {plan.q_tile} {queries} x {plan.k_tile} {keys}"
+
+
 @paints_masks
 def picture_of_mask(mask: Mask, q_len: int, kv_len: int, query_positions: Any = None) -> str:
     """See `Mask.picture`."""
@@ -64,4 +70,4 @@ def picture_of_mask(mask: Mask, q_len: int, kv_len: int, query_positions: Any = 
     while tile * COLUMNS < max(q_len, kv_len):
         tile *= 2
     plan = make_plan(aligned, query_positions, key_positions, tile, tile)
-    return f"{picture(plan)}\ntiles of {tile} queries x {tile} keys"
+    return f"{picture(plan)}\n{size_of_tiles(plan)}"
