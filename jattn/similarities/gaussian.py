@@ -28,6 +28,8 @@ class Gaussian(Similarity):
     scaled dot product. As γ grows, the output approaches the value of the nearest key, and gradients approach 0.
     Rounding then leaves an error of about γ times the rounding error of the output.
 
+    Shown at work in `examples/experiments/gaussian.py`.
+
     Args:
         gamma: γ, a number of at least 0, or a floating-point array `[batch..., heads]` with one per query head.
 

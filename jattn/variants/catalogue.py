@@ -1,16 +1,31 @@
-"""The table of variants: what there is, where it is, and how it is known to be right."""
+"""The table of variants, derived from the docstrings of public names: what there is, where, and where it is tested.
+
+Docstrings are written so that a row can be read off them:
+
+- The first line of a variant is `Name: what it is.` A public name whose docstring has such a title and cites a paper is
+  a row; of a function and a layer with one name, the layer is. Masks, scores, similarities and normalizers are all
+  rows, and go by the names of their classes.
+- The first source is the paper: `Author et al. 2020 (arXiv:2001.00001)`, or author and year alone.
+- An experiment is mentioned by its path, `examples/experiments/name.py`.
+
+Tests mirror the package, so where a row is tested follows from where it is defined.
+"""
 
 import dataclasses
 import importlib
+import inspect
 import json
+import re
 from pathlib import Path
 
-GROUPS = (
-    "choices",
+from ..foundation.pieces import Piece
+
+PIECES = ("similarities", "scores", "normalizers", "masks")
+FOLDERS = (
     "seq2seq",
-    "heads",
-    "selection",
     "pooling",
+    "selection",
+    "heads",
     "sparse",
     "low_rank",
     "kernelized",
@@ -21,7 +36,17 @@ GROUPS = (
     "gated",
     "vision",
 )
-"""Folders of this package whose `VARIANTS` make up the table, in this order."""
+"""The order of the table: rooms of pieces, and folders of this package."""
+
+_TITLE = re.compile(r"([^:`.()]{2,40}(?: \([\w ]+\))?): (.+)")
+_NAME = r"[A-ZÀ-Ž][\w’'-]+"
+_AUTHORS = rf"{_NAME}(?:(?:, {_NAME})*,? & {_NAME}| et al\.| Team)?"
+_NUMBER = r"arXiv:[\d.]+\d"
+_SOURCES = (
+    re.compile(rf"({_AUTHORS}),? \(?(\d{{4}})\b(?:[^.]{{0,12}}?({_NUMBER}))?"),
+    re.compile(rf"\(([^():;]*?),? ?()({_NUMBER})"),
+)
+_EXPERIMENT = re.compile(r"examples/experiments/(\w+)\.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +56,9 @@ class Variant:
     Attributes:
         name: the field's own.
         summary: one line.
-        paper: author, year and arXiv number, or where else it is defined.
-        where: its public name, such as `jattn.variants.low_rank.linformer`; `jattn.masks.Causal` where it is a piece.
-        oracle: the test file in which it equals its definition, from the root of the repository.
+        paper: author, year and arXiv number; empty where there is none.
+        where: its public name, such as `jattn.variants.low_rank.Linformer`.
+        tests: a file or folder, from the root of the repository.
         experiment: a script of `examples/experiments`, without `.py`, that shows it at work.
     """
 
@@ -41,32 +66,55 @@ class Variant:
     summary: str
     paper: str
     where: str
-    oracle: str
+    tests: str
     experiment: str | None = None
-
-    def resolve(self) -> object:
-        """The object that `where` names.
-
-        Raises:
-            AttributeError: there is none.
-        """
-        parts = self.where.split(".")
-        found = importlib.import_module(parts[0])
-        for depth, part in enumerate(parts[1:], 2):
-            if not hasattr(found, part):
-                importlib.import_module(".".join(parts[:depth]))
-            found = getattr(found, part)
-        return found
 
 
 def catalogue() -> dict[str, tuple[Variant, ...]]:
-    """The variants of each group."""
+    """The variants of each room of pieces and each folder of variants.
+
+    >>> catalogue()["low_rank"][0].where
+    'jattn.variants.low_rank.Linformer'
+    """
     package = __name__.rpartition(".")[0]
-    return {group: importlib.import_module(f"{package}.{group}.catalogue").VARIANTS for group in GROUPS}
+    places = {room: f"jattn.{room}" for room in PIECES} | {folder: f"{package}.{folder}" for folder in FOLDERS}
+    return {group: _rows(place) for group, place in places.items()}
+
+
+def described(thing: object, where: str) -> Variant | None:
+    """The row of a public name, read off its docstring; None for what is no row.
+
+    >>> from jattn import masks
+    >>> row = described(masks.Strided, "jattn.masks.Strided")
+    >>> row.name, row.paper, row.tests
+    ('Strided', 'Child et al. 2019, arXiv:1904.10509', 'tests/masks/test_order.py')
+    """
+    text = inspect.getdoc(thing) or ""
+    first = text.partition("\n")[0]
+    found = (pattern.search(text) for pattern in _SOURCES)
+    source = min((one for one in found if one), key=re.Match.start, default=None)
+    if where.split(".")[1] in PIECES:
+        name, summary = where.rpartition(".")[2], first
+        wanted = isinstance(thing, type) and issubclass(thing, Piece) and not inspect.isabstract(thing)
+    else:
+        title = _TITLE.fullmatch(first)
+        name, summary = title.groups() if title else ("", "")
+        wanted = title and source
+    module = inspect.getmodule(thing)
+    if not wanted or module is None:
+        return None
+    paper = ""
+    if source:
+        authors, year, number = source.groups()
+        paper = ", ".join(filter(None, (f"{authors} {year}".strip(), number)))
+    experiment = _EXPERIMENT.search(text)
+    return Variant(
+        name, _without_source(summary), paper, where, _tests(module.__name__), experiment[1] if experiment else None
+    )
 
 
 def markdown(figures: Path | None = None) -> str:
-    """The table in Markdown, with links relative to this folder.
+    """The table, for `jattn/variants/README.md`.
 
     Args:
         figures: the file that `examples/experiments/table.py --save` wrote, for the column of figures.
@@ -79,6 +127,32 @@ def markdown(figures: Path | None = None) -> str:
             if one.experiment:
                 script = f"[{one.experiment}](../../examples/experiments/{one.experiment}.py)"
                 shown = f"{script}: {measured[one.experiment]}" if one.experiment in measured else script
-            cells = (one.name, one.summary, one.paper, f"`{one.where}`", f"[test](../../{one.oracle})", shown)
+            cells = (one.name, one.summary, one.paper, f"`{one.where}`", f"[test](../../{one.tests})", shown)
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)
+
+
+def _rows(place: str) -> tuple[Variant, ...]:
+    """Of a package's public names, layers before functions, so that a layer stands for the function of its name."""
+    package = importlib.import_module(place)
+    things = {name: getattr(package, name) for name in package.__all__}
+    rows: dict[str, Variant] = {}
+    for name in sorted(things, key=lambda name: not isinstance(things[name], type)):
+        row = described(things[name], f"{place}.{name}")
+        if row is not None:
+            rows.setdefault(row.name, row)
+    return tuple(rows.values())
+
+
+def _without_source(summary: str) -> str:
+    """A sentence without the paper, which has a column of its own, and without its period."""
+    summary = re.sub(rf"\.? (?:{_AUTHORS} \d{{4}} )?\([^()]*{_NUMBER}[^()]*\)(?=\.|;|$)", "", summary)
+    return summary.strip().rstrip(".")
+
+
+def _tests(module: str) -> str:
+    """The file of tests that mirrors a module, if there is one, or else the folder."""
+    *folders, last = module.split(".")[1:]
+    folder = "/".join(("tests", *folders))
+    file = f"{folder}/test_{last}.py"
+    return file if (Path(__file__).parents[2] / file).exists() else folder

@@ -1,6 +1,8 @@
 """The table of variants is complete and true."""
 
 import importlib
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,18 +10,25 @@ import pytest
 from jattn import variants
 from jattn.layers import Layer
 from jattn.variants import catalogue, markdown
-from jattn.variants.catalogue import GROUPS
+from jattn.variants.catalogue import FOLDERS
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "examples/experiments/figures.json"
 ROWS = [one for variants in catalogue().values() for one in variants]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.where)
 def test_a_row_names_what_exists(row):
-    assert row.resolve().__doc__
-    assert (ROOT / row.oracle).exists()
+    assert (ROOT / row.tests).exists()
     assert row.experiment is None or (ROOT / f"examples/experiments/{row.experiment}.py").exists()
+    assert row.summary and "arXiv" not in row.summary
+    if ".variants." in row.where:
+        assert re.search(r"\d{4}", row.paper), "the docstring cites no paper as `Author et al. 2020 (arXiv:2001.00001)`"
+
+
+@pytest.mark.parametrize("experiment", sorted(json.loads(FIGURES.read_text(encoding="utf-8"))))
+def test_every_experiment_is_in_the_table(experiment):
+    assert experiment in {row.experiment for row in ROWS}
 
 
 def test_names_are_unique():
@@ -27,7 +36,7 @@ def test_names_are_unique():
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", FOLDERS)
 def test_every_public_layer_has_a_row(group):
     """A layer that a group's package exports is in the table; functions beside it need no row of their own."""
     package = importlib.import_module(f"jattn.variants.{group}")

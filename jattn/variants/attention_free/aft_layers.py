@@ -129,6 +129,8 @@ class AFT(Generative):
 class AFTSimple(AFT):
     """AFT-simple: w = 0, in linear time, O(1) a token when decoding (`aft_simple`).
 
+    Zhai et al. 2021 (arXiv:2105.14103).
+
     Arguments, errors and the equation as of `AFT`.
 
     >>> import jax
@@ -148,6 +150,8 @@ class AFTSimple(AFT):
 @dataclasses.dataclass(frozen=True)
 class AFTLocal(AFT):
     """AFT-local: w_ts = u_t·r_s for positions less than `window` apart, in O(n window) (`aft_local`).
+
+    Zhai et al. 2021 (arXiv:2105.14103).
 
     u and r have `rank` numbers for each position, the paper's factorized form of w. A token takes O(window) time when
     decoding. Positions from `max_len` on are refused where they are known, and give NaN where they are traced.
@@ -202,6 +206,8 @@ class AFTLocal(AFT):
 class AFTFull(AFTLocal):
     """AFT-full: w_ts = u_t·r_s for all positions (`aft_full`); a token takes O(max_len) time when decoding.
 
+    Zhai et al. 2021 (arXiv:2105.14103).
+
     Args:
         features: of inputs and outputs.
         max_len: the longest sequence.
@@ -225,6 +231,8 @@ class AFTFull(AFTLocal):
 @dataclasses.dataclass(frozen=True)
 class AFTConv(AFT):
     """AFT-conv: w depends on the distance, a number for each head and each distance below `window`; else it is 0.
+
+    Zhai et al. 2021 (arXiv:2105.14103).
 
     Args:
         features: of inputs and outputs.

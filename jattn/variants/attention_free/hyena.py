@@ -34,7 +34,7 @@ class HyenaState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Hyena(Generative):
-    """Hyena of any order: causal, in O(n log n), with filters as long as the sequence.
+    """Hyena: gates between convolutions as long as the sequence, in O(n log n).
 
         v, x¹, ..., xᴺ = short(inputs W + b)                 N + 1 projections, each convolved with `short` taps
         z = v;    z ← xⁿ ⊙ (hⁿ * z + Dₙ z)    n = 1 ... N
@@ -57,6 +57,8 @@ class Hyena(Generative):
     `step` decodes one token with the inputs of each long convolution kept: O(max_len) time and memory a token, not
     O(1). A NaN or inf makes the outputs NaN from its position on, and none before it. Packed segments are refused: an
     FFT mixes the whole row.
+
+    Shown at work in `examples/experiments/associative_recall.py`.
 
     Args:
         features: of inputs and output.

@@ -14,7 +14,7 @@ from ...scores import Forget
 
 @dataclasses.dataclass(frozen=True)
 class ForgettingAttention(CausalAttention):
-    """Causal multi-head attention in which each token's forget gate fades all keys before it.
+    """Forgetting attention (FoX): softmax attention in which the forget gate of each token fades all keys before it.
 
         f_t = σ(w_f·x_t + b_f),    out_t = (Σ_{s ≤ t} softmax_s(q_t·k_s / √head_dim + Σ_{s < l ≤ t} log f_l) v_s) W_o
 

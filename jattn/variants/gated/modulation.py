@@ -17,7 +17,7 @@ FORMS = ("gate", "scalar", "tanh", "film")
 
 @dataclasses.dataclass(frozen=True)
 class Modulation(Layer):
-    """What a context c does to the output y of an attention (or of anything).
+    """Context modulation: what a context c does to the output y of an attention (or of anything).
 
         "gate"      σ(W [c; y] + b) ⊙ y                one gate for each feature
         "scalar"    σ(cᵀ W y + b) y                    one gate for all of them

@@ -83,7 +83,7 @@ def differential(
 
 @dataclasses.dataclass(frozen=True)
 class Differential(Layer):
-    """Multi-head differential attention of a sequence to itself.
+    """Differential attention: self-attention by the difference of two softmaxes over the same values.
 
         λ = exp(λ_q1·λ_k1) - exp(λ_q2·λ_k2) + λ_init,    λ_init = 0.8 - 0.6 exp(-0.3 (depth - 1))
         out = W_o [(1 - λ_init) rms_norm(head_h)]_h

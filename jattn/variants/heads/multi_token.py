@@ -163,7 +163,7 @@ def _rows(call: Call, first: jax.Array, count: int) -> Call:
 
 @dataclasses.dataclass(frozen=True)
 class MultiToken(Layer):
-    """Multi-head self-attention by `multi_token`, with a window and mixtures of heads that it learns.
+    """Multi-token attention: self-attention whose scores are convolved over queries and keys, and mixed over heads.
 
         out = W_o multi_token(x W_q, x W_k, x W_v, window, before, after)
 

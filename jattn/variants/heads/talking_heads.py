@@ -84,7 +84,7 @@ def talking_heads(
 
 @dataclasses.dataclass(frozen=True)
 class TalkingHeads(Layer):
-    """Multi-head self-attention by `talking_heads`, with mixtures over the heads that it learns.
+    """Talking heads: multi-head self-attention with learned mixtures of heads before and after the softmax.
 
         out = W_o talking_heads(x W_q, x W_k, x W_v, before, after)
 

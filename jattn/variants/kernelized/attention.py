@@ -43,7 +43,7 @@ def kernelized_attention(
     form: str = "chunked",
     chunk: int = 64,
 ) -> tuple[jax.Array, KernelState]:
-    """Attention with the weights φ(q_i)·φ(k_j), in time and memory linear in the length.
+    """Kernelized attention: weights φ(q_i)·φ(k_j) of any feature map, in linear time and memory.
 
         out_i = Σ_j φ(q_i)·φ(k_j) v_j / (Σ_j φ(q_i)·φ(k_j) + ε)          j ≤ i when causal
               = φ(q_i)ᵀ S / (φ(q_i)ᵀ z + ε),    S = Σ_j φ(k_j) v_jᵀ,   z = Σ_j φ(k_j)

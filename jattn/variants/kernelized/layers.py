@@ -153,9 +153,11 @@ class KernelizedAttention(Generative):
 
 @dataclasses.dataclass(frozen=True)
 class LinearTransformer(KernelizedAttention):
-    """The Linear Transformer: φ = elu + 1 (`ELU`). Katharopoulos et al. 2020 (arXiv:2006.16236).
+    """Linear Transformer: φ = elu + 1 (`ELU`). Katharopoulos et al. 2020 (arXiv:2006.16236).
 
     Arguments and errors as of `KernelizedAttention`.
+
+    Shown at work in `examples/experiments/copying.py`.
 
     >>> import jax
     >>> layer = LinearTransformer(16, 2)
@@ -267,7 +269,7 @@ class Hedgehog(KernelizedAttention):
 
 @dataclasses.dataclass(frozen=True)
 class Based(KernelizedAttention):
-    """Based's linear attention: exp's second-order Taylor polynomial (`Taylor`). Arora et al. 2024 (arXiv:2402.18668).
+    """Based: the second-order Taylor polynomial of exp (`Taylor`). Arora et al. 2024 (arXiv:2402.18668).
 
     The state has (1 + qk_dim + qk_dim²) numbers for each feature of a value, so `qk_dim` is 16 unless given. The
     paper's model alternates it with windows of 64 tokens: `MultiHeadAttention(mask=jattn.masks.SlidingWindow(63, 0))`.

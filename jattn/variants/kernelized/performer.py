@@ -16,7 +16,7 @@ KINDS = ("positive", "hyperbolic", "relu")
 
 
 def orthogonal_projection(key: jax.Array, features: int, dim: int, *, dtype: Any = jnp.float32) -> jax.Array:
-    """Rows of W: normal vectors of `dim` numbers, orthogonal within each block of `dim` rows.
+    """The rows of W, normal vectors of `dim` numbers, orthogonal within each block of `dim` rows.
 
     Each block is a Haar-distributed rotation (the Q of a normal matrix, times the signs of the diagonal of R: LAPACK's
     own Q is not Haar distributed), each row scaled by the norm of a normal vector (χ of `dim`). Each row alone is a

@@ -171,7 +171,9 @@ def _segments(longest: int, projected: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Linformer(Layer):
-    """Multi-head self-attention by `linformer_attention`, with projections E and F that it learns.
+    """Linformer: self-attention over keys and values projected to a fixed length.
+
+    Multi-head self-attention by `linformer_attention`, with projections E and F that it learns.
 
     Wang et al. 2020 (arXiv:2006.04768). How E and F are shared: `"none"`, each head has both its own; `"heads"`, one E
     and one F for all heads; `"kv"`, one E that is F too; `"layers"`, likewise one, which the caller keeps for all

@@ -180,7 +180,9 @@ def _check(query, key, value, landmarks, iterations, convolution) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Nystromformer(Layer):
-    """Multi-head self-attention by `nystrom_attention`.
+    """Nyströmformer: self-attention through landmarks and an iterated pseudo-inverse, by `nystrom_attention`.
+
+    Xiong et al. 2021 (arXiv:2102.03902).
 
     Args:
         features: of inputs and outputs.

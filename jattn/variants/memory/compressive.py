@@ -32,7 +32,7 @@ class CompressiveMemory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Compressive(Layer):
-    """Transformer-XL attention whose evicted memory is kept, `rate` states in one.
+    """Compressive memory: Transformer-XL whose evicted memory is kept, `rate` states compressed into one.
 
     Of a segment of n inputs, the n oldest states leave the memory; a convolution of width and stride `rate` makes
     n / rate of them, which enter the compressed memory as its oldest leave. Attention is over [compressed, memory,

@@ -98,7 +98,7 @@ def position_encoding(present: jax.Array, features: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryNetwork(Layer):
-    """Answers a question about a story of sentences, by `hops` readings of it.
+    """End-to-end memory network: answers a question about a story of sentences by reading it `hops` times.
 
         m_i = Σ_j l_j ∘ A x_ij + T_A(i),  c_i = Σ_j l_j ∘ C x_ij + T_C(i),  u = Σ_j l_j ∘ B q_j
         u <- u + Σ_i softmax_i(u·m_i) c_i, hops times;  answer = W u
@@ -107,6 +107,8 @@ class MemoryNetwork(Layer):
     last one. Tying, as in its section 2.2: `"adjacent"`, A of a hop is C of the hop before, B is the first A, and Wᵀ
     the last C; `"layerwise"`, one A and one C for all hops, and u <- H u + ... between them. Sentences that say
     nothing (all padding) are masked out. Word 0 is padding.
+
+    Shown at work in `examples/experiments/memory_network.py`.
 
     Args:
         words: size of the vocabulary, padding included.

@@ -167,7 +167,7 @@ def _largest(query: jax.Array, keys: jax.Array, written: jax.Array, top_k: int) 
 
 @dataclasses.dataclass(frozen=True)
 class Memorizing(Layer):
-    """Causal attention over the segment, joined with the `top_k` best of all that was seen before.
+    """Memorizing attention: causal attention over the segment and the `top_k` best keys of all earlier ones.
 
         gated: out = g mem + (1 - g) local, g = sigmoid(b) of each head, each of the two with its own softmax
         joint: one softmax over the keys found and the local ones, a `merge` of their partials
@@ -175,6 +175,8 @@ class Memorizing(Layer):
     Wu et al. 2022 (arXiv:2203.08913) is the gated form. Queries and keys are of unit norm, times a learned scale of
     each head, so that keys stored long ago still compare. The memory takes the keys of a segment after it was read,
     and no gradient. Where it is empty yet, the gated form is the local attention alone.
+
+    Shown at work in `examples/experiments/memorizing.py`.
 
     Args:
         features: of inputs and output.

@@ -38,7 +38,7 @@ def relative_attention(
     key_positions: Any = None,
     **pieces: Any,
 ) -> jax.Array:
-    """Attention by content and by distance: a dot product in disguise, which skips and streams like any other.
+    """Attention by content and by distance, a dot product in disguise which skips and streams like any other.
 
         score_ij = ((q_i + u)·k_j + (q_i + v)·W_r R_{i-j}) / √dim,  R_δ = [sin(δ θ), cos(δ θ)]
 
@@ -171,7 +171,7 @@ def remember(memory: Recurrence, inputs: jax.Array) -> Recurrence:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerXL(Layer):
-    """`relative_attention` of a segment over itself and a memory of the inputs of segments before it.
+    """Transformer-XL: relative attention over a segment and a memory of the inputs of earlier segments.
 
     Dai et al. 2019 (arXiv:1901.02860). No gradient flows into the memory. With a memory that covers all that came
     before, segment by segment equals one full pass over the same inputs. Feed-forward, norm and residual are the

@@ -156,7 +156,9 @@ class TuringState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TuringMemory(Layer):
-    """One step of memory under a controller: every writing head writes, then every reading head reads.
+    """Neural Turing machine: one step of memory under a controller, which first writes and then reads.
+
+    One step of memory under a controller: every writing head writes, then every reading head reads.
 
     Projections of the controller's state make the `Addressing` of a head, β = softplus, g = sigmoid, s = softmax,
     γ = 1 + softplus, and e = sigmoid and a of a writing one. Graves et al. 2014 (arXiv:1410.5401).

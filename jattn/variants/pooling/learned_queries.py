@@ -18,7 +18,7 @@ from ...similarities import Dot
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPooling(Layer):
-    """One weight for each input, by a learned query; several queries give several sums.
+    """Attention pooling: learned queries sum up a sequence, with one weight per input and query.
 
         u_s = tanh(W x_s + b),    out = Σ_s softmax_s(q·u_s) x_s
 

@@ -16,7 +16,7 @@ from .layer import RecurrenceInputs, Recurrent, RecurrentState, check_above_zero
 
 @dataclasses.dataclass(frozen=True)
 class DeltaNet(Recurrent):
-    """A memory in which a token replaces what was stored for its key.
+    """DeltaNet: a memory in which a token replaces what was stored for its key.
 
         q, k, v = swish(short(x W_q)), swish(short(x W_k)), swish(short(x W_v)),    β_t = σ(x_t w_β)
         q, k ← q / ‖q‖, k / ‖k‖
@@ -25,6 +25,8 @@ class DeltaNet(Recurrent):
     Yang et al. 2024 (arXiv:2406.06484), after Schlag et al. 2021 (arXiv:2102.11174). short is a causal convolution of
     each channel with `taps` taps. The norm is the root mean square of a head, times a learned scale. Options have the
     names of flash-linear-attention, whose defaults are `scale=k_dim**-0.5` and `norm_eps=1e-5`.
+
+    Shown at work in `examples/experiments/associative_recall_delta.py`.
 
     Args:
         features: of inputs and outputs.

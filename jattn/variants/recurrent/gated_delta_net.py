@@ -16,7 +16,7 @@ from .layer import RecurrenceInputs, RecurrentState, projection, to_heads
 
 @dataclasses.dataclass(frozen=True)
 class GatedDeltaNet(DeltaNet):
-    """DeltaNet with a gate that forgets, and one on the output.
+    """Gated DeltaNet: the delta rule with a gate that forgets, and one on the output.
 
         α_t = exp(-exp(a) softplus(x_t w_α + b)),    S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ
         out_t = (swish(x_t W_g) ⊙ norm(S_tᵀ q_t)) W_o
@@ -25,6 +25,8 @@ class GatedDeltaNet(DeltaNet):
     in `DeltaNet`. The decay is Mamba-2's, with a and b learned for each head of values and first drawn as there.
     Qwen3-Next's layers have fewer heads of keys than of values, `scale=k_dim**-0.5`, and one scale of the norm for all
     heads.
+
+    Shown at work in `examples/experiments/associative_recall_delta.py`.
 
     >>> import jax
     >>> layer = GatedDeltaNet(16, 2, 4, 8, num_v_heads=4, scale=0.5)

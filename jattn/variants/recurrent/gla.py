@@ -15,13 +15,15 @@ from .low_rank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class GLA(Grouped):
-    """A state whose every channel has a gate that depends on the token.
+    """GLA: gated linear attention, a state whose every channel has a gate that depends on the token.
 
         α_t = σ(x_t W₁ W₂ + b)^(1/16),    S_t = diag(α_t) S_{t-1} + k_t v_tᵀ,    o_t = S_tᵀ q_t / √k_dim
         out_t = (swish(x_t W_r) ⊙ norm(o_t)) W_o
 
     Yang et al. 2023 (arXiv:2312.06635). The gate's logits have rank `gate_rank`; τ = 16 keeps gates near 1. The norm
     is the root mean square of a head, times a learned scale.
+
+    Shown at work in `examples/experiments/extrapolation.py`.
 
     Args:
         features: of inputs and outputs.

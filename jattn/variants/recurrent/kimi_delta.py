@@ -17,7 +17,7 @@ from .low_rank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class KimiDelta(DeltaNet):
-    """DeltaNet whose every channel of keys has a gate that forgets, and a gate on the output.
+    """Kimi Delta Attention: the delta rule with a forget gate per channel of the keys, and one on the output.
 
         α_t = exp(-exp(a) softplus(x_t W₁ W₂ + b)),    S_t = (I - β_t k_t k_tᵀ) diag(α_t) S_{t-1} + β_t k_t v_tᵀ
         out_t = (σ(x_t W₃ W₄ + c) ⊙ norm(S_tᵀ q_t)) W_o

@@ -121,7 +121,7 @@ def _check(x, step_size, rate, entry, readout, skip, length) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Mamba2(Recurrent):
-    """`ssd` between projections, with a short convolution before it and a gate behind.
+    """Mamba-2: a state space model (`ssd`) between projections, with a short convolution and a gate.
 
         x', B, C = swish(short([x W_x, x W_B, x W_C]) + c),    Δ_t = softplus(x_t W_Δ + b)
         out_t = norm(ssd(x', Δ, exp(a), B, C, D)_t ⊙ swish(x_t W_z)) W_o

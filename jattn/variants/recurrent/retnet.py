@@ -14,7 +14,7 @@ from .layer import Grouped, RecurrenceInputs, RecurrentState, projection, to_hea
 
 @dataclasses.dataclass(frozen=True)
 class RetNet(Grouped):
-    """A state that decays at a fixed rate in each head: multi-scale retention.
+    """RetNet: multi-scale retention, a state that decays at a fixed rate in each head.
 
         γ_h = 1 - 2^(-5-h),    S_t = γ_h S_{t-1} + (R_t k_t) v_tᵀ,    o_t = S_tᵀ (R_t q_t) / √k_dim
         out_t = (swish(x_t W_g) ⊙ norm(o_t)) W_o
@@ -24,6 +24,8 @@ class RetNet(Grouped):
     positions matter, so packed segments need no positions of their own. The norm (the paper's group norm, a group a
     head) is the root mean square, as in the authors' code, times a scale that is learned, which their code does not
     have; the paper's three normalizations before it change nothing but the ε of the norm, and are left out.
+
+    Shown at work in `examples/experiments/extrapolation.py`.
 
     Args:
         features: of inputs and outputs.

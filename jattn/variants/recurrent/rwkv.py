@@ -18,7 +18,7 @@ from .token_shift import TokenShift
 
 @dataclasses.dataclass(frozen=True)
 class RWKV(Recurrent):
-    """A gate per channel that depends on the token, and a bonus for the current token.
+    """RWKV-6: a gate per channel that depends on the token, and a bonus for the current token.
 
         x^r, x^k, x^v, x^g, x^d = each a mixture of x_t and x_{t-1} (`TokenShift`)
         α_t = exp(-exp(w + tanh(x_t^d W₁) W₂)),    S_t = diag(α_t) S_{t-1} + k_t v_tᵀ

@@ -35,7 +35,7 @@ def hard(
     straight_through: bool,
     **pieces: Any,
 ) -> Drawn:
-    """Each query takes the value of one key, drawn with the probability that is its softmax weight.
+    """Hard attention: each query takes the value of one key, drawn with its softmax weight as probability.
 
         j ~ softmax(score_i),    out_i = value_j
 

@@ -27,7 +27,7 @@ def top_k(
     query_positions: Any = None,
     key_positions: Any = None,
 ) -> jax.Array:
-    """Each query attends to the `count` keys with the largest scores, of those that it may attend.
+    """Top-k attention: each query attends to the `count` allowed keys with the largest scores.
 
         K_i = the `count` largest of { score_ij : j allowed },    out_i = Σ_{j in K_i} w_ij value_j
 

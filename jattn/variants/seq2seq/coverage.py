@@ -31,7 +31,7 @@ class Attended(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CoverageAttention(Layer):
-    """The additive attention of a decoder, one step at a time, with coverage.
+    """Coverage: additive attention of a decoder that sees the sum of the weights of earlier steps.
 
         e_i^t = vᵀ tanh(W_h h_i + W_s s_t + w_c c_i^t + b)
         a^t = softmax(e^t),    c^t = Σ_{t' < t} a^{t'},    context_t = Σ_i a_i^t h_i

@@ -11,7 +11,7 @@ from ...ops.attention.api import attention
 def local_m(
     query: jax.Array, key: jax.Array, value: jax.Array, window: int, *, mask: Any = None, **pieces: Any
 ) -> jax.Array:
-    """Attention to the keys of `[t - window, t + window]`, t the query's own position.
+    """Luong local-m: attention to the keys in `[t - window, t + window]`, with t the position of the query.
 
     Luong, Pham & Manning 2015 (arXiv:1508.04025), "local-m": source and target are assumed to be aligned. It is
     `jattn.attention` with the mask `SlidingWindow(window, window)`, whose other tiles are skipped.

@@ -79,13 +79,15 @@ def local_p(
 
 @dataclasses.dataclass(frozen=True)
 class LuongLocal(Layer):
-    """A decoder state attends around a position that it predicts itself, and the two are joined.
+    """Luong local-p: attention in a window and a Gaussian around a position that the decoder state predicts.
 
         p_t = S sigmoid(v_pᵀ tanh(W_p h_t)),    c_t = local_p(h_t, h̄, h̄, p_t, D),    out_t = tanh(W_c [c_t; h_t])
 
     Luong, Pham & Manning 2015 (arXiv:1508.04025), with S the length of each example's own source and positions
     0, ..., S - 1. A narrow window gives p no gradient from afar: start with a wide one and anneal it. For local-m use
     `LuongGlobal` with `mask=jattn.masks.SlidingWindow(D, D)`.
+
+    Shown at work in `examples/experiments/local_p.py`.
 
     Args:
         features: of decoder states, source states and the output.

@@ -16,7 +16,7 @@ from ...similarities import Dot
 
 @dataclasses.dataclass(frozen=True)
 class Location(Layer):
-    """A state chooses places, without a look at what is there.
+    """Location attention: softmax(W h) over positions, whatever the sources there hold.
 
         c_t = Σ_s softmax_s(W h_t)_s h̄_s
 

@@ -15,7 +15,7 @@ from ...ops.attention.api import attention
 
 @dataclasses.dataclass(frozen=True)
 class LuongGlobal(Layer):
-    """A decoder state attends over all source states, and the two are joined.
+    """Luong global attention: a decoder state attends over all source states, and is joined with its context.
 
         c_t = Σ_s softmax_s(score(h_t, h̄_s)) h̄_s
         out_t = tanh(W_c [c_t; h_t])

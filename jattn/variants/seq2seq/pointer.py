@@ -16,7 +16,7 @@ from ...layers.layer import Layer, bias, kernel
 
 @dataclasses.dataclass(frozen=True)
 class GenerationGate(Layer):
-    """The logit of p_gen, the probability to make a word rather than copy one.
+    """Generation gate: the logit of p_gen, the probability of generating a word rather than copying one.
 
         p_gen = σ(w_h · context + w_s · state + w_x · input + b)
 
@@ -88,7 +88,7 @@ def pointer_log_probabilities(
     source_ids: jax.Array,
     extended_size: int,
 ) -> jax.Array:
-    """log P of every word of the extended vocabulary.
+    """Pointer-generator: log P of every word, made by the vocabulary or copied from the source.
 
         P(w) = p_gen P_vocab(w) + (1 - p_gen) Σ_{i: source_i = w} a_i
         P_vocab = softmax(vocabulary_logits),  p_gen = σ(generation_logit),  a = softmax(attention_scores)
@@ -96,6 +96,8 @@ def pointer_log_probabilities(
     See, Liu & Manning 2017 (arXiv:1704.04368), equation 9. The extended vocabulary is the vocabulary and behind it the
     words that only the source has; there P_vocab is 0. All in logarithms, so that no probability underflows: the
     scatter of a is a scattered logsumexp.
+
+    Shown at work in `examples/experiments/copying_unknown.py`.
 
     Args:
         vocabulary_logits: `[..., steps, vocabulary]`.

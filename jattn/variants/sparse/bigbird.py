@@ -14,7 +14,9 @@ from ...masks.base import Mask
 
 
 def bigbird_mask(length: int, block: int, random_blocks: Any) -> Mask:
-    """BigBird with internal global blocks (ITC), as a mask. Of n = ⌈length / block⌉ blocks, block row i sees
+    """BigBird ITC: window, random and global blocks, as a mask.
+
+    Internal global blocks (ITC). Of n = ⌈length / block⌉ blocks, block row i sees
 
         all blocks                                        for i = 0 and i = n - 1,
         {0, n-1} ∪ {i-1, i, i+1} ∪ R_i                    for the others,    R_i = random_blocks[head, i - 1].
@@ -27,6 +29,8 @@ def bigbird_mask(length: int, block: int, random_blocks: Any) -> Mask:
     A mask skips tiles, head by head. Random blocks are scattered: tiles much larger than a block visit nearly all of
     the pairs, so choose them alike, with `Tiled(q_tile=block, k_tile=block)` for an `implementation`; a table in
     NumPy is known while tracing.
+
+    Shown at work in `examples/experiments/bigbird_parts.py`.
 
     Args:
         length: of the sequence.
@@ -49,10 +53,11 @@ def bigbird_mask(length: int, block: int, random_blocks: Any) -> Mask:
 
 
 def bigbird_etc_mask(length: int, block: int, random_blocks: Any, global_tokens: int) -> Mask:
-    """BigBird with g extra global tokens (ETC), as a mask over g + length positions.
+    """BigBird ETC: window and random blocks and g extra global tokens, as a mask over g + length positions.
 
-    Positions 0, ..., g - 1 are the extra tokens, which see and are seen by all. The sequence follows, and its block
-    row i sees {i-1, i, i+1} ∪ R_i, R_i = random_blocks[head, i]; no block of it is global.
+    Zaheer et al. 2020 (arXiv:2007.14062). Positions 0, ..., g - 1 are the extra tokens, which see and are seen by all.
+    The sequence follows, and its block row i sees {i-1, i, i+1} ∪ R_i, R_i = random_blocks[head, i]; no block of it is
+    global.
 
     Args:
         length: of the sequence, without the extra tokens.

@@ -100,7 +100,7 @@ def global_flags(global_tokens: Any, length: int | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Longformer(Layer):
-    """Self-attention by the pattern of `longformer_mask`, with projections of their own for the rows of global tokens.
+    """Longformer: a dilated window per head, and global tokens with projections of their own.
 
         i ∉ G:  y_i = attention(q_i; k_j, v_j)          over the window of i, and j ∈ G
         i ∈ G:  y_i = attention(q'_i; k'_j, v'_j)       over all j
@@ -108,6 +108,8 @@ class Longformer(Layer):
 
     Beltagy et al. 2020 (arXiv:2004.05150). Others see a global token through its k and v, not its k' and v'. Both are
     calls of `jattn.attention`, which skip each other's rows, and every tile out of the window without a global token.
+
+    Shown at work in `examples/experiments/far_key.py`.
 
     Args:
         features: of inputs and outputs.

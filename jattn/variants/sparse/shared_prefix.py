@@ -49,7 +49,9 @@ def shared_prefix_attention(
     mask: Mask | Any = None,
     **options: Any,
 ) -> jax.Array:
-    """Continuations attend a prefix that is kept once, and themselves: the merge of two partial results,
+    """Shared prefix: continuations attend to a prefix that is kept once, and to themselves.
+
+    Continuations attend a prefix that is kept once, and themselves: the merge of two partial results,
 
         merge(partial_attention(all queries, prefix), partial_attention(query, key, value, mask))
 
@@ -100,7 +102,9 @@ def shared_prefix_attention(
 
 
 def positions_in_documents(ids: Any) -> Any:
-    """The position of each token in its document, for documents packed in one row: `[..., length]`, int32.
+    """Packed documents: the position of each token in its document, `[..., length]`, int32.
+
+    Krell et al. 2021 (arXiv:2107.02027).
 
     With `key_positions=positions_in_documents(ids)`, which holds for the queries too, and `mask & SameSegment(ids)`,
     any mask of positions holds in each document as if it stood alone.

@@ -106,7 +106,9 @@ def strided_attention(
     mask: Mask | Any = None,
     **options: Any,
 ) -> jax.Array:
-    """`attention` with the mask `strided_mask`, at the cost of its pairs.
+    """Sparse Transformer, strided: a window and every `stride`-th earlier key, gathered so that tiles are skipped.
+
+    `attention` with the mask `strided_mask`, at the cost of its pairs. Child et al. 2019 (arXiv:1904.10509).
 
     For the columns, queries and keys are put in the order of their residues modulo `stride`: all that see each other
     lie together, and tiles of different residues are skipped. Where a head has both parts, the two partial results
@@ -168,7 +170,9 @@ def fixed_attention(
     mask: Mask | Any = None,
     **options: Any,
 ) -> jax.Array:
-    """`attention` with the mask `fixed_mask`, at the cost of its pairs.
+    """Sparse Transformer, fixed: the own block and the last keys of every block, gathered.
+
+    `attention` with the mask `fixed_mask`, at the cost of its pairs. Child et al. 2019 (arXiv:1904.10509).
 
     The summaries of all blocks are gathered into one short row of keys; where a head has both parts, the partial
     results over the own block and over the summaries of earlier blocks are merged.

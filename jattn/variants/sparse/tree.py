@@ -14,7 +14,7 @@ from ...masks.base import Mask
 
 
 def tree_mask(parents: Any, prefix_length: Integers = 0) -> Mask:
-    """A node sees the prefix, its ancestors and itself, as a mask:
+    """Tree of candidates: each node sees the prefix, its ancestors and itself (speculative decoding).
 
         k < P,    or q - P is k - P or a descendant of it        P = prefix_length
 

@@ -19,12 +19,14 @@ TREES = {"projective": projective_marginals, "nonprojective": nonprojective_marg
 
 @dataclasses.dataclass(frozen=True)
 class SoftParents(Layer):
-    """Every word gets its expected parent, under a distribution over dependency trees.
+    """Soft parents: the expected parent of every word, under a distribution over dependency trees.
 
         θ_ij = vᵀ tanh(W₁ h_i + W₂ h_j + b),  c_j = Σ_i p(i -> j) h_i
 
     Kim, Denton, Hoang & Rush 2017 (arXiv:1702.00887), section 3.2, with i over the words and the root, whose state
     h_root is learned. θ takes O(length² hidden) memory, as the chart of trees takes O(length³).
+
+    Shown at work in `examples/experiments/eisner.py`.
 
     Args:
         features: of the states h.

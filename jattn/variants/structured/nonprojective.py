@@ -49,7 +49,9 @@ def nonprojective_log_partition(
 def nonprojective_marginals(
     arcs: jax.Array, roots: jax.Array | None = None, *, single_root: bool = True, lengths: Any = None
 ) -> TreeMarginals:
-    """p(parent -> child) over all trees: the gradient of `nonprojective_log_partition`, whose arguments these are.
+    """Non-projective tree marginals: p(parent -> child), by the gradient of `nonprojective_log_partition`.
+
+    Over all trees, with the arguments of `nonprojective_log_partition`. Koo et al. 2007.
 
     Returns:
         As `projective_marginals`.

@@ -46,7 +46,12 @@ def projective_log_partition(
 def projective_marginals(
     arcs: jax.Array, roots: jax.Array | None = None, *, single_root: bool = True, lengths: Any = None
 ) -> TreeMarginals:
-    """p(parent -> child) over projective trees: the gradient of `projective_log_partition`, whose arguments these are.
+    """Projective tree marginals: p(parent -> child), by the gradient of `projective_log_partition`.
+
+    Over projective trees, with the arguments of `projective_log_partition`. Eisner 1996, as used by Kim et al. 2017
+    (arXiv:1702.00887).
+
+    Shown at work in `examples/experiments/eisner.py`.
 
     Returns:
         `TreeMarginals(arcs [..., parent, child], roots [..., child])`, each child's summing to 1; 0 behind an

@@ -49,12 +49,14 @@ def segmentation_attention(
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation(Layer):
-    """Several chains of yes and no read one sequence, each with its own potentials.
+    """Segmentation attention: weights are marginals of linear-chain CRFs, each of which reads the whole sequence.
 
         θ_i = w_h·x_i + b_h,  θ_i(z_{i-1}, z_i) = (U_h x_i + t_h)(z_{i-1}, z_i),  c_h = Σ_i p_h(z_i = 1) V_h x_i
 
-    Arguments, shapes and errors of one chain are those of `segmentation_attention`. With a query, concatenate it to
-    the inputs, or add its score.
+    Kim et al. 2017 (arXiv:1702.00887). Arguments, shapes and errors of one chain are those of
+    `segmentation_attention`. With a query, concatenate it to the inputs, or add its score.
+
+    Shown at work in `examples/experiments/brackets.py`.
 
     Args:
         features: of the inputs.

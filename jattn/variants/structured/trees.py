@@ -22,7 +22,7 @@ class TreeMarginals(NamedTuple):
 
 
 def soft_parents(arcs: jax.Array, states: jax.Array, *, lengths: Any = None) -> jax.Array:
-    """What each word expects of its parent: c_j = Σ_i p(i -> j) h_i (arXiv:1702.00887, section 3.2).
+    """The expected parent of each word, c_j = Σ_i p(i -> j) h_i (arXiv:1702.00887, section 3.2).
 
     Args:
         arcs: p `[..., parent, child]`, of `projective_marginals` or `nonprojective_marginals`.

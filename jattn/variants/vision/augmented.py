@@ -80,10 +80,14 @@ def _offsets(table: jax.Array, size: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentedConvolution(Layer):
-    """out = [conv(x); attention(x) W_o]: the channels of both, one behind the other.
+    """Attention-augmented convolution: channels of a convolution beside channels of attention.
+
+    out = [conv(x); attention(x) W_o]: the channels of both, one behind the other.
 
     Bello et al. 2019 (arXiv:1904.09925), equation 4. Attention is `relative_image_attention` over all pixels, with q,
     k, v from 1x1 convolutions. Strides are 1.
+
+    Shown at work in `examples/experiments/distant_pixels.py`.
 
     Args:
         height, width: of the images, which the relative tables are made for.

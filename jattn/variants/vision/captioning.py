@@ -33,7 +33,7 @@ class Glimpse(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CaptioningAttention(Layer):
-    """Where a caption's decoder looks, and how much it cares.
+    """Captioning attention: gated attention of a caption decoder to an image, soft or hard.
 
         e_ti = vᵀ tanh(W_a a_i + W_h h_{t-1} + b),    α_t = softmax(e_t)
         β_t = σ(w_β · h_{t-1} + b_β)
@@ -244,7 +244,7 @@ def reinforce_loss(
 
 
 def moving_baseline(baseline: jax.Array, log_likelihood: jax.Array, decay: float = 0.9) -> jax.Array:
-    """The next baseline: b = .9 b + .1 mean log p(y | s), without gradient (Xu et al. 2015, arXiv:1502.03044).
+    """The next baseline, b = .9 b + .1 mean log p(y | s), without gradient (Xu et al. 2015, arXiv:1502.03044).
 
     Args:
         baseline: b so far.

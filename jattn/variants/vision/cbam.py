@@ -15,7 +15,7 @@ from .images import check_images, convolve, widened
 
 @dataclasses.dataclass(frozen=True)
 class CBAM(Layer):
-    """Channel attention, then spatial attention.
+    """CBAM: channels of an image gated by their mean and maximum, then pixels gated by a convolution.
 
         M_c = σ(W₂ relu(W₁ mean(x)) + W₂ relu(W₁ max(x)))          mean and max over pixels, one network for both
         x' = M_c ⊙ x

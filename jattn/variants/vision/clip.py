@@ -25,7 +25,7 @@ LARGEST_SCALE = 100.0
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPool(Layer):
-    """An image as one vector: its mean attends to its pixels.
+    """CLIP attention pooling: an image as one vector, its mean attends to its pixels.
 
         tokens = [mean(x); x] + positions,    out = multi_head(query = tokens_0, key = value = tokens)
 
@@ -90,7 +90,7 @@ class AttentionPool(Layer):
 
 
 def contrastive_loss(images: jax.Array, texts: jax.Array, log_scale: jax.Array) -> jax.Array:
-    """Symmetric InfoNCE: each image should find its text among all texts, and each text its image.
+    """CLIP contrastive loss: symmetric InfoNCE, each image should find its text, and each text its image.
 
         s_ij = min(exp(t), 100) cos(image_i, text_j)
         loss = mean_i [ (logsumexp_j s_ij + logsumexp_j s_ji) / 2 - s_ii ]

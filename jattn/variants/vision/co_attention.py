@@ -17,7 +17,7 @@ from ...layers.multi_head import multi_head
 
 @dataclasses.dataclass(frozen=True)
 class CoAttention(Layer):
-    """ViLBERT's co-attentional layer, for streams x and y.
+    """Co-attention: two streams, each of which attends to the keys and values of the other.
 
         x' = norm(x + attention(x W_q, y W_k, y W_v) W_o),    y' = norm(y + attention(y W_q, x W_k, x W_v) W_o)
         each:    out = norm(x' + W₂ gelu(W₁ x' + b₁) + b₂)

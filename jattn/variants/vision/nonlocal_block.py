@@ -21,7 +21,9 @@ FORMS = ("gaussian", "embedded", "dot", "concat")
 
 @dataclasses.dataclass(frozen=True)
 class NonLocal(Layer):
-    """y_i = Σ_j f(x_i, x_j) g(x_j) / C_i over all pixels j, and z = x + y W_z.
+    """Non-local block: every pixel attends to every pixel, and the result is added to the image.
+
+    y_i = Σ_j f(x_i, x_j) g(x_j) / C_i over all pixels j, and z = x + y W_z.
 
         "gaussian"    f = exp(x_iᵀ x_j),         C_i = Σ_j f
         "embedded"    f = exp(θ(x_i)ᵀ φ(x_j)),   C_i = Σ_j f
@@ -35,6 +37,8 @@ class NonLocal(Layer):
     None of the four makes the matrix of all pairs. The first two are `jattn.attention`, streamed. "dot" is a product
     of three matrices, computed from the right: θ (φᵀ g) / N. "concat" is a dot product in disguise, [w_θ·θ(x_i), 1] ·
     [1, w_φ·φ(x_j)], with the normalizer `jattn.normalizers.ReLU`, streamed too.
+
+    Shown at work in `examples/experiments/distant_pixels.py`.
 
     Args:
         channels: of x.

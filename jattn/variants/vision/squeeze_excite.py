@@ -14,7 +14,7 @@ from .images import check_images, widened
 
 @dataclasses.dataclass(frozen=True)
 class SqueezeExcite(Layer):
-    """Attention over channels.
+    """Squeeze-and-excitation: channels of an image gated by their means.
 
         s = σ(W₂ relu(W₁ mean(x) + b₁) + b₂),    out = s ⊙ x
 

@@ -1,1 +1,0 @@
-"""Variants that are a choice of pieces."""
