@@ -5,6 +5,7 @@ from .attention import MultiHeadAttention
 from .attention_fn import attention_fn
 from .causal import Cache, CausalAttention
 from .generation import Generative
+from .latent import LatentAttention
 from .layer import Layer, Parameter, parameter_count
 from .multi_head import multi_head
 from .norms import QKNorm
@@ -15,6 +16,7 @@ __all__ = [
     "Cache",
     "CausalAttention",
     "Generative",
+    "LatentAttention",
     "Layer",
     "MultiHeadAttention",
     "Parameter",

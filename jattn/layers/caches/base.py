@@ -82,6 +82,10 @@ class View(abc.ABC):
         )
         return self.checked(out)
 
+    @abc.abstractmethod
+    def with_keys_as_values(self) -> Self:
+        """With the keys in place of the values, `v_dim = k_dim`, without a copy: for a cache that keeps latents."""
+
     def checked(self, out: jax.Array) -> jax.Array:
         """`out [batch..., ...]` of an attention over this view, NaN for sequences that have run out of places."""
         if self.overflowed is None:
@@ -101,6 +105,9 @@ class ArrayView(View):
     query_positions: jax.Array | None
     mask: Mask | None
     overflowed: jax.Array | None = None
+
+    def with_keys_as_values(self):
+        return dataclasses.replace(self, value=self.key)
 
 
 class Cache(abc.ABC):

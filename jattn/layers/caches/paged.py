@@ -53,6 +53,9 @@ class PagedView(View):
     def key_positions(self) -> np.ndarray:  # type: ignore[override]
         return np.arange(self.places, dtype=np.int32)
 
+    def with_keys_as_values(self):
+        return dataclasses.replace(self, pool_values=self.pool_keys)
+
     def attend(self, query, *, mask=None, query_positions=None, **pieces):
         """See `View.attend`. Blocks of pages are gathered one after the other, as far as the longest sequence reaches.
 

@@ -1,0 +1,280 @@
+"""Multi-head latent attention (MLA): keys and values from one latent per token, which is all that a cache keeps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..foundation.arguments import check_batch, check_flags, check_positive
+from ..foundation.arrays import describe
+from ..foundation.shapes import check_shapes
+from ..masks import Causal
+from ..ops.attention.api import attention
+from ..ops.attention.checks import check_pieces, check_positions
+from ..positions import rotary
+from ..similarities import Dot
+from .caches import Cache, Contiguous, Spec
+from .layer import OWN_AXES, Layer, bias, kernel, ones, project
+from .norms import rms_norm
+from .options import check_options
+
+interleaved_rotary: Callable[..., jax.Array] = functools.partial(rotary, pairs="interleaved")
+"""As in DeepSeek's checkpoints, which pair feature 2i with 2i + 1."""
+
+CAUSAL = Causal()
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentAttention(Layer):
+    """Multi-head latent attention (MLA; DeepSeek-V2, arXiv:2405.04434), with a cache of latents.
+
+        c_t = norm(x_t W_c),    r_t = R_t x_t W_r                        one latent and one rotated key for all heads
+        q_th = [q'_th ; R_t q''_th],    k_sh = [c_s U_h ; r_s],    v_sh = c_s V_h,    with q = norm(x W_d) W_q or x W_q
+        out_t = Σ_h (Σ_s softmax_s(scale q_th·k_sh) v_sh) O_h
+
+    U_h and V_h make the keys and values of head h of the latent c. A cache keeps c and r alone: `kv_rank + rope_dim`
+    numbers per token, whatever the number of heads. Decoding does not make keys and values again: by
+
+        (c_s U_h)·q' = c_s·(U_h q'),    Σ_s w_s (c_s V_h) = (Σ_s w_s c_s) V_h
+
+    U_h is absorbed into the query and V_h into the output, and all query heads attend to one key head, the latents
+    themselves. Both forms are equal up to rounding. The call uses the first one, and so does `prefill` without a state;
+    `step`, and `prefill` behind a state, use the second.
+
+    A checkpoint of `transformers` (`DeepseekV2Attention`, `DeepseekV3Attention`) has these weights `[out, in]`:
+
+    | parameter | weight there |
+    |---|---|
+    | `query_down.kernel [features, q_rank]`, `query_norm.scale` | `q_a_proj.T`, `q_a_layernorm` |
+    | `query.kernel [q_rank or features, heads, head_dim + rope_dim]` | `q_b_proj.T` or `q_proj.T`, reshaped |
+    | `latent.kernel [features, kv_rank + rope_dim]`, `latent_norm.scale` | `kv_a_proj_with_mqa.T`, `kv_a_layernorm` |
+    | `key.kernel [kv_rank, heads, head_dim]` | `kv_b_proj.T` as `[kv_rank, heads, head_dim + v_dim]`, its first part |
+    | `value.kernel [kv_rank, heads, v_dim]` | the last part of it |
+    | `out.kernel [heads, v_dim, features]` | `o_proj.T`, reshaped |
+
+    with `head_dim` for `qk_nope_head_dim`, `rope_dim` for `qk_rope_head_dim`, `v_dim` for `v_head_dim`, `kv_rank` and
+    `q_rank` for `kv_lora_rank` and `q_lora_rank`. Where its rotation is scaled by YaRN, so is `rotary` here, by
+    `functools.partial(rotary, pairs="interleaved", scaling=YaRN(factor, original_length, ramp="index", ...))`, and
+    `scale` is multiplied by `(0.1 * mscale_all_dim * log(factor) + 1) ** 2`.
+
+    Args:
+        features: of inputs and outputs.
+        heads: of queries.
+        kv_rank: features of the latent.
+        head_dim: features of a head's queries and keys that are not rotated.
+        rope_dim: features that are rotated, an even number.
+        v_dim: features of a head's values, by default `head_dim`.
+        q_rank: features of the latent that queries are made of; None makes them of the inputs.
+        use_bias: whether `query_down`, `latent` and `out` add a bias.
+        scale: of the scores, by default `1 / √(head_dim + rope_dim)`.
+        epsilon: of the norms.
+        rotary: what rotates, a function of `x [..., length, heads, dim]` and positions. By default base 10,000, with
+            interleaved pairs.
+        mask, scores, normalizer, implementation: as of `jattn.attention`. By default causal.
+        cache: what keeps the latents, such as `caches.Contiguous(4096)`. Needed for `initial_state` alone.
+
+    Raises:
+        ValueError: sizes below 1, an odd `rope_dim`, wrong pieces; at the call, shapes that do not fit, and all that
+            `jattn.attention` and the cache raise.
+
+    >>> import jax
+    >>> from jattn.layers import LatentAttention, caches
+    >>> layer = LatentAttention(32, 4, kv_rank=12, head_dim=8, rope_dim=4, cache=caches.Contiguous(64))
+    >>> parameters = layer.init(jax.random.key(0))
+    >>> x = jax.random.normal(jax.random.key(1), (2, 10, 32))
+    >>> start, state = jax.jit(layer.prefill)(parameters, x[:, :9])
+    >>> last, state = jax.jit(layer.step)(parameters, x[:, 9], state)
+    >>> bool(jax.numpy.allclose(last, jax.jit(layer)(parameters, x)[:, 9], atol=1e-5))
+    True
+    >>> state.keys.shape, state.values.shape
+    ((2, 64, 1, 16), (2, 64, 1, 0))
+    """
+
+    own_axes = OWN_AXES
+
+    features: int
+    heads: int
+    _: dataclasses.KW_ONLY
+    kv_rank: int
+    head_dim: int
+    rope_dim: int
+    v_dim: int | None = None
+    q_rank: int | None = None
+    use_bias: bool = False
+    scale: float | None = None
+    epsilon: float = 1e-6
+    rotary: Callable[..., jax.Array] = interleaved_rotary
+    mask: Any = CAUSAL
+    scores: Any = ()
+    normalizer: Any = None
+    implementation: Any = None
+    cache: Spec | None = None
+
+    def __post_init__(self):
+        sizes = ("features", "heads", "kv_rank", "head_dim", "rope_dim")
+        check_positive(**{name: getattr(self, name) for name in sizes})
+        optional = {"v_dim": self.v_dim, "q_rank": self.q_rank}
+        check_positive(**{name: size for name, size in optional.items() if size is not None})
+        if self.rope_dim % 2:
+            raise ValueError(f"`rope_dim` must be even, as features are rotated in pairs; got {self.rope_dim}.")
+        check_flags(use_bias=self.use_bias)
+        for name, number in (("scale", self.scale), ("epsilon", self.epsilon)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+                raise ValueError(f"`{name}` must be a number; got {describe(number)}.")
+        check_options(
+            rotary=self.rotary,
+            dropout_rate=0.0,
+            implementation=self.implementation,
+            parallel=None,
+            dtypes={},
+            initializers={},
+        )
+        if not callable(self.rotary):
+            raise ValueError(f"`rotary` must be a function, such as `jattn.positions.rotary`; got {self.rotary!r}.")
+        if self.cache is not None and not isinstance(self.cache, Spec):
+            raise ValueError(
+                f"`cache` must be one of `jattn.layers.caches`, such as `{Contiguous(4096)}`; got "
+                f"{describe(self.cache)}."
+            )
+        mask, _, scores, normalizer, _ = check_pieces(self.mask, None, self.scores, self.normalizer, None)
+        settled = {"v_dim": self.v_dim or self.head_dim, "mask": mask, "scores": scores, "normalizer": normalizer}
+        settled["scale"] = (self.head_dim + self.rope_dim) ** -0.5 if self.scale is None else self.scale
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
+    def parameters(self) -> dict[str, Any]:
+        """`query`, `latent`, `latent_norm`, `key`, `value` and `out`; with `q_rank` `query_down` and `query_norm`."""
+        v_dim, width = int(self.v_dim or 0), self.kv_rank + self.rope_dim
+        biases = self.use_bias
+        tree: dict[str, Any] = {}
+        if self.q_rank is not None:
+            tree["query_down"] = _projection(self.features, self.q_rank, use_bias=biases)
+            tree["query_norm"] = {"scale": bias(self.q_rank, init=ones)}
+        return {
+            **tree,
+            "query": {"kernel": kernel(self.q_rank or self.features, self.heads, self.head_dim + self.rope_dim)},
+            "latent": _projection(self.features, width, use_bias=biases),
+            "latent_norm": {"scale": bias(self.kv_rank, init=ones)},
+            "key": {"kernel": kernel(self.kv_rank, self.heads, self.head_dim)},
+            "value": {"kernel": kernel(self.kv_rank, self.heads, v_dim)},
+            "out": {
+                "kernel": kernel(self.heads, v_dim, self.features, inputs=2),
+                **({"bias": bias(self.features)} if biases else {}),
+            },
+        }
+
+    def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array, *, positions: Any = None) -> jax.Array:
+        """The whole sequence at once: `[..., length, features]`.
+
+        Args:
+            parameters: of the layer.
+            inputs: `[..., length, features]`.
+            positions: integers `[length]` or `[..., length]`, by default 0, 1, ...
+        """
+        length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
+        if positions is not None:
+            check_positions("positions", positions, inputs.shape[:-2], length, "inputs")
+        at = jnp.arange(length) if positions is None else positions
+        return self._whole(
+            parameters, self._query(parameters, inputs, at), self._latent(parameters, inputs, at), positions
+        )
+
+    def initial_state(
+        self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
+    ) -> Cache:
+        """An empty cache.
+
+        Args:
+            parameters: of the layer.
+            batch: the batch axes of the inputs to come.
+            dtype: to keep latents in.
+
+        Raises:
+            ValueError: the layer has no `cache`.
+        """
+        del parameters
+        check_batch(batch)
+        if self.cache is None:
+            raise ValueError("`cache` is needed to decode: make the layer with one, `cache=caches.Contiguous(length)`.")
+        return self.cache.create(batch, 1, self.kv_rank + self.rope_dim, 0, dtype)
+
+    def prefill(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: Cache | None = None, *, valid: Any = None
+    ) -> tuple[jax.Array, Cache]:
+        """The next tokens, behind those of `state`: `[..., length, features]`, and the state behind them.
+
+        Args:
+            parameters: of the layer.
+            inputs: `[..., length, features]`.
+            state: of `initial_state`, `prefill` or `step`; None for an empty one.
+            valid: booleans `[..., length]`, which tokens are real, for prompts of different lengths: see
+                `caches.Cache.append`.
+        """
+        length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
+        before = self.initial_state(parameters, inputs.shape[:-2], inputs.dtype) if state is None else state
+        self._check_state(before, inputs.shape[:-2])
+        at = before.positions(length, valid)
+        query, latent = self._query(parameters, inputs, at), self._latent(parameters, inputs, at)
+        row = jnp.concatenate(latent, -1)
+        view, after = before.append(row, row[..., :0], valid=valid)
+        if state is None and valid is None:
+            return self._whole(parameters, query, latent, None), after
+        absorbed = project(parameters["key"], query[..., : self.head_dim], "...lhd,chd->...lhc")
+        query = jnp.concatenate([absorbed, query[..., self.head_dim :]], -1)
+        found = view.with_keys_as_values().attend(query, **self._pieces())
+        mixed = found[..., : self.kv_rank].astype(inputs.dtype)  # of the rotated keys, no sum is wanted
+        return self._out(parameters, project(parameters["value"], mixed, "...lhc,chv->...lhv")), after
+
+    def step(self, parameters: Mapping[str, Any], inputs: jax.Array, state: Cache) -> tuple[jax.Array, Cache]:
+        """The next token: `[..., features]` and the state before it -> `[..., features]` and the state behind it."""
+        check_shapes({"features": self.features}, inputs=(inputs, "... features"))
+        out, state = self.prefill(parameters, inputs[..., None, :], state)
+        return out[..., 0, :], state
+
+    def _query(self, parameters: Mapping[str, Any], inputs: jax.Array, at: Any) -> jax.Array:
+        """`[..., length, heads, head_dim + rope_dim]`, its last features rotated."""
+        if self.q_rank is not None:
+            down = project(parameters["query_down"], inputs, "...lf,fr->...lr")
+            inputs = rms_norm(down, parameters["query_norm"]["scale"], self.epsilon)
+        query = project(parameters["query"], inputs, "...lf,fhd->...lhd")
+        return jnp.concatenate([query[..., : self.head_dim], self.rotary(query[..., self.head_dim :], at)], -1)
+
+    def _latent(self, parameters: Mapping[str, Any], inputs: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
+        """The latents `[..., length, 1, kv_rank]`, and the rotated keys `[..., length, 1, rope_dim]`."""
+        both = project(parameters["latent"], inputs, "...lf,fc->...lc")[..., None, :]
+        latent = rms_norm(both[..., : self.kv_rank], parameters["latent_norm"]["scale"], self.epsilon)
+        return latent, self.rotary(both[..., self.kv_rank :], at)
+
+    def _whole(
+        self, parameters: Mapping[str, Any], query: jax.Array, latent: tuple[jax.Array, jax.Array], positions: Any
+    ) -> jax.Array:
+        """Keys and values of every head, and attention over them."""
+        latents, turned = latent[0][..., 0, :], latent[1]
+        key, value = (project(parameters[name], latents, "...lc,chd->...lhd") for name in ("key", "value"))
+        key = jnp.concatenate([key, jnp.broadcast_to(turned, (*key.shape[:-1], self.rope_dim))], -1)
+        return self._out(parameters, attention(query, key, value, **self._pieces(), key_positions=positions))
+
+    def _out(self, parameters: Mapping[str, Any], attended: jax.Array) -> jax.Array:
+        return project(parameters["out"], attended, "...lhv,hvf->...lf")
+
+    def _pieces(self) -> dict[str, Any]:
+        names = ("mask", "scores", "normalizer", "implementation")
+        return {"similarity": Dot(float(self.scale or 0)), **{name: getattr(self, name) for name in names}}
+
+    def _check_state(self, state: Any, batch: tuple[int, ...]) -> None:
+        width = self.kv_rank + self.rope_dim
+        if not isinstance(state, Cache) or state.keys.shape[-2:] != (1, width) or state.lengths.shape != batch:
+            got = describe(state)
+            if isinstance(state, Cache):
+                got = f"a batch {state.lengths.shape} and keys {state.keys.shape}"
+            raise ValueError(
+                f"`state` must be a cache of `initial_state`, for the batch {batch} and keys [..., 1, {width}]; got "
+                f"{got}."
+            )
+
+
+def _projection(*shape: int, use_bias: bool) -> dict[str, Any]:
+    return {"kernel": kernel(*shape), **({"bias": bias(*shape[1:])} if use_bias else {})}
