@@ -1,4 +1,4 @@
-"""The rules of primitives that move a value's own axes (of tables and small constants, behind the layout's `rank`)."""
+"""Rules of primitives that move a value's own axes (those of tables and small constants, after the layout's `rank`)."""
 
 import functools
 import operator
@@ -15,7 +15,7 @@ from .resolution import POSITIONS
 from .tables import look_up
 
 RULES: dict[str, Rule] = {}
-"""As in `primitives`."""
+"""See `primitives.RULES`."""
 
 
 _rule = registrar(RULES)
@@ -30,7 +30,7 @@ def _own(context: Context, array: Any) -> tuple[int, ...]:
 
 
 def _spread(context: Context, equation: Any, operand: int, a: Interval) -> Interval | None:
-    """Own axes of their full size, where they were left at 1 because the value repeats itself."""
+    """Broadcast own axes to their full size, where they were kept at size 1 because all entries are equal."""
     own = equation.invars[operand].aval.shape
     if all(_own(context, bound) == own for bound in a):
         return a
@@ -114,7 +114,7 @@ def _concatenate(context, equation, *operands):
 
 @_rule("sort")
 def _sort(context, equation, a, *others):
-    """The n-th smallest rises with each number; of one operand, since others would follow along."""
+    """The n-th smallest number increases with every number. For a single operand: others would be permuted with it."""
     spread = None if others else _spread(context, equation, 0, a)
     if spread is None or (bounds.is_float(_dtype(equation)) and context.xp is not np):
         return None
@@ -126,7 +126,7 @@ def _sort(context, equation, a, *others):
 
 @_rule("argmax", "argmin")
 def _argument(context, equation, a):
-    """Between the first and the last element that may be the largest."""
+    """Between the first and the last element that can be the largest."""
     spread = _spread(context, equation, 0, a)
     (axis,) = equation.params["axes"]
     size = equation.invars[0].aval.shape[axis]
@@ -145,7 +145,7 @@ def _argument(context, equation, a):
 
 @_rule("reduce_sum")
 def _sum(context, equation, a):
-    """Of integers."""
+    """Sums of integers."""
     dtype = _dtype(equation)
     spread = _spread(context, equation, 0, a) if bounds.is_integer(dtype) else None
     places = tuple(context.rank + axis for axis in equation.params["axes"])
@@ -163,7 +163,7 @@ def _cumulative_sum(context, equation, a):
 
 @_rule("dot_general")
 def _dot(context, equation, a, b):
-    """Of two vectors of integers."""
+    """The dot product of two vectors of integers."""
     dtype = _dtype(equation)
     vectors = all(len(atom.aval.shape) == 1 for atom in equation.invars) and equation.outvars[0].aval.shape == ()
     alike = all(atom.aval.dtype == dtype for atom in equation.invars)
@@ -175,7 +175,7 @@ def _dot(context, equation, a, b):
 
 
 def _summed(context: Context, dtype: Any, a: Interval, total: Callable[[Any, Any], Any]) -> Interval:
-    """Sums of numbers, unless one of them may wrap around: then nothing is known of it."""
+    """Sums of numbers. Where a sum may overflow, nothing is known."""
     rough = [total(bound, np.float64 if context.xp is np else np.float32) for bound in a]
     low, high = (float(int(value)) for value in bounds.limits(dtype))
     margin = (high - low) * 2.0**-16
@@ -208,7 +208,7 @@ def _iota(context, equation):
     return bounds.exactly(context, np.arange(shape[axis]).reshape(own), _dtype(equation))
 
 
-# --- look-ups ---
+# --- lookups ---
 
 
 def _clipped(context: Context, index: Interval, size: int) -> Interval:
@@ -218,8 +218,10 @@ def _clipped(context: Context, index: Interval, size: int) -> Interval:
 def _entries(
     context: Context, equation: Any, table: Interval, places: dict[int, Interval], window: tuple[int, ...]
 ) -> Interval | None:
-    """`table[places]`: scalar indices of some own axes, all of the others (`window`); the indexed axes, in the order of
-    `places`, come first with size 1."""
+    """`table[places]`, with scalar indices for some own axes and all entries of the others (`window`).
+
+    In the result the indexed axes come first, in the order of `places`, with size 1.
+    """
     spread = _spread(context, equation, 0, table)
     if spread is None or 0 in equation.invars[0].aval.shape:
         return None
@@ -231,7 +233,7 @@ def _entries(
 
 @_rule("dynamic_slice")
 def _dynamic_slice(context, equation, table, *starts):
-    """One entry, row, column, ... of a table: of each axis one index, or all."""
+    """One entry, row, column, ... of a table: each axis is indexed or taken whole."""
     sizes, own = equation.params["slice_sizes"], equation.invars[0].aval.shape
     if len(starts) != len(own) or any(size not in (1, whole) for size, whole in zip(sizes, own, strict=True)):
         return None
@@ -251,7 +253,7 @@ def _dynamic_slice(context, equation, table, *starts):
 
 @_rule("gather")
 def _gather(context, equation, table, index):
-    """One entry, row, column, ... of a table, as `table[i]`, `table[i, j]` and `jnp.take(table, i)` ask for."""
+    """One entry, row, column, ... of a table, as in `table[i]`, `table[i, j]` and `jnp.take(table, i)`."""
     numbers, own = equation.params["dimension_numbers"], equation.invars[0].aval.shape
     sizes, axes = equation.params["slice_sizes"], numbers.start_index_map
     one_entry = (
@@ -278,7 +280,7 @@ def _gather(context, equation, table, index):
     found = bounds.same_for_both(found, lambda bound: bound.reshape((*bound.shape[:rank], *shape)))
     if equation.params["mode"] in (jax.lax.GatherScatterMode.CLIP, jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS):
         return found
-    # Beyond the table comes a number of the mode's own.
+    # Past the table, the result depends on the mode.
     outside = functools.reduce(
         operator.or_, [(start.lo < 0) | (start.hi > own[axis] - 1) for axis, start in starts.items()]
     )

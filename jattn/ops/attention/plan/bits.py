@@ -1,6 +1,6 @@
-"""Rules of the primitives on bits: of the numbers of an interval, the leading bits that both ends share are known.
+"""Rules of bitwise primitives: the leading bits that both ends of an interval share are known for all its numbers.
 
-So `q ^ k` over tiles of 128 positions that begin at multiples of 128 is known down to its last 7 bits.
+For example, on aligned tiles of 128 positions `q ^ k` is known except for its last 7 bits.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from .bounds import Context, Interval
 from .primitives import Rule, compare_equal, registrar
 
 RULES: dict[str, Rule] = {}
-"""As in `primitives`."""
+"""See `primitives.RULES`."""
 
 
 _rule = registrar(RULES)
@@ -28,13 +28,13 @@ def _number(value: int, dtype: Any) -> Any:
 
 
 def _logical_shift(value: Any, by: int) -> Any:
-    """To the right, zeros coming in."""
+    """Shift right, filling with zeros."""
     unsigned = np.dtype(f"uint{_width(value.dtype)}")
     return (value.astype(unsigned) >> _number(by, unsigned)).astype(value.dtype)
 
 
 def _filled(value: Any) -> Any:
-    """All bits set from the highest set one down."""
+    """Set all bits below the highest set one."""
     shift = 1
     while shift < _width(value.dtype):
         value = value | _logical_shift(value, shift)
@@ -43,13 +43,13 @@ def _filled(value: Any) -> Any:
 
 
 def _known_bits(a: Interval) -> tuple[Any, Any]:
-    """The bits that are set in every number of an interval, and those that are set in any."""
+    """The bits that are set in every number of an interval, and the bits that are set in some number."""
     open_ = _filled(a.lo ^ a.hi)
     return a.lo & ~open_, a.lo | open_
 
 
 def _from_bits(certain: Any, possible: Any) -> Interval:
-    """The smallest and largest number with all the certain and none but the possible bits."""
+    """The smallest and the largest number that has all the certain bits and no bits but the possible ones."""
     dtype = np.dtype(certain.dtype)
     sign = _number(np.iinfo(dtype).min, dtype)  # 0 for unsigned numbers
     sign = possible & ~certain & sign
@@ -57,7 +57,7 @@ def _from_bits(certain: Any, possible: Any) -> Interval:
 
 
 def _narrowed(context: Context, interval: Interval, lo: Any, hi: Any, where: Any) -> Interval:
-    """With other bounds beside, where they hold."""
+    """Intersect with other bounds, `where` they hold."""
     xp = context.xp
     return Interval(
         xp.where(where, xp.maximum(interval.lo, lo), interval.lo),
@@ -71,7 +71,7 @@ def _and(context, equation, a, b):
         return Interval(a.lo & b.lo, a.hi & b.hi)
     (a_certain, a_possible), (b_certain, b_possible) = _known_bits(a), _known_bits(b)
     found = _from_bits(a_certain & b_certain, a_possible & b_possible)
-    for one in (a, b):  # an operand that is not negative bounds the result alone
+    for one in (a, b):  # a nonnegative operand bounds the result by itself
         found = _narrowed(context, found, _number(0, one.lo.dtype), one.hi, one.lo >= 0)
     return found
 
@@ -108,9 +108,9 @@ def _at_points(a: Interval, b: Interval) -> Any:
 
 
 def _shifted(context: Context, dtype: Any, a: Interval, b: Interval, result: Interval, value: Any) -> Interval:
-    """`value` where both operands are single numbers, and nothing where the shift leaves the width, as devices differ.
+    """`value` where both operands are single numbers, otherwise `result`.
 
-    A shift by a negative number of bits, or by more than there are, is the device's choice.
+    Nothing is known where the shift is negative or at least the number of bits: devices differ.
     """
     xp, bits = context.xp, _width(dtype)
     outside = (b.lo < 0) | (b.hi > bits - 1)
@@ -130,7 +130,7 @@ def _shift_left(context, equation, a, b):
     factor = Interval(*(one << xp.clip(bound, 0, bits - 2) for bound in b))
     product = bounds.monotone(context, dtype, lambda x, y: x * y, bounds.every_corner, a, factor)
     product = bounds.replaced(context, dtype, b.hi > bits - 2, product)
-    # By one number, the bits that are known move along.
+    # If the shift is a single number, the known bits shift with it.
     certain, possible = (bound << xp.clip(b.lo, 0, bits - 1) for bound in _known_bits(a))
     moved = _from_bits(certain, possible)
     product = _narrowed(context, product, moved.lo, moved.hi, b.lo == b.hi)
@@ -139,7 +139,7 @@ def _shift_left(context, equation, a, b):
 
 @_rule("shift_right_arithmetic")
 def _shift_right(context, equation, a, b):
-    """The highest bit comes in again, also that of unsigned numbers."""
+    """The highest bit is repeated, also for unsigned numbers."""
     dtype, xp = equation.outvars[0].aval.dtype, context.xp
     signed = np.dtype(f"int{_width(dtype)}")
     low, high = (bound.astype(signed) for bound in a)
@@ -147,7 +147,7 @@ def _shift_right(context, equation, a, b):
     corners = [(end >> count).astype(dtype) for end in (low, high) for count in by]
     lo = xp.minimum(xp.minimum(corners[0], corners[1]), xp.minimum(corners[2], corners[3]))
     hi = xp.maximum(xp.maximum(corners[0], corners[1]), xp.maximum(corners[2], corners[3]))
-    # Unsigned numbers to both sides of the highest bit are not in the order of their signed ones.
+    # Unsigned numbers that differ in the highest bit are ordered differently as signed numbers.
     mixed = (low < 0) != (high < 0) if dtype != signed else False
     return _shifted(context, dtype, a, b, bounds.replaced(context, dtype, mixed, Interval(lo, hi)), corners[0])
 
@@ -159,7 +159,7 @@ def _shift_right_logical(context, equation, a, b):
     by = Interval(*(xp.clip(bound, 0, _width(dtype) - 1).astype(unsigned) for bound in b))
     one_sign = (a.lo >= 0) | (a.hi < 0)
     low, high = (bound.astype(unsigned) for bound in a)
-    # As unsigned numbers the negative ones come last; across zero every number may be meant.
+    # As unsigned numbers, negative ones are the largest. An interval across zero may contain any number.
     low = xp.where(one_sign, low, _number(0, unsigned))
     high = xp.where(one_sign, high, _number(np.iinfo(unsigned).max, unsigned))
     lo, hi = (low >> by.hi).astype(dtype), (high >> by.lo).astype(dtype)
@@ -169,7 +169,7 @@ def _shift_right_logical(context, equation, a, b):
 
 @_rule("clz")
 def _leading_zeros(context, equation, a):
-    """Of a number that is not negative, the fewer the larger it is; a negative number has none."""
+    """A larger nonnegative number has fewer leading zeros; a negative number has none."""
     dtype, xp = equation.outvars[0].aval.dtype, context.xp
     bits = _number(_width(dtype), dtype)
     most, least = bits - _set_bits(context, _filled(a.lo)), bits - _set_bits(context, _filled(a.hi))
@@ -184,7 +184,7 @@ def _population_count(context, equation, a):
 
 
 def _set_bits(context: Context, value: Any) -> Any:
-    """How many bits are set."""
+    """The number of set bits."""
     if context.xp is not np:
         return jax.lax.population_count(value)
     return np.bitwise_count(value.view(f"uint{_width(value.dtype)}")).astype(value.dtype)

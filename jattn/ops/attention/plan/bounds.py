@@ -1,8 +1,8 @@
-"""What is known of a number on a tile: that it lies in an interval. Arithmetic that stays true of what XLA computes.
+"""Interval arithmetic that is sound for what XLA computes.
 
-An `Interval` holds two arrays, which broadcast over the grid of tiles. Where nothing is known, integers have their
-dtype's whole range, booleans (False, True), and floats NaN for both bounds: every comparison with it is then "some",
-which is also right for a number that is NaN itself.
+An `Interval` holds two arrays that broadcast over the grid of tiles. If nothing is known, integers have the whole range
+of their dtype, booleans (False, True), and floats NaN in both bounds. Every comparison with NaN then gives "some",
+which is also correct for a value that is NaN itself.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """`lo <= value <= hi` on every pair of a tile."""
+    """`lo <= value <= hi` for every pair of a tile."""
 
     lo: Any
     hi: Any
@@ -25,13 +25,15 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Where intervals are computed: `xp` is NumPy (known while tracing) or jax.numpy (on the device).
+    """Where and at which sizes intervals are computed.
 
-    `rank` axes `[batch..., head, query, key]` come first in every array, the value's own axes behind them (with size 1
-    where the value repeats itself). The query and the key axis have one entry for each position, or for each tile, or
-    size 1 where all are alike (see `resolution`). No array of more than `limit` elements is built.
-
-    `cuts` is `(length, tile)` of the query axis and of the key axis.
+    Attributes:
+        xp: `numpy` (known at trace time) or `jax.numpy` (on the device).
+        rank: the number of layout axes `[batch..., head, query, key]`, which come first in every array. The value's own
+            axes follow, with size 1 where all entries are equal. The query and key axes have one entry per position or
+            per tile, or size 1 (see `resolution`).
+        limit: no array with more elements is built.
+        cuts: `(length, tile)` of the query axis and of the key axis.
     """
 
     xp: ModuleType
@@ -40,7 +42,7 @@ class Context:
     cuts: tuple[tuple[int, int], tuple[int, int]]
 
     def float_of(self, dtype: Any) -> Any:
-        """The dtype that holds the bounds of a float; NumPy's bounds may be finer than the value."""
+        """The dtype of the bounds of a float. In NumPy, bounds may be more precise than the value."""
         return np.dtype(np.float64) if self.xp is np else jnp.promote_types(dtype, jnp.float32)
 
 
@@ -59,23 +61,23 @@ def limits(dtype: Any) -> tuple[Any, Any]:
 
 
 def is_point(context: Context, interval: Interval) -> bool:
-    """Whether every bound is known to be the number itself: of traced bounds, that they are one array."""
+    """Whether the interval is known to be a single number everywhere. Traced bounds must be the same array."""
     if interval.lo is interval.hi:
         return True
     if context.xp is not np or interval.lo.shape != interval.hi.shape:
         return False
-    start = (slice(0, 1),) * interval.lo.ndim  # a look at one element spares most comparisons
+    start = (slice(0, 1),) * interval.lo.ndim  # compare one element first, which is usually enough
     return bool((interval.lo[start] == interval.hi[start]).all()) and bool((interval.lo == interval.hi).all())
 
 
 def same_for_both(interval: Interval, function: Callable[[Any], Any]) -> Interval:
-    """`function` of both bounds; a number that is known stays one array."""
+    """Apply `function` to both bounds. A point stays a single array."""
     lo = function(interval.lo)
     return Interval(lo, lo if interval.hi is interval.lo else function(interval.hi))
 
 
 def everything(context: Context, aval: Any) -> Interval:
-    """Nothing is known."""
+    """The interval of a value of which nothing is known."""
     shape = (1,) * (context.rank + len(aval.shape))
     if aval.dtype == np.bool_:
         return Interval(np.zeros(shape, bool), np.ones(shape, bool))
@@ -87,16 +89,16 @@ def everything(context: Context, aval: Any) -> Interval:
 
 
 def exactly(context: Context, value: Any, dtype: Any) -> Interval:
-    """A constant, whose axes are its own."""
+    """The interval of a constant. All its axes are own axes."""
     value = np.asarray(value).astype(dtype)
     return held(context, round_outward(context, value.reshape((1,) * context.rank + value.shape)))
 
 
 def round_outward(context: Context, value: Any) -> Interval:
-    """A given array as it may count on the device, in its own dtype.
+    """Bounds for an input array, in its own dtype. Subnormals may be flushed to zero, so they become [-tiny, tiny].
 
-    Floats too small to be normal are 0 in some operations and not in others, comparisons among them: so they are
-    found by their bits, before any minimum is taken.
+    Some operations flush subnormals and others do not, comparisons among them. They are therefore detected by their
+    bits, before any minimum is taken.
     """
     if not is_float(value.dtype):
         return Interval(value, value)
@@ -113,7 +115,7 @@ def round_outward(context: Context, value: Any) -> Interval:
 
 
 def held(context: Context, interval: Interval) -> Interval:
-    """Bounds in the dtype that holds them."""
+    """Convert bounds to the dtype in which bounds are kept."""
     if not is_float(interval.lo.dtype):
         return interval
     dtype = context.float_of(interval.lo.dtype)
@@ -121,7 +123,7 @@ def held(context: Context, interval: Interval) -> Interval:
 
 
 def widened(context: Context, dtype: Any, lo: Any, hi: Any, steps: int = 1) -> Interval:
-    """Bounds of a computed float, `steps` roundings apart at most; NaN where infinity (and so NaN) is in reach."""
+    """Bounds of a computed float, widened by `steps` roundings. NaN where infinity (and so NaN) is within reach."""
     xp, info = context.xp, jnp.finfo(dtype)
     relative, tiny, largest = 2 * steps * float(info.eps), float(info.tiny), float(info.max)
     lo, hi = lo - (abs(lo) * relative + tiny), hi + (abs(hi) * relative + tiny)
@@ -130,7 +132,7 @@ def widened(context: Context, dtype: Any, lo: Any, hi: Any, steps: int = 1) -> I
 
 
 def replaced(context: Context, dtype: Any, unknown: Any, interval: Interval) -> Interval:
-    """The interval, and everything where `unknown`."""
+    """The interval, replaced by "anything" where `unknown`."""
     low, high = limits(dtype) if is_integer(dtype) else (np.nan, np.nan)
     if unknown is False or (context.xp is np and not np.any(unknown)):
         return interval
@@ -145,9 +147,9 @@ def monotone(
     *operands: Interval,
     steps: int = 1,
 ) -> Interval:
-    """`function` of intervals, whose extremes are among its values at the `candidates` for low and for high.
+    """The interval of `function`, whose extremes are attained among the `candidates` for the low and high bound.
 
-    An integer that may leave its dtype wraps around on the device: nothing is known of it.
+    Integers wrap around on the device if they overflow; where that is possible, nothing is known.
     """
     lo, hi = _extremes(context, function, candidates, operands)
     if is_float(dtype):
@@ -160,7 +162,7 @@ def monotone(
         least, most = candidates(*extents)
         if min(function(*corner) for corner in least) >= low and max(function(*corner) for corner in most) <= high:
             return Interval(lo, hi)
-    # A rough result in floating point tells whether the exact one can be trusted; near the edge it is not.
+    # An approximate floating-point result tells whether the exact one may have overflowed.
     held = context.float_of(jnp.float64 if np.dtype(dtype).itemsize == 8 else jnp.float32)
     rough = _extremes(
         context, function, candidates, [Interval(*(bound.astype(held) for bound in one)) for one in operands]
@@ -181,7 +183,7 @@ def _extremes(context: Context, function: Any, candidates: Any, operands: Any) -
 
 
 def every_corner(a: Interval, b: Interval) -> tuple[list[tuple], list[tuple]]:
-    """Of a function monotone in each argument, in whichever direction."""
+    """Candidates for a function that is monotone in each argument, in either direction."""
     corners = [(a.lo, b.lo), (a.lo, b.hi), (a.hi, b.lo), (a.hi, b.hi)]
     return corners, corners
 
@@ -199,14 +201,14 @@ def magnitude(context: Context, dtype: Any, a: Interval) -> Interval:
 
 
 def _nonzero(context: Context, b: Interval) -> tuple[Any, Interval]:
-    """Whether 0 is in b, and b with harmless bounds there."""
+    """Whether b contains 0, and b with harmless bounds there."""
     zero = (b.lo <= 0) & (b.hi >= 0)
     one = np.ones((), b.lo.dtype)[()]
     return zero, Interval(context.xp.where(zero, one, b.lo), context.xp.where(zero, one, b.hi))
 
 
 def _edge(dtype: Any, a: Interval, b: Interval) -> Any:
-    """Where the smallest integer is in reach, whose quotient by -1 and whose magnitude overflow."""
+    """Where the smallest integer is within reach: its quotient by -1 and its absolute value overflow."""
     if not jnp.issubdtype(dtype, jnp.signedinteger):
         return False
     low = limits(dtype)[0]
@@ -223,7 +225,7 @@ def _truncated_quotient(x: Any, y: Any) -> Any:
 
 
 def quotient(context: Context, dtype: Any, a: Interval, b: Interval, *, floor: bool) -> Interval:
-    """Integer division, rounded down or towards zero."""
+    """Integer division, rounded down or toward zero."""
     zero, safe = _nonzero(context, b)
     if context.xp is np:
         divide = np.floor_divide if floor else _truncated_quotient
@@ -234,7 +236,7 @@ def quotient(context: Context, dtype: Any, a: Interval, b: Interval, *, floor: b
 
 
 def remainder(context: Context, dtype: Any, a: Interval, b: Interval, *, floor: bool) -> Interval:
-    """What the division leaves: of the divisor's sign if it is rounded down, of the dividend's if towards zero."""
+    """The remainder: with the sign of the divisor if rounded down, of the dividend if rounded toward zero."""
     xp = context.xp
     zero, safe = _nonzero(context, b)
     if xp is np:
@@ -243,12 +245,12 @@ def remainder(context: Context, dtype: Any, a: Interval, b: Interval, *, floor: 
         divide, rest = (
             (jnp.floor_divide, jnp.remainder) if floor else (_broadcast(jax.lax.div), _broadcast(jax.lax.rem))
         )
-    # With one divisor and one quotient, x - quotient * divisor rises with x; else every remainder may occur.
+    # For a single divisor and quotient, x - quotient * divisor increases with x. Otherwise any remainder may occur.
     one_turn = (safe.lo == safe.hi) & (divide(a.lo, safe.lo) == divide(a.hi, safe.lo))
     largest = xp.maximum(abs(safe.lo), abs(safe.hi)) - 1
     nothing = np.zeros((), dtype)[()]
     if floor:
-        # A dividend of the divisor's sign is never made larger.
+        # If the dividend has the sign of the divisor, the remainder is not larger than it.
         above = xp.where(a.lo >= 0, xp.minimum(a.hi, largest), largest)
         below = xp.where(a.hi <= 0, xp.maximum(a.lo, nothing - largest), nothing - largest)
         wide = Interval(xp.where(safe.lo > 0, nothing, below), xp.where(safe.lo > 0, above, nothing))
@@ -258,7 +260,7 @@ def remainder(context: Context, dtype: Any, a: Interval, b: Interval, *, floor: 
         )
     lo = xp.where(one_turn, rest(a.lo, safe.lo), wide.lo)
     hi = xp.where(one_turn, rest(a.hi, safe.lo), wide.hi)
-    # A dividend closer to zero than every divisor of its sign is its own remainder.
+    # A dividend that is closer to zero than every divisor, with its sign, is its own remainder.
     smallest = xp.minimum(abs(safe.lo), abs(safe.hi))
     small = (a.lo >= 0) & (a.hi < smallest) & ((safe.lo > 0) if floor else True)
     lo, hi = xp.where(small, a.lo, lo), xp.where(small, a.hi, hi)
@@ -266,14 +268,14 @@ def remainder(context: Context, dtype: Any, a: Interval, b: Interval, *, floor: 
 
 
 def float_quotient(context: Context, dtype: Any, a: Interval, b: Interval) -> Interval:
-    """a / b; nothing where 0 is in b."""
+    """a / b; nothing is known where b contains 0."""
     zero, safe = _nonzero(context, b)
     lo, hi = _extremes(context, lambda x, y: x / y, every_corner, (a, safe))
     return replaced(context, dtype, zero, widened(context, dtype, lo, hi, 2))
 
 
 def convert(context: Context, source: Any, target: Any, a: Interval) -> Interval:
-    """The value in another dtype."""
+    """The value converted to another dtype."""
     xp = context.xp
     if source == target:
         return a
@@ -283,7 +285,7 @@ def convert(context: Context, source: Any, target: Any, a: Interval) -> Interval
         if is_float(source) and jnp.finfo(target).bits >= jnp.finfo(source).bits and jnp.finfo(target).bits >= 32:
             held = context.float_of(target)
             return Interval(a.lo.astype(held), a.hi.astype(held))
-        # Rounding is monotone; to a narrow float the device may skip it.
+        # Rounding is monotone. Devices may skip rounding to a narrower float.
         steps = 0 if jnp.finfo(target).bits >= 32 and not is_float(source) else 1
         lo, hi = (bound.astype(target).astype(context.float_of(target)) for bound in a)
         return Interval(lo, hi) if steps == 0 else widened(context, target, lo, hi)
@@ -301,7 +303,7 @@ def convert(context: Context, source: Any, target: Any, a: Interval) -> Interval
             fits = fits & (a.hi <= high.astype(source))
         found = same_for_both(a, lambda bound: bound.astype(target))
         return replaced(context, target, False if fits is True else ~fits, found)
-    margin = float(int(high) - int(low)) * 2.0**-16  # near the edge (and for NaN) what comes is the device's choice
+    margin = float(int(high) - int(low)) * 2.0**-16  # near the limits, and for NaN, devices differ
     fits = (a.lo > float(low) + margin - 1) & (a.hi < float(high) - margin)
     if int(low) == 0:
         fits = (a.lo >= 0) & (a.hi < float(high) - margin)

@@ -1,4 +1,4 @@
-"""Functions of `jnp` that are simple as a whole, though their parts are not; told by their body, not their name."""
+"""Rules of whole functions that are simple although their parts are not, recognized by their body, not their name."""
 
 import functools
 from typing import Any
@@ -24,9 +24,9 @@ _SEARCHES = {
 
 
 def known_call(equation: Any, inner: Any) -> Rule | None:
-    """The rule of a nested call: `floor_divide` or `remainder` of integers, `searchsorted`, or that of `Selected`.
+    """The rule of a nested call: integer `floor_divide` or `remainder`, `searchsorted`, or that of `masks.Selected`.
 
-    Taken apart, their correction of the sign, or their steps of bisection, would widen the interval.
+    Evaluated equation by equation, their sign corrections or bisection steps would widen the interval.
     """
     name = equation.params.get("name")
     if name == "row_holds" and [one.aval.ndim for one in inner.jaxpr.invars] == [2, 0, 0]:
@@ -52,7 +52,7 @@ def _avals(inner: Any) -> tuple[Any, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _body(function: Any, avals: tuple[Any, ...]) -> str | None:
-    """What JAX makes of a function that is one nested call."""
+    """The jaxpr of a function that consists of one nested call, as text."""
     shapes = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in avals]
     equations = jax.make_jaxpr(function)(*shapes).jaxpr.eqns
     return str(equations[0].params["jaxpr"]) if len(equations) == 1 and "jaxpr" in equations[0].params else None
@@ -67,7 +67,7 @@ def _of_integers(interval_of: Any, dtype: Any, context: Context, equation: Any, 
 
 
 def _search(search: Any, context: Context, equation: Any, table: Interval, query: Interval) -> Interval | None:
-    """Where a number belongs in a table: the further right, the larger it is, even if the table is not sorted."""
+    """`searchsorted`: the place increases with the number searched for. The table must be a known or traced point."""
     common = jnp.promote_types(*(variable.aval.dtype for variable in equation.invars))
     if bounds.is_integer(common):
         table, query = (
@@ -92,7 +92,7 @@ def _search(search: Any, context: Context, equation: Any, table: Interval, query
     found = bounds.same_for_both(query, lambda bound: place(bound, side))
     if not bounds.is_float(equation.invars[1].aval.dtype):
         return found
-    # Whether -0 comes before 0 is not for this rule to say; NaN may be anything.
+    # The rule does not rely on the order of -0 and 0. NaN may be anywhere.
     zero = (query.lo <= 0) & (query.hi >= 0)
     found = Interval(
         np.where(zero, place(query.lo, "left"), found.lo), np.where(zero, place(query.hi, "right"), found.hi)

@@ -1,4 +1,4 @@
-"""Rules of `cond`, `switch`, `scan` and `while_loop`: their bodies, evaluated with intervals."""
+"""Rules of `cond`, `switch`, `scan` and `while_loop`: their bodies are evaluated with intervals."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,21 +11,21 @@ from .primitives import choose
 from .resolution import together
 
 TURNS = 64
-"""Of a loop that is followed; one that may take more is unknown."""
+"""The most iterations of a loop that are followed. A loop that may take more is unknown."""
 
 Evaluate = Callable[[Context, Any, Any, list[Interval]], list[Interval]]
 """`evaluate(context, jaxpr, constants, inputs)`."""
 
 
 def cond(context: Context, equation: Any, operands: list[Interval], evaluate: Evaluate) -> list[Interval] | None:
-    """What the branches that may be taken give."""
+    """The union of the results of all branches that may be taken."""
     which, *arguments = operands
     results = [evaluate(context, one.jaxpr, one.consts, arguments) for one in equation.params["branches"]]
     return _chosen(context, which, results)
 
 
 def _chosen(context: Context, which: Interval, results: list[list[Interval]]) -> list[Interval] | None:
-    """Of the results of several bodies, those of the one with this number."""
+    """Of the results of several bodies, those with the number `which`."""
     found = [_one_of(context, which, cases) for cases in zip(*results, strict=True)]
     known = [one for one in found if one is not None]
     return known if len(known) == len(found) else None
@@ -39,7 +39,7 @@ def _one_of(context: Context, which: Interval, cases: Sequence[Interval]) -> Int
 
 
 def scan(context: Context, equation: Any, operands: list[Interval], evaluate: Evaluate) -> list[Interval] | None:
-    """A loop of a known number of turns that carries values and collects none."""
+    """A loop with a known number of iterations that carries values and stacks no outputs."""
     body, length = equation.params["jaxpr"], equation.params["length"]
     if length > TURNS or not carries_alone(equation):
         return None
@@ -51,7 +51,7 @@ def scan(context: Context, equation: Any, operands: list[Interval], evaluate: Ev
 
 
 def while_loop(context: Context, equation: Any, operands: list[Interval], evaluate: Evaluate) -> list[Interval] | None:
-    """A loop that is seen to end; where it has ended already, the values stay."""
+    """A loop that is seen to end. Where it has ended already, values stay as they are."""
     if context.xp is not np:
         return None
     params = equation.params
@@ -71,4 +71,4 @@ def while_loop(context: Context, equation: Any, operands: list[Interval], evalua
 
 
 RULES = {"cond": cond, "scan": scan, "while": while_loop}
-"""As in `primitives`, with the evaluation of a jaxpr for their last argument."""
+"""Like `primitives.RULES`, with the function that evaluates a jaxpr as the last argument."""

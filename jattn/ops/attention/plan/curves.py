@@ -1,7 +1,7 @@
-"""Rules of functions of one float: rounding, and those that only rise or only fall, from the ends of the interval.
+"""Rules of functions of one float: rounding, and monotone functions, evaluated at the ends of the interval.
 
-Devices compute them with errors of their own, so the bounds are wider than the function's by many roundings; a number
-that may lie outside the function's domain, or reach infinity, is unknown.
+Devices compute these functions with errors of their own, so bounds are widened by many roundings. A number that may be
+outside of the function's domain, or may reach infinity, is unknown.
 """
 
 from collections.abc import Callable
@@ -15,19 +15,19 @@ from .bounds import Context, Interval
 from .primitives import Rule, registrar
 
 RULES: dict[str, Rule] = {}
-"""As in `primitives`."""
+"""See `primitives.RULES`."""
 
 STEPS, NARROW = 64, 4
-"""Roundings that a device's function may be off by, of float32 and of narrower floats, which are computed in float32 or
-nearly; published errors are a few."""
+"""By how many roundings a device's function may be off, for float32 and for narrower floats (which are computed in
+about float32). Published errors are a few roundings."""
 
 
 _rule = registrar(RULES)
 
 
 def _widened(context: Context, dtype: Any, lo: Any, hi: Any, times: int = 1, *, near_zero: bool = True) -> Interval:
-    """By `times` the usual error, relative to the number and, `near_zero`, to 1: a function's error does not shrink
-    with it near a zero."""
+    """Widen by `times` the usual relative error. With `near_zero`, also by that error relative to 1: near a zero of the
+    function, its error does not shrink with its value."""
     info = jax.numpy.finfo(dtype)
     steps = times * (STEPS if info.bits >= 32 else NARROW)
     margin = 2 * steps * float(info.eps) if near_zero else 0.0
@@ -55,7 +55,7 @@ def _round(context, equation, a):
 def _rising(
     name: str, function: Callable[[Any, Any], Any], low: float = -np.inf, high: float = np.inf, times: int = 1
 ) -> None:
-    """The rule of a function that rises between `low` and `high`, and is not asked for outside; `times`: `_widened`."""
+    """Register a function that is monotone between `low` and `high` and unknown outside. `times`: see `_widened`."""
 
     def rule(context, equation, a):
         dtype = equation.outvars[0].aval.dtype
@@ -83,7 +83,7 @@ _rising("cbrt", lambda xp, x: xp.cbrt(x))
 _rising("sinh", lambda xp, x: xp.sinh(x))
 _rising("asinh", lambda xp, x: xp.arcsinh(x))
 _rising("atan", lambda xp, x: xp.arctan(x))
-_rising("rsqrt", lambda xp, x: 1 / xp.sqrt(x), low=0)  # falls, which is as good
+_rising("rsqrt", lambda xp, x: 1 / xp.sqrt(x), low=0)  # decreasing works as well
 
 
 @_rule("sqrt")
@@ -98,17 +98,17 @@ def _sqrt(context, equation, a):
 
 @_rule("sin", "cos")
 def _wave(context, equation, a):
-    """Between the ends, unless a crest or a trough lies between them."""
+    """The range between the ends, extended to 1 or -1 if the interval contains a maximum or a minimum."""
     dtype, xp = equation.outvars[0].aval.dtype, context.xp
     if not bounds.is_float(dtype):
         return None
     function = getattr(xp, equation.primitive.name)
-    near = (abs(a.lo) < 1e4) & (abs(a.hi) < 1e4)  # further out, float32 does not tell the crests apart
+    near = (abs(a.lo) < 1e4) & (abs(a.hi) < 1e4)  # beyond that, float32 cannot resolve the period
     a = Interval(*(xp.where(near, bound, 0) for bound in a))
     ends = [function(bound) for bound in a]
     crest = np.pi / 2 if equation.primitive.name == "sin" else 0.0
 
-    def between(place):  # with a margin for the rounding of the ends
+    def between(place):  # with a margin for rounding of the ends
         margin = 1e-2
         return xp.floor((a.hi + margin - place) / (2 * np.pi)) > xp.floor((a.lo - margin - place) / (2 * np.pi))
 
@@ -121,7 +121,7 @@ def _wave(context, equation, a):
 
 @_rule("pow")
 def _pow(context, equation, a, b):
-    """Of a positive base."""
+    """Powers of a positive base."""
     dtype, xp = equation.outvars[0].aval.dtype, context.xp
     if not bounds.is_float(dtype) or not bounds.is_float(equation.invars[1].aval.dtype):
         return None
@@ -130,7 +130,7 @@ def _pow(context, equation, a, b):
     values = [xp.power(x, y) for x, y in bounds.every_corner(base, exponent)[0]]
     lo = xp.minimum(xp.minimum(values[0], values[1]), xp.minimum(values[2], values[3]))
     hi = xp.maximum(xp.maximum(values[0], values[1]), xp.maximum(values[2], values[3]))
-    # The error grows with the logarithm of the result, which is below 128 for float32.
+    # The relative error grows with the logarithm of the result, which is below 128 for float32.
     return bounds.replaced(context, dtype, ~inside, _widened(context, dtype, lo, hi, 16, near_zero=False))
 
 

@@ -1,8 +1,8 @@
-"""Why tiles are partial that need not be: the operation that knows too little, where it stands, and what would help.
+"""Explains needlessly partial tiles: the operation that loses information, its line, and what would help.
 
-A tile that is visited in vain, or masked though it is full, is evaluated twice: as a whole, and pair by pair. Where the
-bounds of the whole are wider than the values of the pairs, something was lost; the first equation whose loss decides is
-the one to name.
+A tile that is visited although it is empty, or masked although it is full, is evaluated twice, as a whole and pair by
+pair. Where the bounds for the whole tile are wider than the values of its pairs, information was lost. The first
+equation whose loss decides the result is reported.
 """
 
 import linecache
@@ -21,7 +21,7 @@ from .plan import EMPTY, PARTIAL, Plan, states_of
 from .refine import search
 
 SAMPLE = 64
-"""Partial tiles that are looked at."""
+"""The number of partial tiles that are examined."""
 BUDGET = 2**22
 """See `refine.BUDGET`."""
 
@@ -44,13 +44,13 @@ _MACHINERY = tuple(str(_HERE / name) for name in ("ops/attention/plan", "foundat
 
 
 def doubt(mask: Mask | None, query_positions: Any, key_positions: Any, plan: Plan) -> str | None:
-    """What keeps tiles partial that are empty or full, and what would help, in words; None where nothing does.
+    """In words, what keeps tiles partial that are empty or full, and what would help; None if there are no such tiles.
 
     Args:
         mask: aligned to the call, or None.
-        query_positions: as of `make_plan`.
-        key_positions: as of `make_plan`.
-        plan: whose tiles are meant.
+        query_positions: as in `make_plan`.
+        key_positions: as in `make_plan`.
+        plan: the plan of the mask.
     """
     if mask is None or 0 in (plan.q_len, plan.kv_len):
         return None
@@ -78,7 +78,7 @@ def doubt(mask: Mask | None, query_positions: Any, key_positions: Any, plan: Pla
 
 
 def _without_rule(question: Question, plan: Plan) -> tuple[Any, ...] | None:
-    """The first equation of which nothing is known."""
+    """The first equation whose result is completely unknown."""
     lost: list[tuple[Any, ...]] = []
 
     def watch(path, results, known):
@@ -91,7 +91,7 @@ def _without_rule(question: Question, plan: Plan) -> tuple[Any, ...] | None:
 
 
 def _explained(tile: Question, plan: Plan) -> tuple[str, str]:
-    """The equation that knows too little of a tile, and what would help."""
+    """The equation that loses the information about a tile, and what would help."""
     exact: list[tuple[tuple[Any, ...], list[Interval], bool]] = []
 
     def record(path, results, known):
@@ -125,7 +125,7 @@ def _explained(tile: Question, plan: Plan) -> tuple[str, str]:
 
 
 def _with(tile: Question, plan: Plan, number: int, results: list[Interval]) -> Interval:
-    """What is said of the tile if one equation, by its number, has these results."""
+    """The verdict on the tile if one equation, by its number, had these results."""
     count = iter(range(10**9))
     return tile.allowed(plan.q_tile, plan.k_tile, lambda _, found, known: results if next(count) == number else found)
 
@@ -138,7 +138,7 @@ def _hull(interval: Interval) -> Interval:
 
 
 def _is_wider(a: Interval, b: Interval) -> bool:
-    """Whether a says less than b, by more than rounding."""
+    """Whether a is wider than b by more than rounding."""
     a, b = _hull(a), _hull(b)
     if a.lo.dtype == np.bool_:
         return bool(((b.lo & ~a.lo) | (a.hi & ~b.hi)).any())
@@ -148,9 +148,9 @@ def _is_wider(a: Interval, b: Interval) -> bool:
 
 
 def _place(path: Sequence[Any]) -> str:
-    """The primitive, and its line in the function of whoever wrote it."""
+    """The primitive, and its line in the user's function."""
     names = [str(one.params["name"]) if "name" in one.params else one.primitive.name for one in path]
-    # What is within a function of JAX was traced when that was first called; the line of the call is the one to name.
+    # The body of a JAX function was traced when it was first called elsewhere; report the line of this call instead.
     depth = len(path) - 1
     while depth > 0 and not _is_of(_frame(path[depth]), names[depth - 1]):
         depth -= 1
@@ -168,7 +168,7 @@ def _is_of(frame: tuple[str, int, str] | None, function: str) -> bool:
 
 
 def _frame(equation: Any) -> tuple[str, int, str] | None:
-    """The innermost frame that is neither JAX's nor of what reads masks: file, line, function."""
+    """The innermost frame that belongs neither to JAX nor to the plan: file, line, function."""
     traceback = getattr(getattr(equation, "source_info", None), "traceback", None)
     for frame in getattr(traceback, "frames", ()):
         file = os.path.abspath(frame.file_name)

@@ -1,4 +1,4 @@
-"""A jaxpr, evaluated with intervals in place of numbers: one rule for each equation, or "anything"."""
+"""Evaluates a jaxpr with intervals in place of numbers: one rule per equation, otherwise "anything"."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +20,8 @@ _LOOK_UPS = ("gather", "dynamic_slice")
 _LOOKED_UP_WHOLE = ("searchsorted", "row_holds")
 
 Watch = Callable[[tuple[Any, ...], list[Interval], bool], list[Interval]]
-"""`watch(equations, results, known)` is told of each equation once it is evaluated (the last of `equations`, behind the
-calls that it is within), of its results, and whether anything is known of them. It returns the results to use."""
+"""`watch(equations, results, known)` is called after each equation: the last of `equations`, the others being the calls
+that contain it. It receives the results and whether anything is known about them, and returns the results to use."""
 
 
 def evaluate(
@@ -35,12 +35,12 @@ def evaluate(
     """The intervals of the outputs of a jaxpr.
 
     Args:
-        context: where.
-        jaxpr: of values whose own axes are those of the intervals.
+        context: see `Context`.
+        jaxpr: a jaxpr whose values have the own axes of the intervals.
         consts: its constants.
-        inputs: its inputs.
-        watch: see `Watch`; not told of what is in branches and loops.
-        within: the calls that the jaxpr is within.
+        inputs: the intervals of its inputs.
+        watch: see `Watch`. Not called inside branches and loops.
+        within: the calls that contain the jaxpr.
     """
     environment: dict[Any, Interval] = dict(zip(jaxpr.invars, inputs, strict=True))
     for variable, constant in zip(jaxpr.constvars, consts, strict=True):
@@ -103,12 +103,12 @@ def _found(
     result = rule(context, equation, *agreed) if rule is not None and len(equation.outvars) == 1 else None
     if result is not None:
         return [result]
-    # While tracing, the primitive itself comes last: it is compiled for the occasion.
+    # At trace time the primitive itself is the last resort, because it must be compiled.
     return points.by_primitive(context, equation, agreed) if context.xp is np else None
 
 
 def _of_one_rank(context: Context, equation: Any, operands: list[Interval]) -> list[Interval]:
-    """Scalars beside arrays, as in `select_n`, get axes of size 1."""
+    """Give scalars that are combined with arrays, as in `select_n`, axes of size 1."""
     ranks = [len(atom.aval.shape) for atom in equation.invars]
     if len(set(ranks)) < 2:
         return operands

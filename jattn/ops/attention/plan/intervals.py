@@ -1,8 +1,8 @@
-"""What a mask says of whole tiles: its jaxpr, evaluated with intervals of positions in place of positions.
+"""What a mask allows on whole tiles: its jaxpr, evaluated with intervals of positions in place of positions.
 
-"Queries 512..639, keys 0..127" goes through the equations of `mask.allows`, for all tiles at once, and comes out as a
-pair of booleans per tile: whether every pair is allowed, and whether any may be. An equation without a rule gives
-"anything", so a tile is never skipped wrongly. Nothing larger than the lengths and the grid of tiles is built.
+"Queries 512..639, keys 0..127" goes through the equations of `mask.allows`, for all tiles at once. The result is a pair
+of booleans per tile: whether all pairs are allowed, and whether any may be. An equation without a rule gives
+"anything", so a tile is never skipped wrongly. No array is larger than the lengths or the grid of tiles.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from .resolution import at_tiles
 
 
 def is_known(value: Any) -> bool:
-    """Whether a value can be read while tracing: NumPy arrays and Python numbers."""
+    """Whether a value is known at trace time: a NumPy array or a Python number."""
     return isinstance(value, (np.ndarray, np.generic, int, float))
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Which pairs a mask allows, as a jaxpr and the aligned arrays that go into it.
+    """The question "which pairs does this mask allow": a jaxpr, and the aligned arrays that go into it.
 
     Attributes:
-        closed: of the mask's arrays, the query positions and the key positions, without the axes of the layout.
-        inputs: `[batch..., head, query, key, own...]`; the positions last.
-        rank: the number of axes of the layout.
+        closed: the jaxpr of the mask's arrays, the query position and the key position, without the layout's axes.
+        inputs: `[batch..., head, query, key, own...]`; the positions are last.
+        rank: the number of layout axes.
     """
 
     closed: Any
@@ -44,38 +44,40 @@ class Question:
 
     @property
     def known(self) -> bool:
-        """Whether everything it asks of can be read while tracing."""
+        """Whether all inputs are known at trace time."""
         return all(is_known(one) for one in self.inputs) and not any(
             isinstance(constant, Tracer) for constant in self.closed.consts
         )
 
     @property
     def size(self) -> int:
-        """How many numbers go into it."""
+        """The number of elements of all inputs."""
         return sum(math.prod(np.shape(one)) for one in (*self.inputs, *self.closed.consts))
 
     @property
     def identity(self) -> Hashable:
-        """Of one that is known: equal for questions that are the same, bit for bit."""
+        """A hashable key of a known question. Equal for questions that are the same, bit for bit."""
         arrays = [np.asarray(one) for one in (*self.inputs, *self.closed.consts)]
         return identity(self.closed.jaxpr), tuple((one.shape, one.dtype, one.tobytes()) for one in arrays)
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Queries and keys."""
+        """The numbers of queries and keys."""
         return self.inputs[-2].shape[-2], self.inputs[-1].shape[-1]
 
     @property
     def lead(self) -> tuple[int, ...]:
-        """The axes in front of the queries; size 1 where all are alike."""
+        """The sizes of the axes before the query axis; 1 where all entries are the same."""
         return np.broadcast_shapes(*(jnp.shape(one)[: self.rank - 2] for one in self.inputs))
 
     def allowed(self, q_tile: int, k_tile: int, watch: Watch | None = None) -> Interval:
-        """Per tile `[batch..., head, query tile, key tile]` (size 1 where all are alike): (all allowed, any allowed).
+        """(all pairs allowed, any pair allowed) per tile `[batch..., head, query tile, key tile]`.
+
+        Axes on which all entries are the same have size 1.
 
         Args:
-            q_tile: queries of a tile; the last may have fewer.
-            k_tile: keys of a tile, likewise.
+            q_tile: queries per tile; the last tile may have fewer.
+            k_tile: keys per tile, likewise.
             watch: see `evaluate`.
         """
         cuts = tuple(zip(self.lengths, (q_tile, k_tile), strict=True))
@@ -92,7 +94,7 @@ class Question:
 
 
 def ask(mask: Mask, query_positions: Any, key_positions: Any) -> Question:
-    """The question of an aligned mask.
+    """The question for an aligned mask.
 
     Args:
         mask: aligned.
@@ -117,7 +119,7 @@ def ask(mask: Mask, query_positions: Any, key_positions: Any) -> Question:
 
 
 def _values(context: Context, value: Any, dtype: Any) -> Interval:
-    """An aligned array at each position; pairs, at each tile."""
+    """The interval of an aligned array, per position; an array of pairs is reduced to tiles."""
     if not bounds.is_float(dtype) and dtype != np.bool_ and not bounds.is_integer(dtype):
         return bounds.everything(context, jax.ShapeDtypeStruct(value.shape[context.rank :], dtype))
     if context.xp is np:

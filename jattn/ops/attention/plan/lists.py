@@ -1,4 +1,4 @@
-"""The rule of a look-up in sorted lists: whether a number of an interval is in any, or every, list of a range."""
+"""The rule of a lookup in sorted lists: whether any, or every, number of an interval is in the lists of a range."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from . import bounds
 from .bounds import Context, Interval
 
 COUNTS = 2**26
-"""Entries of the largest table of counts, lists x key tiles, that is built."""
+"""The most entries of the table of counts, lists x key tiles, that is built."""
 
 
 def row_holds(context: Context, equation: Any, table: Interval, row: Interval, number: Interval) -> Interval | None:
-    """Of `jattn.masks.selected.row_holds`, exact: how many pairs of the box (rows, numbers) are in the table.
+    """The rule of `masks.selected.row_holds`: counts the pairs (row, number) of a box that are in the table. Exact.
 
-    For each list it is counted how many of its entries are among the numbers of each tile of keys, repeated entries
-    once; sums over the lists of a tile of queries are differences of running sums.
+    For each list it counts the distinct entries within the numbers of each key tile. Sums over the lists of a query
+    tile are differences of running sums.
     """
     del equation
     xp, rank = context.xp, context.rank
@@ -33,7 +33,7 @@ def row_holds(context: Context, equation: Any, table: Interval, row: Interval, n
     distinct = xp.concatenate([xp.zeros_like(distinct[..., :1]), distinct], -1)
 
     def below(bound: Any) -> Any:
-        """How many different entries of each list are less than each number, `[..., rows, key tiles]`."""
+        """The number of distinct entries of each list below each number, `[..., rows, key tiles]`."""
         place = entries_below(xp, entries, bound)
         lists = xp.broadcast_to(distinct, (*place.shape[:-1], choices + 1))
         return xp.take_along_axis(lists, place, axis=-1)
@@ -46,14 +46,14 @@ def row_holds(context: Context, equation: Any, table: Interval, row: Interval, n
     running = xp.concatenate([xp.zeros_like(running[..., :1, :]), running], -2)
 
     def up_to(place: Any) -> Any:
-        """Pairs in the lists before `place [..., query tiles, 1]`."""
+        """The number of pairs in the lists before `place [..., query tiles, 1]`."""
         lists = np.broadcast_shapes(running.shape[:-2], place.shape[:-2])
         whole = xp.broadcast_to(running, (*lists, *running.shape[-2:]))
         place = xp.broadcast_to(place, (*lists, place.shape[-2], running.shape[-1]))
         return xp.take_along_axis(whole, place, axis=-2)
 
     found = up_to(row.hi + 1) - up_to(row.lo)
-    # More numbers than a list has entries are never all in it; so their product stays within int32.
+    # A list cannot contain more numbers than it has entries, so clamping is exact and avoids int32 overflow.
     width = xp.minimum(high - low, choices) + 1
     every = (found == (row.hi - row.lo + 1) * width) & (number.lo >= 0)
     return Interval(every, found > 0)

@@ -17,9 +17,9 @@ _CELLS = {EMPTY: "·", PARTIAL: "▒", FULL: "█"}
 
 
 def picture(plan: Plan) -> str:
-    """At most 48 x 48 cells: `█` every pair attends, `▒` some, `·` none; and the number of tiles.
+    """At most 48 x 48 cells (`█` all pairs attend, `▒` some, `·` none), followed by the number of tiles.
 
-    Of a plan with several batch elements or heads, the first is drawn.
+    If the plan has several batch elements or heads, the first is drawn.
     """
     if not plan.known:
         return "tiles: decided at run time, from arrays that are not known while tracing"

@@ -17,7 +17,7 @@ EMPTY, PARTIAL, FULL = 0, 1, 2
 
 
 class Lists(NamedTuple):
-    """For every row of tiles, the tiles to visit: `order[start:full_stop]` are full, `order[full_stop:stop]` partial.
+    """The tiles to visit per row: `order[start:full_stop]` are full, `order[full_stop:stop]` partial.
 
     order: int32, one-dimensional, for all rows; ascending in each part.
     start, full_stop, stop: int32 `[batch..., head, rows]`.
@@ -31,15 +31,15 @@ class Lists(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """What is known of every tile.
+    """The state of every tile.
 
     Attributes:
-        states: uint8 `[batch..., head, query tiles, key tiles]`, each EMPTY, PARTIAL or FULL; size 1 where all
-            elements of the batch, or heads, are alike. NumPy if it is known while tracing, else traced.
-        q_tile: queries of a tile; the last may have fewer.
-        k_tile: keys of a tile, likewise.
-        q_len: queries in all.
-        kv_len: keys in all.
+        states: uint8 `[batch..., head, query tiles, key tiles]`, each EMPTY, PARTIAL or FULL; size 1 on axes where all
+            entries are the same. A NumPy array if known at trace time, otherwise traced.
+        q_tile: queries per tile; the last tile may have fewer.
+        k_tile: keys per tile, likewise.
+        q_len: the number of queries.
+        kv_len: the number of keys.
     """
 
     states: Any
@@ -50,17 +50,17 @@ class Plan:
 
     @property
     def known(self) -> bool:
-        """Whether the states can be read while tracing."""
+        """Whether the states are known at trace time."""
         return isinstance(self.states, np.ndarray)
 
     def counts(self) -> tuple[int, int, int]:
-        """(visited, full, all) tiles of a known plan, over the batch elements and heads that differ."""
+        """(visited, full, all) tiles of a known plan, summed over the batch elements and heads that differ."""
         if not self.known:
             raise ValueError("`counts` needs a plan that is known while tracing; this one is decided at run time.")
         return int((self.states != EMPTY).sum()), int((self.states == FULL).sum()), self.states.size
 
     def coarse(self, whole: Sequence[bool], head_group: int) -> "Plan":
-        """One plan for `head_group` consecutive heads, and for all elements of each batch axis that is `whole`.
+        """Merge the plans of each `head_group` consecutive heads, and of all elements of batch axes that are `whole`.
 
         A tile is visited if any of them visits it, and full if it is full for all.
         """
@@ -81,9 +81,10 @@ class Plan:
         return dataclasses.replace(self, states=merged)
 
     def lists(self, by: Literal["query", "key"] = "query") -> Lists:
-        """The tiles to visit for each query tile (forward), or for each key tile (`by="key"`: rows are key tiles).
+        """The tiles to visit for each query tile (`by="query"`), or for each key tile (`by="key"`).
 
-        A known plan has an `order` as short as its visited tiles (at least 1); a traced one has room for all.
+        The `order` of a known plan is as short as its visited tiles (at least 1). That of a traced plan has room for
+        all tiles.
         """
         if by not in ("query", "key"):
             raise ValueError(f"`by` must be 'query' or 'key'; got {by!r}.")
@@ -108,7 +109,7 @@ class Plan:
             place = jnp.where(full, start[:, None] + jnp.cumsum(full, 1, dtype=np.int32) - 1, beyond)
             place = jnp.where(partial, full_stop[:, None] + jnp.cumsum(partial, 1, dtype=np.int32) - 1, place)
             column = jnp.broadcast_to(jnp.arange(columns, dtype=np.int32), flat.shape)
-            # Empty tiles, all out of bounds, are dropped.
+            # Empty tiles have an index out of bounds and are dropped.
             order = jnp.zeros(max(beyond, 1), np.int32).at[place.reshape(-1)].set(column.reshape(-1), mode="drop")
         return Lists(order, *(bound.reshape(shape) for bound in (start, full_stop, stop)))
 
@@ -117,17 +118,17 @@ jax.tree_util.register_dataclass(Plan, data_fields=["states"], meta_fields=["q_t
 
 
 def make_plan(mask: Mask | None, query_positions: Any, key_positions: Any, q_tile: int, k_tile: int) -> Plan:
-    """The plan of an aligned mask (None allows every pair).
+    """The plan of an aligned mask. None allows every pair.
 
-    Known while tracing if the mask's arrays and the positions are NumPy; else computed on the device, in
-    O(length + tiles).
+    The plan is known at trace time if the mask's arrays and the positions are NumPy arrays. Otherwise it is computed on
+    the device, in O(length + tiles).
 
     Args:
         mask: aligned to the call, or None.
-        query_positions: `[batch..., 1, q_len, 1]`, NumPy or JAX; batch axes of size 1 where shared.
+        query_positions: `[batch..., 1, q_len, 1]`, NumPy or JAX; batch axes have size 1 where shared.
         key_positions: `[batch..., 1, 1, kv_len]`, likewise.
-        q_tile: queries of a tile.
-        k_tile: keys of a tile.
+        q_tile: queries per tile.
+        k_tile: keys per tile.
 
     >>> import numpy as np, jattn
     >>> q, k = np.arange(6, dtype=np.int32).reshape(1, 6, 1), np.arange(6, dtype=np.int32).reshape(1, 1, 6)
@@ -151,9 +152,9 @@ def make_plan(mask: Mask | None, query_positions: Any, key_positions: Any, q_til
 
 
 def states_of(question: Question, q_tile: int, k_tile: int) -> Any:
-    """The states of all tiles, `[batch..., head, query tiles, key tiles]`; size 1 where all are alike.
+    """The states of all tiles, `[batch..., head, query tiles, key tiles]`; size 1 where all entries are the same.
 
-    Those of the last few questions that are known while tracing are kept, for the next layer of a model to ask again.
+    Answers to the last few known questions are cached, because each layer of a model asks the same one.
     """
     key = (question.identity, q_tile, k_tile, refine.BUDGET) if question.known and question.size <= KEPT else None
     found = None if key is None else _ANSWERS.pop(key, None)
@@ -168,7 +169,7 @@ def states_of(question: Question, q_tile: int, k_tile: int) -> Any:
 
 
 KEPT, ANSWERS = 2**20, 32
-"""Numbers that a question may have for its answer to be kept, and how many answers are."""
+"""The most elements that a question may have for its answer to be cached, and the number of cached answers."""
 _ANSWERS: dict[Any, np.ndarray] = {}
 
 

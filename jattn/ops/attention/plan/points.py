@@ -1,8 +1,9 @@
-"""Numbers that are known exactly: a primitive of integers or booleans is simply computed.
+"""Exactly known numbers: primitives on integers and booleans are simply computed.
 
-The common ones by NumPy's operations of the same meaning (integers wrap around in both), any other (sorting, `argmax`,
-sums, gathers along axes of a table) by the primitive itself. Floats are computed only by primitives that pick and do
-not round: what arithmetic makes of them differs between devices, so it stays an interval (see `bounds.widened`).
+Common primitives use NumPy operations of the same meaning (integers wrap around in both). Others (sorting, `argmax`,
+sums, gathers along the axes of a table) run the primitive itself. Floats are computed only by primitives that select
+and do not round: the result of float arithmetic differs between devices, so it stays an interval (see
+`bounds.widened`).
 """
 
 import contextlib
@@ -38,8 +39,8 @@ _ARRAY: dict[str, Callable[..., Any]] = {
     "sign": lambda xp, x: xp.sign(x),
     "square": lambda xp, x: x * x,
 }
-"""Whose meaning NumPy and XLA share for every integer and boolean. Division, shifts and conversions are not among them:
-division by zero, shifts by more than the width and numbers that do not fit are the device's choice."""
+"""Primitives that mean the same in NumPy and XLA for all integers and booleans. Division, shifts and conversions are
+not among them: devices differ in division by zero, shifts past the width, and numbers that do not fit."""
 
 _SIGNED = {_ARRAY["sign"], _ARRAY["abs"]}
 
@@ -49,11 +50,11 @@ _COMPUTED = {
     "reduce_xor", "rev", "sort", "top_k", "transpose",
 }  # fmt: skip
 _PICK = _COMPUTED - {"clz", "cumprod", "cumsum", "dot_general", "population_count", "reduce_prod", "reduce_sum"}
-"""Of floats these give one of the operands, or where it is."""
+"""Primitives that return one of their operands or its index, so floats are not rounded."""
 
 
 def by_array(context: Context, equation: Any, operands: list[Interval]) -> list[Interval] | None:
-    """What one of NumPy's operations makes of integers and booleans that are known; None if there is none."""
+    """Compute an equation on known integers and booleans with a NumPy operation; None if there is none."""
     function = _ARRAY.get(equation.primitive.name)
     if function is None or not all(_is_plain(atom.aval) for atom in (*equation.invars, *equation.outvars)):
         return None
@@ -66,7 +67,7 @@ def by_array(context: Context, equation: Any, operands: list[Interval]) -> list[
 
 
 def by_primitive(context: Context, equation: Any, operands: list[Interval]) -> list[Interval] | None:
-    """What the primitive itself makes of numbers that are known; None if it is not one that is the same everywhere."""
+    """Compute an equation on known numbers with the primitive itself; None if devices may differ."""
     name = equation.primitive.name
     if not operands or name not in _COMPUTED or not all(bounds.is_point(context, one) for one in operands):
         return None
@@ -81,14 +82,14 @@ def _is_plain(aval: Any) -> bool:
 
 
 def _are_finite(context: Context, avals: list[Any], operands: list[Interval]) -> bool:
-    """Floats that are numbers: NaN may stand for "unknown"."""
+    """Whether all floats are finite. NaN may stand for "unknown"."""
     if context.xp is not np or not all(_is_plain(aval) or bounds.is_float(aval.dtype) for aval in avals):
         return False
     return all(one.lo.dtype.kind in "bui" or bool(np.isfinite(one.lo).all()) for one in operands)
 
 
 def _on_host() -> Any:
-    """Where small arrays are computed while tracing."""
+    """A context in which small arrays are computed on the host at trace time."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX was told to look for no CPU
@@ -96,14 +97,14 @@ def _on_host() -> Any:
 
 
 def _bound(context: Context, equation: Any, operands: list[Interval]) -> list[Interval] | None:
-    """The primitive, over all positions at once."""
+    """Run the primitive over all positions at once."""
     rank = context.rank
     lead = np.broadcast_shapes(*(one.lo.shape[:rank] for one in operands))
     results = max(int(np.prod(atom.aval.shape)) for atom in (*equation.invars, *equation.outvars))
     count = int(np.prod(lead))
     if count * results > max(OWN * context.limit, POSITIONS, results):
         return None
-    room = 1 << (count - 1).bit_length() if context.xp is np else count  # few sizes, as each is compiled
+    room = 1 << (count - 1).bit_length() if context.xp is np else count  # round up: each size is compiled
     parameters = equation.primitive.get_bind_params(equation.params)
 
     def one(*values):

@@ -1,4 +1,4 @@
-"""The rule of each JAX primitive on intervals. What has no rule here is "some": never a wrong skip."""
+"""The interval rules of JAX primitives. A primitive without a rule gives "some": slower, never a wrong skip."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -10,14 +10,14 @@ from .bounds import Context, Interval
 
 Rule = Callable[..., Interval | None]
 RULES: dict[str, Rule] = {}
-"""`RULES[primitive](context, equation, *operands)`; a rule that knows nothing returns None."""
+"""`RULES[primitive](context, equation, *operands)`. A rule returns None if it knows nothing about the result."""
 
 
 Some = TypeVar("Some", bound=Rule)
 
 
 def registrar(rules: dict[str, Any]) -> Callable[..., Callable[[Some], Some]]:
-    """A decorator that keeps a rule in `rules`, under the names of its primitives."""
+    """A decorator that registers a rule in `rules` under the names of its primitives."""
 
     def of(*names: str) -> Callable[[Some], Some]:
         def register(function: Some) -> Some:
@@ -37,12 +37,12 @@ def _dtype(equation: Any) -> np.dtype:
 
 
 def is_number(equation: Any) -> bool:
-    """Whether an equation has an integer or a float for its result."""
+    """Whether the result of an equation is an integer or a float."""
     dtype = _dtype(equation)
     return bounds.is_integer(dtype) or bounds.is_float(dtype)
 
 
-# --- comparisons. Each is written so that a NaN bound gives (False, True). ---
+# --- comparisons; written so that a NaN bound gives (False, True) ---
 
 
 @_rule("eq")
@@ -81,7 +81,7 @@ def _ge(context, equation, a, b):
 
 @_rule("le_to", "lt_to")
 def _total_order(context, equation, a, b):
-    """The order in which -0 comes before 0."""
+    """The total order, in which -0 comes before 0."""
     rule = _le if equation.primitive.name == "le_to" else _lt
     if not bounds.is_float(equation.invars[0].aval.dtype):
         return rule(context, equation, a, b)
@@ -94,7 +94,7 @@ def _total_order(context, equation, a, b):
 
 
 def choose(context: Context, which: Interval, cases: Sequence[Interval]) -> Interval:
-    """One of the cases, by its number, which is clamped to those there are."""
+    """One of the cases, by its (clamped) number."""
     xp = context.xp
     lo, hi = cases[0]
     points = bounds.is_point(context, which) and all(one.lo is one.hi for one in cases)
@@ -102,7 +102,7 @@ def choose(context: Context, which: Interval, cases: Sequence[Interval]) -> Inte
     last = len(cases) - 1
     first, final = (xp.clip(bound, 0, last) for bound in which)
     for number, case in enumerate(cases[1:], start=1):
-        # The cases before this one count while `first` is below it, this one if `final` reaches it.
+        # Earlier cases are possible if `first` is below this number, and this case if `final` reaches it.
         if points:
             lo = xp.where(first >= number, case.lo, lo)
             continue
@@ -173,7 +173,7 @@ def _power(context: Context, equation: Any, a: Interval, exponent: int) -> Inter
         base,
         steps=exponent,
     )
-    if exponent % 2 == 0 and bounds.is_integer(dtype):  # the smallest integer has no magnitude
+    if exponent % 2 == 0 and bounds.is_integer(dtype):  # the absolute value of the smallest integer overflows
         return bounds.replaced(context, dtype, base.lo < 0, result)
     return result
 

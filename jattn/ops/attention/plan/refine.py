@@ -1,14 +1,14 @@
-"""Tiles of which intervals say "some", looked at again in smaller boxes, down to single pairs.
+"""Refines doubtful tiles: evaluates them again in smaller boxes, down to single pairs.
 
-Intervals forget how two values go together: in `(start[k] <= q) & (q < stop[k])` both bounds of a key are taken for
-independent. In a smaller box there is less to forget, and in a single pair nothing. A tile is settled as soon as one
-of its boxes is allowed and another is not, so the diagonal of a causal mask takes one look. Where that leaves doubt,
-the tile is looked at key by key and query by query, which is exact for look-ups of one side; then in smaller boxes.
+Intervals forget how values are related: in `(start[k] <= q) & (q < stop[k])` the two bounds of a key are treated as
+independent. A smaller box loses less, and a single pair loses nothing. A tile is settled as partial as soon as one of
+its boxes is allowed and another is not, so the diagonal of a causal mask needs one pass. If doubt remains, the tile is
+examined key by key and query by query, which is exact for lookups by one position, and then in smaller boxes.
 
-Only plans that are known while tracing are refined, and only within a budget: what it saves is run time, what it costs
-is tracing time. So these stay wider than they need be: longer plans with more than some thousand partial tiles, and
-plans of traced arrays, where a formula looks up both bounds of an interval by one position, takes remainders of a
-distance, or compares table entries of both sides that are not in order.
+Only plans that are known at trace time are refined, and only within a budget: refinement saves run time and costs
+tracing time. So two kinds of plan stay wider than necessary: long plans with more than a few thousand partial tiles,
+and plans of traced arrays whose formula looks up both bounds of an interval by one position, takes remainders of a
+distance, or compares unsorted table entries of both sides.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ import numpy as np
 from .intervals import Question
 
 BUDGET = 2**21
-"""Values that are looked at in one plan, at most about 0.2 s on one core. Where one look at every doubtful tile takes
-more, none is refined."""
+"""The most values that are evaluated for one plan, about 0.2 s on one core. If a single pass over all doubtful tiles
+needs more, none is refined."""
 CUT = 8
-"""Boxes to a side that a box is cut into."""
+"""A box is cut into this many parts per side."""
 SMALL = 16
-"""A side that is cut into single positions at once."""
+"""Sides up to this length are cut into single positions at once."""
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
@@ -34,9 +34,9 @@ class _Boxes:
     """Boxes of one size, each inside one tile of the plan.
 
     Attributes:
-        tile: which of the doubtful tiles each box belongs to.
+        tile: the index of the doubtful tile that each box belongs to.
         starts: the first query and the first key of each, `[2, boxes]`.
-        sizes: queries and keys of a box.
+        sizes: the number of queries and keys of a box.
     """
 
     tile: np.ndarray
@@ -51,13 +51,13 @@ class _Boxes:
 
 
 def refined(question: Question, states: np.ndarray, q_tile: int, k_tile: int) -> np.ndarray:
-    """The states of a known plan, with PARTIAL only where that is so, or where the budget ends.
+    """The states of a known plan in which PARTIAL remains only where it is true, or where the budget ends.
 
     Args:
-        question: what the plan answers.
+        question: the question that the plan answers.
         states: `[batch..., head, query tiles, key tiles]`.
-        q_tile: queries of a tile.
-        k_tile: keys of a tile.
+        q_tile: queries per tile.
+        k_tile: keys per tile.
     """
     alike = states.shape[:-2]
     everywhere = np.broadcast_to(states, (*question.lead, *states.shape[-2:]))
@@ -68,20 +68,20 @@ def refined(question: Question, states: np.ndarray, q_tile: int, k_tile: int) ->
     states = everywhere.copy()
     doubtful = np.argwhere(states == PARTIAL)
     states[tuple(doubtful.T)] = search(question, doubtful, q_tile, k_tile, BUDGET).verdicts()
-    for axis, size in enumerate(alike):  # an array may ride on heads and make no difference
+    for axis, size in enumerate(alike):  # an array may have a head axis and make no difference
         if size == 1 and (states == states.take([0], axis)).all():
             states = states.take([0], axis)
     return states
 
 
 def search(question: Question, tiles: np.ndarray, q_tile: int, k_tile: int, budget: int) -> "Search":
-    """Look at some tiles in smaller and smaller boxes.
+    """Examine some tiles in smaller and smaller boxes.
 
     Args:
-        question: what is asked of them.
-        tiles: the place of each in the grid, `[tiles, axes]`.
-        q_tile: queries of a tile.
-        k_tile: keys of a tile.
+        question: the question about the tiles.
+        tiles: the index of each tile in the grid, `[tiles, axes]`.
+        q_tile: queries per tile.
+        k_tile: keys per tile.
         budget: see `BUDGET`.
     """
     found = Search(question, tiles, q_tile, k_tile, budget)
@@ -103,7 +103,7 @@ def _parts(sizes: tuple[int, int]) -> tuple[int, int]:
 
 
 def _cost(question: Question, sizes: tuple[int, int], parts: tuple[int, int]) -> int:
-    """How many values a look at a box takes."""
+    """The number of values that one pass over a box evaluates."""
     q, k = sizes
     rank = question.rank
     cost = -(-q // parts[0]) * -(-k // parts[1]) + q + k
@@ -115,13 +115,13 @@ def _cost(question: Question, sizes: tuple[int, int], parts: tuple[int, int]) ->
 
 
 class Search:
-    """What is known of some tiles so far.
+    """What is known so far about some tiles.
 
     Attributes:
-        some_allowed: whether a pair of the tile is allowed.
-        some_refused: whether a pair is not.
-        unsettled: whether something was left out, or is unknown even of a pair.
-        undecided: whether it is unknown even of a pair.
+        some_allowed: whether some pair of the tile is allowed.
+        some_refused: whether some pair is not.
+        unsettled: whether a part was not examined, or a single pair is unknown.
+        undecided: whether a single pair is unknown.
     """
 
     def __init__(self, question: Question, tiles: np.ndarray, q_tile: int, k_tile: int, budget: int):
@@ -138,7 +138,7 @@ class Search:
         return _Boxes(np.arange(len(self.lead)), self.starts, self.sizes)
 
     def tile(self, number: int) -> Question:
-        """The question about one of the tiles alone."""
+        """The question restricted to one of the tiles."""
         return self.asked(self.whole().chosen(np.array([number])))
 
     def verdicts(self) -> np.ndarray:
@@ -147,7 +147,7 @@ class Search:
         return np.where(partial, PARTIAL, found).astype(np.uint8)
 
     def cut(self, boxes: _Boxes, sizes: tuple[int, int]) -> _Boxes:
-        """Look at the parts of boxes; the parts that leave a tile in doubt."""
+        """Examine the parts of boxes. Returns the parts that are still in doubt."""
         cost = _cost(self.question, boxes.sizes, sizes)
         fit = self.budget // cost
         self.unsettled[boxes.tile[fit:]] = True
@@ -171,7 +171,7 @@ class Search:
         return _Boxes(tile, starts, sizes)
 
     def asked(self, boxes: _Boxes) -> Question:
-        """The question about these boxes alone: `[box, query, key, own...]`."""
+        """The question restricted to these boxes: `[box, query, key, own...]`."""
         rank = self.question.rank
         q, k = (
             np.minimum(

@@ -1,8 +1,8 @@
-"""At every position, or only the extremes of a tile: how finely a value is known along the queries and the keys.
+"""How finely a value is known along queries and keys: at every position, or only as the extremes of a tile.
 
-What depends on one side alone (`document[q]`, `k % 64`, `searchsorted(starts, k)`) is computed at each of its
-positions, which takes time in proportion to the length and, for integers, is exact whatever the function. Only where
-both sides meet (`document[q] == document[k]`) are the values of a tile replaced by their smallest and largest.
+A value that depends on one side only (`document[q]`, `k % 64`, `searchsorted(starts, k)`) is computed at each position
+of that side. This takes time proportional to the length and, for integers, is exact for any function. Only where both
+sides meet (`document[q] == document[k]`) are the values of a tile replaced by their minimum and maximum.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ import numpy as np
 from .bounds import Context, Interval
 
 POSITIONS = 2**22
-"""Elements of an array that may be kept at every position, if the grid of tiles has fewer."""
+"""The most elements of an array that is kept at every position, if the grid of tiles has fewer."""
 OWN = 8
-"""Elements of its own that a value may have for each tile of the largest grid."""
+"""The most own elements that a value may have for each tile of the largest grid."""
 
 
 def _is_fine(context: Context, shape: tuple[int, ...], side: int) -> bool:
@@ -25,7 +25,7 @@ def _is_fine(context: Context, shape: tuple[int, ...], side: int) -> bool:
 
 
 def at_tiles(context: Context, interval: Interval, side: int) -> Interval:
-    """The smallest and largest of each tile, on one side."""
+    """Reduce one side to the minimum and maximum of each tile."""
     if not _is_fine(context, interval.lo.shape, side) and not _is_fine(context, interval.hi.shape, side):
         return interval
     length, tile = context.cuts[side]
@@ -51,12 +51,12 @@ def _reduced(xp: Any, value: Any, axis: int, length: int, tile: int, method: str
 
 
 def together(context: Context, operands: list[Interval], own: int | None = None) -> list[Interval] | None:
-    """Operands that are about to meet, at one resolution; None if even then they make too large an array.
+    """Bring the operands of an equation to a common resolution; None if the result would be too large even then.
 
     Args:
-        context: where.
-        operands: of one equation.
-        own: how many elements of its own the result has; by default as many as the operands', broadcast.
+        context: see `Context`.
+        operands: the operands of one equation.
+        own: the number of own elements of the result; by default that of the broadcast operands.
     """
 
     def shapes() -> list[tuple[int, ...]]:

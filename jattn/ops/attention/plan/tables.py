@@ -1,4 +1,4 @@
-"""Looking up a table at an interval of indices: the smallest and the largest entry in the range."""
+"""Table lookups at an interval of indices: the minimum and maximum of the entries in the range."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from . import bounds
 from .bounds import Context, Interval
 
 BOXES = 2**22
-"""Entries of all the tables of minima that are built for two indices that are ranges."""
+"""The most entries of all tables of minima that are built for two indices that are ranges."""
 
 
 def whole(context: Context, table: Interval, axes: int | None = None) -> Interval:
-    """The bounds of all entries along the first so many own axes (all of them), which are kept with size 1."""
+    """The bounds over the first `axes` own axes (by default all), which are kept with size 1."""
     over = tuple(range(context.rank, table.lo.ndim if axes is None else context.rank + axes))
     if table.lo.dtype == np.bool_:
         return Interval(table.lo.all(over, keepdims=True), table.hi.any(over, keepdims=True))
@@ -20,15 +20,15 @@ def whole(context: Context, table: Interval, axes: int | None = None) -> Interva
 
 
 def look_up(context: Context, table: Interval, indices: list[Interval]) -> Interval:
-    """The bounds of `table[index, ...]`, each index inside its axis; these own axes are kept with size 1.
+    """The bounds of `table[index, ...]`, for indices in range. The indexed axes are kept with size 1.
 
-    Further own axes of the table are kept. Exact where at most one index is a range (by minima over windows of
-    doubling width), for two in small tables, and for booleans (by counting).
+    Further own axes of the table are kept. Exact if at most one index is a range (by minima over windows of doubling
+    width), for two ranges in small tables, and for booleans (by counting).
 
     Args:
-        context: where.
+        context: see `Context`.
         table: `[rank..., one axis per index, further own axes]`, at full size.
-        indices: of scalars, `[rank...]`.
+        indices: intervals of scalars, `[rank...]`.
     """
     points = [bounds.is_point(context, index) for index in indices]
     if all(points):
@@ -55,7 +55,7 @@ def look_up(context: Context, table: Interval, indices: list[Interval]) -> Inter
 
 
 def _place(context: Context, table: Any, indices: list[Any]) -> Any:
-    """`table[..., *indices]` where the leading axes of the table broadcast with the indices."""
+    """`table[..., *indices]`, where the leading axes of the table broadcast with the indices."""
     lead = []
     for axis in range(context.rank):
         size = table.shape[axis]
@@ -66,7 +66,7 @@ def _place(context: Context, table: Any, indices: list[Any]) -> Any:
 
 
 def _count(context: Context, flags: Any, indices: list[Interval], points: list[bool]) -> Any:
-    """How many flags are set in the box of the indices (inclusion and exclusion on prefix sums)."""
+    """The number of set flags in the box of the indices (inclusion-exclusion on prefix sums)."""
     xp = context.xp
     prefix = flags.astype(np.int32)
     ranges = [number for number, point in enumerate(points) if not point]
@@ -91,9 +91,9 @@ def _count(context: Context, flags: Any, indices: list[Interval], points: list[b
 def _box(
     context: Context, entries: Any, indices: list[Interval], points: list[bool], best: Any, first: tuple[Any, ...] = ()
 ) -> Any:
-    """`best` over the box of the indices, those after the `first` still to be done.
+    """`best` over the box of the indices, of which the `first` are done.
 
-    Two windows of the largest power of two that fits cover each range.
+    Two windows of the largest power of two that fits cover each range (a sparse table).
     """
     if len(first) == len(indices):
         return _place(context, entries, list(first))
