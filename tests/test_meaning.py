@@ -190,7 +190,7 @@ def test_precision_of_float64(implementation):
 )
 def test_unequal_lengths_without_positions(given):
     query, key, value = random((3, 2, 4), (7, 2, 4), (7, 2, 4))
-    for call in (jattn.attention, jattn.partial_attention, jattn.ops.attention.explain):
+    for call in (jattn.attention, jattn.partial_attention, jattn.explain):
         with pytest.raises(ValueError, match="`query_positions`") as caught:
             call(query, key, value, **given)
         message = str(caught.value)

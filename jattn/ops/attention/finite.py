@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.sharding import auto_devices
@@ -32,10 +33,11 @@ def multiply_values(weights: jax.Array, values: jax.Array, allowed: jax.Array) -
 
     def with_nonfinite():
         reach = jnp.broadcast_to(allowed, weights.shape).astype(values.dtype)
-        # NaN is of both kinds: inf - inf.
-        kinds = jnp.concatenate([~(values < jnp.inf), ~(values > -jnp.inf)], -1).astype(values.dtype)
-        above, below = jnp.split(grouped_product(reach, kinds) > 0, 2, -1)
-        return clean + (jnp.where(above, jnp.inf, 0) + jnp.where(below, -jnp.inf, 0)).astype(clean.dtype)
+        signs = np.array([1, -1])
+        kinds = ~(values[..., None] * signs < jnp.inf)  # of +inf, of -inf; NaN is of both: inf - inf
+        kinds = kinds.reshape(*values.shape[:-1], 2 * values.shape[-1]).astype(values.dtype)
+        reached = grouped_product(reach, kinds).reshape(*clean.shape, 2) > 0
+        return clean + jnp.where(reached, signs * np.inf, 0).sum(-1).astype(clean.dtype)
 
     if auto_devices(weights, values) > 1:  # to ask whether all are finite, the devices would have to speak
         return with_nonfinite()

@@ -13,6 +13,11 @@ from .....foundation.varying import full, vary, varying_axes
 from ...call import Call
 from .tiling import Tiling
 
+CHEAP = frozenset(("le", "lt", "ge", "gt", "eq", "ne", "and", "or", "xor", "not", "add", "sub", "mul", "iota"))
+FREE = frozenset(("broadcast_in_dim", "reshape", "squeeze", "convert_element_type"))
+FEW = 6
+"""A mask of so many cheap operations is evaluated in full tiles too: the compiler spends more on a branch around it."""
+
 
 class Pieces(NamedTuple):
     """Everything of a call that is sliced beside query, key and value; every array in it is aligned."""
@@ -124,6 +129,9 @@ def allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, part
         return None
     if partial is True:
         return _allowed_pairs(tile, tiling, q_index, k_index)
+    if _is_cheap(lambda: _allowed_pairs(tile, tiling, q_index, k_index)):
+        # Written out once, or each of several loops over the scores would evaluate it again, for every head.
+        return jax.lax.optimization_barrier(_allowed_pairs(tile, tiling, q_index, k_index))
     shape = jax.eval_shape(lambda: _allowed_pairs(tile, tiling, q_index, k_index)).shape
     axes = varying_axes(tile, partial)
     return jax.lax.cond(
@@ -131,6 +139,12 @@ def allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, part
         lambda: vary(_allowed_pairs(tile, tiling, q_index, k_index), axes),
         lambda: full(shape, True, bool, axes),
     )
+
+
+def _is_cheap(function: Callable[[], Any]) -> bool:
+    """Whether a function consists of a few cheap operations."""
+    names = [equation.primitive.name for equation in jax.make_jaxpr(function)().jaxpr.eqns]
+    return CHEAP.union(FREE).issuperset(names) and sum(name in CHEAP for name in names) <= FEW
 
 
 def _allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> Any:
