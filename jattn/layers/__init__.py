@@ -5,7 +5,6 @@ from .attention import MultiHeadAttention
 from .attention_fn import attention_fn
 from .causal import Cache, CausalAttention
 from .generation import Generative
-from .latent import LatentAttention
 from .layer import Layer, Parameter, parameter_count
 from .multi_head import multi_head
 from .norms import QKNorm
@@ -16,7 +15,6 @@ __all__ = [
     "Cache",
     "CausalAttention",
     "Generative",
-    "LatentAttention",
     "Layer",
     "MultiHeadAttention",
     "Parameter",

@@ -8,18 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..foundation.arguments import check_batch, check_flags, check_positive
-from ..foundation.arrays import describe
-from ..foundation.shapes import check_shapes
-from ..masks import Causal
-from ..ops.attention.api import attention
-from ..ops.attention.checks import check_pieces, check_positions
-from ..positions import rotary
-from ..similarities import Dot
-from .caches import Cache, Contiguous, Spec
-from .layer import OWN_AXES, Layer, bias, kernel, ones, project
-from .norms import rms_norm
-from .options import check_options
+from ...foundation.arguments import check_batch, check_flags, check_positive
+from ...foundation.arrays import describe
+from ...foundation.shapes import check_shapes
+from ...layers.caches import Cache, Contiguous, Spec
+from ...layers.layer import OWN_AXES, Layer, bias, kernel, ones, project
+from ...layers.norms import rms_norm
+from ...layers.options import check_options
+from ...masks import Causal
+from ...ops.attention.api import attention
+from ...ops.attention.checks import check_pieces, check_positions
+from ...positions import rotary
+from ...similarities import Dot
 
 interleaved_rotary: Callable[..., jax.Array] = functools.partial(rotary, pairs="interleaved")
 """As in DeepSeek's checkpoints, which pair feature 2i with 2i + 1."""
@@ -29,20 +29,21 @@ CAUSAL = Causal()
 
 @dataclasses.dataclass(frozen=True)
 class LatentAttention(Layer):
-    """Multi-head latent attention (MLA; DeepSeek-V2, arXiv:2405.04434), with a cache of latents.
+    """Multi-head latent attention (MLA): all keys and values come from one latent per token, all that a cache keeps.
 
         c_t = norm(x_t W_c),    r_t = R_t x_t W_r                        one latent and one rotated key for all heads
         q_th = [q'_th ; R_t q''_th],    k_sh = [c_s U_h ; r_s],    v_sh = c_s V_h,    with q = norm(x W_d) W_q or x W_q
         out_t = Σ_h (Σ_s softmax_s(scale q_th·k_sh) v_sh) O_h
 
-    U_h and V_h make the keys and values of head h of the latent c. A cache keeps c and r alone: `kv_rank + rope_dim`
-    numbers per token, whatever the number of heads. Decoding does not make keys and values again: by
+    DeepSeek-AI 2024 (arXiv:2405.04434), the attention of DeepSeek-V2, V3 and R1. U_h and V_h make the keys and values
+    of head h from the latent c. A cache keeps c and r alone: `kv_rank + rope_dim` numbers per token, whatever the number
+    of heads. Decoding does not compute keys and values again. By
 
         (c_s U_h)·q' = c_s·(U_h q'),    Σ_s w_s (c_s V_h) = (Σ_s w_s c_s) V_h
 
-    U_h is absorbed into the query and V_h into the output, and all query heads attend to one key head, the latents
-    themselves. Both forms are equal up to rounding. The call uses the first one, and so does `prefill` without a state;
-    `step`, and `prefill` behind a state, use the second.
+    U_h is absorbed into the query and V_h into the output, and all query heads share one key head, the latents
+    themselves. Both forms are equal up to rounding. The call and `prefill` without a state use the first one; `step`,
+    and `prefill` behind a state, the second.
 
     A checkpoint of `transformers` (`DeepseekV2Attention`, `DeepseekV3Attention`) has these weights `[out, in]`:
 
@@ -81,7 +82,8 @@ class LatentAttention(Layer):
             `jattn.attention` and the cache raise.
 
     >>> import jax
-    >>> from jattn.layers import LatentAttention, caches
+    >>> from jattn.layers import caches
+    >>> from jattn.variants.heads import LatentAttention
     >>> layer = LatentAttention(32, 4, kv_rank=12, head_dim=8, rope_dim=4, cache=caches.Contiguous(64))
     >>> parameters = layer.init(jax.random.key(0))
     >>> x = jax.random.normal(jax.random.key(1), (2, 10, 32))

@@ -12,7 +12,8 @@ from flax import nnx
 import jattn.linen
 import jattn.nnx
 from jattn import masks, normalizers, positions, scores
-from jattn.layers import LatentAttention, caches
+from jattn.layers import caches
+from jattn.variants.heads import LatentAttention
 
 FEATURES, LENGTH, SIZES = 10, 6, dict(kv_rank=7, head_dim=5, rope_dim=4, v_dim=3)
 LAYERS = {
