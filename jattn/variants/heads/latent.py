@@ -36,8 +36,8 @@ class LatentAttention(Layer):
         out_t = Σ_h (Σ_s softmax_s(scale q_th·k_sh) v_sh) O_h
 
     DeepSeek-AI 2024 (arXiv:2405.04434), the attention of DeepSeek-V2, V3 and R1. U_h and V_h make the keys and values
-    of head h from the latent c. A cache keeps c and r alone: `kv_rank + rope_dim` numbers per token, whatever the number
-    of heads. Decoding does not compute keys and values again. By
+    of head h from the latent c. A cache keeps c and r alone, `kv_rank + rope_dim` numbers per token whatever the number
+    of heads, and decoding does not compute keys and values again: by
 
         (c_s U_h)·q' = c_s·(U_h q'),    Σ_s w_s (c_s V_h) = (Σ_s w_s c_s) V_h
 
