@@ -1,1 +1,1 @@
-"""The operations: attention and recurrences, each with several implementations."""
+"""Attention, linear recurrences and convolutions. README.md in this folder explains how an attention call runs."""

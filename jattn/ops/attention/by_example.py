@@ -1,7 +1,8 @@
-"""Functions of arrays that are split over Explicit mesh axes: each device runs them on its own examples and heads.
+"""Runs functions of arrays that are split over Explicit mesh axes on each device's own examples and heads.
 
-Attention itself does so at its door (`split`). What loops, cuts or reshapes on its own (a recurrence, a layer) says
-which axes its arrays have, and runs on the shards that a device holds; everything along other axes is whole there.
+Attention does this at its entry (`split`). Other functions that loop, slice or reshape (recurrences, layers) declare
+the axes of their arrays with `by_example`, and then run on the shards of each device. Axes other than batch and heads
+are whole on every device.
 """
 
 import dataclasses
@@ -23,19 +24,17 @@ from ...scores.base import as_score
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 Axes = str | Callable[[Any, int], str]
-"""The axes of an array behind the batch, as words; or a function of the array and the batch axes to them.
-
-The one called "head" may be split, too. An array with fewer axes than there are words has no batch.
-"""
+"""The names of an array's axes after the batch axes, separated by spaces; or a function from the array and the number
+of batch axes to them. An axis named "head" may be split too. An array with fewer axes than names has no batch axes."""
 
 ALIKE: Mapping[str, Axes] = {
     **dict.fromkeys(("segment_ids", "positions", "query_positions", "key_positions", "global_tokens"), "length"),
     "lengths": "",
 }
-"""What is always called so."""
+"""Arguments that have the same meaning everywhere."""
 
 WHOLE = ("parameters", "redraw", "written", "filled")
-"""What never has a batch, arguments and fields of records."""
+"""Arguments, and fields of records, that never have batch axes."""
 
 PIECES = ("mask", "similarity", "scores", "normalizer", "dropout")
 
@@ -43,14 +42,14 @@ PIECES = ("mask", "similarity", "scores", "normalizer", "dropout")
 def by_example(
     out: Any = None, *, by_shape: bool = False, whole: tuple[str, ...] = (), **axes: Axes
 ) -> Callable[[Function], Function]:
-    """Decorate a function of arrays `[batch..., *axes]`.
+    """Decorate a function of arrays `[batch..., *axes]`, so that it runs on each device's shards.
 
     Args:
-        out: the axes of each result, in order; by default, results whose shape follows the batch have its axes.
-        by_shape: whether arrays that `axes` does not name and that begin with the batch axes have them. Otherwise
+        out: the axes of each result, in order. By default, results whose shape follows the batch have its axes.
+        by_shape: whether arrays that `axes` does not name, but that begin with the batch axes, have them. Otherwise
             they have none.
-        whole: arguments whose arrays have no batch.
-        axes: of each argument; the first decides how many batch axes there are.
+        whole: arguments whose arrays have no batch axes.
+        axes: the axes of each argument. The first one determines the number of batch axes.
     """
     deciding = next(iter(axes))
     names = axes[deciding]
@@ -65,7 +64,7 @@ def by_example(
             try:
                 bound = signature.bind(*args, **options)
             except TypeError:
-                return function(*args, **options)  # which says what is wrong
+                return function(*args, **options)  # which raises the proper error
             inputs = bound.arguments.get(deciding)
             if not isinstance(inputs, jax.Array) or inputs.ndim < own:
                 return function(*args, **options)
@@ -74,7 +73,7 @@ def by_example(
             batch = inputs.shape[: inputs.ndim - own]
             heads = inputs.shape[-2] if names.split()[-2:] in (["head", "dim"], ["heads", "dim"]) else None
             arguments = _settled(_flat(bound), batch, heads)
-            if arguments is None:  # its pieces read indices that are known out here alone
+            if arguments is None:  # its pieces use indices that are unknown on a shard
                 return function(*args, **options)
             rules = _Rules({**ALIKE, **axes}, batch, (*WHOLE, *whole), by_shape)
             return _run(function, arguments, inputs, rules, out)
@@ -85,7 +84,7 @@ def by_example(
 
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """The arguments by name, those of `**options` among them."""
+    """The arguments by name, including those of `**options`."""
     arguments: dict[str, Any] = {}
     for name, one in bound.arguments.items():
         if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -118,7 +117,7 @@ def _settled(arguments: dict[str, Any], batch: tuple[int, ...], heads: int | Non
 
 @dataclasses.dataclass(frozen=True)
 class _OfArrays:
-    """A call of a function, as a function of the arrays among its arguments; the other leaves of the tree are known."""
+    """A call as a function of the arrays among its arguments. The other leaves of the tree are fixed."""
 
     function: Callable[..., Any]
     tree: Any
@@ -132,7 +131,7 @@ class _OfArrays:
 
 @dataclasses.dataclass(frozen=True)
 class _Rules:
-    """Which axes the arrays of a call have."""
+    """The axes of the arrays of a call."""
 
     axes: Mapping[str, Axes]
     batch: tuple[int, ...]
@@ -198,12 +197,12 @@ def _run(function: Callable[..., Any], arguments: dict[str, Any], inputs: jax.Ar
 
 
 def _twice(shape: tuple[int, ...], names: Layout) -> tuple[int, ...]:
-    """The shape with twice as many examples."""
+    """The shape with the batch axes doubled, to find out which results depend on the batch."""
     return tuple(2 * size if isinstance(name, int) else size for size, name in zip(shape, names, strict=True))
 
 
 def _checked(function: Callable[..., Any], arrays: list[Any], shapes: list[tuple[int, ...]] | None = None) -> Any:
-    """The shapes of the whole results. The function checks its arguments, by the sizes of the whole."""
+    """The shapes of the whole results. The function checks its arguments at their whole sizes."""
     shapes = [np.shape(array) for array in arrays] if shapes is None else shapes
     known = [
         array if isinstance(array, np.ndarray) and array.shape == shape else None
@@ -223,7 +222,7 @@ def _checked(function: Callable[..., Any], arrays: list[Any], shapes: list[tuple
 
 
 def _dividing(split: Split, arrays: list[Any], layouts: list[Layout]) -> Split:
-    """Without a split of heads that does not divide the heads of every array that has several."""
+    """Drop a split of heads that does not divide the heads of every array with more than one."""
     counts = [array.shape[names.index("head")] for array, names in zip(arrays, layouts, strict=True) if "head" in names]
     if all(count == 1 or count % split.parts("head") == 0 for count in counts):
         return split

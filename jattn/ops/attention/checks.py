@@ -1,4 +1,4 @@
-"""The only validation: everything is checked here, once, before any work."""
+"""All checks of a call's arguments, run once before any work."""
 
 import contextlib
 import re
@@ -25,10 +25,10 @@ LAYOUTS = {
 
 
 def check_arrays(query: Any, key: Any, value: Any) -> None:
-    """Ranks, dtypes and sizes of the three arrays.
+    """Check the ranks, dtypes and sizes of query, key and value.
 
     Raises:
-        ValueError: naming the arrays that disagree, with both shapes and the layout that is expected.
+        ValueError: naming the arrays that disagree, their shapes, and the expected layout.
     """
     arrays = {"query": query, "key": key, "value": value}
     for name, item in arrays.items():
@@ -82,7 +82,11 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
 
 
 def check_pieces(mask: Any, similarity: Any, scores: Any, normalizer: Any, dropout: Any) -> tuple:
-    """The pieces, with defaults filled in; a function given as `mask` or among `scores` becomes a piece."""
+    """The pieces, with defaults filled in. A function given as `mask` or among `scores` becomes a piece.
+
+    Raises:
+        ValueError: an argument is not the right kind of piece.
+    """
     mask = None if mask is None else as_mask(mask)
     similarity = ScaledDot() if similarity is None else similarity
     normalizer = Softmax() if normalizer is None else normalizer
@@ -104,7 +108,7 @@ def check_pieces(mask: Any, similarity: Any, scores: Any, normalizer: Any, dropo
 
 
 def _hint(value: Any) -> str:
-    """What to write for something that was given in place of a piece."""
+    """What to write in place of a wrong argument."""
     if isinstance(value, type) and issubclass(value, Piece):
         return f" Make one of it: `{value.__name__}(...)`."
     if isinstance(value, Mask):
@@ -117,7 +121,7 @@ def _hint(value: Any) -> str:
 
 
 def check_positions(name: str, positions: Any, batch: tuple[int, ...], length: int, of: str) -> None:
-    """Positions are integers `[..., length]`, one per element of `of`."""
+    """Check that positions are integers `[..., length]`, one per element of `of`."""
     dtype = dtype_of(positions)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"`{name}` must be integers, absolute token indices; got {describe(positions)}.")
@@ -140,7 +144,7 @@ def check_positions(name: str, positions: Any, batch: tuple[int, ...], length: i
 
 @contextlib.contextmanager
 def renamed(**names: str) -> Iterator[None]:
-    """Errors raised within speak of a caller's own arguments: `renamed(query_positions="positions")`.
+    """Errors raised inside use the caller's argument names, as in `renamed(query_positions="positions")`.
 
     >>> with renamed(query_positions="positions"):
     ...     raise ValueError("`query_positions` must be integers.")
@@ -159,7 +163,11 @@ def renamed(**names: str) -> Iterator[None]:
 
 
 def reject_ambiguous_positions(q_len: int, kv_len: int, what: str) -> None:
-    """Without positions, unequal lengths leave open where the queries stand among the keys."""
+    """Refuse different lengths without positions: it is unclear where the queries are among the keys.
+
+    Raises:
+        ValueError: always, with both readings.
+    """
     raise ValueError(
         f"`{what}` looks at query positions, and q_len {q_len} differs from kv_len {kv_len}: say where the queries are "
         f"with `query_positions`. Bottom-right (the last query sees the last key, as when decoding with a cache): "

@@ -1,4 +1,4 @@
-"""Dropout on the weights, whose bits are a function of the global index of a pair."""
+"""Dropout of attention weights, with random bits that are a function of the global index of a pair."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from ...foundation.varying import varying_axes
 
 
 def _mix(bits: jax.Array) -> jax.Array:
-    """A bijection of 32-bit words in which every input bit flips every output bit with probability near 1/2.
+    """A bijection of 32-bit words in which each input bit flips each output bit with probability near 1/2.
 
     Two multiply-xorshift rounds with the constants of Chris Wellons' hash prospector ("lowbias32").
     """
@@ -24,20 +24,20 @@ def _mix(bits: jax.Array) -> jax.Array:
 class Dropout(Piece):
     """Zero each attention weight with probability `rate`, and divide the others by `1 - rate`.
 
-    The decision for a weight is a hash of `key` and of the global (batch, head, query position, key position) of its
-    pair, so it does not depend on tile sizes, on the implementation or on sharding, and is different in every head
-    and row. Weights are dropped after the softmax: nothing that is masked comes back, and a row that attends to
-    nothing stays zero. A sink takes its share of the mass as without dropout.
+    The decision is a hash of `key` and of the global (batch, head, query position, key position) of the pair. It
+    therefore does not depend on tile sizes, implementation or sharding, and differs between heads and rows. Weights are
+    dropped after the softmax, so masked pairs stay masked, and a row that attends to nothing stays zero. A sink keeps
+    its share of the mass.
 
     Args:
         rate: the probability of dropping a weight, in [0, 1].
         key: a JAX random key (typed, or raw uint32 words). A new key does not retrace.
-        heads: the global indices of this call's query heads `[q_heads]`; by default 0, 1, ... Only inside a
-            `jax.shard_map` of your own, where a device holds some of the heads, they must be given.
-        examples: the global indices of this call's batch elements `[batch...]`; by default 0, 1, ...
+        heads: the global indices of the call's query heads `[q_heads]`; by default 0, 1, ... Required only in your own
+            `jax.shard_map`, where a device holds some of the heads.
+        examples: the global indices of the call's batch elements `[batch...]`, likewise.
 
     Raises:
-        ValueError: `rate` outside [0, 1]; a `key` that is no key, or several.
+        ValueError: `rate` is outside of [0, 1]; `key` is not a single random key.
 
     >>> import jax, jattn
     >>> dropout = jattn.Dropout(0.1, jax.random.key(0))
@@ -55,11 +55,11 @@ class Dropout(Piece):
             object.__setattr__(self, "key", jax.random.key_data(self.key))
 
     def indexed(self, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...] = ()) -> "Dropout":
-        """With the indices written out that were left to their defaults.
+        """Fill in the indices that were left to their defaults.
 
         Raises:
-            ValueError: the arrays are parts of larger ones, split over the mesh axes `split`, and an index is missing.
-                A key that differs from device to device needs none.
+            ValueError: the arrays are shards of larger ones, split over the mesh axes `split`, and an index is missing.
+                Not needed if the key differs between devices.
         """
         heads, examples = self.heads, self.examples
         sizes = jax.sharding.get_abstract_mesh().shape
@@ -78,7 +78,7 @@ class Dropout(Piece):
         return self.replace(heads=heads, examples=examples)
 
     def factor(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """What to multiply the weights of a tile by: 0 or `1 / (1 - rate)`, `[batch..., head, q, k]`, float32."""
+        """The factor on the weights of a tile, 0 or `1 / (1 - rate)`: `[batch..., head, q, k]`, float32."""
         row = jnp.uint32(0x9E3779B9)
         for word in range(self.key.shape[-1]):
             row = _mix(row ^ self.key[..., word])

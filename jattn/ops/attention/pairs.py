@@ -1,9 +1,9 @@
-"""Scores of pairs, of which those that may not attend have no say, forward or backward.
+"""Evaluates scores so that masked pairs influence nothing, forward or backward.
 
-A pair that is masked out has a cotangent of 0, and 0 times the infinite slope of a root at a negative distance is NaN,
-which a sum over pairs carries to every array. So a function that is not finite everywhere never sees such a pair: it is
-evaluated at the inputs of one that may attend (its score, its positions, its entries of every array), where it is as
-finite as the caller made it. A score of -inf takes a pair out in the same way.
+A masked pair has a cotangent of 0, but 0 times an infinite slope (of a square root at a negative distance, say) is NaN,
+and sums over pairs would spread it to every gradient. So a function that is not finite everywhere never sees masked
+pairs: it is evaluated at the inputs of an allowed pair instead (its score, its positions, its entries of every array),
+where it is as finite as its author made it. A score of -inf excludes a pair in the same way.
 """
 
 import math
@@ -19,20 +19,21 @@ from ...scores.base import Score
 from ...similarities import Similarity
 
 SINGULAR = {"acos", "acosh", "asin", "atan2", "atanh", "cbrt", "digamma", "div", "erf_inv", "exp", "exp2", "expm1"}
+"""Primitives whose result or derivative may be infinite for finite inputs."""
 SINGULAR |= {"cosh", "custom_vjp_call", "igamma", "integer_pow", "lgamma", "log", "log1p", "pow", "rem", "rsqrt"}
 SINGULAR |= {"sinh", "sqrt", "tan"}
 """Primitives whose result or slope may be infinite for finite numbers."""
 
 
 class StandIn:
-    """For each batch element and head, one pair that may attend; one of another head, where there is none.
+    """Replaces the inputs of masked pairs by those of an allowed pair of the same batch element and head.
 
-    Called with an aligned array, it gives that array with other entries wherever only pairs that may not attend would
-    see them (with `each`, pair by pair also where the array has axes of its own). No gradient flows to what stands in,
-    nor to anything if no pair may attend.
+    If a head has no allowed pair, one of another head is used. Calling it with an aligned array returns the array with
+    replaced entries wherever only masked pairs would see them. With `each`, entries are replaced pair by pair even if
+    the array has own axes. No gradient flows to the replacements, nor to anything if no pair at all is allowed.
 
     Args:
-        allowed: boolean, of the layout `[batch..., head, query, key]`, of size 1 wherever all are alike.
+        allowed: booleans of the layout `[batch..., head, query, key]`, size 1 on axes where all entries are the same.
     """
 
     def __init__(self, allowed: jax.Array):
@@ -56,18 +57,18 @@ class StandIn:
         if max(sizes[-2:]) > 1:
             kept = self.allowed
             for axis in (-2, -1):
-                # The row that a query or a key has in a table is too large to have one for each pair.
+                # A query's or key's whole row of a table would be too large to replace for each pair.
                 if not each and array.ndim > rank and sizes[axis] == 1:
                     kept = kept.any(axis, keepdims=True)
         elif any(have > 1 and size > 1 for have, size in zip(self.some.shape, sizes, strict=False)):
             kept = self.some[..., None, None]
-        else:  # the same for the pair that stands in
+        else:  # the allowed pair has the same entry
             kept = self.some.any(keepdims=True)[..., None, None]
         other = array if kept.size == 1 else self._entries(array)
         return jnp.where(jnp.expand_dims(kept, range(rank, array.ndim)), array, jax.lax.stop_gradient(other))
 
     def _entries(self, array: Any) -> Any:
-        """What the pairs that stand in see of an array, `[batch..., head, 1, 1, own...]`."""
+        """The entries of an array that the replacing pairs see, `[batch..., head, 1, 1, own...]`."""
         rank = self.allowed.ndim
         index = []
         for axis, place in enumerate(self.places):
@@ -81,13 +82,13 @@ class StandIn:
 
 
 def modify(scores: jax.Array, chain: Sequence[Score], query: Any, key: Any, allowed: jax.Array | None) -> jax.Array:
-    """The scores of all pairs behind a chain of scores. Those of pairs that may not attend mean nothing.
+    """Apply a chain of scores. The results for masked pairs are arbitrary, but finite gradients are guaranteed.
 
     Args:
         scores: `[batch..., head, q, k]`.
         chain: the scores to apply, aligned.
         query: positions, aligned.
-        key: likewise.
+        key: positions, aligned.
         allowed: which pairs may attend, broadcastable to the scores; None for all.
     """
     if allowed is not None:
@@ -113,9 +114,9 @@ def modify(scores: jax.Array, chain: Sequence[Score], query: Any, key: Any, allo
 
 
 def pair(similarity: Similarity, query: jax.Array, key: jax.Array, allowed: jax.Array | None) -> jax.Array:
-    """`similarity.pair`, of pairs that may attend; the numbers of the others mean nothing.
+    """`similarity.pair` for allowed pairs; the results for masked pairs are arbitrary.
 
-    One that may be singular is computed pair by pair, with a query and a key for each: q k dim numbers for each head.
+    A similarity that may be singular is computed pair by pair, with separate inputs: q x k x dim numbers per head.
     """
     if allowed is None or similarity.is_dot or similarity.finite:
         return similarity.pair(query, key)
@@ -127,7 +128,7 @@ def pair(similarity: Similarity, query: jax.Array, key: jax.Array, allowed: jax.
     sizes = query.shape[-2], key.shape[-2]
 
     def one_by_one(array: jax.Array) -> jax.Array:
-        """From the layout `[batch..., head, q, k, own...]` to `[q * k, batch..., head, 1, 1, own...]`."""
+        """`[batch..., head, q, k, own...]` -> `[q * k, batch..., head, 1, 1, own...]`."""
         array = inside(array, each=True)
         array = jnp.broadcast_to(array, (*array.shape[: rank - 2], *sizes, *array.shape[rank:]))
         array = jnp.moveaxis(array, (rank - 2, rank - 1), (0, 1))
@@ -147,7 +148,7 @@ def pair(similarity: Similarity, query: jax.Array, key: jax.Array, allowed: jax.
 
 
 def for_normalizer(normalizer: Normalizer, scores: jax.Array, allowed: jax.Array | None) -> tuple[Any, jax.Array]:
-    """The normalizer and scores that it may be differentiated at, whatever it makes of pairs that may not attend."""
+    """A normalizer and scores at which it can be differentiated, with masked pairs replaced."""
     if allowed is None:
         return normalizer, scores
     allowed = _as_layout(allowed, scores.ndim)
@@ -158,7 +159,7 @@ def for_normalizer(normalizer: Normalizer, scores: jax.Array, allowed: jax.Array
 
 
 def may_be_singular(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a function of arrays has a primitive that may be infinite, or have an infinite slope, at finite numbers.
+    """Whether a function contains a primitive that may be infinite, or have an infinite derivative, for finite inputs.
 
     >>> may_be_singular(lambda x: 2 * jnp.tanh(x), 1.0), may_be_singular(lambda x: 2 * jnp.sqrt(x), 1.0)
     (False, True)

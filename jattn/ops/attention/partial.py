@@ -1,4 +1,4 @@
-"""Partial attention over some of the keys is a monoid: `merge` joins partial results over disjoint keys."""
+"""Partial attention: attention over some keys, and `merge`, which combines partial results over disjoint keys."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -15,19 +15,20 @@ from ...foundation.pieces import unique_name
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Partial:
-    """Attention over some keys. Unpacks as `out, lse = partial`.
+    """Attention over some of the keys, in a form that can be merged. Unpacks as `out, lse = partial`.
 
-    A float32 `lse` of -1e9 has no room for the log of the number of keys: its neighbors are 64 apart. So what
-    rounding removed from it is kept beside it, and lse + remainder is the log of the sum to about twice the digits.
-    Whatever is done to all three arrays alike (slicing, reshaping) is best done by `jax.tree.map`.
+        lse_i = log Σ_j exp(score_ij),    out_i = Σ_j exp(score_ij - lse_i) value_j
+
+    `remainder` is the rounding error of `lse`. A float32 near -1e9 has neighbors 64 apart, so an lse of that size has
+    no room for the log of the number of keys; lse + remainder has about twice the precision. To slice or reshape all
+    three arrays alike, use `jax.tree.map`.
 
     Args:
         out: `[..., q_len, q_heads, v_dim]`, the softmax-weighted mean of the values of these keys.
-        lse: `[..., q_len, q_heads]`, the log of the sum of the exponentials of the scores, float32 (float64 for
-            float64 inputs); -inf where a query may attend to none of these keys (`out` is 0 there).
-        remainder: what rounding removed from `lse`, of the same shape, without a gradient: that of `lse` is the
-            gradient of both. Left out, it is 0: `lse` is exact. (Where `lse` is no array, as in a tree of axes or
-            partition specs, it is the same as `lse`.)
+        lse: `[..., q_len, q_heads]`, float32 (float64 for float64 inputs); -inf for a query that may attend to none of
+            these keys (its `out` is 0).
+        remainder: the rounding error of `lse`, of the same shape, without a gradient of its own: the gradient of `lse`
+            is that of the sum. By default 0. (In a tree of axes or partition specs, by default the same as `lse`.)
 
     >>> import jax.numpy as jnp, jattn
     >>> q, v = jnp.ones((1, 1, 2)), jnp.ones((5, 1, 2))
@@ -62,10 +63,10 @@ class Partial:
         return cls(jnp.zeros(out.shape, out.dtype), jnp.full(out.shape[:-1], -jnp.inf, dtype))
 
     def log_share(self, score: jax.Array) -> jax.Array:
-        """score - lse: the log of the weight of a key with this score, exact also where both are huge.
+        """score - lse: the log of the weight of a key with this score. Exact even if both are huge.
 
         Args:
-            score: broadcastable to `lse`. Where `lse` is -inf there is no share, and the result is of an lse of 0.
+            score: broadcastable to `lse`. Where `lse` is -inf there is no weight, and the result is as for an lse of 0.
 
         >>> import jax.numpy as jnp, jattn
         >>> print(jattn.Partial(jnp.zeros((1, 1, 2)), jnp.full((1, 1), 3.0)).log_share(2.0))
@@ -82,10 +83,10 @@ jax.export.register_pytree_node_serialization(
 
 
 def log_of_sum(top: jax.Array, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """top + log(mass), rounded, and what rounding removed (without a gradient); -inf and 0 where the mass is 0.
+    """top + log(mass) and its rounding error (without a gradient); -inf and 0 where the mass is 0.
 
     Args:
-        top: the largest score of a row, without a gradient; -inf where there is none.
+        top: the maximum score of a row, without a gradient; -inf if there is none.
         mass: the sum of exp(score - top).
 
     >>> import jax.numpy as jnp
@@ -102,18 +103,18 @@ def log_of_sum(top: jax.Array, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def merge(*partials: Partial | Iterable[Partial]) -> Partial:
-    """Join attention over disjoint sets of keys, as if they had been attended together.
+    """Combine attention over disjoint sets of keys, as if all keys had been attended to together.
 
-    lse = log Σ_i exp(lse_i),  out = Σ_i exp(lse_i - lse) out_i
+        lse = log Σ_i exp(lse_i),    out = Σ_i exp(lse_i - lse) out_i
 
-    Associative and commutative; `Partial.empty` is its identity. Computed in float32 (float64). Differentiable in
-    every `out` and `lse`; a row that is empty in all partials stays empty, with zero gradients.
+    Associative and commutative, with the identity `Partial.empty`. Computed in float32 (float64 for float64).
+    Differentiable in every `out` and `lse`. A row that is empty in all partials stays empty, with zero gradients.
 
     Args:
-        partials: results of `partial_attention`, of equal shapes, one by one or in a list.
+        partials: results of `partial_attention`, of equal shapes, as arguments or in one list.
 
     Raises:
-        ValueError: no partials, something else, or shapes that differ.
+        ValueError: there are no partials, one is something else, or their shapes differ.
 
     >>> import jax, jax.numpy as jnp, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (8, 2, 4)) for i in range(3))
@@ -137,7 +138,7 @@ def merge(*partials: Partial | Iterable[Partial]) -> Partial:
 
 
 def _listed(partials: tuple[Any, ...]) -> list[Partial]:
-    """The partials, whether they came one by one or in a list."""
+    """The partials, given as arguments or in one list."""
     if len(partials) == 1 and isinstance(partials[0], Iterable) and not isinstance(partials[0], (Partial, jax.Array)):
         partials = tuple(partials[0])
     if not partials:

@@ -1,8 +1,8 @@
-"""Functions that are differentiated once, in reverse mode: every other derivative says so.
+"""Functions that can be differentiated once, in reverse mode. Every other derivative raises a clear error.
 
-JAX differentiates in reverse by writing down the tangents of the forward mode, and transposing them: they are computed
-only where forward mode is what was asked for. So the tangent of what `reverse_mode_only` returns is an operation that
-can be transposed, and that refuses to be computed or batched.
+JAX implements reverse mode by tracing the tangents of forward mode and transposing them; tangents are only computed if
+forward mode was requested. So the tangent of `reverse_mode_only` is a primitive that can be transposed, but refuses to
+be computed or batched.
 """
 
 from typing import Any, NoReturn
@@ -46,7 +46,7 @@ batching.defvectorized(_array)
 
 
 def reverse_mode_only(array: jax.Array) -> jax.Array:
-    """The array itself; forward derivatives of what is made of it raise `Unsupported`.
+    """The array itself. Forward-mode derivatives of anything computed from it raise `Unsupported`.
 
     >>> import jax.numpy as jnp
     >>> float(jax.grad(lambda x: reverse_mode_only(x) ** 2)(3.0))
@@ -56,7 +56,7 @@ def reverse_mode_only(array: jax.Array) -> jax.Array:
 
 
 def first_order_only(function: Any) -> Any:
-    """`function`, which is the backward pass of another, with a clear error for whoever differentiates it again."""
+    """Wrap the backward pass of a function so that differentiating it again raises a clear error."""
     guarded = jax.custom_jvp(function)
 
     @guarded.defjvp

@@ -14,10 +14,10 @@ from .call import Call
 def select(
     call: Call, query: jax.Array, key: jax.Array, *, heads: Sequence[int] | None, queries: Sequence[int] | None
 ) -> tuple[Call, jax.Array, jax.Array]:
-    """The call for these query heads and query rows, with the matching query and key.
+    """The call restricted to these query heads and query rows, with the matching query and key.
 
     Raises:
-        ValueError: an index out of range.
+        ValueError: an index is out of range.
     """
     if heads is not None:
         chosen = _indices("heads", heads, call.q_heads)
@@ -40,7 +40,7 @@ def _indices(name: str, indices: Sequence[int], count: int) -> np.ndarray:
 
 
 def _take(call: Call, axis: int, chosen: np.ndarray) -> Call:
-    """Every aligned array of the call, taken along an axis of the layout."""
+    """Take indices along one layout axis of every aligned array of the call."""
 
     def one(leaf: Any) -> Any:
         if leaf.shape[axis] == 1:

@@ -1,4 +1,4 @@
-"""A call whose batch or heads are split over Explicit mesh axes: it runs on each device's part of them."""
+"""Runs a call whose batch or heads are split over Explicit mesh axes on each device's own part."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ LAYOUTS = {
     "lse": (Whole("query"), "head"),
     "weights": ("head", Whole("query"), Whole("key")),
 }
-"""The axes behind the batch."""
+"""The axes after the batch axes."""
 
 NAMES = ("query", "key", "value")
 
@@ -43,18 +43,18 @@ def run_call(
     watch: Callable[[Call], None] | None = None,
     whole_heads: bool = False,
 ) -> Any:
-    """`function(call, query, key, value)` of the prepared call, on each device with its batch elements and heads.
+    """Prepare a call and run `function(call, query, key, value)`, on each device with its batch elements and heads.
 
     Args:
-        function: from a call to a tree of results; comparable, as `run_split` wants it.
+        function: from a call to a pytree of results; hashable and comparable, as `run_split` requires.
         arrays: query, key and value.
         pieces: the other arguments of `prepare`.
-        results: a tree of the names in `LAYOUTS` of the results.
-        watch: called with the whole call, before it runs.
-        whole_heads: every device needs all heads.
+        results: a pytree of the names in `LAYOUTS` of the results.
+        watch: called with the whole call before it runs.
+        whole_heads: whether every device needs all heads.
 
     Raises:
-        ValueError: as `prepare`.
+        ValueError: as in `prepare`.
     """
     check_arrays(*arrays)
     arrays = as_jax(*arrays)
@@ -74,7 +74,7 @@ def run_call(
 
 
 def look_at_call(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None]) -> None:
-    """`run_call` up to the point where `watch` sees the whole call. Nothing runs."""
+    """`run_call` up to the point where `watch` receives the whole call. Nothing runs."""
     check_arrays(*arrays)
     if split_of_call(arrays) is None:
         watch(prepare(*arrays, **pieces)[0])
@@ -83,9 +83,9 @@ def look_at_call(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None]) 
 
 
 def gathered(arrays: Arrays) -> tuple[str, ...]:
-    """What is on all devices before a call runs, though it was split: in words, as far as the arrays show it.
+    """In words, which arrays are gathered on all devices before a call runs, as far as it is known.
 
-    The type of an array shows what Explicit axes split. Outside of `jit`, its sharding shows Auto axes too.
+    The type of an array shows the split over Explicit axes. Outside of `jit`, its sharding shows Auto axes too.
     """
     split = split_of_call(arrays)
     rank, found = len(arrays[0].shape) - 3, []
@@ -101,9 +101,10 @@ def gathered(arrays: Arrays) -> tuple[str, ...]:
 
 
 def split_of_call(arrays: Arrays, whole_heads: bool = False) -> Split | None:
-    """How batch and heads are split: as the query's, else as the key's or value's; None without Explicit axes.
+    """How batch and heads are split: like the query, otherwise like the key or value. None without Explicit axes.
 
-    A device has the key heads of its query heads. Fewer key heads than devices are split as far as they go.
+    A device has the key heads of its query heads. If there are fewer key heads than devices, they are split as far as
+    possible.
     """
     rank = arrays[0].ndim - 3
     split = split_of(arrays, tuple(layout(rank, *LAYOUTS[name]) for name in NAMES))
@@ -122,7 +123,7 @@ def split_of_call(arrays: Arrays, whole_heads: bool = False) -> Split | None:
 
 
 def layouts_of(pieces: Pieces) -> dict[str, Any]:
-    """Of every array in the pieces, and of positions."""
+    """The layouts of every array in the pieces, and of positions."""
 
     def visit(value: Any, axes: tuple[str, ...], name: str) -> Layout:
         del name
@@ -151,7 +152,7 @@ def _settled(arrays: Arrays, pieces: Pieces) -> Pieces:
 
 
 def _look_at_whole(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None] | None) -> None:
-    """All checks, by the sizes of the whole: on a device, messages would have those of a shard. Then `watch`."""
+    """Run all checks at the sizes of the whole call, so that messages do not show the sizes of shards; then `watch`."""
 
     def check(arrays: Arrays, pieces: Pieces) -> tuple:
         call, *_ = prepare(*arrays, **pieces)
@@ -161,7 +162,7 @@ def _look_at_whole(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None]
 
     leaves, tree = jax.tree.flatten((arrays, pieces))
     known = [isinstance(leaf, np.ndarray) for leaf in leaves]
-    # Without their shardings: what is prepared here never runs.
+    # Shapes without shardings are enough, since nothing prepared here runs.
     shapes = [
         jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf, stays in zip(leaves, known, strict=True) if not stays
     ]
@@ -177,10 +178,10 @@ def _look_at_whole(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None]
 
 @dataclasses.dataclass(frozen=True)
 class _Local:
-    """What runs on a device.
+    """What runs on one device.
 
-    alone: the mesh axes that split query heads and not key heads.
-    group: query heads to a key head.
+    alone: the mesh axes that split query heads but not key heads.
+    group: the number of query heads per key head.
     """
 
     function: Callable[..., Any]

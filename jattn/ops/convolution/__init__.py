@@ -1,4 +1,4 @@
-"""Causal convolutions of sequences, one filter a channel: as long as the sequence, and of a few taps."""
+"""Causal convolutions along a sequence, with one filter per channel: as long as the sequence, or a few taps."""
 
 from .long import long_convolution
 from .short import short_convolution

@@ -1,4 +1,4 @@
-"""A causal convolution as long as the sequence, one filter a channel, by FFT."""
+"""A causal convolution with filters as long as the sequence, one per channel, by FFT."""
 
 import jax
 import jax.numpy as jnp
@@ -8,25 +8,25 @@ from ...foundation.shapes import check_shapes
 
 
 def long_convolution(inputs: jax.Array, filters: jax.Array, skip: jax.Array | None = None) -> jax.Array:
-    """A causal convolution with a filter as long as the sequence, in O(n log n).
+    """A causal convolution with filters as long as the sequence, in O(n log n) time.
 
         out_t = Σ_{s ≤ t} filters_s inputs_{t-s} + skip inputs_t
 
-    By a real FFT of at least `length + taps - 1` numbers, so that nothing wraps around; in float32 (float64 for
-    float64 inputs), whose rounding is relative to the largest number of the channel, not to each output. An FFT mixes
-    all positions, so a NaN or inf of the inputs is kept out of it: the outputs of its channel are NaN from its
-    position on, and those before it are what they would be without.
+    By a real FFT of at least `length + taps - 1` numbers, so that nothing wraps around. Computed in float32 (float64
+    for float64 inputs); rounding errors are relative to the largest number of the channel, not to each output. Although
+    an FFT mixes all positions, NaN and inf stay causal: outputs of their channel are NaN from their position on, and
+    earlier outputs are unaffected.
 
     Args:
         inputs: `[..., length, features]`.
-        filters: `[taps, features]`, the tap of the input itself first; taps beyond the length have no effect.
+        filters: `[taps, features]`; the first tap applies to the current input. Taps past the length have no effect.
         skip: `[features]`.
 
     Returns:
         `[..., length, features]`, in the dtype of `inputs`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not match.
 
     >>> import jax.numpy as jnp
     >>> print(long_convolution(jnp.array([[1.0], [0.0], [2.0]]), jnp.array([[1.0], [0.5], [0.25]]))[:, 0].round(3))
@@ -49,7 +49,7 @@ def long_convolution(inputs: jax.Array, filters: jax.Array, skip: jax.Array | No
 
 
 def _fast_size(least: int) -> int:
-    """The least number with no prime factor above 5 that is not below `least`."""
+    """The smallest number of at least `least` without a prime factor above 5."""
     size = max(least, 1)
     while True:
         rest = size

@@ -1,4 +1,4 @@
-"""A short causal convolution, one filter a channel, with what it remembers between calls."""
+"""A short causal convolution, one filter per channel, with a state between calls."""
 
 from typing import Any, NamedTuple
 
@@ -10,12 +10,13 @@ from ...foundation.shapes import check_shapes
 
 
 class Shifts(NamedTuple):
-    """A sequence beside itself, shifted.
+    """A sequence and its shifted copies.
 
-    values: the tokens themselves, those one before, ..., each `[..., length, features]`. Where there is none, in front
-        of the sequence or of a segment, it is 0; NaN and inf are 0, too.
-    nonfinite: where they were NaN or inf, alike.
-    past: the last tokens, `[..., taps - 1, features]`, for a call that goes on; of the last segment.
+    values: the tokens themselves, the previous tokens, and so on, each `[..., length, features]`. Tokens before the
+    sequence
+        or the segment are 0, and so are NaN and inf.
+    nonfinite: where they were NaN or inf, likewise.
+    past: the last tokens of the last segment, `[..., taps - 1, features]`, for the next call.
     """
 
     values: list[jax.Array]
@@ -26,14 +27,14 @@ class Shifts(NamedTuple):
 def shifts(inputs: jax.Array, taps: int, past: jax.Array | None = None, segment_ids: Any = None) -> Shifts:
     """The last `taps` tokens at every position.
 
-    NaN and inf are kept apart, so that the gradient of an output that does not see one has no 0 times it.
+    NaN and inf are returned separately, so that the gradient of an output that does not depend on them has no 0 * NaN.
 
     Args:
         inputs: `[..., length, features]`.
-        taps: how many, the token itself among them.
+        taps: the number of tokens, including the current one.
         past: the `taps - 1` tokens before the first, `[..., taps - 1, features]`; by default zeros. They belong to the
             first segment.
-        segment_ids: `[..., length]` or `[length]`, equal where tokens see one another.
+        segment_ids: `[..., length]` or `[length]`; tokens see only tokens with the same id.
     """
     length = inputs.shape[-2]
     if past is None:
@@ -67,16 +68,16 @@ def short_convolution(
 
     Args:
         inputs: `[..., length, features]`.
-        kernel: `[taps, features]`, the tap of the input itself first.
+        kernel: `[taps, features]`; the first tap applies to the current input.
         past: the `taps - 1` inputs before the first, `[..., taps - 1, features]`; by default zeros. They belong to the
             first segment.
         segment_ids: `[..., length]` or `[length]`; inputs of other segments count as zeros.
 
     Returns:
-        `[..., length, features]`. An output is NaN where an input that it sees is NaN or inf; others are not touched.
+        `[..., length, features]`. An output is NaN if an input that it depends on is NaN or inf; others are unaffected.
 
     Raises:
-        ValueError: shapes that do not fit; no taps.
+        ValueError: the shapes do not match, or there are no taps.
 
     >>> import jax.numpy as jnp
     >>> print(short_convolution(jnp.array([[1.0], [0.0], [2.0]]), jnp.array([[1.0], [0.5]]))[:, 0])
