@@ -2,15 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
+from ..foundation.shapes import check_shapes
 from ..masks.base import restricted
 from ..ops.attention.checks import check_pieces
 from ..ops.attention.dropout import Dropout
 from ..parallel import Heads
 from . import learned as pieces_of
+from .caches import Contiguous, Spec
+from .decoding import State, attend_new, check_decoding, remember, spec_of
 from .layer import Initializer, Layer, Parameter, lecun_normal, zeros
 from .multi_head import multi_head, multi_head_weights
 from .norms import QKNorm, as_qk_norm
@@ -57,6 +61,8 @@ class MultiHeadAttention(Layer):
     >>> layer(parameters, jax.numpy.ones((2, 10, 64))).shape
     (2, 10, 64)
     """
+
+    own_axes: ClassVar = {"prefill": "length features", "step": "features"}
 
     in_features: int
     q_heads: int
@@ -193,6 +199,143 @@ class MultiHeadAttention(Layer):
             heads=heads,
             queries=queries,
         )
+
+    def initial_state(
+        self,
+        parameters: Mapping[str, Any],
+        batch: tuple[int, ...] | None = None,
+        *,
+        length: int | None = None,
+        cache: Spec | None = None,
+        dtype: Any = None,
+        key_inputs: jax.Array | None = None,
+        value_inputs: jax.Array | None = None,
+        key_valid: Any = None,
+    ) -> State:
+        """What `prefill` and `step` go on from: a cache without tokens, or the keys and values of other inputs.
+
+        Args:
+            parameters: of the layer; looked at for their dtype, and where there are `key_inputs`.
+            batch: the batch axes of the inputs to come; by default none, or those of `key_inputs`.
+            length: places for so many tokens of each example, `caches.Contiguous(length)`.
+            cache: another cache, such as `caches.Rolling(window)`, in place of `length`.
+            dtype: of the keys and values that are kept, by default the one that the layer computes in.
+            key_inputs: `[..., kv_len, features]`: cross-attention, whose keys and values are made here, once.
+            value_inputs: likewise; by default `key_inputs`.
+            key_valid: booleans `[..., kv_len]` or `[kv_len]`: which of the `key_inputs` are not padding.
+
+        Raises:
+            ValueError: neither, or both, of `length` and `cache`, or one of them with `key_inputs`; sizes or a dtype
+                that do not fit.
+
+        >>> import jax
+        >>> layer = MultiHeadAttention(64, 8, kv_heads=2)
+        >>> state = layer.initial_state(layer.init(jax.random.key(0)), (3,), length=100)
+        >>> state.keys.shape
+        (3, 100, 2, 8)
+        """
+        if dtype is None:
+            dtype = jnp.result_type(*jax.tree.leaves(parameters) or [jnp.float32]) if self.dtype is None else self.dtype
+        sizes: dict[str, Any] = {"kv_heads": self.kv_heads, "k_dim": self.head_dim, "dtype": dtype}
+        if key_inputs is None:
+            if value_inputs is not None or key_valid is not None:
+                raise ValueError("`value_inputs` and `key_valid` need `key_inputs`.")
+            if self._cross:
+                raise ValueError(
+                    "`key_inputs` must be given: keys are made of other inputs, as `in_kv_features` "
+                    f"{self.in_kv_features} differs from `in_features` {self.in_features}."
+                )
+            return spec_of(length, cache).create(() if batch is None else batch, **sizes)
+        if length is not None or cache is not None:
+            raise ValueError("`length` and `cache` are for self-attention; `key_inputs` bring their own length.")
+        value_inputs = key_inputs if value_inputs is None else value_inputs
+        found = check_shapes(
+            {"in_kv_features": int(self.in_kv_features or 0)},
+            key_inputs=(key_inputs, "... kv_len in_kv_features"),
+            value_inputs=(value_inputs, "... kv_len in_kv_features"),
+        )
+        if batch is not None and tuple(batch) != tuple(key_inputs.shape[:-2]):
+            raise ValueError(f"`batch` must be that of `key_inputs`, {key_inputs.shape[:-2]}; got {batch}.")
+        empty = Contiguous(max(found["kv_len"], 1)).create(tuple(key_inputs.shape[:-2]), **sizes)
+        return remember(_projections(parameters), empty, key_inputs, value_inputs, key_valid, **self._projecting())
+
+    def prefill(
+        self,
+        parameters: Mapping[str, Any],
+        inputs: jax.Array,
+        state: Any = None,
+        *,
+        mask: Any = None,
+        valid: Any = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
+        """The next tokens of each example, all at once: their outputs, and the state behind them.
+
+        In chunks of any size, and by `step`, tokens have the outputs that they have in the call on the whole sequence.
+        A layer over a sequence needs a mask that hides the future, such as `Causal()`, for this to be so.
+
+        Args:
+            parameters: of the layer.
+            inputs: `[..., new, in_features]`.
+            state: of `initial_state`, `prefill` or `step`.
+            mask: restricts the layer's own, as `&` does. It sees the positions of the whole sequence.
+            valid: booleans `[..., new]` or `[new]`: which of the inputs are tokens, by default all. The others are
+                padding, on either side: it takes no place and no position, and its outputs mean nothing.
+            dropout_key: as of the call. The same key drops the same weights in every chunk as in the whole call.
+
+        Returns:
+            `[..., new, out_features]`, and the state. Of a sequence that has run out of places, outputs are NaN.
+
+        Raises:
+            ValueError: a state that is not one for these inputs; more tokens than there are places, where lengths are
+                known (outside of `jax.jit`); pieces with arrays over keys that are not as long as the cache.
+        """
+        check_shapes({"in_features": self.in_features}, inputs=(inputs, "... new in_features"))
+        check_decoding(state, inputs, int(self.kv_heads or 0), int(self.head_dim or 0), self._cross)
+        pieces = self._pieces(parameters, mask)
+        return attend_new(
+            _projections(parameters),
+            inputs,
+            state,
+            valid=valid,
+            pieces=pieces | {"dropout": self._dropout(dropout_key), "implementation": self.implementation},
+            parallel=self.parallel,
+            **self._projecting(),
+        )
+
+    def step(
+        self,
+        parameters: Mapping[str, Any],
+        inputs: jax.Array,
+        state: Any,
+        *,
+        mask: Any = None,
+        valid: Any = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
+        """The next token of each example, `[..., in_features]` -> `[..., out_features]`, and the state behind it.
+
+        Arguments and errors as of `prefill`; `valid [...]` says which examples go on.
+
+        >>> import jax, jattn
+        >>> layer = MultiHeadAttention(64, 8, rotary=True, mask=jattn.masks.Causal())
+        >>> parameters, x = layer.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (3, 10, 64))
+        >>> out, state = layer.prefill(parameters, x[:, :9], layer.initial_state(parameters, (3,), length=16))
+        >>> last, state = layer.step(parameters, x[:, 9], state)
+        >>> bool(jax.numpy.allclose(last, layer(parameters, x)[:, 9], atol=1e-5))
+        True
+        """
+        check_shapes({"in_features": self.in_features}, inputs=(inputs, "... in_features"))
+        valid = valid if valid is None else jnp.asarray(valid)[..., None]
+        out, state = self.prefill(
+            parameters, inputs[..., None, :], state, mask=mask, valid=valid, dropout_key=dropout_key
+        )
+        return out[..., 0, :], state
+
+    @property
+    def _cross(self) -> bool:
+        """Whether keys must be made of other inputs than queries."""
+        return self.in_kv_features != self.in_features
 
     def _pieces(self, parameters: Mapping[str, Any], mask: Any) -> dict[str, Any]:
         """The pieces, with what is learned from the parameters, and the mask of a call."""

@@ -96,7 +96,7 @@ def multi_head(
     _check(parameters, inputs, key_inputs, value_inputs)
     check_rotary(rotary)
     check_parallel(parallel)
-    dtype = _computation_dtype(dtype, parameters, inputs, key_inputs, value_inputs)
+    dtype = computation_dtype(dtype, parameters, inputs, key_inputs, value_inputs)
     mask, similarity, scores, normalizer, dropout = check_pieces(mask, similarity, scores, normalizer, dropout)
     at = _positions(inputs, key_inputs, positions, key_positions, rotary)
     batch = inputs.shape[:-2]
@@ -114,7 +114,7 @@ def multi_head(
     split = {name: group for name, group in parameters.items() if name != "out"}
     split["out"] = {"kernel": parameters["out"]["kernel"]}  # its bias is added once, after the sum over heads
 
-    norm = functools.partial(_norm(qk_norm).apply, mesh_axis=None if parallel is None else parallel.axis)
+    norm = functools.partial(norm_of(qk_norm), mesh_axis=None if parallel is None else parallel.axis)
 
     def local(parameters: Parameters, sources: tuple, pieces: dict, at: dict) -> jax.Array:
         query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, norm=norm)
@@ -160,9 +160,9 @@ def multi_head_weights(
     """
     _check(parameters, inputs, key_inputs, None)
     check_rotary(rotary)
-    dtype = _computation_dtype(dtype, parameters, inputs, key_inputs)
+    dtype = computation_dtype(dtype, parameters, inputs, key_inputs)
     at = _positions(inputs, key_inputs, positions, key_positions, rotary)
-    norm = _norm(qk_norm).apply
+    norm = norm_of(qk_norm)
     query, key, _ = _project(parameters, inputs, key_inputs, None, rotary=rotary, at=at, dtype=dtype, norm=norm)
     pieces = dict(mask=mask, similarity=similarity, scores=scores, normalizer=normalizer)
     with renamed(query_positions="positions"):
@@ -183,33 +183,62 @@ def _project(
     """Query, key and value `[..., length, heads, head_dim]`, normed and rotated."""
     key_inputs = inputs if key_inputs is None else key_inputs
     value_inputs = key_inputs if value_inputs is None else value_inputs
-    made = []
-    for name, source in (("query", inputs), ("key", key_inputs), ("value", value_inputs)):
-        kernel = parameters[name]["kernel"].astype(dtype)
-        projected = summed_einsum("...tf,fhd->...thd", source.astype(dtype), kernel)
-        made.append(_biased(projected, parameters[name].get("bias"), dtype))
-    query, key, value = made
-    if "query_norm" in parameters:
-        query = norm(query, parameters["query_norm"])
-    if "key_norm" in parameters:
-        key = norm(key, parameters["key_norm"])
-    if rotary:
+    options = {"rotary": rotary, "dtype": dtype, "norm": norm}
+    query = projected("query", parameters, inputs, at["query_positions"], **options)
+    key = projected("key", parameters, key_inputs, at["key_positions"], **options)
+    return query, key, projected("value", parameters, value_inputs, None, **options)
+
+
+def projected(
+    name: str,
+    parameters: Parameters,
+    source: Array,
+    positions: Any,
+    *,
+    rotary: Rotation | bool | None,
+    dtype: Any,
+    norm: Callable[..., jax.Array],
+) -> jax.Array:
+    """The queries, keys or values of inputs: `[..., length, heads, head_dim]`, normed and rotated.
+
+    Args:
+        name: `"query"`, `"key"` or `"value"`.
+        parameters: of `multi_head`.
+        source: `[..., length, features]`.
+        positions: integers `[..., length]`, by default 0, 1, ...
+        rotary: as of `multi_head`.
+        dtype: to compute in.
+        norm: of queries and keys, a function of one and its parameters.
+    """
+    kernel = parameters[name]["kernel"].astype(dtype)
+    heads = summed_einsum("...tf,fhd->...thd", source.astype(dtype), kernel)
+    heads = _biased(heads, parameters[name].get("bias"), dtype)
+    if f"{name}_norm" in parameters:
+        heads = norm(heads, parameters[f"{name}_norm"])
+    if rotary and name != "value":
         rotate = default_rotary if rotary is True else rotary
-        query_at, key_at = at["query_positions"], at["key_positions"]
-        query = rotate(query, jnp.arange(query.shape[-3]) if query_at is None else query_at)
-        key = rotate(key, jnp.arange(key.shape[-3]) if key_at is None else key_at)
-    return query, key, value
+        heads = rotate(heads, jnp.arange(heads.shape[-3]) if positions is None else positions)
+    return heads
 
 
-def _norm(qk_norm: Any) -> QKNorm:
-    return as_qk_norm(qk_norm) or QKNorm()
+def joined_heads(parameters: Parameters, attended: jax.Array, dtype: Any) -> jax.Array:
+    """The output of attended values `[..., length, heads, head_dim]`: `[..., length, features]`, summed in float32."""
+    kernel = parameters["out"]["kernel"].astype(dtype)
+    summed = summed_einsum("...qhd,hdf->...qf", attended.astype(dtype), kernel, preferred_element_type=accumulation_dtype(dtype))
+    return _biased(summed.astype(dtype), parameters["out"].get("bias"), dtype)
+
+
+def norm_of(qk_norm: Any) -> Callable[..., jax.Array]:
+    """What norms queries or keys by their parameters."""
+    return (as_qk_norm(qk_norm) or QKNorm()).apply
 
 
 def _biased(x: jax.Array, bias: Array | None, dtype: Any) -> jax.Array:
     return x if bias is None else x + of_rank(bias.astype(dtype), x.ndim)
 
 
-def _computation_dtype(dtype: Any, parameters: Parameters, *sources: Array | None) -> Any:
+def computation_dtype(dtype: Any, parameters: Parameters, *sources: Array | None) -> Any:
+    """The dtype to compute in: the one asked for, or what inputs and parameters promote to."""
     if dtype is None:
         dtype = jnp.result_type(*(item for item in sources if item is not None), *jax.tree.leaves(parameters))
     check_dtype("dtype", dtype)

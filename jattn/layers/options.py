@@ -114,7 +114,9 @@ def method_of(layer: Layer, name: str) -> Callable[..., Any]:
     method = getattr(layer, name, None) if isinstance(name, str) else None
     if not callable(method):
         found = [one for one in dir(layer) if not one.startswith("_") and callable(getattr(layer, one))]
-        raise ValueError(f"`method` must be one of {', '.join(found)} of {type(layer).__name__}; got {name!r}.")
+        raise ValueError(
+            f"{type(layer).__name__} has no `{name}`: `method` must be one of {', '.join(found)}; got {name!r}."
+        )
     return method
 
 

@@ -10,9 +10,11 @@ from flax import linen as nn
 from ..foundation.arguments import check_key, check_positive
 from ..foundation.arrays import known_values
 from ..layers import attention as data
+from ..layers.caches import Spec
+from ..layers.decoding import State
 from ..layers.learned import PIECES
 from ..layers.norms import QKNorm
-from ..layers.options import check_dtype, check_inputs
+from ..layers.options import check_dtype, check_inputs, method_of
 from ..parallel import Heads
 from .layer import made
 
@@ -34,6 +36,7 @@ class MultiHeadAttention(nn.Module):
         q_heads: query heads; must be given.
         kv_heads: key and value heads, by default `q_heads`.
         head_dim: by default `in_features / q_heads`.
+        in_kv_features: features of the inputs that keys and values are made of, by default read from them.
         out_features: by default `in_features`.
         use_bias, qk_norm, rotary, dtype, kernel_init, out_kernel_init, bias_init, parallel: as of
             `jattn.layers.MultiHeadAttention`.
@@ -57,6 +60,7 @@ class MultiHeadAttention(nn.Module):
     q_heads: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
+    in_kv_features: int | None = None
     out_features: int | None = None
     use_bias: bool | Collection[str] = True
     qk_norm: bool | QKNorm = False
@@ -94,7 +98,7 @@ class MultiHeadAttention(nn.Module):
             heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
-            in_kv_features=in_kv_features,
+            in_kv_features=self.in_kv_features or in_kv_features,
             out_features=self.out_features,
             use_bias=self.use_bias,
             qk_norm=self.qk_norm,
@@ -139,6 +143,7 @@ class MultiHeadAttention(nn.Module):
         check_inputs(inputs=inputs, key_inputs=key_inputs, value_inputs=value_inputs)
         return self.run(
             "__call__",
+            self._for_inputs(inputs, key_inputs),
             inputs,
             key_inputs,
             value_inputs,
@@ -165,17 +170,101 @@ class MultiHeadAttention(nn.Module):
         """
         check_inputs(inputs=inputs, key_inputs=key_inputs)
         at = {"positions": positions, "key_positions": key_positions}
-        return self.run("attention_weights", inputs, key_inputs, mask=mask, **at, heads=heads, queries=queries)
+        layer = self._for_inputs(inputs, key_inputs)
+        return self.run("attention_weights", layer, inputs, key_inputs, mask=mask, **at, heads=heads, queries=queries)
+
+    def initial_state(
+        self,
+        batch: tuple[int, ...] | None = None,
+        *,
+        length: int | None = None,
+        cache: Spec | None = None,
+        dtype: Any = None,
+        key_inputs: jax.Array | None = None,
+        value_inputs: jax.Array | None = None,
+        key_valid: Any = None,
+    ) -> State:
+        """What `prefill` and `step` go on from, as of `jattn.layers.MultiHeadAttention.initial_state`.
+
+        Called as `layer.apply(variables, (2,), length=100, method="initial_state")`.
+
+        Args:
+            batch: the batch axes of the inputs to come.
+            length: places for so many tokens of each example.
+            cache: another cache of `jattn.layers.caches`, in place of `length`.
+            dtype: of the keys and values that are kept, by default the one of the module or of its parameters.
+            key_inputs, value_inputs, key_valid: of cross-attention, whose keys and values are made here, once.
+
+        Raises:
+            ValueError: as there; the module has neither `in_features` nor `head_dim`, which tell the size of a head.
+        """
+        if self.in_features is None and self.head_dim is None:
+            raise ValueError(
+                "`in_features` (or `head_dim`) must be an attribute of the module to make a state: without inputs the "
+                "size of a head is not known."
+            )
+        dtype = dtype or self.dtype or self.param_dtype
+        check_inputs(key_inputs=key_inputs, value_inputs=value_inputs)
+        options = {"length": length, "cache": cache, "dtype": dtype}
+        options |= {"key_inputs": key_inputs, "value_inputs": value_inputs, "key_valid": key_valid}
+        layer = self._layer(None, None if key_inputs is None else key_inputs.shape[-1])
+        if key_inputs is None:  # which needs no parameters
+            return layer.initial_state({}, batch, **options)
+        return self.run("initial_state", layer, batch, **options)
+
+    def prefill(
+        self,
+        inputs: jax.Array,
+        state: Any = None,
+        *,
+        mask: Any = None,
+        valid: Any = None,
+        deterministic: bool | None = None,
+        dropout_rng: jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
+        """The next tokens of each example at once, as of `jattn.layers.MultiHeadAttention.prefill`.
+
+        Called as `layer.apply(variables, x, state, method="prefill")`.
+
+        Args:
+            inputs: `[..., new, features]`.
+            state: of `initial_state`, `prefill` or `step`.
+            mask: restricts the module's own, as `&` does.
+            valid: booleans `[..., new]` or `[new]`, False for padding.
+            deterministic, dropout_rng: as of the call.
+        """
+        check_inputs(inputs=inputs)
+        key = self._dropout_key(deterministic, dropout_rng)
+        layer = self._layer(inputs.shape[-1], None)
+        return self.run("prefill", layer, inputs, state, mask=mask, valid=valid, dropout_key=key)
+
+    def step(
+        self,
+        inputs: jax.Array,
+        state: Any,
+        *,
+        mask: Any = None,
+        valid: Any = None,
+        deterministic: bool | None = None,
+        dropout_rng: jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
+        """The next token of each example, `[..., features]` -> `[..., features]`, and the state behind it.
+
+        Arguments as of `prefill`; `valid [...]` says which examples go on.
+        """
+        key = self._dropout_key(deterministic, dropout_rng)
+        layer = self._layer(jnp.shape(inputs)[-1], None)
+        return self.run("step", layer, inputs, state, mask=mask, valid=valid, dropout_key=key)
 
     @nn.compact
-    def run(self, method: str, inputs: jax.Array, *others: Any, **options: Any) -> Any:
+    def run(self, method: str, layer: data.MultiHeadAttention, *inputs: Any, **options: Any) -> Any:
         """A method of the layer, by its name."""
-        key_inputs = others[0] if others else None
-        in_features = inputs.shape[-1]
-        in_kv_features = in_features if key_inputs is None else key_inputs.shape[-1]
-        layer = self._layer(in_features, in_kv_features)
         parameters = {name: made(self, name, node, self.param_dtype) for name, node in layer.parameters().items()}
-        return getattr(layer, method)(parameters, inputs, *others, **options)
+        return method_of(layer, method)(parameters, *inputs, **options)
+
+    @nn.nowrap
+    def _for_inputs(self, inputs: jax.Array, key_inputs: jax.Array | None) -> data.MultiHeadAttention:
+        return self._layer(inputs.shape[-1], (inputs if key_inputs is None else key_inputs).shape[-1])
 
     def _dropout_key(self, deterministic: bool | None, key: jax.Array | None) -> jax.Array | None:
         """A random key where weights are to be dropped, else None."""

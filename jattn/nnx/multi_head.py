@@ -11,6 +11,8 @@ from flax import nnx
 from ..foundation.arguments import check_flags, check_key
 from ..foundation.arrays import describe, dtype_of
 from ..layers import attention as data
+from ..layers.caches import Spec
+from ..layers.decoding import State
 from ..layers.learned import PIECES
 from ..layers.norms import QKNorm
 from ..parallel import Heads
@@ -151,6 +153,76 @@ class MultiHeadAttention(Layer):
             key_positions=key_positions,
             dropout_key=_dropout_key(self, deterministic, rngs),
         )
+
+    def initial_state(
+        self,
+        batch: tuple[int, ...] | None = None,
+        *,
+        length: int | None = None,
+        cache: Spec | None = None,
+        dtype: Any = None,
+        key_inputs: jax.Array | None = None,
+        value_inputs: jax.Array | None = None,
+        key_valid: Any = None,
+    ) -> State:
+        """What `prefill` and `step` go on from, as of `jattn.layers.MultiHeadAttention.initial_state`.
+
+        Args:
+            batch: the batch axes of the inputs to come.
+            length: places for so many tokens of each example.
+            cache: another cache of `jattn.layers.caches`, in place of `length`.
+            dtype: of the keys and values that are kept.
+            key_inputs, value_inputs, key_valid: of cross-attention, whose keys and values are made here, once.
+        """
+        return self.layer.initial_state(
+            arrays_of(self),
+            batch,
+            length=length,
+            cache=cache,
+            dtype=dtype,
+            key_inputs=key_inputs,
+            value_inputs=value_inputs,
+            key_valid=key_valid,
+        )
+
+    def prefill(
+        self,
+        inputs: jax.Array,
+        state: Any = None,
+        *,
+        mask: Any = None,
+        valid: Any = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
+        """The next tokens of each example at once, as of `jattn.layers.MultiHeadAttention.prefill`.
+
+        Args:
+            inputs: `[..., new, features]`.
+            state: of `initial_state`, `prefill` or `step`.
+            mask: restricts the module's own, as `&` does.
+            valid: booleans `[..., new]` or `[new]`, False for padding.
+            deterministic, rngs: as of the call.
+        """
+        key = _dropout_key(self, deterministic, rngs)
+        return self.layer.prefill(arrays_of(self), inputs, state, mask=mask, valid=valid, dropout_key=key)
+
+    def step(
+        self,
+        inputs: jax.Array,
+        state: Any,
+        *,
+        mask: Any = None,
+        valid: Any = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
+        """The next token of each example, `[..., features]` -> `[..., features]`, and the state behind it.
+
+        Arguments as of `prefill`; `valid [...]` says which examples go on.
+        """
+        key = _dropout_key(self, deterministic, rngs)
+        return self.layer.step(arrays_of(self), inputs, state, mask=mask, valid=valid, dropout_key=key)
 
     def attention_weights(
         self,

@@ -55,7 +55,7 @@ def test_random_keys():
         with pytest.raises(ValueError, match=message):
             layer(x, rngs=rngs)
     assert layer(x, rngs=jax.random.key(0)).shape == (2, 16)
-    with pytest.raises(ValueError, match=r"`method` must be one of .*step.* of CausalAttention; got 'stepp'"):
+    with pytest.raises(ValueError, match=r"CausalAttention has no `stepp`: .* one of .*step.*; got 'stepp'"):
         jattn.nnx.Layer(data, rngs=nnx.Rngs(0)).run("stepp", x)
     for kind in (lambda layer: jattn.nnx.Layer(layer, rngs=nnx.Rngs(0)), jattn.linen.Layer):
         with pytest.raises(ValueError, match=r"`layer` must be a layer of `jattn`.*the class `CausalAttention`"):

@@ -1,0 +1,175 @@
+"""Multi-head attention of new tokens over a cache: what `MultiHeadAttention.prefill` and `step` compute.
+
+    q, k, v = W_q x, W_k x, W_v x          of the new tokens x, normed, and rotated by their positions
+    cache   = append(cache, k, v)
+    out     = Σ_heads attention(q, cache) W_o
+
+Positions are absolute, of queries and of what the cache holds, so that masks, scores and rotations mean at every step
+what they mean in the call on the whole sequence.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..foundation.arrays import describe
+from ..masks.base import restricted
+from ..ops.attention.checks import renamed
+from ..parallel import Heads
+from .caches import Cache, Contiguous, Spec, View
+from .multi_head import computation_dtype, joined_heads, norm_of, projected
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The state of cross-attention: keys and values that are made once, of other inputs than the queries.
+
+    Attributes:
+        cache: the keys and values.
+        lengths: int32 `[batch...]`, how many queries each example has had.
+    """
+
+    cache: Cache
+    lengths: jax.Array
+
+
+State = Cache | Memory
+
+
+def remember(
+    parameters: Mapping[str, Any],
+    cache: Cache,
+    key_inputs: jax.Array,
+    value_inputs: jax.Array,
+    valid: Any,
+    **projecting: Any,
+) -> Memory:
+    """The memory of these inputs, in an empty cache.
+
+    Args:
+        parameters: of `multi_head`.
+        cache: without tokens.
+        key_inputs: `[..., kv_len, features]`.
+        value_inputs: likewise.
+        valid: as of `Cache.append`.
+        **projecting: `rotary`, `qk_norm` and `dtype`, as of `multi_head`.
+    """
+    options = _options(parameters, (key_inputs, value_inputs), **projecting)
+    with renamed(valid="key_valid"):
+        positions = cache.positions(key_inputs.shape[-2], valid)
+        key = projected("key", parameters, key_inputs, positions, **options)
+        value = projected("value", parameters, value_inputs, None, **options)
+        _, cache = cache.append(key, value, valid=valid)
+    return Memory(cache, jnp.zeros_like(cache.lengths))
+
+
+def attend_new(
+    parameters: Mapping[str, Any],
+    inputs: jax.Array,
+    state: Any,
+    *,
+    valid: Any,
+    pieces: dict[str, Any],
+    parallel: Heads | None,
+    **projecting: Any,
+) -> tuple[jax.Array, Any]:
+    """The output of new tokens, and the state behind them.
+
+    Args:
+        parameters: of `multi_head`.
+        inputs: `[..., new, features]`.
+        state: a cache of keys and values, or a `Memory` of them.
+        valid: as of `Cache.append`.
+        pieces: `mask`, `similarity`, `scores`, `normalizer`, `dropout` and `implementation`, as of `jattn.attention`.
+        parallel: how heads are split over devices.
+        **projecting: `rotary`, `qk_norm` and `dtype`, as of `multi_head`.
+    """
+    options = _options(parameters, (inputs,), **projecting)
+    counted: Any = state.cache if isinstance(state, Memory) else state
+    positions = dataclasses.replace(counted, lengths=state.lengths).positions(inputs.shape[-2], valid)
+    query = projected("query", parameters, inputs, positions, **options)
+    if isinstance(state, Memory):
+        view = state.cache.view()
+        new = inputs.shape[-2] if valid is None else jnp.broadcast_to(valid, positions.shape).sum(-1, dtype=jnp.int32)
+        after: Any = dataclasses.replace(state, lengths=state.lengths + new)
+    else:
+        key = projected("key", parameters, inputs, positions, **options)
+        value = projected("value", parameters, inputs, None, **options)
+        with renamed(key="inputs", value="inputs"):
+            view, after = state.append(key, value, valid=valid)
+    attended = attend_view(view, query, positions, pieces, parallel)
+    return joined_heads(parameters, attended, options["dtype"]), after
+
+
+def attend_view(
+    view: View, query: jax.Array, positions: jax.Array, pieces: dict[str, Any], parallel: Heads | None
+) -> jax.Array:
+    """`view.attend`, with the heads split over devices where `parallel` says so."""
+    with renamed(query_positions="positions"):
+        if parallel is None:
+            return view.attend(query, query_positions=positions, **pieces)
+        pieces = pieces | {"mask": restricted(pieces["mask"], view.mask)}
+        at = {"query_positions": positions, "key_positions": view.key_positions}
+        return view.checked(parallel.attention(query, view.key, view.value, **pieces, **at))
+
+
+def spec_of(length: int | None, cache: Spec | None) -> Spec:
+    """The cache that is asked for: a contiguous one of this length, or another.
+
+    Raises:
+        ValueError: neither or both; something else.
+    """
+    if (length is None) == (cache is None):
+        raise ValueError(
+            "`length` must be the number of places for each example, or `cache` another cache, such as "
+            f"`jattn.layers.caches.Rolling(window)`; got length {length} and cache {cache}."
+        )
+    if cache is None:
+        return Contiguous(length)  # type: ignore[arg-type]  (one of the two is given)
+    if not isinstance(cache, Spec):
+        raise ValueError(
+            f"`cache` must be one of `jattn.layers.caches`, such as `Contiguous(64)`; got {describe(cache)}."
+        )
+    return cache
+
+
+def check_decoding(state: Any, inputs: Any, kv_heads: int, head_dim: int, cross: bool) -> None:
+    """A state is one for these inputs and this layer.
+
+    Raises:
+        ValueError: naming what does not fit, and how to make a state that does.
+    """
+    make = "`initial_state(batch, key_inputs=...)`" if cross else "`initial_state(batch, length=...)`"
+    if not isinstance(state, State):
+        raise ValueError(
+            f"`state` must be what {make}, `prefill` or `step` of the layer gave: the keys and values that these "
+            f"tokens attend to; got {describe(state)}."
+        )
+    cache = state.cache if isinstance(state, Memory) else state
+    if cross and not isinstance(state, Memory):
+        raise ValueError(
+            f"`state` must hold keys that are made of other inputs, by {make}, as `in_kv_features` differs from "
+            f"`in_features`; got an empty {type(cache).__name__}."
+        )
+    found = tuple(cache.keys.shape[-2:]), int(cache.values.shape[-1])
+    if found != ((kv_heads, head_dim), head_dim):
+        raise ValueError(
+            f"`state` must hold keys and values of {kv_heads} heads with {head_dim} features, as {make} of this layer "
+            f"makes it; got keys of {found[0][0]} heads with {found[0][1]} features, and values with {found[1]}."
+        )
+    if tuple(inputs.shape[:-2]) != state.lengths.shape:
+        raise ValueError(
+            f"`inputs` must have the batch axes {state.lengths.shape} of the state; got {tuple(inputs.shape[:-2])}."
+        )
+
+
+def _options(parameters: Mapping[str, Any], sources: tuple, *, rotary: Any, qk_norm: Any, dtype: Any) -> dict[str, Any]:
+    return {
+        "rotary": rotary,
+        "dtype": computation_dtype(dtype, parameters, *sources),
+        "norm": norm_of(qk_norm),
+    }

@@ -1,0 +1,320 @@
+"""Multi-head attention generates as it computes the whole: prefill in chunks, then steps, over every cache."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jattn.linen
+import jattn.nnx
+from jattn import masks, normalizers, positions, scores
+from jattn.layers import Layer, MultiHeadAttention, caches
+from jattn.parallel import Heads
+
+BATCH, LENGTH, FEATURES, HEADS = 2, 7, 16, 4
+X = jax.random.normal(jax.random.key(0), (BATCH, LENGTH, FEATURES))
+WEIGHTS = jnp.cos(jnp.arange(float(BATCH * LENGTH * FEATURES))).reshape(X.shape)
+WINDOW = masks.SlidingWindow(2, 0)
+PAGES = caches.PageAllocator(8, 2)
+TABLE = PAGES.table([PAGES.allocate(8), PAGES.allocate(8)], 5)
+CACHES: dict[str, Any] = {"contiguous": caches.Contiguous(9), "paged": caches.Paged(8, 2, slots=5, block=4)}
+FOR_WINDOWS: dict[str, Any] = {"rolling": caches.Rolling(3, sinks=1)}
+
+CASES: dict[str, dict[str, Any]] = {
+    "causal": dict(mask=masks.Causal()),
+    "window, grouped": dict(mask=WINDOW, kv_heads=2, rotary=True),
+    "window with the first token, one key head": dict(mask=lambda q, k: (k <= q) & ((q - k < 3) | (k < 1)), kv_heads=1),
+    "ALiBi, no biases": dict(mask=masks.Causal(), scores=scores.ALiBi.standard(HEADS), use_bias=False),
+    "relative buckets, learned": dict(
+        mask=masks.Causal(),
+        scores=(scores.RelativeBuckets(jnp.linspace(-1, 1, 8 * HEADS).reshape(8, HEADS)), scores.SoftCap(5.0)),
+        learned="scores",
+    ),
+    "a learned sink": dict(
+        mask=masks.Causal(), normalizer=normalizers.Softmax(jnp.linspace(-1, 1, HEADS)), learned="normalizer"
+    ),
+    "sigmoid": dict(mask=masks.Causal(), normalizer=normalizers.Sigmoid()),
+    "scaled rotations, norms": dict(
+        mask=masks.Causal(),
+        rotary=functools.partial(positions.rotary, base=100.0, scaling=positions.Linear(2.0)),
+        qk_norm=True,
+        kv_heads=2,
+        head_dim=6,
+        out_features=FEATURES,
+    ),
+    "dropout": dict(mask=masks.Causal(), dropout_rate=0.4),
+}
+
+
+def close(got, want, atol=2e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=atol), got, want)
+
+
+def layer_of(**options) -> MultiHeadAttention:
+    options.setdefault("implementation", "reference")
+    return MultiHeadAttention(FEATURES, HEADS, bias_init=jax.nn.initializers.normal(), **options)
+
+
+def empty(layer, parameters, cache):
+    """A state without tokens, of a cache by its name."""
+    state = layer.initial_state(parameters, (BATCH,), cache={**CACHES, **FOR_WINDOWS}[cache])
+    return state.with_table(TABLE) if cache == "paged" else state
+
+
+def generated(layer, parameters, x, state, *chunks, **options):
+    """Outputs of chunks of these sizes, and of the rest one by one."""
+    outs, begin = [], 0
+    for size in chunks:
+        out, state = layer.prefill(parameters, x[:, begin : begin + size], state, **options)
+        outs.append(out)
+        begin += size
+
+    def token(state, x):
+        out, state = layer.step(parameters, x, state, **options)
+        return state, out
+
+    state, steps = jax.lax.scan(token, state, jnp.moveaxis(x[:, begin:], 1, 0))
+    return jnp.concatenate([*outs, jnp.moveaxis(steps, 0, 1)], 1), state
+
+
+@pytest.mark.parametrize(
+    ("case", "cache"),
+    [(case, cache) for case in CASES for cache in CACHES]
+    + [(case, cache) for case in CASES if "window" in case for cache in FOR_WINDOWS],
+)
+def test_chunks_and_steps_are_the_whole(case, cache):
+    layer = layer_of(**CASES[case])
+    parameters = layer.init(jax.random.key(1))
+    options = {"dropout_key": jax.random.key(2)} if layer.dropout_rate else {}
+
+    def whole(parameters, x):
+        out = layer(parameters, x, **options)
+        return (out * WEIGHTS).sum(), out
+
+    def in_parts(parameters, x):
+        out = generated(layer, parameters, x, empty(layer, parameters, cache), 4, **options)[0]
+        return (out * WEIGHTS).sum(), out
+
+    @jax.jit
+    def everything(parameters, x):
+        found = [jax.value_and_grad(one, (0, 1), has_aux=True)(parameters, x) for one in (whole, in_parts)]
+        chunks = generated(layer, parameters, x, empty(layer, parameters, cache), 2, 3, 2, **options)[0]
+        return [out for (_, out), _ in found] + [chunks], [gradients for _, gradients in found]
+
+    outs, (wanted, gradients) = everything(parameters, X)
+    close(outs[1], outs[0])
+    close(outs[2], outs[0])
+    close(gradients, wanted)
+    for name in layer.learned:
+        assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients[0][name]))
+
+
+PROMPTS = np.array([3, 6])
+PADDING = {
+    "left": np.arange(6) >= 6 - PROMPTS[:, None],
+    "right": np.arange(6) < PROMPTS[:, None],
+    "between": np.array([[1, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1]], bool),
+}
+
+
+@pytest.mark.parametrize("cache", [*CACHES, *FOR_WINDOWS])
+def test_prompts_of_different_lengths(cache):
+    """Padding, NaN too, changes nothing: each example generates as it does alone."""
+    layer = layer_of(mask=WINDOW, rotary=True, scores=scores.ALiBi.standard(HEADS))
+    parameters = layer.init(jax.random.key(1))
+    tails = X[:, :2]
+
+    @jax.jit
+    def go_on(parameters, padded, valid, tails):
+        state = empty(layer, parameters, cache)
+        prompt, state = layer.prefill(parameters, padded, state, valid=valid)
+        out, state = generated(layer, parameters, tails, state)
+        _, stopped = layer.step(parameters, tails[:, 0], state, valid=jnp.array([True, False]))
+        return prompt, out, state.lengths, stopped.lengths
+
+    alone = jax.jit(layer.__call__)
+    for valid in PADDING.values():
+        padded = np.full((BATCH, 6, FEATURES), np.nan, np.float32)
+        for example, real in enumerate(valid):
+            padded[example, real] = X[example, : real.sum()]
+        prompt, out, lengths, stopped = go_on(parameters, padded, valid, tails)
+        assert (lengths == PROMPTS + 2).all() and (stopped == lengths + np.array([1, 0])).all()
+        for example, real in enumerate(valid):
+            want = alone(parameters, jnp.concatenate([X[example, : real.sum()], tails[example]]))
+            close(prompt[example, real], want[: real.sum()])
+            close(out[example], want[real.sum() :])
+
+
+def test_cross_attention_makes_its_keys_once():
+    layer = layer_of(in_kv_features=9, kv_heads=2, rotary=True, qk_norm=True, scores=scores.ALiBi.standard(HEADS))
+    parameters, memory = layer.init(jax.random.key(1)), jax.random.normal(jax.random.key(3), (BATCH, 5, 9))
+    valid = np.array([[1, 1, 1, 0, 0], [1] * 5], bool)
+    lengths = masks.Lengths(valid.sum(-1))
+
+    def in_parts(parameters, x, memory):
+        state = layer.initial_state(parameters, key_inputs=memory, key_valid=valid)
+        out = generated(layer, parameters, x, state, 3)[0]
+        return (out * WEIGHTS).sum(), out
+
+    def whole(parameters, x, memory):
+        at = {"positions": np.arange(LENGTH), "key_positions": np.arange(5)}
+        out = layer(parameters, x, memory, mask=lengths, **at)
+        return (out * WEIGHTS).sum(), out
+
+    @jax.jit
+    def both(*arrays):
+        return [jax.value_and_grad(one, (0, 1, 2), has_aux=True)(*arrays) for one in (in_parts, whole)]
+
+    close(*both(parameters, X, memory), atol=5e-5)
+
+
+def test_bfloat16():
+    """A cache of bfloat16 rounds keys and values, and nothing else; layers of bfloat16 have one by default."""
+    layer = layer_of(mask=masks.Causal(), kv_heads=2)
+    parameters = layer.init(jax.random.key(1))
+
+    @jax.jit
+    def run(parameters, x):
+        narrow = layer.initial_state(parameters, (BATCH,), length=8, dtype=jnp.bfloat16)
+        return generated(layer, parameters, x, narrow, 4), layer(parameters, x)
+
+    (out, state), want = run(parameters, X)
+    assert (state.keys.dtype, out.dtype) == (jnp.bfloat16, jnp.float32)
+    assert 1e-5 < float(jnp.abs(out - want).max()) < 0.03
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters)
+    assert layer.initial_state(low, length=8).keys.dtype == jnp.bfloat16
+    assert layer_of(dtype=jnp.float16).initial_state(low, length=8).keys.dtype == jnp.float16
+
+
+def test_in_nnx_and_linen():
+    """One tree of parameters for training and decoding: an update of the one is one of the other."""
+    options: dict[str, Any] = dict(
+        mask=masks.Causal(),
+        scores=scores.ALiBi(jnp.linspace(0, 1, HEADS)),
+        normalizer=normalizers.Softmax(jnp.linspace(-1, 1, HEADS)),
+        learned="normalizer",
+        kv_heads=2,
+        implementation="reference",
+    )
+    module = jattn.nnx.MultiHeadAttention(FEATURES, HEADS, **options, rngs=nnx.Rngs(0))
+    twin = jattn.linen.MultiHeadAttention(FEATURES, HEADS, **options)
+    definition, trained, rest = nnx.split(module, nnx.Param, ...)
+
+    @jax.jit
+    def run(arrays, x):
+        module = nnx.merge(definition, arrays, rest)
+        front, state = module.prefill(x[:, :5], module.initial_state((BATCH,), length=9))
+        last, state = module.step(x[:, 5], state)
+        variables = {"params": module.arrays()}
+        begin = twin.apply(variables, (BATCH,), length=9, method="initial_state")
+        twin_front, begin = twin.apply(variables, x[:, :5], begin, method="prefill")
+        twin_last, begin = twin.apply(variables, x[:, 5], begin, method="step")
+        return module(x[:, :6]), (front, last, state), (twin_front, twin_last, begin)
+
+    for arrays in (trained, jax.tree.map(lambda leaf: 0.8 * leaf, trained)):
+        whole, (front, last, state), twins = run(arrays, X)
+        close(jnp.concatenate([front, last[:, None]], 1), whole)
+        close(twins, (front, last, state))
+    want = module(X[:, :6])
+    nnx.update(module, jax.tree.map(lambda leaf: leaf / 2, nnx.state(module, nnx.Param)))
+    out, _ = module.prefill(X[:, :6], module.initial_state((BATCH,), length=6))
+    assert float(jnp.abs(out - want).max()) > 1e-3
+    close(out, module(X[:, :6]))
+
+
+def test_heads_over_devices():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    options: dict[str, Any] = dict(mask=masks.Causal(), rotary=True, scores=scores.ALiBi.standard(HEADS))
+    plain, split = (layer_of(**options, parallel=one) for one in (None, Heads("model", batch="data", mesh=mesh)))
+    parameters = plain.init(jax.random.key(1))
+
+    @jax.jit
+    def run(parameters, x):
+        states = [layer.initial_state(parameters, (BATCH,), length=8) for layer in (split, plain)]
+        return [generated(layer, parameters, x, state, 4) for layer, state in zip((split, plain), states, strict=True)]
+
+    close(*run(parameters, X))
+
+
+@pytest.mark.parametrize("axes", [("x", None, None)], ids=["examples"])
+def test_examples_over_devices(axes):
+    """Over Explicit axes each device generates for its own examples."""
+    layer = layer_of(mask=masks.Causal(), rotary=True)
+    parameters = layer.init(jax.random.key(1))
+    mesh = jax.make_mesh((BATCH,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    split = jax.device_put(X, jax.sharding.NamedSharding(mesh, jax.P(*axes)))
+
+    @jax.jit
+    def run(parameters, x):
+        state = layer.initial_state(parameters, (BATCH,), length=8)
+        front, state = layer.prefill(parameters, x[:, :4], state)
+        last, state = layer.step(parameters, x[:, 4], state)
+        return front, last
+
+    close(run(parameters, split), run(parameters, X))
+
+
+def test_bad_input():
+    layer, cross = layer_of(mask=masks.Causal(), kv_heads=2), layer_of(in_kv_features=9)
+    parameters, others = (one.init(jax.random.key(0)) for one in (layer, cross))
+    state = layer.initial_state(parameters, (BATCH,), length=4)
+    full = layer.prefill(parameters, X[:, :4], state)[1]
+    memory = jnp.ones((BATCH, 5, 9))
+    remembered = cross.initial_state(others, key_inputs=memory)
+    wide = layer_of(mask=masks.Causal()).initial_state(parameters, (BATCH,), length=4)
+    for call, message in [
+        (lambda: layer.initial_state(parameters, (2,)), "`length` must be the number of places.*got length None"),
+        (lambda: layer.initial_state(parameters, (2,), length=0), "`length` must be a positive int; got 0"),
+        (lambda: layer.initial_state(parameters, 2, length=4), "`batch` must be a tuple of sizes"),
+        (lambda: layer.initial_state(parameters, cache="rolling"), "`cache` must be one of.*'rolling'"),  # type: ignore[arg-type]
+        (lambda: layer.initial_state(parameters, length=4, dtype=int), "`dtype` must be floating-point"),
+        (
+            lambda: layer.initial_state(parameters, length=4, key_inputs=X),
+            "`length` and `cache` are for self",
+        ),
+        (lambda: cross.initial_state(others, length=4), "`key_inputs` must be given.*`in_kv_features` 9 differs"),
+        (lambda: cross.initial_state(others, key_inputs=X), r"`key_inputs` must have shape .*in_kv_features = 9"),
+        (lambda: cross.initial_state(others, (3,), key_inputs=memory), r"`batch` must be that of .*\(2,\); got \(3,\)"),
+        (
+            lambda: cross.initial_state(others, key_inputs=memory, key_valid=np.ones(4, bool)),
+            r"`key_valid` must be booleans of shape \(2, 5\) or \(5,\)",
+        ),
+        (lambda: cross.step(others, X[:, 0], None), r"`state` must be what `initial_state\(batch, key_inputs=...\)`"),
+        (lambda: cross.step(others, X[:, 0], wide), "`state` must hold keys that are made of other inputs"),
+        (lambda: layer.prefill(parameters, X), r"`state` must be what `initial_state\(batch, length=...\)`.*got None"),
+        (
+            lambda: layer.step(parameters, X[:, 0], wide),
+            "`state` must hold keys and values of 2 heads .* 4 heads",
+        ),
+        (lambda: layer.step(parameters, X[:1, 0], state), r"`inputs` must have the batch axes \(2,\).*got \(1,\)"),
+        (lambda: layer.step(parameters, X[:, 0, :5], state), r"`inputs` must have shape .*in_features = 16"),
+        (lambda: layer.prefill(parameters, X, state), "`inputs` must end within the 4 places of the cache.* has 7"),
+        (lambda: layer.step(parameters, X[:, 0], full), "`inputs` must end within the 4 places of the cache.* has 5"),
+        (lambda: layer.prefill(parameters, X, state, valid=np.ones(7)), "`valid` must be booleans"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert remembered.lengths.shape == (BATCH,)
+    assert np.isnan(jax.jit(layer.step)(parameters, X[:, 0], full)[0]).all()
+    for name in ("prefill", "step"):
+        with pytest.raises(ValueError, match=f"Pooling has no `{name}`: .* got '{name}'"):
+            getattr(jattn.nnx.Layer(Pooling(), rngs=nnx.Rngs(0)), name)(X, None)
+        with pytest.raises(ValueError, match=f"Pooling has no `{name}`"):
+            jattn.linen.Layer(Pooling()).init(jax.random.key(0), X, None, method=name)
+    unsized: Any = jattn.linen.MultiHeadAttention(q_heads=HEADS)
+    with pytest.raises(ValueError, match=r"`in_features` \(or `head_dim`\) must be an attribute"):
+        unsized.initial_state((2,), length=4)
+
+
+class Pooling(Layer):
+    """A layer that does not generate."""
+
+    def parameters(self):
+        return {}
+
+    def __call__(self, parameters, inputs):
+        return inputs.mean(-2)
