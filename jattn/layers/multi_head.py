@@ -224,7 +224,9 @@ def projected(
 def joined_heads(parameters: Parameters, attended: jax.Array, dtype: Any) -> jax.Array:
     """The output of attended values `[..., length, heads, head_dim]`: `[..., length, features]`, summed in float32."""
     kernel = parameters["out"]["kernel"].astype(dtype)
-    summed = summed_einsum("...qhd,hdf->...qf", attended.astype(dtype), kernel, preferred_element_type=accumulation_dtype(dtype))
+    summed = summed_einsum(
+        "...qhd,hdf->...qf", attended.astype(dtype), kernel, preferred_element_type=accumulation_dtype(dtype)
+    )
     return _biased(summed.astype(dtype), parameters["out"].get("bias"), dtype)
 
 
