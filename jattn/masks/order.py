@@ -84,17 +84,17 @@ class SlidingWindow(Mask):
 
 @piece
 class Dilated(Mask):
-    """A dilated window: `(q - k) % dilation == 0` and `|q - k| <= window * dilation` (Longformer, arXiv:2004.05150).
+    """A dilated window: `(q - k) % dilation == 0` and `|q - k| <= reach * dilation` (Longformer, arXiv:2004.05150).
 
-    That is `2 * window + 1` keys, `dilation` apart, centered on the query. `& Causal()` keeps the past half. Longformer
+    That is `2 * reach + 1` keys, `dilation` apart, centered on the query. `& Causal()` keeps the past half. Longformer
     gives every head its own dilation: pass an array.
 
     Args:
-        window: the number of keys on each side: an int, or an int array `[batch..., heads]`.
+        reach: the number of keys on each side: an int, or an int array `[batch..., heads]`.
         dilation: the distance between keys, at least 1: an int, or an int array `[batch..., heads]`.
 
     Raises:
-        ValueError: an argument is not an integer, `window` is negative, `dilation` is below 1, or their product
+        ValueError: an argument is not an integer, `reach` is negative, `dilation` is below 1, or their product
             overflows int32 (checked only if both are Python ints).
 
     >>> import jax.numpy as jnp
@@ -107,21 +107,21 @@ class Dilated(Mask):
      [0 0 1 0 1]]
     """
 
-    window: Integers = number("head")
+    reach: Integers = number("head")
     dilation: Integers = number("head")
 
     def __post_init__(self):
-        set_field(self, "window", integers("window", self.window, least=0, axes="head"))
+        set_field(self, "reach", integers("reach", self.reach, least=0, axes="head"))
         set_field(self, "dilation", integers("dilation", self.dilation, least=1, axes="head"))
-        if isinstance(self.window, int) and isinstance(self.dilation, int) and self.window * self.dilation > LARGEST:
+        if isinstance(self.reach, int) and isinstance(self.dilation, int) and self.reach * self.dilation > LARGEST:
             raise ValueError(
-                f"`window * dilation` must be at most {LARGEST} (positions are int32); got {self.window} * "
+                f"`reach * dilation` must be at most {LARGEST} (positions are int32); got {self.reach} * "
                 f"{self.dilation}. For keys at every distance use `Strided(dilation)`."
             )
 
     def allows(self, query, key):
         distance = query - key
-        return (distance % self.dilation == 0) & (jnp.abs(distance) <= self.window * self.dilation)
+        return (distance % self.dilation == 0) & (jnp.abs(distance) <= self.reach * self.dilation)
 
 
 @piece

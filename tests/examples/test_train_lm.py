@@ -3,9 +3,7 @@
 import dataclasses
 import importlib
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-
-import jattn
+from processes import free_port, start_python
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAGS = ["--size=tiny", "--mask=packed", "--device=cpu"]
@@ -123,14 +120,6 @@ sys.exit(train_lm.main({flags!r}))
 @pytest.mark.exhaustive
 def test_two_processes_make_one_run_and_start_again_after_one_was_killed(lm, whole, tmp_path, capsys):
     out = tmp_path
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
-    }
-    # Processes find programs that the cache has, as the tests do.
-    for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
-        environment[name.upper()] = str(getattr(jax.config, name))
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(jattn.__file__).parents[1]), *sys.path])
 
     def start(process: int, port: int, dies: bool = False) -> subprocess.Popen:
         flags = [*FLAGS, "--out", str(out), "--model-parallel=2"]
@@ -138,13 +127,7 @@ def test_two_processes_make_one_run_and_start_again_after_one_was_killed(lm, who
         source = PROCESS.format(
             examples=str(EXAMPLES), checkpoint=str(out / "checkpoints" / "8"), dies=dies, flags=flags
         )
-        return subprocess.Popen(
-            [sys.executable, "-c", source],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return start_python("-c", source)
 
     port = free_port()
     first, second = start(0, port), start(1, port, dies=True)
@@ -174,12 +157,6 @@ def test_two_processes_make_one_run_and_start_again_after_one_was_killed(lm, who
     capsys.readouterr()
     assert lm.script.main([*FLAGS, "--devices=1", "--out", str(out)]) == 0
     assert "resumed from the checkpoint after step 20 of 20" in capsys.readouterr().out
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def test_packed_topics_keep_apart(lm):

@@ -115,7 +115,7 @@ def normal(*shape):
 
 IMAGES = normal(4, 3, 4)
 OTHERS = {
-    "Longformer": (Longformer(8, heads=2, window=3), (normal(9, 8),), {"global_tokens": [0]}),
+    "Longformer": (Longformer(8, heads=2, reach=3), (normal(9, 8),), {"global_tokens": [0]}),
     "token shift": (TokenShift(8, ("key", "value")), (normal(5, 8),), {}),
     "short convolution": (ShortConvolution(6, 4), (normal(5, 6),), {}),
     "Linformer": (Linformer(8, heads=2, longest=16, projected=4), (normal(9, 8),), {}),
@@ -215,9 +215,9 @@ BIAS = np.ones((2, 1, 1, 6), np.float32)
 @pytest.mark.parametrize(
     ("layer", "options"),
     [
-        pytest.param(Longformer(8, heads=2, window=3), {"global_tokens": [0, 1, 0, 0, 0, 1]}, id="tokens in a list"),
-        pytest.param(Longformer(8, heads=2, window=3), {"mask": lambda b, h, q, k: (k + b + h) % 3 > 0}, id="indices"),
-        pytest.param(Longformer(8, heads=2, window=3), {"dropout": DROPOUT}, id="dropout"),
+        pytest.param(Longformer(8, heads=2, reach=3), {"global_tokens": [0, 1, 0, 0, 0, 1]}, id="tokens in a list"),
+        pytest.param(Longformer(8, heads=2, reach=3), {"mask": lambda b, h, q, k: (k + b + h) % 3 > 0}, id="indices"),
+        pytest.param(Longformer(8, heads=2, reach=3), {"dropout": DROPOUT}, id="dropout"),
         pytest.param(Differential(8, heads=2, depth=1), {"scores": [scores.Bias(BIAS)]}, id="scores in a list"),
         pytest.param(Linformer(8, heads=2, longest=16, projected=4), {"lengths": [5, 3]}, id="lengths in a list"),
         pytest.param(Compressive(8, heads=2, memory_len=8, compressed_len=4, rate=2), {}, id="two counts"),

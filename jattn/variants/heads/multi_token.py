@@ -27,7 +27,7 @@ def multi_token(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    window: jax.Array,
+    filters: jax.Array,
     *,
     before: jax.Array | None = None,
     after: jax.Array | None = None,
@@ -40,7 +40,7 @@ def multi_token(
     """A weight depends on the scores of nearby queries and keys, and of other heads.
 
         S_ij = score(q_i, k_j) where i may attend j, else 0
-        C_ij = Σ_{a=0}^{A-1} Σ_{b=-⌊B/2⌋}^{⌈B/2⌉-1} window[a, b + ⌊B/2⌋] S_{i-a, j-b}     in each head
+        C_ij = Σ_{a=0}^{A-1} Σ_{b=-⌊B/2⌋}^{⌈B/2⌉-1} filters[a, b + ⌊B/2⌋] S_{i-a, j-b}     in each head
         W = softmax(C | mask),    out = W v
 
     Golovneva et al. 2025 (arXiv:2504.00927), key-query convolution in its masked form: masked scores are 0 before it
@@ -55,7 +55,7 @@ def multi_token(
         query: `[..., q_len, heads, qk_dim]`, in order: neighbors in the array are neighbors in the convolution.
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
-        window: `[heads, A, B]`; 1 at `[:, 0, B // 2]` and 0 elsewhere is plain attention.
+        filters: `[heads, A, B]`; 1 at `[:, 0, B // 2]` and 0 elsewhere is plain attention.
         before: `[groups, size, size]`, `groups * size` = heads: `C'_h = Σ_g before[., h, g] C_g` in the group of h.
         after: likewise of the weights.
         mask: as of `jattn.attention`, like all that follow.
@@ -68,23 +68,23 @@ def multi_token(
         `[..., q_len, heads, v_dim]`, in the dtype of `value`; 0 for a query that may attend to nothing.
 
     Raises:
-        ValueError: a window or a mixture that does not fit the heads; all that `jattn.attention` raises.
+        ValueError: filters or a mixture that do not fit the heads; all that `jattn.attention` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 4, 16)) for i in range(3))
-    >>> window = jnp.zeros((4, 6, 11)).at[:, 0, 5].set(1)
-    >>> multi_token(q, k, v, window, mask=lambda q, k: k <= q).shape
+    >>> filters = jnp.zeros((4, 6, 11)).at[:, 0, 5].set(1)
+    >>> multi_token(q, k, v, filters, mask=lambda q, k: k <= q).shape
     (2, 10, 4, 16)
     """
-    heads = check_shapes(query=(query, "... q_len heads qk_dim"), window=(window, "heads queries keys"))["heads"]
+    heads = check_shapes(query=(query, "... q_len heads qk_dim"), filters=(filters, "heads queries keys"))["heads"]
     for name, mixture in (("before", before), ("after", after)):
         if mixture is not None:
             sizes = check_shapes(**{name: (mixture, "groups size size")})
             if sizes["groups"] * sizes["size"] != heads:
                 raise ValueError(f"`{name}` of shape {mixture.shape} must mix groups * size = {heads} heads.")
-    if 0 in window.shape:
-        raise ValueError(f"`window` must span at least one query and one key; got {window.shape}.")
-    query, key, value, window, before, after = as_jax(query, key, value, window, before, after)
+    if 0 in filters.shape:
+        raise ValueError(f"`filters` must span at least one query and one key; got {filters.shape}.")
+    query, key, value, filters, before, after = as_jax(query, key, value, filters, before, after)
     call, query, key = prepare(
         query,
         key,
@@ -100,14 +100,14 @@ def multi_token(
     if 0 in (*call.batch, call.q_len, call.kv_len):
         return jnp.zeros((*call.batch, call.q_len, heads, call.v_dim), value.dtype)
     rank, rows = len(call.batch), min(ROWS, call.q_len)
-    halo = min(window.shape[1] - 1, call.q_len - rows)  # rows above that the first row of a block looks at
+    halo = min(filters.shape[1] - 1, call.q_len - rows)  # rows above that the first row of a block looks at
 
     @jax.checkpoint
     def block(start):
         first = jnp.maximum(start - halo, 0)
         tall = _rows(call, first, rows + halo)
         given, allowed = scored(tall, jax.lax.dynamic_slice_in_dim(query, first, rows + halo, rank), key)
-        convolved = convolve(jnp.where(allowed, given, 0), window)
+        convolved = convolve(jnp.where(allowed, given, 0), filters)
         if before is not None:
             convolved = mix(convolved, before)
         own, reach = (jax.lax.dynamic_slice_in_dim(one, start - first, rows, rank + 1) for one in (convolved, allowed))
@@ -127,12 +127,12 @@ def multi_token(
     return jnp.swapaxes(out, -3, -2).astype(value.dtype)
 
 
-def convolve(scores: jax.Array, window: jax.Array) -> jax.Array:
+def convolve(scores: jax.Array, filters: jax.Array) -> jax.Array:
     """C of S: `[..., heads, q, k]` with `[heads, A, B]`, zeros beyond the ends."""
-    heads, queries, keys = window.shape
+    heads, queries, keys = filters.shape
     flat = scores.reshape(-1, *scores.shape[-3:])
     # XLA's convolution is a correlation: out[j] = Σ_t kernel[t] in[j + t - pad]; here in[j - b], b = t - ⌊B/2⌋.
-    turned = window[:, ::-1, ::-1].astype(scores.dtype)[:, None]
+    turned = filters[:, ::-1, ::-1].astype(scores.dtype)[:, None]
     out = jax.lax.conv_general_dilated(
         flat,
         turned,
@@ -165,7 +165,7 @@ def _rows(call: Call, first: jax.Array, count: int) -> Call:
 class MultiToken(Layer):
     """Multi-token attention: self-attention whose scores are convolved over queries and keys, and mixed over heads.
 
-        out = W_o multi_token(x W_q, x W_k, x W_v, window, before, after)
+        out = W_o multi_token(x W_q, x W_k, x W_v, filters, before, after)
 
     Golovneva et al. 2025 (arXiv:2504.00927), without its normalization of each head. Window and mixtures start as the
     identity, so that at first it is multi-head attention.
@@ -173,7 +173,7 @@ class MultiToken(Layer):
     Args:
         features: of inputs and outputs, a multiple of `heads`.
         heads: of queries, keys and values.
-        queries: A, how many queries the window spans; the paper's 6.
+        queries: A, how many queries a filter spans; the paper's 6.
         keys: B, how many keys; the paper's 11.
         group: heads that are mixed with each other, before the softmax and after it; divides `heads`. 1 mixes none.
 
@@ -200,11 +200,11 @@ class MultiToken(Layer):
         check_multiple("group", heads=self.heads, group=self.group)
 
     def parameters(self) -> dict[str, Any]:
-        """`query`, `key`, `value`, `out` of multi-head attention; `window [heads, A, B]`; `before`, `after`."""
-        window = np.zeros((self.heads, self.queries, self.keys))
-        window[:, 0, self.keys // 2] = 1
+        """`query`, `key`, `value`, `out` of multi-head attention; `filters [heads, A, B]`; `before`, `after`."""
+        filters = np.zeros((self.heads, self.queries, self.keys))
+        filters[:, 0, self.keys // 2] = 1
         tree = multi_head_parameters(self.features, self.heads, use_bias=False)
-        tree["window"] = bias(*window.shape, init=_starts_as(window))
+        tree["filters"] = bias(*filters.shape, init=_starts_as(filters))
         if self.group > 1:
             same = np.tile(np.eye(self.group), (self.heads // self.group, 1, 1))
             tree |= dict.fromkeys(("before", "after"), bias(*same.shape, init=_starts_as(same)))
@@ -221,7 +221,7 @@ class MultiToken(Layer):
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
         query, key, value = project_heads(parameters, inputs)
         mixtures = {name: parameters[name] for name in ("before", "after") if name in parameters}
-        heads = multi_token(query, key, value, parameters["window"], **mixtures, **pieces)
+        heads = multi_token(query, key, value, parameters["filters"], **mixtures, **pieces)
         return project(parameters["out"], heads, "...lhd,hdf->...lf")
 
 

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from ...foundation.arguments import check_choice, check_key, check_multiple, check_positive
 from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
-from ...layers.layer import bias, kernel
+from ...layers.layer import bias, kernel, project
 from .attention import KernelState, kernel_state, kernelized_attention, kernelized_step
 from .features import ELU, Cosine, FeatureMap, Learned, Taylor
 from .performer import KINDS, RandomFeatures, orthogonal_projection
+
+TO_HEADS = "...f,fhd->...hd"
 
 
 class LayerState(NamedTuple):
@@ -125,7 +127,7 @@ class KernelizedAttention(Generative):
         self._check_causal()
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
         state = self.checked(parameters, inputs, inputs.shape[:-1], state)
-        query, key, value = (_project(parameters, name, inputs) for name in ("query", "key", "value"))
+        query, key, value = (project(parameters[name], inputs, TO_HEADS) for name in ("query", "key", "value"))
         features = self.redrawn(parameters, redraw)
         position = jnp.broadcast_to(state.position, inputs.shape[:-1])
         out, last = kernelized_step(query, key, value, features, state.kernel, epsilon=self.epsilon, position=position)
@@ -138,8 +140,8 @@ class KernelizedAttention(Generative):
         elif self.causal:
             raise ValueError("`key_inputs` need `causal=False`: a causal layer attends to its own inputs.")
         check_shapes({"features": self.features}, key_inputs=(key_inputs, "... kv_len features"))
-        query = _project(parameters, "query", inputs)
-        key, value = (_project(parameters, name, key_inputs) for name in ("key", "value"))
+        query = project(parameters["query"], inputs, TO_HEADS)
+        key, value = (project(parameters[name], key_inputs, TO_HEADS) for name in ("key", "value"))
         features = self.redrawn(parameters, redraw)
         out, state = kernelized_attention(
             query, key, value, features, causal=self.causal, epsilon=self.epsilon, **options
@@ -287,10 +289,6 @@ class Based(KernelizedAttention):
     def feature_map(self, parameters):
         del parameters
         return Taylor()
-
-
-def _project(parameters: Mapping[str, Any], name: str, inputs: jax.Array) -> jax.Array:
-    return jnp.einsum("...f,fhd->...hd", inputs, parameters[name]["kernel"])
 
 
 def _join(parameters: Mapping[str, Any], heads: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 from ...foundation.arguments import check_choice, check_multiple, check_positive
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.shapes import check_shapes
-from ...layers.layer import OWN_AXES, Layer, Parameter, multi_head_parameters, normal, project
+from ...layers.layer import OWN_AXES, Layer, Parameter, multi_head_parameters, normal, project, project_heads
 from ...ops.attention.api import attention
 from ...ops.attention.by_example import by_example
 from ...ops.dispatch import Unsupported
@@ -279,8 +279,7 @@ class Linformer(Layer):
                 ("value_projection", parameters.get("value_projection", first)),
             )
         ]
-        heads = (project(parameters[name], inputs, "...nf,fhd->...nhd") for name in ("query", "key", "value"))
-        out = linformer_attention(*heads, *pair, lengths=lengths, mask=mask, **options)
+        out = linformer_attention(*project_heads(parameters, inputs), *pair, lengths=lengths, mask=mask, **options)
         return project(parameters["out"], out, "...qhd,hdf->...qf")
 
     def _matrix(self, name: str, weights: Any) -> Any:

@@ -13,7 +13,7 @@ from ...foundation.arguments import check_counts, check_multiple, check_positive
 from ...foundation.arrays import of_rank
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.shapes import check_shapes
-from ...layers.layer import OWN_AXES, Layer, kernel, multi_head_parameters, project
+from ...layers.layer import OWN_AXES, Layer, kernel, multi_head_parameters, project, project_heads
 from ...masks import Lengths
 from ...ops.attention.api import attention, attention_weights
 from ...ops.attention.by_example import by_example
@@ -238,9 +238,7 @@ class Nystromformer(Layer):
             mask: refused, as by `nystrom_attention`.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
-        query, key, value = (
-            project(parameters[name], inputs, "...nf,fhd->...nhd") for name in ("query", "key", "value")
-        )
+        query, key, value = project_heads(parameters, inputs)
         weights = None if self.convolution is None else parameters["convolution"]["kernel"].T
         out = nystrom_attention(
             query,

@@ -13,7 +13,7 @@ from ...foundation.arguments import check_batch, check_multiple, check_positive
 from ...foundation.numerics import widen
 from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
-from ...layers.layer import Parameter, bias, kernel, ones
+from ...layers.layer import Parameter, bias, kernel, ones, project
 from ...layers.norms import rms_norm
 from ...ops.recurrence import linear_recurrence, linear_step
 from ...ops.recurrence.arguments import check_segments
@@ -60,7 +60,7 @@ def scale(*shape: int) -> dict[str, Parameter]:
 
 def to_heads(parameters: Mapping[str, Any], name: str, inputs: jax.Array) -> jax.Array:
     """`[..., features]` -> `[..., heads, dim]`."""
-    return jnp.einsum("...f,fhd->...hd", inputs, parameters[name]["kernel"])
+    return project(parameters[name], inputs, "...f,fhd->...hd")
 
 
 def l2_normalized(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:

@@ -9,18 +9,18 @@ from ...ops.attention.api import attention
 
 
 def local_m(
-    query: jax.Array, key: jax.Array, value: jax.Array, window: int, *, mask: Any = None, **pieces: Any
+    query: jax.Array, key: jax.Array, value: jax.Array, distance: int, *, mask: Any = None, **pieces: Any
 ) -> jax.Array:
-    """Luong local-m: attention to the keys in `[t - window, t + window]`, with t the position of the query.
+    """Luong local-m: attention to the keys in `[t - distance, t + distance]`, with t the position of the query.
 
     Luong, Pham & Manning 2015 (arXiv:1508.04025), "local-m": source and target are assumed to be aligned. It is
-    `jattn.attention` with the mask `SlidingWindow(window, window)`, whose other tiles are skipped.
+    `jattn.attention` with the mask `SlidingWindow(distance, distance)`, whose other tiles are skipped.
 
     Args:
         query: `[..., q_len, q_heads, qk_dim]`.
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
-        window: D, an integer of at least 0.
+        distance: D, an integer of at least 0.
         mask: a further mask, `jattn.masks.Lengths` for padded sources.
         **pieces: of `jattn.attention`; with as many queries as keys there is no need for `query_positions`.
 
@@ -28,12 +28,12 @@ def local_m(
         `[..., q_len, q_heads, v_dim]`.
 
     Raises:
-        ValueError: a negative window; all that `jattn.attention` raises.
+        ValueError: a negative `distance`; all that `jattn.attention` raises.
 
     >>> import jax
     >>> h, s = (jax.random.normal(jax.random.key(i), (2, 20, 1, 16)) for i in range(2))
     >>> local_m(h, s, s, 3).shape
     (2, 20, 1, 16)
     """
-    near = SlidingWindow(window, window)
+    near = SlidingWindow(distance, distance)
     return attention(query, key, value, mask=near if mask is None else near & as_mask(mask), **pieces)

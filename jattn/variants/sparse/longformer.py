@@ -22,7 +22,7 @@ Numbers = Integers | tuple[int, ...]
 
 
 def longformer_mask(
-    window: Numbers,
+    reach: Numbers,
     *,
     dilation: Numbers = 1,
     global_tokens: Any = None,
@@ -31,7 +31,7 @@ def longformer_mask(
 ) -> Mask:
     """The pattern as a mask, for one set of projections:
 
-        |i - j| ≤ w · d and (i - j) mod d = 0,    or i ∈ G,    or j ∈ G        w = window, d = dilation
+        |i - j| ≤ w · d and (i - j) mod d = 0,    or i ∈ G,    or j ∈ G        w = reach, d = dilation
 
     Beltagy, Peters & Cohan 2020 (arXiv:2004.05150), where `attention_window` counts both sides: 2 w. In the causal
     form j ≤ i besides. Padding is `& Lengths(key_lengths, query_lengths)`, packed documents `& SameSegment(ids)`.
@@ -40,7 +40,7 @@ def longformer_mask(
     side; a global token, one column and one row of tiles.
 
     Args:
-        window: w, keys on either side, at least 0; an integer, or a tuple or array `[heads]`.
+        reach: w, keys on either side, at least 0; an integer, or a tuple or array `[heads]`.
         dilation: d, at least 1; an integer, or a tuple or array `[heads]`.
         global_tokens: G: booleans `[..., length]`, or positions `[..., count]` (integers, -1 for none), the batch in
             front; None for none. NumPy arrays are known while tracing, and so are the tiles.
@@ -57,7 +57,7 @@ def longformer_mask(
     █·███
     █··██
     """
-    per_head = (np.asarray(one) if isinstance(one, tuple) else one for one in (window, dilation))
+    per_head = (np.asarray(one) if isinstance(one, tuple) else one for one in (reach, dilation))
     mask: Mask = Dilated(*per_head)
     if global_tokens is not None:
         flags = global_flags(global_tokens, length)
@@ -114,7 +114,7 @@ class Longformer(Layer):
     Args:
         features: of inputs and outputs.
         heads: how many; must divide `features`.
-        window: keys on either side of the query; the same for all heads, or a tuple with one for each.
+        reach: keys on either side of the query; the same for all heads, or a tuple with one for each.
         dilation: the step between them; likewise.
         causal: without the future, in both.
         use_bias: on the projections, as in the paper's models.
@@ -123,7 +123,7 @@ class Longformer(Layer):
         ValueError: sizes below their least; heads that do not divide; a tuple that has not one number for each head.
 
     >>> import jax
-    >>> layer = Longformer(16, heads=2, window=3, dilation=(1, 2))
+    >>> layer = Longformer(16, heads=2, reach=3, dilation=(1, 2))
     >>> parameters = layer.init(jax.random.key(0))
     >>> layer(parameters, jax.numpy.ones((2, 9, 16)), global_tokens=[0]).shape
     (2, 9, 16)
@@ -133,7 +133,7 @@ class Longformer(Layer):
 
     features: int
     heads: int
-    window: int | tuple[int, ...]
+    reach: int | tuple[int, ...]
     dilation: int | tuple[int, ...] = 1
     causal: bool = False
     use_bias: bool = True
@@ -141,13 +141,13 @@ class Longformer(Layer):
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads)
         check_multiple("heads", features=self.features, heads=self.heads)
-        for name in ("window", "dilation"):
+        for name in ("reach", "dilation"):
             value = getattr(self, name)
             if not isinstance(value, (int, tuple)):
                 raise ValueError(f"`{name}` must be an int, or a tuple with one for each head; got {value!r}.")
             if isinstance(value, tuple) and len(value) != self.heads:
                 raise ValueError(f"`{name}` must have one number for each of the {self.heads} heads; got {value}.")
-        longformer_mask(self.window, dilation=self.dilation)  # which checks the numbers
+        longformer_mask(self.reach, dilation=self.dilation)  # which checks the numbers
 
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value`, `global_query`, `global_key`, `global_value`, `out`: kernels, and biases."""
@@ -184,7 +184,7 @@ class Longformer(Layer):
             ValueError: shapes that do not fit; as `longformer_mask` and `jattn.attention`.
         """
         length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
-        own = longformer_mask(self.window, dilation=self.dilation)
+        own = longformer_mask(self.reach, dilation=self.dilation)
         flags = None if global_tokens is None else global_flags(global_tokens, length)
         limits = [Causal()] * self.causal + ([] if mask is None else [as_mask(mask)])
 

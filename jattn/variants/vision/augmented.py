@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from ...layers.layer import Layer, bias, kernel, normal
 from ...ops.attention.api import attention
 from ...ops.attention.by_example import by_example
 from ...similarities import Dot
-from .images import convolve
+from .images import IMAGE_AXES, convolve
 
 
 @by_example(query="height width heads dim", key="height width heads dim", value="height width heads dim")
@@ -96,7 +96,7 @@ class AugmentedConvolution(Layer):
         attention_channels: of the attention's part (the paper's d_v), less than `out_channels`.
         key_channels: of queries and keys, of all heads together (d_k).
         heads: of the attention; `attention_channels` and `key_channels` are multiples of it.
-        window: side of the convolution.
+        kernel_size: side of the convolution.
 
     Raises:
         ValueError: sizes below 1 or that do not divide; at the call, shapes that do not fit.
@@ -108,7 +108,7 @@ class AugmentedConvolution(Layer):
     (2, 7, 5, 16)
     """
 
-    own_axes: ClassVar[Mapping[str, str]] = {"__call__": "height width channels"}
+    own_axes = IMAGE_AXES
 
     height: int
     width: int
@@ -117,7 +117,7 @@ class AugmentedConvolution(Layer):
     attention_channels: int
     key_channels: int
     heads: int
-    window: int = 3
+    kernel_size: int = 3
 
     def __post_init__(self):
         check_positive(**dataclasses.asdict(self))
@@ -136,7 +136,7 @@ class AugmentedConvolution(Layer):
         rest = self.out_channels - self.attention_channels
         return {
             "convolution": {
-                "kernel": kernel(self.window, self.window, features, rest, inputs=3),
+                "kernel": kernel(self.kernel_size, self.kernel_size, features, rest, inputs=3),
                 "bias": bias(rest),
             },
             "query": kernel(features, heads, dim),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ...foundation.arguments import check_positive
 from ...foundation.numerics import accumulation_dtype
 from ...layers.layer import Layer, kernel
-from .images import check_images, convolve, widened
+from .images import IMAGE_AXES, check_images, convolve, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +28,10 @@ class CBAM(Layer):
     Args:
         channels: of x.
         hidden: channels between; the paper takes `channels / 16`.
-        window: side of the convolution, odd; 7 in the paper.
+        kernel_size: side of the convolution, odd; 7 in the paper.
 
     Raises:
-        ValueError: sizes below 1, an even window; at the call, shapes that do not fit, an image without pixels.
+        ValueError: sizes below 1, an even `kernel_size`; at the call, shapes that do not fit, an image without pixels.
 
     >>> import jax
     >>> layer = CBAM(32, 2)
@@ -40,23 +40,23 @@ class CBAM(Layer):
     (2, 7, 5, 32)
     """
 
-    own_axes: ClassVar[Mapping[str, str]] = {"__call__": "height width channels"}
+    own_axes = IMAGE_AXES
 
     channels: int
     hidden: int
-    window: int = 7
+    kernel_size: int = 7
 
     def __post_init__(self):
         check_positive(**dataclasses.asdict(self))
-        if self.window % 2 == 0:
-            raise ValueError(f"`window` must be odd, so that it has a middle; got {self.window}.")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd, so that it has a middle; got {self.kernel_size}.")
 
     def parameters(self) -> dict[str, Any]:
-        """`down [channels, hidden]`, `up [hidden, channels]`, `spatial [window, window, 2, 1]`, of the mean first."""
+        """`down [channels, hidden]`, `up [hidden, channels]`, `spatial [size, size, 2, 1]`, of the mean first."""
         return {
             "down": kernel(self.channels, self.hidden),
             "up": kernel(self.hidden, self.channels),
-            "spatial": kernel(self.window, self.window, 2, 1, inputs=3),
+            "spatial": kernel(self.kernel_size, self.kernel_size, 2, 1, inputs=3),
         }
 
     def __call__(self, parameters: Mapping[str, Any], images: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from ...layers.layer import Layer, bias, kernel, normal
 from ...layers.multi_head import multi_head
 from ...ops.attention.api import partial_attention
 from ...similarities import Dot
-from .images import as_tokens
+from .images import IMAGE_AXES, as_tokens
 
 FIRST_LOG_SCALE = math.log(1 / 0.07)
 """t before training."""
@@ -47,7 +47,7 @@ class AttentionPool(Layer):
     (2, 8)
     """
 
-    own_axes: ClassVar[Mapping[str, str]] = {"__call__": "height width channels"}
+    own_axes = IMAGE_AXES
 
     height: int
     width: int

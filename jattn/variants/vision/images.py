@@ -1,11 +1,15 @@
 """Images `[..., height, width, channels]`: what the variants of this folder do to all of them alike."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ...foundation.shapes import check_shapes
+
+IMAGE_AXES: Mapping[str, str] = {"__call__": "height width channels"}
+"""`Layer.own_axes` of layers of images."""
 
 
 def check_images(images: Any, channels: int) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from ...layers.layer import Layer, kernel, zeros
 from ...normalizers import ReLU
 from ...ops.attention.api import attention
 from ...similarities import Dot
-from .images import as_tokens, widened
+from .images import IMAGE_AXES, as_tokens, widened
 
 FORMS = ("gaussian", "embedded", "dot", "concat")
 
@@ -55,7 +55,7 @@ class NonLocal(Layer):
     (2, 7, 5, 32)
     """
 
-    own_axes: ClassVar[Mapping[str, str]] = {"__call__": "height width channels"}
+    own_axes = IMAGE_AXES
 
     channels: int
     hidden: int

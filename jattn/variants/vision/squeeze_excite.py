@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 
 from ...foundation.arguments import check_positive
 from ...foundation.numerics import accumulation_dtype
 from ...layers.layer import Layer, bias, kernel
-from .images import check_images, widened
+from .images import IMAGE_AXES, check_images, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SqueezeExcite(Layer):
     (2, 7, 5, 32)
     """
 
-    own_axes: ClassVar[Mapping[str, str]] = {"__call__": "height width channels"}
+    own_axes = IMAGE_AXES
 
     channels: int
     hidden: int

@@ -216,10 +216,10 @@ PATTERNS = [
     ),
     mask_row(
         "longformer, traced",
-        lambda a: longformer_mask(a["window"], dilation=a["dilation"], global_tokens=a["flags"]),
-        lambda a: _longformer(a["window"], a["dilation"], a["flags"]),
+        lambda a: longformer_mask(a["reach"], dilation=a["dilation"], global_tokens=a["flags"]),
+        lambda a: _longformer(a["reach"], a["dilation"], a["flags"]),
         arrays=draw(
-            window=lambda rng: rng.integers(1, 5, (2,)),
+            reach=lambda rng: rng.integers(1, 5, (2,)),
             dilation=lambda rng: rng.integers(1, 4, (2,)),
             flags=lambda rng: rng.random((2, 37)) < 0.1,
         ),

@@ -46,11 +46,11 @@ def _moved(length, steps):
 def _convolved(a, allowed, storage):
     given = scaled(a["query"], a["key"])
     given = oracle.where(allowed, given, 0)
-    _, queries, keys = a["window"].shape
+    _, queries, keys = a["filters"].shape
     up = Num(_moved(given.shape[2], range(queries)).astype(given.value.dtype))
     left = Num(_moved(given.shape[3], range(-(keys // 2), keys - keys // 2)).astype(given.value.dtype))
     moved = oracle.einsum("bhajq,tkj->bhatqk", oracle.einsum("bhij,aqi->bhajq", given, up), left)
-    convolved = _blend(oracle.einsum("bhatqk,hat->bhqk", moved, a["window"]), a["before"])
+    convolved = _blend(oracle.einsum("bhatqk,hat->bhqk", moved, a["filters"]), a["before"])
     return sums(_blend(softmax(convolved, allowed), a["after"]), a["value"], storage)
 
 
@@ -73,9 +73,9 @@ HEADS = [
     ),
     Row(
         "multi-token",
-        lambda a, **given: multi_token(*qkv(a), a["window"], before=a["before"], after=a["after"], **given),
+        lambda a, **given: multi_token(*qkv(a), a["filters"], before=a["before"], after=a["after"], **given),
         _convolved,
-        shapes={**QKV, "window": "hst", "before": "rrr", "after": "ohh"},
+        shapes={**QKV, "filters": "hst", "before": "rrr", "after": "ohh"},
         sizes={"s": 3, "t": 4, "r": 2, "o": 1},
         accepts=WITHOUT,
         within=small_tiles("heads.multi_token", "ROWS"),

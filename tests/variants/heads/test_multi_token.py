@@ -20,20 +20,20 @@ CAUSAL = masks.Causal()
 
 def test_a_window_of_one_pair_is_attention():
     q, k, v = normal(1, (2, 6, 4, 3), (2, 9, 2, 3), (2, 9, 2, 2))
-    window = np.zeros((4, 3, 5), np.float32)
-    window[:, 0, 2] = 1
+    filters = np.zeros((4, 3, 5), np.float32)
+    filters[:, 0, 2] = 1
     pieces = {"similarity": similarities.Cosine(0.5), "mask": masks.Lengths(np.array([9, 4]))}
-    close(multi_token(q, k, v, window, **pieces), jattn.attention(q, k, v, **pieces), 1e-5)
+    close(multi_token(q, k, v, filters, **pieces), jattn.attention(q, k, v, **pieces), 1e-5)
 
 
 def test_the_future_is_not_seen():
-    q, k, v, window = normal(2, (6, 2, 3), (6, 2, 3), (6, 2, 2), (2, 3, 5))
+    q, k, v, filters = normal(2, (6, 2, 3), (6, 2, 3), (6, 2, 2), (2, 3, 5))
     for array in (k, v):
         gradient = jax.jacobian(
-            lambda x, a=array: multi_token(q, x if a is k else k, x if a is v else v, window, mask=CAUSAL)[3]
+            lambda x, a=array: multi_token(q, x if a is k else k, x if a is v else v, filters, mask=CAUSAL)[3]
         )(array)
         assert not np.asarray(gradient)[..., 4:, :, :].any() and np.asarray(gradient)[..., :4, :, :].any()
-    seen = jax.jacobian(lambda x: multi_token(x, k, v, window, mask=CAUSAL)[3])(q)
+    seen = jax.jacobian(lambda x: multi_token(x, k, v, filters, mask=CAUSAL)[3])(q)
     assert not np.asarray(seen)[..., 4:, :, :].any() and not np.asarray(seen)[..., :1, :, :].any()
     assert np.asarray(seen)[..., 1, :, :].any()
 
@@ -50,11 +50,11 @@ def test_memory_is_not_quadratic():
 
 def test_what_cannot_be():
     q = jnp.ones((3, 4, 2))
-    with pytest.raises(ValueError, match=r"`window` must have shape \[heads, queries, keys\] with heads = 4"):
+    with pytest.raises(ValueError, match=r"`filters` must have shape \[heads, queries, keys\] with heads = 4"):
         multi_token(q, q, q, jnp.ones((2, 2, 3)))
     with pytest.raises(ValueError, match=r"`before` of shape \(1, 2, 2\) must mix groups \* size = 4 heads"):
         multi_token(q, q, q, jnp.ones((4, 2, 3)), before=jnp.ones((1, 2, 2)))
-    with pytest.raises(ValueError, match="`window` must span"):
+    with pytest.raises(ValueError, match="`filters` must span"):
         multi_token(q, q, q, jnp.ones((4, 0, 3)))
 
 
@@ -69,10 +69,10 @@ def test_the_layer_is_multi_head_attention_at_first():
 
 def test_the_layer_projects_to_the_function():
     layer = MultiToken(6, heads=2, queries=2, keys=3)
-    x, window = normal(7, (5, 6), (2, 2, 3))
-    parameters = layer.init(jax.random.key(0)) | {"window": jnp.asarray(window)}
+    x, filters = normal(7, (5, 6), (2, 2, 3))
+    parameters = layer.init(jax.random.key(0)) | {"filters": jnp.asarray(filters)}
     q, k, v = (np.einsum("lf,fhd->lhd", x, parameters[name]["kernel"]) for name in ("query", "key", "value"))
-    heads = multi_token(q, k, v, window, mask=CAUSAL)
+    heads = multi_token(q, k, v, filters, mask=CAUSAL)
     close(
         layer(parameters, jnp.asarray(x), mask=CAUSAL),
         np.einsum("qhd,hdf->qf", heads, parameters["out"]["kernel"]),

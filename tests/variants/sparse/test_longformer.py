@@ -57,7 +57,7 @@ def rebuilt(parameters, inputs, flags, tokens, causal):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_layer_is_a_dense_rebuild(causal):
-    layer = Longformer(6, heads=2, window=(2, 1), dilation=(1, 3), causal=causal)
+    layer = Longformer(6, heads=2, reach=(2, 1), dilation=(1, 3), causal=causal)
     parameters = layer.init(jax.random.key(0))
     (inputs,) = normal(0, (2, LENGTH, 6))
     tokens, globals_ = np.array([LENGTH, 10]), np.array([[0, 7], [3, -1]])
@@ -71,7 +71,7 @@ def test_layer_is_a_dense_rebuild(causal):
 
 
 def test_traced_flags_per_batch_and_no_globals():
-    layer = Longformer(4, heads=2, window=1)
+    layer = Longformer(4, heads=2, reach=1)
     parameters = layer.init(jax.random.key(0))
     inputs = jnp.asarray(normal(0, (2, 7, 4))[0])
     flags = global_flags([[0], [5]], 7)
@@ -84,7 +84,7 @@ def test_traced_flags_per_batch_and_no_globals():
 
 
 def test_as_a_module():
-    layer = Longformer(4, heads=2, window=1, use_bias=False)
+    layer = Longformer(4, heads=2, reach=1, use_bias=False)
     check_layer(layer, jnp.asarray(normal(1, (2, 7, 4))[0]), global_tokens=np.array([2]))
 
 
@@ -98,19 +98,19 @@ def test_tiles_are_skipped_head_by_head():
 
 
 def test_bad_input_is_refused():
-    layer = Longformer(4, heads=2, window=1)
+    layer = Longformer(4, heads=2, reach=1)
     with pytest.raises(ValueError, match=r"`global_tokens` must have shape \[..., 9\]; got \(1,\)"):
         layer(layer.init(jax.random.key(0)), jnp.ones((9, 4)), global_tokens=[True])
-    with pytest.raises(ValueError, match="`window`"):
-        Longformer(4, heads=2, window=-1)
+    with pytest.raises(ValueError, match="`reach`"):
+        Longformer(4, heads=2, reach=-1)
     with pytest.raises(ValueError, match="`dilation`"):
         longformer_mask(2, dilation=0)
-    with pytest.raises(ValueError, match="`window` must have one number for each of the 2 heads"):
-        Longformer(4, heads=2, window=(1, 2, 3))
-    with pytest.raises(ValueError, match="`window` must be an int, or a tuple with one for each head"):
-        Longformer(4, heads=2, window=[1, 2])
+    with pytest.raises(ValueError, match="`reach` must have one number for each of the 2 heads"):
+        Longformer(4, heads=2, reach=(1, 2, 3))
+    with pytest.raises(ValueError, match="`reach` must be an int, or a tuple with one for each head"):
+        Longformer(4, heads=2, reach=[1, 2])
     with pytest.raises(ValueError, match="`features` must be a multiple of `heads`"):
-        Longformer(5, heads=2, window=1)
+        Longformer(5, heads=2, reach=1)
     with pytest.raises(ValueError, match="`length` must be given"):
         longformer_mask(2, global_tokens=[0])
     with pytest.raises(ValueError, match="must be positions from 0 to 6"):
@@ -118,6 +118,6 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="`global_tokens` must be booleans"):
         global_flags(np.ones(3))
     with pytest.raises(ValueError, match=r"`global_tokens` must have shape \[..., 7\]; got \(6,\)"):
-        Longformer(4, heads=2, window=1)({}, jnp.ones((7, 4)), global_tokens=np.ones(6, bool))
+        Longformer(4, heads=2, reach=1)({}, jnp.ones((7, 4)), global_tokens=np.ones(6, bool))
     with pytest.raises(ValueError, match="`inputs` must have shape"):
-        Longformer(4, heads=2, window=1)({}, jnp.ones((7, 5)))
+        Longformer(4, heads=2, reach=1)({}, jnp.ones((7, 5)))

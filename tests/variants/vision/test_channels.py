@@ -43,12 +43,12 @@ def cbam(x, down, up, spatial):
     return out
 
 
-@pytest.mark.parametrize("window", [3, 7])
-def test_cbam(window):
+@pytest.mark.parametrize("size", [3, 7])
+def test_cbam(size):
     def ours(x, down, up, spatial):
-        return CBAM(3, 2, window)({"down": down, "up": up, "spatial": spatial}, x)
+        return CBAM(3, 2, size)({"down": down, "up": up, "spatial": spatial}, x)
 
-    check(ours, cbam, *normal(1, (4, 3, 3), (3, 2), (2, 3), (window, window, 2, 1)))
+    check(ours, cbam, *normal(1, (4, 3, 3), (3, 2), (2, 3), (size, size, 2, 1)))
 
 
 @pytest.mark.parametrize("layer", [SqueezeExcite(3, 2), CBAM(3, 2)])
@@ -78,7 +78,7 @@ def test_errors():
         ValueError, match=r"`images` must have shape \[..., height, width, channels\] with channels = 3"
     ):
         SqueezeExcite(3, 2)({}, jnp.ones((5, 5, 4)))
-    with pytest.raises(ValueError, match=r"`window` must be odd, so that it has a middle; got 4"):
+    with pytest.raises(ValueError, match=r"`kernel_size` must be odd, so that it has a middle; got 4"):
         CBAM(3, 2, 4)
     with pytest.raises(ValueError, match=r"`images` must have pixels"):
         CBAM(3, 2)({}, jnp.ones((0, 5, 3)))
