@@ -1,4 +1,4 @@
-"""The checks at the door of the recurrences, and the forms that arguments take behind it."""
+"""Checks of the arguments of recurrences."""
 
 from typing import Any
 
@@ -12,30 +12,33 @@ FORMS = ("chunked", "scan")
 
 
 def axes_of_decay(log_decay: Any, batch_axes: int) -> str:
-    """The axes of a decay behind those of the batch: for all tokens, or of each one, for all channels or of each."""
+    """The axes of a decay after the batch axes: per head, per head and token, or also per channel."""
     rank = jnp.ndim(log_decay)
     return "head" if rank == 1 else "length head" if rank == batch_axes + 2 else "length head dim"
 
 
 def axes_of_step_decay(log_decay: Any, batch_axes: int) -> str:
-    """Likewise for one token."""
+    """The same for a single token."""
     return "head" if jnp.ndim(log_decay) in (1, batch_axes + 1) else "head dim"
 
 
 def widened(dtype: Any, **arrays: Any) -> dict[str, Any]:
-    """Arrays, or None, in the dtype of the state."""
+    """Convert arrays to the dtype of the state. None stays None."""
     return {name: None if one is None else one.astype(dtype) for name, one in arrays.items()}
 
 
 def check_sequences(query: Any, key: Any, value: Any, beta: Any = None, *, axis: str = "length ") -> dict[str, int]:
-    """Queries, keys, values and β fit one another; the named sizes, `heads` those of values and states.
+    """Check that queries, keys, values and β match. Returns the named sizes; `heads` are those of values and states.
 
     Args:
         query: `[..., length, q_heads, k_dim]`.
         key: `[..., length, k_heads, k_dim]`.
         value: `[..., length, heads, v_dim]`.
         beta: `[..., length, heads]`, or None.
-        axis: empty for a single token, which has no length.
+        axis: empty for a single token, which has no length axis.
+
+    Raises:
+        ValueError: shapes or heads do not match, or β is known to be outside of [0, 2].
     """
     arrays = {
         "query": (query, f"... {axis}q_heads k_dim"),
@@ -69,16 +72,17 @@ def check_sequences(query: Any, key: Any, value: Any, beta: Any = None, *, axis:
 def check_log_decay(
     log_decay: Any, query: jax.Array, sizes: dict[str, int], *, per_token: bool, constant: bool
 ) -> jax.Array | None:
-    """The logarithm of the decay, with an axis for `k_dim` (perhaps of size 1): `[..., length, heads, k_dim or 1]`.
+    """The log decay with a channel axis: `[..., length, heads, k_dim or 1]`. A constant stays `[heads, 1]`.
 
     Args:
-        log_decay: what came.
-        query: whose batch axes and length it must fit.
-        sizes: as of `check_sequences`.
-        per_token: whether the query has a length.
-        constant: whether `[heads]` is possible.
+        log_decay: the argument.
+        query: it must match the batch axes and length of the query.
+        sizes: as returned by `check_sequences`.
+        per_token: whether the query has a length axis.
+        constant: whether `[heads]` is allowed.
 
-    A constant stays `[heads, 1]`.
+    Raises:
+        ValueError: the shape does not match, or a known value is above 0.
     """
     if log_decay is None:
         return None
@@ -134,7 +138,11 @@ def check_state(name: str, state: Any, query: jax.Array, sizes: dict[str, int], 
 
 
 def check_segments(segment_ids: Any, query: jax.Array) -> jax.Array | None:
-    """Which tokens start a segment that is not the first: booleans `[..., length]` with the batch axes of `query`."""
+    """Where a new segment starts: booleans `[..., length]` with the batch axes of `query`, or None.
+
+    Raises:
+        ValueError: the ids have another shape or dtype, or are known to decrease.
+    """
     if segment_ids is None:
         return None
     batch, length = query.shape[:-3], query.shape[-3]
@@ -154,6 +162,6 @@ def check_segments(segment_ids: Any, query: jax.Array) -> jax.Array | None:
 
 
 def starts_of(ids: jax.Array) -> jax.Array:
-    """Where ids `[..., length]` change; the first token starts nothing."""
+    """Where ids `[..., length]` change. The first token starts nothing."""
     changes = ids[..., 1:] != ids[..., :-1]
     return jnp.pad(changes, [(0, 0)] * (ids.ndim - 1) + [(min(ids.shape[-1], 1), 0)])

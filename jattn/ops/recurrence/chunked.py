@@ -1,4 +1,4 @@
-"""Both recurrences with matrix products: within a chunk attention, between chunks the state."""
+"""The chunked form of both recurrences: attention within a chunk, a state between chunks, all by matrix products."""
 
 import jax.numpy as jnp
 
@@ -8,9 +8,14 @@ from .triangular import unit_lower_solve
 
 
 def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, zero_state, copies):
-    """The linear recurrence.
+    """The linear recurrence in chunks.
 
-    Arguments as those of `scan_tokens`, `gates [..., length, heads, 1 or k_dim]`, `zero_state` and `copies` as of
+    For a chunk that begins with the state S, with W_ij the decay between the writing of token j and the reading of
+    token i, and a_i the decay from the start of the chunk:
+
+        out_i = (a_i ⊙ q_i)ᵀ S + Σ_{j ≤ i} (q_iᵀ (W_ij ⊙ k_j)) v_j
+
+    Arguments are those of `scan_tokens`, with `gates [..., length, heads, 1 or k_dim]`; `zero_state` and `copies` as in
     `run_chunks`.
     """
     length = query.shape[-3]
@@ -46,12 +51,13 @@ def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, zer
 
 
 def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, zero_state, copies, refine):
-    """The delta rule; `beta [..., length, heads, 1]`, the rest as of `chunked_linear`, `refine` as of
-    `unit_lower_solve`.
+    """The delta rule in chunks, by the WY representation.
 
-    With u_i = β_i (v_i - S_{i-1}ᵀ D_i k_i), D_i = diag(α_i), the rule is S_i = D_i S_{i-1} + k_i u_iᵀ, the linear
-    recurrence with u for values. In a chunk that starts with S the u solve a triangular system. With W_ijd the decay of
-    channel d between the writing of token j and the reading of token i, and a_id that from the start,
+    Arguments are those of `chunked_linear`, with `beta [..., length, heads, 1]`, and `refine` as in `unit_lower_solve`.
+
+    With u_i = β_i (v_i - S_{i-1}ᵀ D_i k_i) and D_i = diag(α_i), the rule is S_i = D_i S_{i-1} + k_i u_iᵀ, a linear
+    recurrence with u in place of the values. In a chunk that begins with S, the u solve a triangular system. With W_ijd
+    the decay of channel d between the writing of token j and the reading of token i, and a_id that from the start:
 
         (I + N) U = diag(β) (V - (a ⊙ K) S),    N_ij = β_i Σ_d k_id k_jd W_ijd  for j < i, else 0
     """
@@ -97,13 +103,13 @@ def _by_channel(gates) -> bool:
 
 
 def _chunk_of(chunk: int, length: int, by_channel: bool) -> int:
-    """Tokens in a chunk; a power of two where `channel_scores` halves it."""
+    """The number of tokens per chunk; a power of two if `channel_scores` halves it."""
     chunk = min(chunk, length)
     return 1 << (chunk - 1).bit_length() if by_channel else chunk
 
 
 def _factors(query, key, sums: Sums | None):
-    """Queries for the state before the chunk, keys for the state behind it, and what is left of the former there."""
+    """Queries for the state before the chunk, keys for the state after it, and the decay over the chunk."""
     if sums is None:
         return query, key, None
     left = jnp.swapaxes(jnp.exp(sums.total), -1, -2)
@@ -112,5 +118,5 @@ def _factors(query, key, sums: Sums | None):
 
 def _run(body, sequences, starts, state, length, chunk, **options):
     gates = sequences[-1]
-    sequences = [*sequences[:-1], None if gates is None else jnp.maximum(gates, FORGET)]  # -inf is no number to add
+    sequences = [*sequences[:-1], None if gates is None else jnp.maximum(gates, FORGET)]  # -inf cannot be summed
     return run_chunks(body, sequences, starts, state, length, chunk, **options)

@@ -1,4 +1,4 @@
-"""Running a recurrence chunk by chunk: cutting sequences up, carrying the state, keeping NaN where it is."""
+"""Runs a recurrence chunk by chunk: splits sequences, carries the state, and keeps NaN where it belongs."""
 
 import functools
 import math
@@ -12,7 +12,8 @@ import numpy as np
 from ...foundation.varying import full, vary, varying_axes
 
 TOGETHER = 16
-"""Chunks of all heads and batch entries that are worked on at once, at least: enough to fill a few cores."""
+"""The least number of chunks, over all heads and batch elements, that are processed together: enough to fill a few
+cores."""
 
 
 def run_chunks(
@@ -28,23 +29,25 @@ def run_chunks(
 ) -> tuple[jax.Array, jax.Array]:
     """Run `body(state, slices, starts) -> (state, out)` over groups of chunks.
 
-    Only the states between groups are kept for the backward pass, which computes the rest of a group again. Tokens are
-    put in order of heads within a group, where they are in a cache, and not before.
+    Only the states between groups are kept for the backward pass, which recomputes everything inside a group. Transpose
+    to head-major only inside a group, where the data is in cache.
 
     Args:
-        body: of the state `[..., heads, k_dim, v_dim]`, arrays `[group, ..., heads, chunk, dim]` in the state's dtype,
-            and starts `[group, ..., 1, chunk]` or None; the output `[group, ..., heads, chunk, v_dim]`.
-        sequences: arrays `[..., length, heads, dim]`, or None. The first is read only, the others go into the state.
-        starts: `[..., length]` where the state restarts, or None.
-        state: the first.
-        length: of the sequences.
-        chunk: tokens in one.
-        copies: how many of these run at once, as heads that share keys are mapped over.
-        zero_state: the state is zeros, in which nothing need be looked for: the compiler would do so, in seconds.
+        body: takes the state `[..., heads, k_dim, v_dim]`, arrays `[group, ..., heads, chunk, dim]` in the state's
+            dtype, and starts `[group, ..., 1, chunk]` or None; returns the new state and the output
+            `[group, ..., heads, chunk, v_dim]`.
+        sequences: arrays `[..., length, heads, dim]`, or None. The first is only read; the others are written to the
+            state.
+        starts: `[..., length]`, where the state restarts, or None.
+        state: the initial state.
+        length: the length of the sequences.
+        chunk: tokens per chunk.
+        zero_state: the initial state is known to be zero. The finiteness check, which is slow to compile, is skipped.
+        copies: how many of these run at once, if heads that share keys are mapped over.
 
     Returns:
-        The output `[..., length, heads, v_dim]` and the last state; NaN where tokens with NaN or inf, which `body` does
-        not see, come to be read. A last chunk that is not full is filled up with zeros, which leave the state as it is.
+        The output `[..., length, heads, v_dim]` and the final state. `body` does not see tokens with NaN or inf; the
+        result is NaN where they are read. An incomplete last chunk is padded with zeros, which do not change the state.
     """
     axis = state.ndim - 3
     chunks = -(-length // chunk)
@@ -81,9 +84,9 @@ def run_chunks(
 
 
 def begin(state: jax.Array, inputs: Any, *, zero_state: bool) -> tuple[jax.Array, jax.Array]:
-    """The state that a loop over `inputs` begins with, and where there was NaN or inf in it, `[..., heads]`.
+    """The state that a loop over `inputs` begins with, and where the state contains NaN or inf, `[..., heads]`.
 
-    `zero_state` as of `run_chunks`.
+    `zero_state` as in `run_chunks`.
     """
     axes = varying_axes(state, inputs)
     if zero_state:
@@ -94,8 +97,11 @@ def begin(state: jax.Array, inputs: Any, *, zero_state: bool) -> tuple[jax.Array
 
 
 def clean_tokens(sequences: list[Any]) -> tuple[list[Any], jax.Array, jax.Array]:
-    """The sequences with zeros for the tokens that hold NaN or inf, and which those are, `[..., length, heads]`: in
-    what is only read (the first), and in what goes into the state."""
+    """The sequences with tokens that contain NaN or inf set to 0; and which tokens those are, `[..., length, heads]`.
+
+    The latter separately for the first sequence, which is only read, and for the others, which are written to the
+    state.
+    """
 
     def bad_tokens(array) -> Any:
         return ~jnp.isfinite(jnp.abs(array).max(-1, initial=0))
@@ -109,7 +115,7 @@ def clean_tokens(sequences: list[Any]) -> tuple[list[Any], jax.Array, jax.Array]
 
 
 def largest_so_far(x: jax.Array, starts: jax.Array | None) -> jax.Array:
-    """Of `[..., length, heads]`, within each segment; `starts [..., length]` as of `run_chunks`."""
+    """The running maximum of `[..., length, heads]` within each segment; `starts [..., length]` as in `run_chunks`."""
     axis = x.ndim - 2
     if starts is None:
         return jax.lax.associative_scan(jnp.maximum, x, axis=axis)
@@ -121,21 +127,24 @@ def largest_so_far(x: jax.Array, starts: jax.Array | None) -> jax.Array:
 
 
 def set_nonfinite_aside(sequences: list[Any], starts: jax.Array | None, lost: jax.Array) -> tuple[Any, ...]:
-    """Zeros in place of NaN and inf, which a product would spread to tokens whose weight is 0.
+    """Replace NaN and inf by zeros, because a product would spread them to tokens whose weight is 0.
 
     Args:
-        sequences: arrays `[..., length, heads, dim]`, or None. The first is read only, the others go into the state.
-        starts: `[..., length]` where the state restarts, or None.
-        lost: whether the state before holds any, `[..., heads]`.
+        sequences: arrays `[..., length, heads, dim]`, or None. The first is only read; the others are written to the
+            state.
+        starts: `[..., length]`, where the state restarts, or None.
+        lost: whether the state before contains any, `[..., heads]`.
 
     Returns:
-        The sequences without; where the output must be NaN, `[..., length, heads]`; and `lost` behind the last token.
+        The clean sequences; where the output must be NaN, `[..., length, heads]`; and `lost` after the last token.
     """
 
     clean, unread, bad = clean_tokens(sequences)
     seen, before = below(bad.shape[-2], diagonal=True), lost[..., None, :]
     if starts is not None:
-        begun = jnp.asarray(seen, jnp.float32) @ starts.astype(jnp.float32)[..., None]  # segments, so far
+        begun = (
+            jnp.asarray(seen, jnp.float32) @ starts.astype(jnp.float32)[..., None]
+        )  # the number of segments that began so far
         seen = seen & (begun == jnp.swapaxes(begun, -1, -2))
         before = before & (begun == 0)
     spoiled = before | (jnp.asarray(seen, jnp.float32) @ bad.astype(jnp.float32) > 0)
@@ -143,7 +152,7 @@ def set_nonfinite_aside(sequences: list[Any], starts: jax.Array | None, lost: ja
 
 
 def carry(state: jax.Array, step: Callable, slices: Any) -> tuple[jax.Array, Any]:
-    """`step(state, slice)` along the chunks of a group, the first axis: the last state, and what each chunk gave."""
+    """`step(state, slice)` over the chunks of a group (the first axis): the final state and all outputs."""
     count = jax.tree.leaves(slices)[0].shape[0]
     if count > 1:
         return jax.lax.scan(step, state, slices)
@@ -152,5 +161,5 @@ def carry(state: jax.Array, step: Callable, slices: Any) -> tuple[jax.Array, Any
 
 
 def below(size: int, *, diagonal: bool) -> np.ndarray:
-    """Whether token i (rows) comes after token j (columns); `diagonal`: or is it."""
+    """Whether token i (rows) comes after token j (columns), or with `diagonal` is the same."""
     return np.tri(size, k=0 if diagonal else -1, dtype=bool)

@@ -1,7 +1,7 @@
-"""Decay between tokens of a chunk, in logarithms: sums of terms of one sign only, never a difference of two sums.
+"""Decays between the tokens of a chunk, in logarithms: sums of terms of one sign, never differences of sums.
 
-A difference loses, after a gate near 0, the digits of the gates near 1 that follow; and its exponential overflows. Sums
-of terms ≤ 0 do neither, so every gate in [0, 1] is fine.
+A difference of running sums loses precision after a gate near 0, and its exponential can overflow. Sums of terms ≤ 0 do
+neither, so any gate in [0, 1] works.
 """
 
 from typing import NamedTuple
@@ -13,15 +13,15 @@ import numpy as np
 from .chunks import below
 
 FORGET = -1e4
-"""In place of log 0: its exponential is 0, and 0 times it is."""
+"""Stands in for log 0; its exponential is 0, and 0 times it is finite."""
 
 
 class Decay(NamedTuple):
-    """Logarithms for the tokens of a chunk, `[..., chunk, channels]`; one channel may stand for all.
+    """Log decays at the tokens of a chunk, `[..., chunk, channels]`; a single channel applies to all.
 
     Attributes:
-        before: what the state decays by before token i reads it.
-        whole: what it decays by before token i writes to it, `before` included.
+        before: the decay of the state before token i reads it.
+        whole: the decay of the state before token i writes to it, including `before`.
     """
 
     before: jax.Array
@@ -29,12 +29,12 @@ class Decay(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over the tokens of a chunk.
+    """Sums of log decays over the tokens of a chunk.
 
     Attributes:
         reading: from the start of the chunk until token i reads, `[..., chunk, channels]`.
-        keeping: from after token j wrote to the end.
-        total: of the whole chunk, `[..., 1, channels]`.
+        keeping: from after token j wrote until the end of the chunk.
+        total: over the whole chunk, `[..., 1, channels]`.
     """
 
     reading: jax.Array
@@ -47,9 +47,9 @@ def decay_of(gates: jax.Array | None, starts: jax.Array | None, *, late: bool, l
 
     Args:
         gates: log α, `[..., chunk, channels]`, or None.
-        starts: `[..., chunk]`, where everything is forgotten before token i reads.
+        starts: `[..., chunk]`, where the state restarts before token i reads.
         late: whether token i reads the state before α_i applies.
-        like: an array of the batch axes and dtype.
+        like: an array with the batch axes and dtype.
     """
     if gates is None and starts is None:
         return None
@@ -61,7 +61,7 @@ def decay_of(gates: jax.Array | None, starts: jax.Array | None, *, late: bool, l
 
 
 def _product(sums: np.ndarray, of: jax.Array) -> jax.Array:
-    """Sums of tokens; in full precision where a device's default has less."""
+    """Sums over tokens, in full precision even if the device's default is lower."""
     return jnp.einsum("ij,...jd->...id", jnp.asarray(sums, of.dtype), of, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -73,19 +73,19 @@ def sums_of(decay: Decay) -> Sums:
 
 
 def scalar_sums(decay: Decay) -> jax.Array:
-    """Between the writing of token j and the reading of token i > j, `[..., i, j]`, of a decay with one channel."""
+    """The log decay from the writing of token j to the reading of token i > j, `[..., i, j]`, for one channel."""
     earlier = below(decay.whole.shape[-2], diagonal=False)
     later = jnp.where(earlier, decay.whole, 0)  # of token s > j
     return _product(earlier, later) + decay.before
 
 
 def weights(decay: Decay | None, size: int, dtype, *, diagonal: bool) -> jax.Array:
-    """What is left at token i of what token j wrote, `[..., i, j]`, 0 for j > i; of a decay with one channel.
+    """The decay of what token j wrote until token i reads it, `[..., i, j]`, 0 for j > i; for a single channel.
 
     Args:
-        decay: or None.
-        size: of the chunk.
-        dtype: of the result.
+        decay: the decays, or None.
+        size: the size of the chunk.
+        dtype: the dtype of the result.
         diagonal: whether a token reads what it wrote itself.
     """
     if decay is None:
@@ -95,16 +95,19 @@ def weights(decay: Decay | None, size: int, dtype, *, diagonal: bool) -> jax.Arr
 
 
 def channel_scores(queries: tuple[jax.Array, ...], key: jax.Array, decay: Decay) -> tuple[list[jax.Array], Sums]:
-    """Σ_d q_id k_jd α-decay_ijd for j < i, else 0: `[..., i, j]` for each of several queries, and the sums over the
+    """Σ_d q_id k_jd W_ijd for j < i, else 0, with W the decay per channel; and the sums over the chunk.
+
+    For two neighboring blocks, queries of the second are weighted by the decay since its start, and keys of the first
+    by the decay until its end, so their scores are a matrix product. Blocks double in size, from one token to the whole
     chunk.
 
-    Of two neighboring blocks, queries of the second are weighted from its start and keys of the first to its end,
-    which makes their scores a product. Blocks double, from one token until one is the chunk.
-
     Args:
-        queries: `[..., chunk, k_dim]` each, the chunk a power of two.
-        key: likewise.
+        queries: several `[..., chunk, k_dim]`; the chunk is a power of two.
+        key: `[..., chunk, k_dim]`.
         decay: with `k_dim` channels.
+
+    Returns:
+        Scores `[..., i, j]` for each of the queries, and the sums.
     """
     size, block = key.shape[-2], 1
 

@@ -1,4 +1,4 @@
-"""The delta rule: each token replaces what the state recalls for its key by its value."""
+"""The delta rule: each token overwrites what the state recalls for its key."""
 
 import functools
 from typing import Any
@@ -51,36 +51,35 @@ def delta_rule(
 
         S_t = (I - β_t k_t k_tᵀ) diag(α_t) S_{t-1} + β_t k_t v_tᵀ,    out_t = S_tᵀ q_t
 
-    Schlag et al. 2021 (arXiv:2102.11174), Yang et al. 2024 (arXiv:2406.06484); with a decay of each head Yang et al.
-    2024 (arXiv:2412.06464), of each channel Kimi Team 2025 (arXiv:2510.26692). There is no scale inside, and keys are
-    taken as they are: with ‖k‖ > 1 and β ‖k‖² > 2 the state grows without bound, so give keys unit length. With β near
-    2 and keys that are nearly all alike the chunked form, whose triangular systems are then ill-conditioned, is off by
-    up to 5e-5 of its root mean square in float32 (5e-4 without `refine`). State, dtypes and NaN as in
-    `linear_recurrence`.
+    Schlag et al. 2021 (arXiv:2102.11174), Yang et al. 2024 (arXiv:2406.06484); with a decay per head Yang et al. 2024
+    (arXiv:2412.06464), per channel Kimi Team 2025 (arXiv:2510.26692). There is no scale inside, and keys are not
+    normalized: with β ‖k‖² > 2 the state grows without bound, so pass keys of unit length. If β is near 2 and keys are
+    nearly identical, the triangular systems of the chunked form are ill-conditioned; its error is then up to 5e-5 of
+    its root mean square in float32 (5e-4 without `refine`). State, dtypes and NaN are as in `linear_recurrence`.
 
     Args:
-        query: `[..., length, q_heads, k_dim]`, any leading batch axes; heads as of `linear_recurrence`.
+        query: `[..., length, q_heads, k_dim]`, any number of leading batch axes; heads as in `linear_recurrence`.
         key: `[..., length, k_heads, k_dim]`.
         value: `[..., length, heads, v_dim]`.
         beta: β in [0, 2], `[..., length, heads]`. Traced values are not checked.
         log_decay: log α, at most 0; -inf forgets everything. None (α = 1), `[..., length, heads]` (Gated DeltaNet), or
             `[..., length, heads, k_dim]` (Kimi Delta Attention). Traced values are not checked.
         initial_state: S_0, `[..., heads, k_dim, v_dim]`, float32; by default zeros. It belongs to the first segment.
-        segment_ids: integers `[..., length]` or `[length]` that never decrease; the state restarts at zero where they
+        segment_ids: integers `[..., length]` or `[length]` that never decrease. The state restarts at zero where they
             change. Traced ids are not checked.
-        form: `"chunked"`, by the WY representation: a triangular system within each chunk, and a state from chunk to
-            chunk; or `"scan"`, the definition, token by token.
-        chunk: tokens in a chunk; a matter of speed.
-        refine: whether the chunked form corrects what it found for a chunk by what the residual says. Where no
-            β ‖k‖² is above 1, nothing is lost without.
+        form: `"chunked"`, by the WY representation, with a triangular system per chunk and a state between chunks; or
+            `"scan"`, the definition, token by token.
+        chunk: tokens per chunk. Affects speed, not results beyond rounding.
+        refine: apply one step of iterative refinement to the chunked form's systems. Unnecessary if no β ‖k‖² exceeds
+            1.
 
     Returns:
-        The output `[..., length, heads, v_dim]` in the value's dtype, and the final state, float32. With more heads of
-        queries than of values the output has those of the queries.
+        The output `[..., length, heads, v_dim]` in the value's dtype (with `q_heads` if there are more), and the final
+        state, float32.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; gates outside their range; ids that decrease; an unknown `form`;
-            `refine` that is neither True nor False.
+        ValueError: shapes or dtypes do not match; a gate is known to be out of range; ids are known to decrease; `form`
+            is unknown; `refine` is neither True nor False.
 
     >>> import jax, jax.numpy as jnp
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 100, 2, 16)) / 4
@@ -140,7 +139,7 @@ def delta_step(
     """One token of `delta_rule`, for decoding.
 
     Args:
-        query: `[..., q_heads, k_dim]`, heads as there.
+        query: `[..., q_heads, k_dim]`, with heads as in `delta_rule`.
         key: `[..., k_heads, k_dim]`.
         value: `[..., heads, v_dim]`.
         beta: `[..., heads]`.
@@ -151,12 +150,12 @@ def delta_step(
         The output `[..., heads, v_dim]` in the value's dtype, and the new state.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; gates outside their range.
+        ValueError: shapes or dtypes do not match, or a gate is known to be out of range.
 
     >>> import jax.numpy as jnp
     >>> pair = jnp.ones((2, 4)) / 2
     >>> out, state = delta_step(pair, pair, jnp.ones((2, 3)), jnp.ones(2), jnp.zeros((2, 4, 3)))
-    >>> out  # what was written for the key is read for the same query
+    >>> out  # the query equals the key, so it reads the value that was written
     Array([[1., 1., 1.],
            [1., 1., 1.]], dtype=float32)
     """

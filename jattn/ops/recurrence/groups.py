@@ -1,7 +1,7 @@
-"""Heads that share: several values that are stored by one key, and several queries that read one state.
+"""Grouped heads: several values stored under one key, and several queries that read one state.
 
-What all heads of a group share is not mapped over: it is not repeated, and products of queries with keys are computed
-once for a group. Only their gradients have a copy for each head before they are summed.
+What the heads of a group share is not mapped over: it is not repeated, and products of queries and keys are computed
+once per group. Only gradients have one copy per head before they are summed.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax
 
 
 def copies_of(query: jax.Array, key: jax.Array, value: jax.Array) -> int:
-    """How many heads of the output share a key; heads are the last axis but one."""
+    """The number of output heads that share a key. Heads are the second to last axis."""
     return max(query.shape[-2], value.shape[-2]) // max(key.shape[-2], 1)
 
 
@@ -22,13 +22,13 @@ def over_groups(
     arrays: dict[str, Any],
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """`run(query, key, state=..., **arrays) -> (out, state)`, which knows one number of heads, for grouped heads.
+    """Apply `run(query, key, state=..., **arrays) -> (out, state)`, written for equal head counts, to grouped heads.
 
-    Heads of a group are neighbors.
+    The heads of a group are consecutive.
 
     Args:
         run: the recurrence.
-        query: `[..., q_heads, k_dim]`; `q_heads` is `k_heads`, or a multiple of `heads`.
+        query: `[..., q_heads, k_dim]`; `q_heads` equals `k_heads`, or is a multiple of `heads`.
         key: `[..., k_heads, k_dim]`; `heads` is a multiple of `k_heads`.
         arrays: `[..., heads, dim]`, or None.
         state: `[..., heads, k_dim, v_dim]`.
@@ -43,7 +43,7 @@ def over_groups(
     readers = None if q_heads == k_heads != heads else q_heads // heads
 
     def split(array: Any, *groups: int, behind: int = 1) -> Any:
-        """The heads, in front of the last `behind` axes, as `[k_heads, *groups]`."""
+        """Split the head axis, which precedes the last `behind` axes, into `[k_heads, *groups]`."""
         if array is None:
             return None
         at = array.ndim - behind

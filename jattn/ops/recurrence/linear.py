@@ -1,4 +1,4 @@
-"""The linear recurrence: a state that decays, and to which each token adds its key times its value."""
+"""The linear recurrence: a decaying state, to which each token adds the outer product of its key and value."""
 
 import functools
 from typing import Any
@@ -51,37 +51,38 @@ def linear_recurrence(
 
         S_t = diag(α_t) S_{t-1} + k_t v_tᵀ,    out_t = S_tᵀ q_t
 
-    There is no scale inside: scale the query. With a `bonus` u, as in RWKV-5 and -6, the current token is weighted by
-    u, and the state is read before it decays:
+    There is no scale inside; scale the query. With a `bonus` u, as in RWKV-5 and RWKV-6, the current token has the
+    weight u, and the state is read before it decays:
 
         out_t = (S_{t-1} + diag(u) k_t v_tᵀ)ᵀ q_t
 
-    The state and all sums are float32 (float64 for float64 inputs). NaN and inf reach neither earlier tokens, nor their
-    gradients, nor other segments; in a key, value or gate they make all later outputs of the head in the segment NaN.
+    The state and all sums are float32 (float64 for float64 inputs). NaN and inf never reach earlier tokens, their
+    gradients, or other segments. In a key, value or gate they make all later outputs of that head and segment NaN.
 
     Args:
-        query: `[..., length, q_heads, k_dim]`, any leading batch axes; `q_heads` is `k_heads`, or a multiple of
-            `heads`: queries that are neighbors read the same state.
+        query: `[..., length, q_heads, k_dim]`, any number of leading batch axes. `q_heads` equals `k_heads`, or is a
+            multiple of `heads`; then consecutive queries read the same state.
         key: `[..., length, k_heads, k_dim]`.
-        value: `[..., length, heads, v_dim]`; `heads` is a multiple of `k_heads`: values that are neighbors share a key,
-            each with a state and a decay of its own. Keys are not repeated for that.
+        value: `[..., length, heads, v_dim]`. `heads` is a multiple of `k_heads`: consecutive values share a key, but
+            have their own states and decays. Keys are not repeated in memory.
         log_decay: log α, at most 0; -inf forgets everything. None (α = 1), `[heads]` (RetNet), `[..., length, heads]`
-            (Mamba-2), `[..., length, heads, k_dim]` (GLA). Traced values are not checked.
+            (Mamba-2), or `[..., length, heads, k_dim]` (GLA). Traced values are not checked.
         bonus: u, `[heads, k_dim]`, or None.
         initial_state: S_0, `[..., heads, k_dim, v_dim]`, float32; by default zeros. It belongs to the first segment.
-        segment_ids: integers `[..., length]` or `[length]` that never decrease; the state restarts at zero where they
+        segment_ids: integers `[..., length]` or `[length]` that never decrease. The state restarts at zero where they
             change. Traced ids are not checked.
-        form: `"chunked"`, matrix products within a chunk and a state from chunk to chunk; or `"scan"`, the definition,
-            token by token. The backward pass of the chunked form computes a chunk's insides again; that of the scan
-            keeps every state.
-        chunk: tokens in a chunk; a matter of speed.
+        form: `"chunked"`, with matrix products within a chunk and a state between chunks; or `"scan"`, the definition,
+            token by token. For the backward pass the chunked form recomputes the inside of a chunk, and the scan keeps
+            every state.
+        chunk: tokens per chunk. Affects speed, not results beyond rounding.
 
     Returns:
-        The output `[..., length, heads, v_dim]` in the value's dtype, and the final state, float32. With more heads of
-        queries than of values the output has those of the queries.
+        The output `[..., length, heads, v_dim]` in the value's dtype (with `q_heads` if there are more), and the final
+        state, float32.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; gates above 0; ids that decrease; an unknown `form`.
+        ValueError: shapes or dtypes do not match; a gate is known to be above 0; ids are known to decrease; `form` is
+            unknown.
 
     >>> import jax, jax.numpy as jnp
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 100, 2, 16))
@@ -146,10 +147,10 @@ def linear_step(
     log_decay: jax.Array | None = None,
     bonus: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """One token of `linear_recurrence`, for decoding: time and memory do not depend on how many came before.
+    """One token of `linear_recurrence`, for decoding. Time and memory do not depend on the number of earlier tokens.
 
     Args:
-        query: `[..., q_heads, k_dim]`, heads as there.
+        query: `[..., q_heads, k_dim]`, with heads as in `linear_recurrence`.
         key: `[..., k_heads, k_dim]`.
         value: `[..., heads, v_dim]`.
         state: `[..., heads, k_dim, v_dim]`, float32; zeros for the first token.
@@ -160,7 +161,7 @@ def linear_step(
         The output `[..., heads, v_dim]` in the value's dtype, and the new state.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; gates above 0.
+        ValueError: shapes or dtypes do not match, or a gate is known to be above 0.
 
     >>> import jax.numpy as jnp
     >>> out, state = linear_step(jnp.ones((2, 4)), jnp.ones((2, 4)), jnp.ones((2, 3)), jnp.zeros((2, 4, 3)))

@@ -1,4 +1,4 @@
-"""The definition of both recurrences, one token after the other; the chunked forms equal it."""
+"""The definition of both recurrences, one token at a time. The chunked forms are tested against it."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,13 @@ from .decays import FORGET
 
 
 def linear_token(query, key, value, decay, bonus, state):
-    """A token of the linear recurrence, all in the state's dtype.
+    """One token of the linear recurrence, in the state's dtype.
 
     Args:
         query: `[..., heads, k_dim]`.
-        key: as `query`.
+        key: `[..., heads, k_dim]`.
         value: `[..., heads, v_dim]`.
-        decay: α, that broadcasts to `query`, or None.
+        decay: α, broadcastable to `query`, or None.
         bonus: `[heads, k_dim]`, or None.
         state: `[..., heads, k_dim, v_dim]`.
 
@@ -29,7 +29,7 @@ def linear_token(query, key, value, decay, bonus, state):
 
 
 def delta_token(query, key, value, beta, decay, state):
-    """A token of the delta rule, which decays before it recalls; `beta [..., heads]`, the rest as in `linear_token`."""
+    """One token of the delta rule, which decays before it recalls; `beta [..., heads]`, others as in `linear_token`."""
     kept = state if decay is None else decay[..., None] * state
     recalled = jnp.einsum("...hkv,...hk->...hv", kept, key)
     new = kept + key[..., :, None] * (beta[..., None] * (value - recalled))[..., None, :]
@@ -40,17 +40,17 @@ def scan_tokens(token, sequences, starts, state, *, zero_state):
     """Run `token(*slices, state) -> (out, state)` along the length.
 
     Args:
-        token: of the slices of `sequences` and the state.
-        sequences: arrays `[..., length, heads, dim]`, or None. The first is read only, the last is a log decay.
-        starts: booleans `[..., length]` where the state restarts, or None.
-        state: the first.
-        zero_state: as of `run_chunks`.
+        token: a function of the slices of `sequences` and the state.
+        sequences: arrays `[..., length, heads, dim]`, or None. The first is only read; the last is a log decay.
+        starts: booleans `[..., length]`, where the state restarts, or None.
+        state: the initial state.
+        zero_state: as in `run_chunks`.
 
     Returns:
-        The outputs `[..., length, heads, dim]` and the last state; NaN where tokens with NaN or inf come to be read.
-        Tokens are computed without them: 0 times NaN would reach the gradients of earlier ones.
+        The outputs `[..., length, heads, dim]` and the final state. NaN where tokens with NaN or inf are read; they are
+        computed with zeros instead, because 0 times NaN would reach the gradients of earlier tokens.
     """
-    axis = state.ndim - 3  # of the length: behind the batch axes
+    axis = state.ndim - 3  # the length axis, after the batch axes
     *others, decay = sequences
     decay = None if decay is None else jnp.maximum(decay, FORGET)
     state, lost = begin(state, (sequences, starts), zero_state=zero_state)

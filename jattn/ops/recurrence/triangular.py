@@ -1,4 +1,4 @@
-"""Triangular systems with ones on the diagonal, by matrix products."""
+"""Unit lower triangular systems, solved by matrix products."""
 
 import functools
 
@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 
 LEAF = 8
-"""Size of the blocks that are inverted by their finite Neumann series; a power of two."""
+"""The size of the blocks that are inverted by a finite Neumann series; a power of two."""
 
 
 @jax.custom_jvp
 def unit_lower_inverse(strict: jax.Array) -> jax.Array:
-    """(I + N)⁻¹ of strictly lower triangular N, `[..., size, size]`.
+    """(I + N)⁻¹ for strictly lower triangular N, `[..., size, size]`.
 
-    Small blocks by (I - N)(I + N²)(I + N⁴), exact as N⁸ = 0; then block by block, as forward substitution would,
+    Small blocks by (I - N)(I + N²)(I + N⁴), exact because N⁸ = 0; larger ones block by block, as in forward
+    substitution,
 
         [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [-D⁻¹ B A⁻¹, D⁻¹]].
 
-    Batches of small triangular solves are slow on most devices; these are products.
+    Batched solves of small triangular systems are slow on most devices; matrix products are fast.
 
     >>> import jax.numpy as jnp
     >>> unit_lower_inverse(jnp.array([[0.0, 0.0], [3.0, 0.0]]))
@@ -52,10 +53,11 @@ def _tangent(primals, tangents):
 
 
 def unit_lower_solve(strict: jax.Array, right: jax.Array, *, refine: bool) -> jax.Array:
-    """X of (I + N) X = R, N strictly lower triangular, `[..., size, size]` and `[..., size, columns]`.
+    """Solve (I + N) X = R for strictly lower triangular N, `[..., size, size]`, and R `[..., size, columns]`.
 
-    Where numbers of N are well above 1, so are those of its powers, of which the inverse is the sum: digits are lost.
-    `refine` adds to the solution what its residual says, and to its derivative likewise; two products more for each.
+    If entries of N are well above 1, so are its powers, whose sum is the inverse, and precision is lost. `refine`
+    applies one step of iterative refinement to the solution and to its derivative, at the cost of two more products
+    each.
 
     >>> import jax.numpy as jnp
     >>> print(unit_lower_solve(jnp.array([[0.0, 0.0], [3.0, 0.0]]), jnp.ones((2, 1)), refine=True))
