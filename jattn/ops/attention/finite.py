@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.arrays import of_rank
+from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.sharding import auto_devices
 from ...foundation.varying import vary, varying_axes
 
