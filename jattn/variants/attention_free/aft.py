@@ -37,7 +37,7 @@ def aft_full(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array
         `[..., length, features]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((2, 5, 8))
@@ -71,7 +71,7 @@ def aft_simple(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bo
         `[..., length, features]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((2, 5, 8))
@@ -99,7 +99,7 @@ def aft_step(query: jax.Array, key: jax.Array, value: jax.Array, state: Partial)
         `[..., features]`, and the state behind this token.
 
     Raises:
-        ValueError: shapes that do not fit; a state of another dtype.
+        ValueError: shapes do not match; a state of another dtype.
 
     >>> import jax.numpy as jnp
     >>> out, state = aft_step(jnp.zeros(1), jnp.ones(1), jnp.full(1, 3.0), aft_state((1,)))
@@ -155,7 +155,7 @@ def aft_local(
         `[..., length, features]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes that do not fit; heads that do not divide the features; a window below 1.
+        ValueError: shapes do not match; heads that do not divide the features; a window below 1.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((2, 50, 8))

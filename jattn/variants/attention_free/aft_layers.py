@@ -48,7 +48,7 @@ class AFT(Generative):
         features: of inputs and outputs.
 
     Raises:
-        ValueError: sizes below 1; at the call, shapes that do not fit; `segment_ids`.
+        ValueError: a size is below 1; at the call, shapes do not match; `segment_ids`.
     """
 
     features: int
@@ -131,7 +131,7 @@ class AFTSimple(AFT):
 
     Zhai et al. 2021 (arXiv:2105.14103).
 
-    Arguments, errors and the equation as of `AFT`.
+    Arguments, errors and the equation as in `AFT`.
 
     >>> import jax
     >>> layer = AFTSimple(16)
@@ -162,7 +162,7 @@ class AFTLocal(AFT):
         window: s in the paper.
         rank: of w.
 
-    Equation and errors as of `AFT`.
+    Equation and errors as in `AFT`.
 
     >>> import jax
     >>> layer = AFTLocal(16, max_len=100, window=4)
@@ -213,7 +213,7 @@ class AFTFull(AFTLocal):
         max_len: the longest sequence.
         rank: of w.
 
-    The rest as of `AFTLocal`, with `window` = `max_len`.
+    The rest as in `AFTLocal`, with `window` = `max_len`.
 
     >>> import jax
     >>> layer = AFTFull(16, max_len=100)
@@ -240,7 +240,7 @@ class AFTConv(AFT):
         heads: of w; consecutive features share one. `features` is a multiple of it.
 
     The paper's is a convolution of images or of both directions; this is the causal one, `aft_local` with a
-    `relative_bias`. Equation and errors as of `AFT`.
+    `relative_bias`. Equation and errors as in `AFT`.
 
     >>> import jax
     >>> layer = AFTConv(16, window=4, heads=2)

@@ -58,7 +58,7 @@ class Hyena(Generative):
     O(1). A NaN or inf makes the outputs NaN from its position on, and none before it. Packed segments are refused: an
     FFT mixes the whole row.
 
-    Shown at work in `examples/experiments/associative_recall.py`.
+    Demonstrated in `examples/experiments/associative_recall.py`.
 
     Args:
         features: of inputs and output.
@@ -71,7 +71,7 @@ class Hyena(Generative):
         fast, slow: where the windows end, in parts of `max_len`.
 
     Raises:
-        ValueError: sizes below 1; `fast` and `slow` out of order; at the call, shapes that do not fit.
+        ValueError: a size is below 1; `fast` and `slow` out of order; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = Hyena(16, max_len=64)

@@ -24,7 +24,7 @@ class ForgettingAttention(CausalAttention):
     of the output, norms of queries and keys, and keys and values mixed with those of the token before. Heads may share
     keys, which the authors' code leaves out.
 
-    Args and errors as of `jattn.layers.CausalAttention`; `rotary` is False.
+    Args and errors as in `jattn.layers.CausalAttention`; `rotary` is False.
 
     >>> import jax
     >>> layer = ForgettingAttention(16, 2, max_len=64)

@@ -34,7 +34,7 @@ class Modulation(Layer):
         form: which of the four.
 
     Raises:
-        ValueError: sizes below 1, an unknown form; at the call, shapes that do not fit.
+        ValueError: a size is below 1, an unknown form; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = Modulation(16, 8, "film")
@@ -71,7 +71,7 @@ class Modulation(Layer):
         """`[..., features]`, in the dtype of `outputs`; sums and sigmoids in float32 (float64).
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             outputs: y, `[..., features]`.
             context: c, `[..., context_features]`, with the same axes in front: repeat a context that many outputs
                 share (`jax.numpy.broadcast_to`).

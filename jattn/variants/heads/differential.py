@@ -36,15 +36,15 @@ def differential(
         query: `[..., q_len, 2 * heads, dim]`.
         key: `[..., kv_len, 2 * kv_heads, dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`; the paper has v_dim = 2 * dim.
-        amount: λ, a number or an array of no axis or `[heads]`.
-        **pieces: of `jattn.attention`, the same for both softmaxes, with `heads` heads.
+        amount: λ, a number or an array without axes or `[heads]`.
+        **pieces: arguments of `jattn.attention`, the same for both softmaxes, with `heads` heads.
 
     Returns:
         `[..., q_len, heads, v_dim]`, in the dtype of `value`. Rows of weights sum to 1 - λ.
 
     Raises:
-        ValueError: an odd number of heads, a λ of another shape, dropout (whose bits both would share); all that
-            `jattn.attention` raises.
+        ValueError: an odd number of heads, a λ of another shape, dropout (whose bits both would share); as in
+            `jattn.attention`.
 
     >>> import jax
     >>> q, k = (jax.random.normal(jax.random.key(i), (2, 10, 8, 16)) for i in range(2))
@@ -97,7 +97,7 @@ class Differential(Layer):
         depth: of the layer, from 1.
 
     Raises:
-        ValueError: sizes that do not fit; at the call, all that `differential` raises.
+        ValueError: sizes do not match; at the call, as in `differential`.
 
     >>> import jax
     >>> layer = Differential(32, heads=2, depth=1)
@@ -147,9 +147,9 @@ class Differential(Layer):
         """`[..., length, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
-            **pieces: of `differential`: `mask`, `scores`, ...
+            **pieces: arguments of `differential`: `mask`, `scores`, ...
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
         query, key, value = project_heads(parameters, inputs)

@@ -74,12 +74,12 @@ class LatentAttention(Layer):
         epsilon: of the norms.
         rotary: what rotates, a function of `x [..., length, heads, dim]` and positions. By default base 10,000, with
             interleaved pairs.
-        mask, scores, normalizer, implementation: as of `jattn.attention`. By default causal.
+        mask, scores, normalizer, implementation: as in `jattn.attention`. By default causal.
         cache: what keeps the latents, such as `caches.Contiguous(4096)`. Needed for `initial_state` alone.
 
     Raises:
-        ValueError: sizes below 1, an odd `rope_dim`, wrong pieces; at the call, shapes that do not fit, and all that
-            `jattn.attention` and the cache raise.
+        ValueError: a size is below 1, an odd `rope_dim`, wrong pieces; at the call, shapes do not match, and as in
+            `jattn.attention` and the cache.
 
     >>> import jax
     >>> from jattn.layers import caches
@@ -172,7 +172,7 @@ class LatentAttention(Layer):
         """The whole sequence at once: `[..., length, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
             positions: integers `[length]` or `[..., length]`, by default 0, 1, ...
         """
@@ -190,7 +190,7 @@ class LatentAttention(Layer):
         """An empty cache.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             batch: the batch axes of the inputs to come.
             dtype: to keep latents in.
 
@@ -209,7 +209,7 @@ class LatentAttention(Layer):
         """The next tokens, behind those of `state`: `[..., length, features]`, and the state behind them.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
             state: of `initial_state`, `prefill` or `step`; None for an empty one.
             valid: booleans `[..., length]`, which tokens are real, for prompts of different lengths: see

@@ -58,7 +58,7 @@ def multi_token(
         filters: `[heads, A, B]`; 1 at `[:, 0, B // 2]` and 0 elsewhere is plain attention.
         before: `[groups, size, size]`, `groups * size` = heads: `C'_h = Σ_g before[., h, g] C_g` in the group of h.
         after: likewise of the weights.
-        mask: as of `jattn.attention`, like all that follow.
+        mask: as in `jattn.attention`, like all that follow.
         similarity: from a query and a key to a number.
         scores: what happens to it, before the convolution.
         query_positions: absolute.
@@ -68,7 +68,7 @@ def multi_token(
         `[..., q_len, heads, v_dim]`, in the dtype of `value`; 0 for a query that may attend to nothing.
 
     Raises:
-        ValueError: filters or a mixture that do not fit the heads; all that `jattn.attention` raises.
+        ValueError: filters or a mixture that do not fit the heads; as in `jattn.attention`.
 
     >>> import jax, jax.numpy as jnp
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 4, 16)) for i in range(3))
@@ -178,7 +178,7 @@ class MultiToken(Layer):
         group: heads that are mixed with each other, before the softmax and after it; divides `heads`. 1 mixes none.
 
     Raises:
-        ValueError: sizes that do not fit; at the call, all that `multi_token` raises.
+        ValueError: sizes do not match; at the call, as in `multi_token`.
 
     >>> import jax
     >>> layer = MultiToken(16, heads=4, group=2)
@@ -214,9 +214,9 @@ class MultiToken(Layer):
         """`[..., length, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
-            **pieces: of `multi_token`: `mask`, `similarity`, `scores`, positions.
+            **pieces: arguments of `multi_token`: `mask`, `similarity`, `scores`, positions.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
         query, key, value = project_heads(parameters, inputs)

@@ -45,13 +45,14 @@ def talking_heads(
         before: `[qk_heads, softmax_heads]`; the identity leaves the scores as they are.
         after: `[softmax_heads, v_heads]`.
         scale: of the dot products, by default 1/√dim (the paper has none, and takes it into its initialization).
-        **pieces: of `jattn.attention`, but for the similarity. Scores, masks and sinks ride on the softmax heads.
+        **pieces: arguments of `jattn.attention`, except the similarity. Scores, masks and sinks ride on the softmax
+            heads.
 
     Returns:
         `[..., q_len, v_heads, v_dim]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes that do not fit; a similarity; all that `jattn.attention` raises.
+        ValueError: shapes do not match; a similarity; as in `jattn.attention`.
 
     >>> import jax, jax.numpy as jnp
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 4, 16)) for i in range(3))
@@ -97,7 +98,7 @@ class TalkingHeads(Layer):
         use_bias: on the projections of features.
 
     Raises:
-        ValueError: sizes that do not fit; at the call, all that `talking_heads` raises.
+        ValueError: sizes do not match; at the call, as in `talking_heads`.
 
     >>> import jax
     >>> layer = TalkingHeads(16, heads=4, softmax_heads=6)
@@ -130,9 +131,9 @@ class TalkingHeads(Layer):
         """`[..., length, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
-            **pieces: of `talking_heads`: `mask`, `scores`, ...
+            **pieces: arguments of `talking_heads`: `mask`, `scores`, ...
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
         query, key, value = project_heads(parameters, inputs)

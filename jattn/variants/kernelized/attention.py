@@ -77,7 +77,7 @@ def kernelized_attention(
         the causal form, no earlier output, no earlier gradient, and no other head.
 
     Raises:
-        ValueError: shapes that do not fit; a map whose weights may be negative with `normalize`; a negative `epsilon`;
+        ValueError: shapes do not match; a map whose weights may be negative with `normalize`; a negative `epsilon`;
             segments or unequal lengths in a form that has no place for them; all that the recurrence raises.
 
     >>> import jax
@@ -165,7 +165,7 @@ def kernelized_step(
         value: `[..., heads, v_dim]`.
         features: the feature map.
         state: of the tokens before; `kernel_state` before the first.
-        normalize: as of `kernelized_attention`.
+        normalize: as in `kernelized_attention`.
         epsilon: likewise.
         position: of this token, an integer or integers `[...]`, for maps that look at it.
 

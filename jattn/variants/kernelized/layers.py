@@ -39,7 +39,7 @@ class KernelizedAttention(Generative):
         epsilon: of the normalizer.
 
     Raises:
-        ValueError: sizes below 1, or heads that do not divide the features; all that `kernelized_attention` raises.
+        ValueError: a size is below 1, or heads that do not divide the features; as in `kernelized_attention`.
     """
 
     features: int
@@ -91,7 +91,7 @@ class KernelizedAttention(Generative):
         """`[..., length, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
             key_inputs: what keys and values are made of, `[..., kv_len, features]`; by default `inputs`.
             mask: booleans `[..., kv_len]`, False for padding.
@@ -157,9 +157,9 @@ class KernelizedAttention(Generative):
 class LinearTransformer(KernelizedAttention):
     """Linear Transformer: φ = elu + 1 (`ELU`). Katharopoulos et al. 2020 (arXiv:2006.16236).
 
-    Arguments and errors as of `KernelizedAttention`.
+    Arguments and errors as in `KernelizedAttention`.
 
-    Shown at work in `examples/experiments/copying.py`.
+    Demonstrated in `examples/experiments/copying.py`.
 
     >>> import jax
     >>> layer = LinearTransformer(16, 2)
@@ -186,7 +186,7 @@ class Performer(KernelizedAttention):
         seed: of the projection, which is made of it at each call. Give the call a key as `redraw` for another one,
             such as every thousand steps of training; a `step` needs the same key as its prefill.
 
-    Others, and errors, as of `KernelizedAttention`.
+    Others, and errors, as in `KernelizedAttention`.
 
     >>> import jax
     >>> layer = Performer(16, 2, random_features=32)
@@ -224,7 +224,7 @@ class CosFormer(KernelizedAttention):
         max_len: M: the longest sequence. Positions beyond it are refused where they are known, and give NaN where they
             are traced.
 
-    Others, and errors, as of `KernelizedAttention`.
+    Others, and errors, as in `KernelizedAttention`.
 
     >>> import jax
     >>> layer = CosFormer(16, 2, max_len=100)
@@ -245,7 +245,7 @@ class Hedgehog(KernelizedAttention):
 
     The paper trains them to mimic a softmax; here they train with the rest.
 
-    Arguments and errors as of `KernelizedAttention`.
+    Arguments and errors as in `KernelizedAttention`.
 
     >>> import jax
     >>> layer = Hedgehog(16, 2)
@@ -276,7 +276,7 @@ class Based(KernelizedAttention):
     The state has (1 + qk_dim + qk_dim²) numbers for each feature of a value, so `qk_dim` is 16 unless given. The
     paper's model alternates it with windows of 64 tokens: `MultiHeadAttention(mask=jattn.masks.SlidingWindow(63, 0))`.
 
-    Others, and errors, as of `KernelizedAttention`.
+    Others, and errors, as in `KernelizedAttention`.
 
     >>> import jax
     >>> layer = Based(16, 2)

@@ -32,7 +32,7 @@ def orthogonal_projection(key: jax.Array, features: int, dim: int, *, dtype: Any
         `[features, dim]`.
 
     Raises:
-        ValueError: sizes below 1; a `key` that is no random key.
+        ValueError: a size is below 1; a `key` that is no random key.
 
     >>> import jax
     >>> orthogonal_projection(jax.random.key(0), 100, 16).shape
@@ -62,7 +62,7 @@ class RandomFeatures(FeatureMap):
     exponential, as in the authors' code, which has 1e-6; 0, the default, leaves the estimate without bias.
 
     Args:
-        projection: W, `[m, dim]`, as of `orthogonal_projection`.
+        projection: W, `[m, dim]`, as in `orthogonal_projection`.
         kind: `"positive"`, `"hyperbolic"` or `"relu"`.
         epsilon: at least 0.
 

@@ -52,13 +52,13 @@ def linformer_attention(
         value_projection: F, likewise; None shares E.
         lengths: how many keys are no padding, integers `[...]` of the batch; the others are 0 in E K and F V.
         mask: refused.
-        **options: of `jattn.attention`, over the projected keys: `similarity`, `implementation`, `dropout`.
+        **options: arguments of `jattn.attention`, over the projected keys: `similarity`, `implementation`, `dropout`.
 
     Returns:
         `[..., q_len, heads, v_dim]`, in the dtype of the value; projected in float32 at least, then rounded.
 
     Raises:
-        ValueError: shapes that do not fit; more keys than `longest`.
+        ValueError: shapes do not match; more keys than `longest`.
         Unsupported: a mask, with the reason.
 
     >>> import jax, jax.numpy as jnp
@@ -191,7 +191,7 @@ class Linformer(Layer):
         use_bias: on the projections of features.
 
     Raises:
-        ValueError: sizes that do not fit; an unknown `sharing` or `pooling`; at the call, `projection` where E is the
+        ValueError: sizes do not match; an unknown `sharing` or `pooling`; at the call, `projection` where E is the
             layer's own, or none where it is not.
 
     >>> import jax
@@ -258,12 +258,12 @@ class Linformer(Layer):
         """`[..., length, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
             lengths: how many positions are no padding, integers `[...]`.
             projection: for `sharing="layers"`, an array of the shape of `projection_parameter()`.
             mask: refused, as by `linformer_attention`.
-            **options: as of `linformer_attention`.
+            **options: as in `linformer_attention`.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
         if (projection is not None) != (self.sharing == "layers" and self.pooling != "mean"):

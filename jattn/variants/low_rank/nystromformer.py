@@ -58,7 +58,7 @@ def nystrom_attention(
         value: V, `[..., length, heads, v_dim]`.
         landmarks: at least 1, at most `length`.
         iterations: of the pseudo-inverse, at least 0.
-        convolution: weights `[heads, width]` of a depthwise convolution of V along the length, centerd, `width` odd
+        convolution: weights `[heads, width]` of a depthwise convolution of V along the length, centered, `width` odd
             (the paper's 33); None for none.
         lengths: how many positions are no padding, integers `[...]` of the batch. Padding takes no part in the
             landmarks, is attended by nothing, and its output is 0; a landmark of padding alone is left out.
@@ -68,7 +68,7 @@ def nystrom_attention(
         `[..., length, heads, v_dim]`, in the dtype of the value; the pseudo-inverse in float32 at least.
 
     Raises:
-        ValueError: shapes that do not fit; more landmarks than positions; an even width.
+        ValueError: shapes do not match; more landmarks than positions; an even width.
         Unsupported: a mask, with the reason.
 
     >>> import jax
@@ -113,7 +113,7 @@ def nystrom_attention(
 
 
 def pseudo_inverse(matrix: jax.Array, iterations: int = 6) -> jax.Array:
-    """The iterated Moore-Penrose inverse of `[..., rows, columns]` (Razavi et al. 2014), as of `nystrom_attention`.
+    """The iterated Moore-Penrose inverse of `[..., rows, columns]` (Razavi et al. 2014), as in `nystrom_attention`.
 
     A matrix of zeros has the inverse 0.
 
@@ -193,7 +193,7 @@ class Nystromformer(Layer):
         use_bias: on the projections.
 
     Raises:
-        ValueError: sizes that do not fit; at the call, as `nystrom_attention`.
+        ValueError: sizes do not match; at the call, as `nystrom_attention`.
 
     >>> import jax
     >>> layer = Nystromformer(16, heads=2, landmarks=4, convolution=3)
@@ -232,7 +232,7 @@ class Nystromformer(Layer):
         """`[..., length, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
             lengths: how many positions are no padding, integers `[...]`; the output of padding is `out.bias`.
             mask: refused, as by `nystrom_attention`.

@@ -53,8 +53,8 @@ class Compressive(Layer):
         head_dim: by default `features / heads`.
 
     Raises:
-        ValueError: a size below 1; `memory_len` no multiple of `rate`; at the call, a segment that is no multiple of
-            `rate`, or longer than `memory_len`, or of more than `rate * compressed_len`; shapes that do not fit; as
+        ValueError: a size is below 1; `memory_len` no multiple of `rate`; at the call, a segment that is no multiple of
+            `rate`, or longer than `memory_len`, or of more than `rate * compressed_len`; shapes do not match; as
             `TransformerXL`.
 
     >>> import jax
@@ -97,10 +97,11 @@ class Compressive(Layer):
         """`(out [..., q_len, features], memory for the next segment, loss [...])`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., q_len, features]`.
             memory: what the segment before returned; None before the first.
-            **pieces: of `jattn.attention`; positions of a `mask` count from the oldest place of compressed memory.
+            **pieces: arguments of `jattn.attention`; positions of a `mask` count from the oldest place of compressed
+                memory.
         """
         memory = self._check(inputs, memory)
         q_len = inputs.shape[-2]

@@ -40,7 +40,7 @@ def memory_hops(
         `[..., features]`.
 
     Raises:
-        ValueError: shapes that do not fit; no hop, or not as many keys as values.
+        ValueError: shapes do not match; no hop, or not as many keys as values.
 
     >>> import jax.numpy as jnp
     >>> facts = 9 * jnp.eye(3)
@@ -108,7 +108,7 @@ class MemoryNetwork(Layer):
     the last C; `"layerwise"`, one A and one C for all hops, and u <- H u + ... between them. Sentences that say
     nothing (all padding) are masked out. Word 0 is padding.
 
-    Shown at work in `examples/experiments/memory_network.py`.
+    Demonstrated in `examples/experiments/memory_network.py`.
 
     Args:
         words: size of the vocabulary, padding included.
@@ -120,8 +120,8 @@ class MemoryNetwork(Layer):
         standard_deviation: of the first embeddings; the paper's is 0.1. A larger one starts with sharper attention.
 
     Raises:
-        ValueError: a size below 1; another tying or encoding; a deviation below 0; at the call, stories of more
-            sentences, words that are no integers or beyond the vocabulary, shapes that do not fit.
+        ValueError: a size is below 1; another tying or encoding; a deviation below 0; at the call, stories of more
+            sentences, words that are no integers or beyond the vocabulary, shapes do not match.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = MemoryNetwork(words=20, features=8, hops=3, sentences=10)
@@ -173,9 +173,9 @@ class MemoryNetwork(Layer):
         """Logits `[..., words]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             story: word ids `[..., sentences, words of a sentence]`, in the order told, 0 behind a sentence's end. Ids
-                that are not known while tracing are not checked.
+                that are not known at trace time are not checked.
             question: word ids `[..., words of a question]`.
         """
         check_shapes(

@@ -41,7 +41,7 @@ def empty_ring(key: jax.Array, value: jax.Array, size: int) -> Ring:
     """A ring of `size` places for keys and values like these `[..., length, kv_heads, dim]`.
 
     Raises:
-        ValueError: `size` below 1; keys or values that are no floating-point arrays of three axes and more.
+        ValueError: `size` is below 1; keys or values that are no floating-point arrays of three axes and more.
 
     >>> import jax.numpy as jnp
     >>> empty_ring(jnp.ones((2, 5, 4, 8)), jnp.ones((2, 5, 4, 8)), 100).keys.shape
@@ -62,7 +62,7 @@ def write_ring(ring: Ring, key: jax.Array, value: jax.Array) -> Ring:
         value: `[..., length, kv_heads, v_dim]`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
 
     >>> import jax.numpy as jnp
     >>> key = jnp.arange(5.0).reshape(5, 1, 1)
@@ -107,7 +107,7 @@ def ring_attention(query: jax.Array, ring: Ring, *, top_k: int = 32, similarity:
         attention with that over other keys.
 
     Raises:
-        ValueError: a ring smaller than `top_k`; shapes that do not fit.
+        ValueError: a ring smaller than `top_k`; shapes do not match.
 
     >>> import jax
     >>> q, k = jax.random.normal(jax.random.key(0), (5, 2, 4)), jax.random.normal(jax.random.key(1), (9, 2, 4))
@@ -176,7 +176,7 @@ class Memorizing(Layer):
     each head, so that keys stored long ago still compare. The memory takes the keys of a segment after it was read,
     and no gradient. Where it is empty yet, the gated form is the local attention alone.
 
-    Shown at work in `examples/experiments/memorizing.py`.
+    Demonstrated in `examples/experiments/memorizing.py`.
 
     Args:
         features: of inputs and output.
@@ -187,8 +187,8 @@ class Memorizing(Layer):
         head_dim: by default `features / heads`.
 
     Raises:
-        ValueError: a size below 1; a memory smaller than `top_k`; another form; `features` not a multiple of `heads`
-            without `head_dim`; at the call, shapes that do not fit.
+        ValueError: a size is below 1; a memory smaller than `top_k`; another form; `features` not a multiple of `heads`
+            without `head_dim`; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = Memorizing(16, heads=2, memory_size=100, top_k=4)
@@ -246,12 +246,12 @@ class Memorizing(Layer):
         """`(out [..., length, features], memory for the next segment)`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
             memory: what the segment before returned; None before the first.
             key_inputs: `[..., length, features]` that keys are made of; by default the inputs.
             mask: of the local attention, besides causality.
-            **pieces: of `jattn.attention`, for the local attention, without a `similarity`.
+            **pieces: arguments of `jattn.attention`, for the local attention, without a `similarity`.
         """
         sources = {"inputs": inputs, "key_inputs": inputs if key_inputs is None else key_inputs}
         check_shapes({"features": self.features}, **{at: (x, "... length features") for at, x in sources.items()})

@@ -48,7 +48,7 @@ def relative_attention(
         a·R_{i-j} = (a_c cos iθ + a_s sin iθ)·cos jθ + (a_c sin iθ - a_s cos iθ)·sin jθ
 
     so that a query is [q + u, a turned by i] and a key is [k, cos jθ, sin jθ]: no table of distances, no shift, and
-    keys after the query (δ < 0) are as good as any. Angles of positions known while tracing are exact; of traced
+    keys after the query (δ < 0) are as good as any. Angles of positions known at trace time are exact; of traced
     ones, float32, with an error of about 1e-7 of the position.
 
     Args:
@@ -61,14 +61,14 @@ def relative_attention(
         query_positions: integers `[q_len]` or `[..., q_len]`; by default the last ones of the keys, for a memory in
             front of the segment.
         key_positions: likewise `[kv_len]`; by default 0, 1, ...
-        **pieces: of `jattn.attention`: `mask`, `scores`, `normalizer`, ... No `similarity`.
+        **pieces: arguments of `jattn.attention`: `mask`, `scores`, `normalizer`, ... No `similarity`.
 
     Returns:
         `[..., q_len, q_heads, v_dim]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes that do not fit; an odd `position_dim`; more queries than keys without `query_positions`;
-            all that `attention` raises.
+        ValueError: shapes do not match; an odd `position_dim`; more queries than keys without `query_positions`;
+            as in `attention`.
 
     >>> import jax
     >>> q, k, v, w = (jax.random.normal(jax.random.key(i), (5, 2, 4)) for i in range(4))
@@ -184,8 +184,8 @@ class TransformerXL(Layer):
         head_dim: by default `features / heads`.
 
     Raises:
-        ValueError: a size below 1; `features` not a multiple of `heads` without `head_dim`, or odd; at the call,
-            shapes that do not fit.
+        ValueError: a size is below 1; `features` not a multiple of `heads` without `head_dim`, or odd; at the call,
+            shapes do not match.
 
     >>> import jax
     >>> layer = TransformerXL(16, heads=2, memory_len=8)
@@ -237,12 +237,12 @@ class TransformerXL(Layer):
         """`(out [..., q_len, features], memory for the next segment)`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., q_len, features]`.
             memory: what the segment before returned; None before the first.
             mask: besides causality and the memory's filling; its positions count from the oldest place of memory, so
                 the first input is at `memory_len`. `masks.SlidingWindow(memory_len, 0)` gives every query as many.
-            **pieces: of `jattn.attention`.
+            **pieces: arguments of `jattn.attention`.
         """
         memory = self.check(inputs, memory)
         out = self.attend(parameters, inputs, memory.states, memory.filled, mask, **pieces)

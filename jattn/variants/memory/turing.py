@@ -51,7 +51,7 @@ def address(memory: jax.Array, previous: jax.Array, aim: Addressing) -> jax.Arra
         `[..., heads, slots]`, float32 (float64 for float64).
 
     Raises:
-        ValueError: shapes that do not fit; an even number of shifts, or more shifts than slots.
+        ValueError: shapes do not match; an even number of shifts, or more shifts than slots.
 
     >>> import jax.numpy as jnp
     >>> one = jnp.ones(1)
@@ -108,7 +108,7 @@ def read_slots(memory: jax.Array, weights: jax.Array) -> jax.Array:
     """r = Σ_i w(i) M_i of each head: `[..., slots, width]`, `[..., heads, slots]` -> `[..., heads, width]`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
 
     >>> import jax.numpy as jnp
     >>> print(read_slots(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[0.5, 0.5]])))
@@ -128,7 +128,7 @@ def write_slots(memory: jax.Array, weights: jax.Array, erase: jax.Array, add: ja
         add: a `[..., heads, width]`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
 
     >>> import jax.numpy as jnp
     >>> first = jnp.array([[1.0, 0.0]])
@@ -171,7 +171,7 @@ class TuringMemory(Layer):
         reach: how far a head may shift in one step.
 
     Raises:
-        ValueError: a size below 1; more shifts than slots; at the call, shapes that do not fit.
+        ValueError: a size is below 1; more shifts than slots; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = TuringMemory(8, slots=16, width=4)

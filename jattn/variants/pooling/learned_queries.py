@@ -31,7 +31,7 @@ class AttentionPooling(Layer):
         queries: how many.
 
     Raises:
-        ValueError: a size below 1; at the call, shapes that do not fit; all that `jattn.attention` raises.
+        ValueError: a size is below 1; at the call, shapes do not match; as in `jattn.attention`.
 
     >>> import jax
     >>> layer = AttentionPooling(16, hidden=8, queries=3)
@@ -63,10 +63,10 @@ class AttentionPooling(Layer):
         """`[..., queries, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: x, `[..., kv_len, features]`.
-            **pieces: of `jattn.attention`: `mask` (`jattn.masks.Lengths`), `scores`, ... There is no 1/√hidden unless
-                `similarity=jattn.similarities.ScaledDot()`.
+            **pieces: arguments of `jattn.attention`: `mask` (`jattn.masks.Lengths`), `scores`, ... There is no
+                1/√hidden unless `similarity=jattn.similarities.ScaledDot()`.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... kv_len features"))
         keys = inputs

@@ -26,7 +26,7 @@ class DeltaNet(Recurrent):
     each channel with `taps` taps. The norm is the root mean square of a head, times a learned scale. Options have the
     names of flash-linear-attention, whose defaults are `scale=k_dim**-0.5` and `norm_eps=1e-5`.
 
-    Shown at work in `examples/experiments/associative_recall_delta.py`.
+    Demonstrated in `examples/experiments/associative_recall_delta.py`.
 
     Args:
         features: of inputs and outputs.
@@ -41,7 +41,7 @@ class DeltaNet(Recurrent):
         norm_eps: ε of the norm.
 
     Raises:
-        ValueError: sizes below 1; heads that do not divide; at the call, shapes that do not fit.
+        ValueError: a size is below 1; heads that do not divide; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = DeltaNet(16, 2, 4, 8)

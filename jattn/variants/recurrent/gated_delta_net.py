@@ -26,7 +26,7 @@ class GatedDeltaNet(DeltaNet):
     Qwen3-Next's layers have fewer heads of keys than of values, `scale=k_dim**-0.5`, and one scale of the norm for all
     heads.
 
-    Shown at work in `examples/experiments/associative_recall_delta.py`.
+    Demonstrated in `examples/experiments/associative_recall_delta.py`.
 
     >>> import jax
     >>> layer = GatedDeltaNet(16, 2, 4, 8, num_v_heads=4, scale=0.5)

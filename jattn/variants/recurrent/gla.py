@@ -23,7 +23,7 @@ class GLA(Grouped):
     Yang et al. 2023 (arXiv:2312.06635). The gate's logits have rank `gate_rank`; τ = 16 keeps gates near 1. The norm
     is the root mean square of a head, times a learned scale.
 
-    Shown at work in `examples/experiments/extrapolation.py`.
+    Demonstrated in `examples/experiments/extrapolation.py`.
 
     Args:
         features: of inputs and outputs.
@@ -38,7 +38,7 @@ class GLA(Grouped):
         norm_eps: ε of the norm.
 
     Raises:
-        ValueError: sizes below 1; heads that do not divide; at the call, shapes that do not fit.
+        ValueError: a size is below 1; heads that do not divide; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = GLA(16, 4, 4, 8, kv_heads=2, taps=4)

@@ -23,7 +23,7 @@ class LowRank(Layer):
         curved: whether f is tanh, not the identity.
 
     Raises:
-        ValueError: sizes below 1.
+        ValueError: a size is below 1.
 
     >>> import jax
     >>> layer = LowRank(16, 4, (2, 8))

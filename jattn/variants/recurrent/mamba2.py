@@ -41,14 +41,14 @@ def ssd(
         entry: B, `[..., length, groups, state_dim]`; heads that are neighbors share a group's.
         readout: C, `[..., length, groups, state_dim]`.
         skip: D, `[heads]`, or None.
-        **options: of `jattn.linear_recurrence`, on which it runs: `initial_state`, `segment_ids`, `form`,
+        **options: arguments of `jattn.linear_recurrence`, on which it runs: `initial_state`, `segment_ids`, `form`,
             `chunk`.
 
     Returns:
         y `[..., length, heads, dim]` in the dtype of x, and the last state `[..., heads, state_dim, dim]`.
 
     Raises:
-        ValueError: shapes that do not fit; groups that do not divide the heads; a negative Δ or A, where it is known.
+        ValueError: shapes do not match; groups that do not divide the heads; a negative Δ or A, where it is known.
 
     >>> import jax.numpy as jnp
     >>> x, sizes, shared = jnp.ones((10, 2, 4)), jnp.ones((10, 2)), jnp.ones((10, 1, 3))
@@ -144,8 +144,8 @@ class Mamba2(Recurrent):
         norm_eps: ε of the norm.
 
     Raises:
-        ValueError: sizes below 1; groups that do not divide the heads, or channels; at the call, shapes that do not
-            fit.
+        ValueError: a size is below 1; groups that do not divide the heads, or channels; at the call, shapes do not
+            match.
 
     >>> import jax
     >>> layer = Mamba2(16, 4, 4, 8, groups=2)

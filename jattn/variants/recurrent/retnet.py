@@ -25,7 +25,7 @@ class RetNet(Grouped):
     head) is the root mean square, as in the authors' code, times a scale that is learned, which their code does not
     have; the paper's three normalizations before it change nothing but the ε of the norm, and are left out.
 
-    Shown at work in `examples/experiments/extrapolation.py`.
+    Demonstrated in `examples/experiments/extrapolation.py`.
 
     Args:
         features: of inputs and outputs.
@@ -37,7 +37,7 @@ class RetNet(Grouped):
         norm_eps: ε of the norm. The authors' code has 1e-6 (`layernorm_eps`), flash-linear-attention 1e-5.
 
     Raises:
-        ValueError: sizes below 1; heads that do not divide; an odd `k_dim`; at the call, shapes that do not fit.
+        ValueError: a size is below 1; heads that do not divide; an odd `k_dim`; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = RetNet(16, 2, 4, 8)

@@ -39,7 +39,7 @@ class RWKV(Recurrent):
         norm_eps: ε of the norm.
 
     Raises:
-        ValueError: sizes below 1; a flag that is neither True nor False; at the call, shapes that do not fit.
+        ValueError: a size is below 1; a flag that is neither True nor False; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = RWKV(16, 2, 4, 8)

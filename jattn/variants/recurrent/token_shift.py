@@ -30,7 +30,7 @@ class TokenShift(Layer):
         rank: of W₁.
 
     Raises:
-        ValueError: sizes below 1.
+        ValueError: a size is below 1.
 
     >>> import jax
     >>> layer = TokenShift(16, ("key", "value"))
@@ -65,7 +65,7 @@ class TokenShift(Layer):
         """The mixed inputs of each use, and the last token `[..., 1, features]`, the `past` of the next call.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
             past: the token before the first, `[..., 1, features]`, of the first segment; by default 0.
             segment_ids: `[..., length]` or `[length]`; no token is mixed with one of another segment.

@@ -55,12 +55,12 @@ def hard(
         value: `[..., kv_len, kv_heads, v_dim]`.
         sample: a random key; None takes the likeliest key (of equals the first), as at test time.
         straight_through: which estimator.
-        **pieces: of `jattn.attention`, but for the normalizer, which is the softmax: `mask`, `similarity`, `scores`,
-            positions.
+        **pieces: arguments of `jattn.attention`, except the normalizer, which is the softmax: `mask`, `similarity`,
+            `scores`, positions.
 
     Raises:
         ValueError: a normalizer, or dropout; a `sample` that is no key; `straight_through` that is neither
-            True nor False; all that `jattn.attention` raises.
+            True nor False; as in `jattn.attention`.
 
     >>> import jax
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 4, 16)) for i in range(3))

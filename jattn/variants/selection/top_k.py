@@ -43,7 +43,7 @@ def top_k(
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
         count: at least 1; more than kv_len is all of them.
-        mask: as of `jattn.attention`, like all that follow.
+        mask: as in `jattn.attention`, like all that follow.
         similarity: from a query and a key to a number.
         scores: what happens to it, before the best are chosen.
         normalizer: from the chosen scores to weights.
@@ -54,7 +54,7 @@ def top_k(
         `[..., q_len, q_heads, v_dim]`, in the dtype of `value`; 0 for a query that may attend to nothing.
 
     Raises:
-        ValueError: `count` below 1; all that `jattn.attention` raises.
+        ValueError: `count` is below 1; as in `jattn.attention`.
 
     >>> import jax
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 100, 8, 16)) for i in range(3))

@@ -49,7 +49,7 @@ class CoverageAttention(Layer):
         coverage: whether scores see c.
 
     Raises:
-        ValueError: sizes below 1; at a call, shapes that do not fit.
+        ValueError: a size is below 1; at a call, shapes do not match.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = CoverageAttention(8, 6, 16)
@@ -87,9 +87,9 @@ class CoverageAttention(Layer):
         """W_h h + b, `[..., kv_len, features]`, float32 (float64): once for all steps.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             sources: h, `[..., kv_len, source_features]`.
-            allowed: booleans `[..., kv_len]`, as of `step`.
+            allowed: booleans `[..., kv_len]`, as in `step`.
         """
         check_shapes(self._sizes(), sources=(sources, "... kv_len source_features"))
         sources = _without_padding(sources, allowed)
@@ -108,7 +108,7 @@ class CoverageAttention(Layer):
         """One step, for the body of a `jax.lax.scan`: carry the `coverage`, zeros `[..., kv_len]` at first.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             coverage: c, `[..., kv_len]`, of earlier steps.
             state: s, `[..., state_features]`.
             keys: of `keys`.
@@ -143,7 +143,7 @@ class CoverageAttention(Layer):
         """All steps, where the states are known beforehand: each array with a `steps` axis before its last.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             states: s, `[..., steps, state_features]`.
             sources: h, `[..., kv_len, source_features]`.
             allowed: booleans `[..., kv_len]`.

@@ -22,13 +22,13 @@ def local_m(
         value: `[..., kv_len, kv_heads, v_dim]`.
         distance: D, an integer of at least 0.
         mask: a further mask, `jattn.masks.Lengths` for padded sources.
-        **pieces: of `jattn.attention`; with as many queries as keys there is no need for `query_positions`.
+        **pieces: arguments of `jattn.attention`; with as many queries as keys there is no need for `query_positions`.
 
     Returns:
         `[..., q_len, q_heads, v_dim]`.
 
     Raises:
-        ValueError: a negative `distance`; all that `jattn.attention` raises.
+        ValueError: a negative `distance`; as in `jattn.attention`.
 
     >>> import jax
     >>> h, s = (jax.random.normal(jax.random.key(i), (2, 20, 1, 16)) for i in range(2))

@@ -46,7 +46,7 @@ def local_p(
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
         centers: p, floating-point `[..., q_heads or 1, q_len]`, or `[q_len]` for all, in key positions.
-        distance: D, a number above 0, or an array `[..., q_heads]` or of no axis, so that it can be annealed. Traced
+        distance: D, a number above 0, or an array `[..., q_heads]` or without axes, so that it can be annealed. Traced
             values are not checked; one that is not above 0 gives a window with nothing in it.
         mask: a further mask; `jattn.masks.Lengths` for padded sources.
         scores: of `jattn.attention`.
@@ -56,8 +56,8 @@ def local_p(
         `[..., q_len, q_heads, v_dim]`; 0 where no key is in reach.
 
     Raises:
-        ValueError: a normalizer or dropout; centers of another shape; a distance that is not above 0; all that
-            `jattn.attention` raises.
+        ValueError: a normalizer or dropout; centers of another shape; a distance that is not above 0; as in
+            `jattn.attention`.
 
     >>> import jax, jax.numpy as jnp
     >>> h, s = jax.random.normal(jax.random.key(0), (2, 7, 1, 16)), jax.random.normal(jax.random.key(1), (2, 20, 1, 16))
@@ -87,15 +87,14 @@ class LuongLocal(Layer):
     0, ..., S - 1. A narrow window gives p no gradient from afar: start with a wide one and anneal it. For local-m use
     `LuongGlobal` with `mask=jattn.masks.SlidingWindow(D, D)`.
 
-    Shown at work in `examples/experiments/local_p.py`.
+    Demonstrated in `examples/experiments/local_p.py`.
 
     Args:
         features: of decoder states, source states and the output.
         hidden: features of W_p; by default as many.
 
     Raises:
-        ValueError: a size below 1; at the call, shapes that do not fit, lengths beyond the sources; all that
-            `local_p` raises.
+        ValueError: a size is below 1; at the call, shapes do not match, lengths beyond the sources; as in `local_p`.
 
     >>> import jax
     >>> layer = LuongLocal(16)
@@ -126,7 +125,7 @@ class LuongLocal(Layer):
         """p, `[..., q_len]`, float32 (float64).
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             states: h, `[..., q_len, features]`.
             lengths: S, a number or integers `[...]`.
         """
@@ -149,13 +148,13 @@ class LuongLocal(Layer):
         """`[..., q_len, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             states: h, `[..., q_len, features]`.
             sources: h̄, `[..., kv_len, features]`.
-            distance: D, as of `local_p`.
+            distance: D, as in `local_p`.
             lengths: of the sources, integers `[...]`, or one for all; what is beyond is padding. By default kv_len.
             mask: a further mask.
-            **pieces: of `local_p`.
+            **pieces: arguments of `local_p`.
         """
         check_shapes(
             {"features": self.features}, states=(states, "... q_len features"), sources=(sources, "... kv_len features")

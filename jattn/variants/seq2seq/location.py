@@ -28,8 +28,8 @@ class Location(Layer):
         max_length: rows of W, the largest kv_len.
 
     Raises:
-        ValueError: a size below 1; at the call, more than `max_length` sources, shapes that do not fit, and all that
-            `jattn.attention` raises.
+        ValueError: a size is below 1; at the call, more than `max_length` sources, shapes do not match, and as in
+            `jattn.attention`.
 
     >>> import jax
     >>> layer = Location(16, max_length=50)
@@ -54,10 +54,11 @@ class Location(Layer):
         """`[..., q_len, v_dim]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             states: h, `[..., q_len, features]`.
             sources: h̄, `[..., kv_len, v_dim]`; the s-th is at place s.
-            **pieces: of `jattn.attention`, but for the similarity: `mask` (`jattn.masks.Lengths`), `scores`, ...
+            **pieces: arguments of `jattn.attention`, except the similarity: `mask` (`jattn.masks.Lengths`), `scores`,
+                ...
         """
         known = {"features": self.features}
         sizes = check_shapes(known, states=(states, "... q_len features"), sources=(sources, "... kv_len v_dim"))

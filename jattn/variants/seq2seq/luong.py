@@ -28,7 +28,7 @@ class LuongGlobal(Layer):
         features: of decoder states, source states and the output.
 
     Raises:
-        ValueError: `features` below 1; at the call, shapes that do not fit; all that `jattn.attention` raises.
+        ValueError: `features` is below 1; at the call, shapes do not match; as in `jattn.attention`.
 
     >>> import jax
     >>> layer = LuongGlobal(16)
@@ -52,10 +52,11 @@ class LuongGlobal(Layer):
         """`[..., q_len, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             states: h, `[..., q_len, features]`.
             sources: h̄, `[..., kv_len, features]`.
-            **pieces: of `jattn.attention`: `similarity`, `mask` (`jattn.masks.Lengths` for padded sources), ...
+            **pieces: arguments of `jattn.attention`: `similarity`, `mask` (`jattn.masks.Lengths` for padded sources),
+                ...
         """
         check_shapes(
             {"features": self.features}, states=(states, "... q_len features"), sources=(sources, "... kv_len features")

@@ -29,7 +29,7 @@ class GenerationGate(Layer):
         input_features: of the decoder's input.
 
     Raises:
-        ValueError: sizes below 1; at the call, shapes that do not fit.
+        ValueError: a size is below 1; at the call, shapes do not match.
 
     >>> import jax, jax.numpy as jnp
     >>> gate = GenerationGate(16, 8, 4)
@@ -62,7 +62,7 @@ class GenerationGate(Layer):
         """`[...]`, float32 (float64).
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             context: `[..., context_features]`.
             state: `[..., state_features]`.
             inputs: `[..., input_features]`.
@@ -97,11 +97,11 @@ def pointer_log_probabilities(
     words that only the source has; there P_vocab is 0. All in logarithms, so that no probability underflows: the
     scatter of a is a scattered logsumexp.
 
-    Shown at work in `examples/experiments/copying_unknown.py`.
+    Demonstrated in `examples/experiments/copying_unknown.py`.
 
     Args:
         vocabulary_logits: `[..., steps, vocabulary]`.
-        generation_logit: of p_gen, `[..., steps]`, as of `GenerationGate`; `inf` only makes words, `-inf` only copies.
+        generation_logit: of p_gen, `[..., steps]`, as in `GenerationGate`; `inf` only makes words, `-inf` only copies.
         attention_scores: before the softmax, `[..., steps, kv_len]`; -inf where a position may not be copied.
         source_ids: the source's words in the extended vocabulary, integers `[..., kv_len]`. A negative id is padding,
             never copied: it has no part in the softmax over the scores.
@@ -112,7 +112,7 @@ def pointer_log_probabilities(
         source is all padding, to p_gen.
 
     Raises:
-        ValueError: shapes that do not fit; `extended_size` below the vocabulary's; a source id from `extended_size` on,
+        ValueError: shapes do not match; `extended_size` below the vocabulary's; a source id from `extended_size` on,
             where ids are known. Under `jit` they are not, and such an id counts as padding.
 
     >>> import jax.numpy as jnp
@@ -153,7 +153,7 @@ def pointer_log_probability(
     It is the entry of `pointer_log_probabilities` at the target; arguments as there.
 
     Args:
-        vocabulary_logits, generation_logit, attention_scores, source_ids: as of `pointer_log_probabilities`.
+        vocabulary_logits, generation_logit, attention_scores, source_ids: as in `pointer_log_probabilities`.
         targets: words of the extended vocabulary, integers `[..., steps]`.
 
     Returns:
@@ -161,7 +161,7 @@ def pointer_log_probability(
         gets -inf and zero gradients; leave such steps out of a loss by `jnp.where`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
 
     >>> import jax.numpy as jnp
     >>> scores, ids = jnp.zeros((1, 4)), jnp.array([0, 5, 5, -1])

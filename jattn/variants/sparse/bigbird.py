@@ -28,9 +28,9 @@ def bigbird_mask(length: int, block: int, random_blocks: Any) -> Mask:
 
     A mask skips tiles, head by head. Random blocks are scattered: tiles much larger than a block visit nearly all of
     the pairs, so choose them alike, with `Tiled(q_tile=block, k_tile=block)` for an `implementation`; a table in
-    NumPy is known while tracing.
+    NumPy is known at trace time.
 
-    Shown at work in `examples/experiments/bigbird_parts.py`.
+    Demonstrated in `examples/experiments/bigbird_parts.py`.
 
     Args:
         length: of the sequence.
@@ -61,7 +61,7 @@ def bigbird_etc_mask(length: int, block: int, random_blocks: Any, global_tokens:
 
     Args:
         length: of the sequence, without the extra tokens.
-        block: as of `bigbird_mask`.
+        block: as in `bigbird_mask`.
         random_blocks: R, integers `[heads or 1, n, r]`: every row has some.
         global_tokens: g, at least 1.
 

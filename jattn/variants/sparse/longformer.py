@@ -43,7 +43,7 @@ def longformer_mask(
         reach: w, keys on either side, at least 0; an integer, or a tuple or array `[heads]`.
         dilation: d, at least 1; an integer, or a tuple or array `[heads]`.
         global_tokens: G: booleans `[..., length]`, or positions `[..., count]` (integers, -1 for none), the batch in
-            front; None for none. NumPy arrays are known while tracing, and so are the tiles.
+            front; None for none. NumPy arrays are known at trace time, and so are the tiles.
         length: of the sequence, where `global_tokens` are positions.
         causal: without the future.
 
@@ -68,7 +68,7 @@ def longformer_mask(
 def global_flags(global_tokens: Any, length: int | None = None) -> Any:
     """Booleans `[..., length]` of global tokens that are given so, or as positions `[..., count]` (-1 for none).
 
-    Positions that are not known while tracing are not checked: those beyond `length` flag nothing.
+    Positions that are not known at trace time are not checked: those beyond `length` flag nothing.
 
     Raises:
         ValueError: neither booleans nor integers; positions without `length`, or outside -1 to `length - 1`.
@@ -109,7 +109,7 @@ class Longformer(Layer):
     Beltagy et al. 2020 (arXiv:2004.05150). Others see a global token through its k and v, not its k' and v'. Both are
     calls of `jattn.attention`, which skip each other's rows, and every tile out of the window without a global token.
 
-    Shown at work in `examples/experiments/far_key.py`.
+    Demonstrated in `examples/experiments/far_key.py`.
 
     Args:
         features: of inputs and outputs.
@@ -173,15 +173,15 @@ class Longformer(Layer):
         """`[..., length, features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: x, `[..., length, features]`.
-            global_tokens: G, as of `longformer_mask`.
+            global_tokens: G, as in `longformer_mask`.
             mask: further restricts both: `Lengths(lengths, lengths)` for padding, whose output is `out.bias`;
                 `SameSegment(ids)` for packed documents, in which a global token sees its own.
-            **options: of `jattn.attention`, for both: `query_positions`, `dropout`, `implementation`, ...
+            **options: arguments of `jattn.attention`, for both: `query_positions`, `dropout`, `implementation`, ...
 
         Raises:
-            ValueError: shapes that do not fit; as `longformer_mask` and `jattn.attention`.
+            ValueError: shapes do not match; as `longformer_mask` and `jattn.attention`.
         """
         length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
         own = longformer_mask(self.reach, dilation=self.dilation)

@@ -72,7 +72,7 @@ def shared_prefix_attention(
         `[..., continuations, q_len, heads, v_dim]`.
 
     Raises:
-        ValueError: shapes that do not fit; `scores` or `dropout`, whose positions would differ; as `partial_attention`.
+        ValueError: shapes do not match; `scores` or `dropout`, whose positions would differ; as `partial_attention`.
 
     >>> import jax
     >>> rows = jax.random.normal(jax.random.key(0), (3, 5, 2, 4))

@@ -118,7 +118,7 @@ def strided_attention(
         query: `[..., length, heads, dim]`.
         key: `[..., length, kv_heads, dim]`: self-attention.
         value: `[..., length, kv_heads, v_dim]`.
-        stride, how, layer: as of `strided_mask`.
+        stride, how, layer: as in `strided_mask`.
         mask: further restricts it: `SameSegment(ids)` for packed documents, `Lengths` for padding. Positions are
             0, 1, ..., length - 1.
         **options: `similarity`, `scores` and `implementation` of `attention`; scores read the same positions.

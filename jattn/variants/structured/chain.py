@@ -57,7 +57,7 @@ def chain_log_partition(potentials: jax.Array, transitions: jax.Array, *, length
         Differentiable to any order.
 
     Raises:
-        ValueError: shapes that do not fit; `lengths` that are no integers, of another shape, or too long.
+        ValueError: shapes do not match; `lengths` that are no integers, of another shape, or too long.
 
     >>> import jax.numpy as jnp
     >>> print(chain_log_partition(jnp.zeros((3, 2)), jnp.zeros((2, 2))).round(4), jnp.log(8.0).round(4))

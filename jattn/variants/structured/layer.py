@@ -26,7 +26,7 @@ class SoftParents(Layer):
     Kim, Denton, Hoang & Rush 2017 (arXiv:1702.00887), section 3.2, with i over the words and the root, whose state
     h_root is learned. θ takes O(length² hidden) memory, as the chart of trees takes O(length³).
 
-    Shown at work in `examples/experiments/eisner.py`.
+    Demonstrated in `examples/experiments/eisner.py`.
 
     Args:
         features: of the states h.
@@ -35,7 +35,7 @@ class SoftParents(Layer):
         single_root: whether the root has exactly one child.
 
     Raises:
-        ValueError: a size below 1; another name of trees; at the call, shapes that do not fit and bad `lengths`.
+        ValueError: a size is below 1; another name of trees; at the call, shapes do not match and bad `lengths`.
 
     >>> import jax
     >>> layer = SoftParents(8, hidden=16)
@@ -68,7 +68,7 @@ class SoftParents(Layer):
         """`[..., length, features]`: c, 0 behind an example's length.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             states: h, `[..., length, features]`.
             lengths: integers `[...]`, or one for all.
         """

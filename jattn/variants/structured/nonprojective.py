@@ -31,7 +31,7 @@ def nonprojective_log_partition(
     and hence in log space, where weights of any size, near cycles that cancel in a floating-point determinant and
     forbidden arcs (-inf) all come out right. O(length³) work in `length` steps of a `lax.scan`.
 
-    Arguments, result and errors as of `projective_log_partition`.
+    Arguments, result and errors as in `projective_log_partition`.
 
     >>> import jax.numpy as jnp
     >>> print(f"{jnp.exp(nonprojective_log_partition(jnp.zeros((3, 3)))):.2f}")  # Cayley: n^(n-1)

@@ -32,7 +32,7 @@ def projective_log_partition(
         any order.
 
     Raises:
-        ValueError: shapes that do not fit; `lengths` that are no integers, of another shape, or too long;
+        ValueError: shapes do not match; `lengths` that are no integers, of another shape, or too long;
             `single_root` that is neither True nor False.
 
     >>> import jax.numpy as jnp
@@ -51,7 +51,7 @@ def projective_marginals(
     Over projective trees, with the arguments of `projective_log_partition`. Eisner 1996, as used by Kim et al. 2017
     (arXiv:1702.00887).
 
-    Shown at work in `examples/experiments/eisner.py`.
+    Demonstrated in `examples/experiments/eisner.py`.
 
     Returns:
         `TreeMarginals(arcs [..., parent, child], roots [..., child])`, each child's summing to 1; 0 behind an

@@ -27,7 +27,7 @@ def segmentation_attention(
         scores: θ_i `[..., length]`.
         transitions: θ(from, to) `[2, 2]` or `[..., length - 1, 2, 2]`.
         values: x `[..., length, features]`.
-        lengths: as of `chain_log_partition`; NaN in values behind them does not arrive.
+        lengths: as in `chain_log_partition`; NaN in values behind them does not arrive.
 
     Returns:
         `[..., features]`, in the dtype of `values`; 0 where nothing is allowed.
@@ -56,7 +56,7 @@ class Segmentation(Layer):
     Kim et al. 2017 (arXiv:1702.00887). Arguments, shapes and errors of one chain are those of
     `segmentation_attention`. With a query, concatenate it to the inputs, or add its score.
 
-    Shown at work in `examples/experiments/brackets.py`.
+    Demonstrated in `examples/experiments/brackets.py`.
 
     Args:
         features: of the inputs.
@@ -64,7 +64,7 @@ class Segmentation(Layer):
         head_dim: features that a chain reads; by default `features`.
 
     Raises:
-        ValueError: a size below 1; at the call, shapes that do not fit; as `chain_log_partition`.
+        ValueError: a size is below 1; at the call, shapes do not match; as `chain_log_partition`.
 
     >>> import jax
     >>> layer = Segmentation(8, heads=2, head_dim=4)
@@ -101,7 +101,7 @@ class Segmentation(Layer):
         """`[..., heads, head_dim]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
             lengths: integers `[...]`, or one for all.
         """

@@ -33,7 +33,7 @@ def soft_parents(arcs: jax.Array, states: jax.Array, *, lengths: Any = None) -> 
         `[..., length, features]`, in the dtype of `states`. The root's share is left out: it has no state.
 
     Raises:
-        ValueError: shapes that do not fit; `lengths` that are no integers, of another shape, or too long.
+        ValueError: shapes do not match; `lengths` that are no integers, of another shape, or too long.
 
     >>> import jax.numpy as jnp
     >>> print(soft_parents(jnp.array([[0.0, 1.0], [0.0, 0.0]]), jnp.array([[5.0], [7.0]])))

@@ -40,7 +40,7 @@ def relative_image_attention(
         `[..., height, width, q_heads, v_dim]`, in the dtype of `value`; logits in float32 (float64).
 
     Raises:
-        ValueError: shapes that do not fit; tables for an image of another size.
+        ValueError: shapes do not match; tables for an image of another size.
 
     >>> import jax, jax.numpy as jnp
     >>> q = jax.random.normal(jax.random.key(0), (2, 7, 5, 4, 8))
@@ -87,7 +87,7 @@ class AugmentedConvolution(Layer):
     Bello et al. 2019 (arXiv:1904.09925), equation 4. Attention is `relative_image_attention` over all pixels, with q,
     k, v from 1x1 convolutions. Strides are 1.
 
-    Shown at work in `examples/experiments/distant_pixels.py`.
+    Demonstrated in `examples/experiments/distant_pixels.py`.
 
     Args:
         height, width: of the images, which the relative tables are made for.
@@ -99,7 +99,7 @@ class AugmentedConvolution(Layer):
         kernel_size: side of the convolution.
 
     Raises:
-        ValueError: sizes below 1 or that do not divide; at the call, shapes that do not fit.
+        ValueError: a size is below 1 or that do not divide; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = AugmentedConvolution(7, 5, 3, 16, attention_channels=8, key_channels=8, heads=2)
@@ -151,7 +151,7 @@ class AugmentedConvolution(Layer):
         """`[..., height, width, out_channels]`, in the dtype of `images`, of the convolution first.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             images: x, `[..., height, width, in_channels]`.
         """
         known = {name: getattr(self, name) for name in ("height", "width", "in_channels")}

@@ -50,7 +50,7 @@ class CaptioningAttention(Layer):
         features: of the hidden layer.
 
     Raises:
-        ValueError: sizes below 1; at a call, shapes that do not fit; all that `jattn.attention` raises.
+        ValueError: a size is below 1; at a call, shapes do not match; as in `jattn.attention`.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = CaptioningAttention(8, 6, 16)
@@ -89,7 +89,7 @@ class CaptioningAttention(Layer):
         """z of the soft form, `[..., steps, annotation_features]`, in the dtype of the annotations.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             states: h, `[..., steps, state_features]`.
             annotations: a, `[..., kv_len, annotation_features]`.
             mask: of `jattn.attention`, such as `jattn.masks.Lengths` for padded annotations.
@@ -118,7 +118,7 @@ class CaptioningAttention(Layer):
         """z of the hard form, with what `reinforce_loss` needs.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             states: h, `[..., steps, state_features]`.
             annotations: a, `[..., kv_len, annotation_features]`.
             key: of `jax.random`, for the places and for the steps that do not sample.
@@ -225,7 +225,7 @@ def reinforce_loss(
         `[...]`, one loss for each caption.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
 
     >>> import jax.numpy as jnp
     >>> none = Glimpse(jnp.zeros((3, 4)), jnp.zeros(3), jnp.zeros(3), jnp.zeros(3, bool))

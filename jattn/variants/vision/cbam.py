@@ -31,7 +31,7 @@ class CBAM(Layer):
         kernel_size: side of the convolution, odd; 7 in the paper.
 
     Raises:
-        ValueError: sizes below 1, an even `kernel_size`; at the call, shapes that do not fit, an image without pixels.
+        ValueError: a size is below 1, an even `kernel_size`; at the call, shapes do not match, an image without pixels.
 
     >>> import jax
     >>> layer = CBAM(32, 2)
@@ -63,7 +63,7 @@ class CBAM(Layer):
         """`[..., height, width, channels]`, in the dtype of `images`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             images: x, `[..., height, width, channels]`.
         """
         check_images(images, self.channels)

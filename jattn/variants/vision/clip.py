@@ -38,7 +38,7 @@ class AttentionPool(Layer):
         out_features: of the result.
 
     Raises:
-        ValueError: sizes below 1 or that do not divide; at the call, shapes that do not fit.
+        ValueError: a size is below 1 or that do not divide; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = AttentionPool(7, 5, 16, heads=4, out_features=8)
@@ -76,7 +76,7 @@ class AttentionPool(Layer):
         """`[..., out_features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             images: x, `[..., height, width, channels]`.
         """
         known = {name: getattr(self, name) for name in ("height", "width", "channels")}
@@ -109,7 +109,7 @@ def contrastive_loss(images: jax.Array, texts: jax.Array, log_scale: jax.Array) 
         `[...]`, float32 (float64).
 
     Raises:
-        ValueError: shapes that do not fit; no pairs.
+        ValueError: shapes do not match; no pairs.
 
     >>> import jax.numpy as jnp
     >>> print(contrastive_loss(jnp.eye(4), jnp.eye(4), jnp.array(0.0)).round(3))

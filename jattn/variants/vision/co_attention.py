@@ -33,7 +33,7 @@ class CoAttention(Layer):
         first_hidden, second_hidden: of the feed-forward networks.
 
     Raises:
-        ValueError: sizes below 1; at the call, shapes that do not fit; all that `jattn.attention` raises.
+        ValueError: a size is below 1; at the call, shapes do not match; as in `jattn.attention`.
 
     >>> import jax
     >>> layer = CoAttention(16, 8, heads=2, head_dim=4, first_hidden=32, second_hidden=16)
@@ -89,7 +89,7 @@ class CoAttention(Layer):
         """Both streams, `[..., first_len, first_features]` and `[..., second_len, second_features]`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             first: x, `[..., first_len, first_features]`.
             second: y, `[..., second_len, second_features]`.
             first_mask: a mask of `jattn.attention` for x's queries and y's keys: `jattn.masks.Lengths(key_lengths=...)`

@@ -38,7 +38,7 @@ class NonLocal(Layer):
     of three matrices, computed from the right: θ (φᵀ g) / N. "concat" is a dot product in disguise, [w_θ·θ(x_i), 1] ·
     [1, w_φ·φ(x_j)], with the normalizer `jattn.normalizers.ReLU`, streamed too.
 
-    Shown at work in `examples/experiments/distant_pixels.py`.
+    Demonstrated in `examples/experiments/distant_pixels.py`.
 
     Args:
         channels: of x.
@@ -46,7 +46,7 @@ class NonLocal(Layer):
         form: which of the four.
 
     Raises:
-        ValueError: sizes below 1, an unknown form; at the call, shapes that do not fit.
+        ValueError: a size is below 1, an unknown form; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = NonLocal(32, 16, "dot")
@@ -81,7 +81,7 @@ class NonLocal(Layer):
         """z, `[..., height, width, channels]`, in the dtype of `images`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             images: x, `[..., height, width, channels]`.
         """
         check_shapes({"channels": self.channels}, images=(images, "... height width channels"))

@@ -25,7 +25,7 @@ class SqueezeExcite(Layer):
         hidden: channels between; the paper takes `channels / 16`.
 
     Raises:
-        ValueError: sizes below 1; at the call, shapes that do not fit, an image without pixels.
+        ValueError: a size is below 1; at the call, shapes do not match, an image without pixels.
 
     >>> import jax
     >>> layer = SqueezeExcite(32, 2)
@@ -62,7 +62,7 @@ class SqueezeExcite(Layer):
         """`[..., height, width, channels]`, in the dtype of `images`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             images: x, `[..., height, width, channels]`.
         """
         gates = self.gates(parameters, images)
