@@ -27,6 +27,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from .known import Known
+
 AnyMesh = Mesh | AbstractMesh
 
 
@@ -224,7 +226,7 @@ def run_on_shards(
         raise ValueError(f"`specs` must have a PartitionSpec for each array: {len(specs)} for {len(leaves)}.")
     known = [isinstance(leaf, np.ndarray) and not mesh_axes(*spec) for leaf, spec in zip(leaves, specs, strict=True)]
     moved = [leaf for leaf, stays in zip(leaves, known, strict=True) if not stays]
-    kept = tuple(_Known(leaf) if stays else None for leaf, stays in zip(leaves, known, strict=True))
+    kept = tuple(Known(leaf) if stays else None for leaf, stays in zip(leaves, known, strict=True))
     moved_specs = tuple(spec for spec, stays in zip(specs, known, strict=True) if not stays)
     out_leaves, out_tree = jax.tree.flatten(out_specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
     shards = _Shards(function, tree, kept, moved_specs, tuple(out_leaves), out_tree, mesh, axes, shared_vary)
@@ -235,23 +237,12 @@ def run_on_shards(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Known:
-    """A NumPy array that is compared by its values."""
-
-    array: np.ndarray = dataclasses.field(compare=False)
-    identity: tuple = dataclasses.field(init=False)
-
-    def __post_init__(self):
-        object.__setattr__(self, "identity", (self.array.shape, self.array.dtype, self.array.tobytes()))
-
-
-@dataclasses.dataclass(frozen=True)
 class _Shards:
     """The static part of `run_on_shards`; called with the arrays that are not known."""
 
     function: Callable[..., Any]
     tree: Any
-    known: tuple[_Known | None, ...]
+    known: tuple[Known | None, ...]
     specs: tuple[PartitionSpec, ...]
     out_specs: tuple[PartitionSpec, ...]
     out_tree: Any

@@ -6,18 +6,26 @@ is not there), so what it is compiled for is a value that is passed along, never
 
 import contextlib
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import jax
+from jax.core import Tracer
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import mlir
+
+from .sharding import mesh_of
 
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
 """What JAX calls the platforms that a program is lowered for."""
 
+_ALIASES = {"gpu": "cuda"}
+_NONE = r"(?!)"  # matches nothing
 _GENERATIONS = {
-    "cpu": r"(?!)",
+    "cpu": _NONE,
     "tpu": r"v?\d+[a-z]?",
     "cuda": r"[a-z]{1,3}\d{1,4}[a-z]?",
     "rocm": r"mi\d{3}[a-z]?",
@@ -32,11 +40,8 @@ class Target:
     """What a program is compiled for.
 
     Args:
-        platform: `"cpu"`, `"tpu"`, `"cuda"` or `"rocm"`; `"gpu"` means `"cuda"`.
+        platform: `"cpu"`, `"tpu"`, `"cuda"`, `"rocm"`, or another that JAX has a plugin for.
         generation: such as `"v5e"` or `"h100"`; None where it is not known.
-
-    Raises:
-        ValueError: another platform; something that is no generation of it.
 
     >>> print(Target("tpu", "v5e"), Target("cpu"))
     tpu v5e cpu
@@ -45,56 +50,41 @@ class Target:
     platform: str
     generation: str | None = None
 
-    def __post_init__(self):
-        if self.platform == "gpu":
-            object.__setattr__(self, "platform", "cuda")
-        if self.platform not in PLATFORMS:
-            raise ValueError(f"`platform` must be one of {', '.join(map(repr, PLATFORMS))}; got {self.platform!r}.")
-        if self.generation is not None and not re.fullmatch(_GENERATIONS[self.platform], self.generation):
-            raise ValueError(
-                f"`generation` must be one of {self.platform}, such as 'v5e' or 'h100', or None; got "
-                f"{self.generation!r}."
-            )
-
     def __str__(self) -> str:
         return self.platform if self.generation is None else f"{self.platform} {self.generation}"
 
 
 def as_target(value: Any) -> Target:
-    """A `Target`, also from its text, a device or an abstract device.
+    """A `Target`, also from its text (where "gpu" means "cuda"), a device or an abstract device.
 
     Raises:
-        ValueError: something else.
+        ValueError: something else; an unknown platform, or what is no generation of it.
 
     >>> as_target("tpu v5e")
     Target(platform='tpu', generation='v5e')
     """
     if isinstance(value, Target):
         return value
-    if isinstance(value, str) and value.split() and len(value.split()) <= 2:
-        try:
-            return Target(*value.lower().split())
-        except ValueError as error:
-            raise ValueError(f"`target` must be a platform and perhaps its generation: {error}") from None
-    if hasattr(value, "device_kind") and hasattr(value, "platform"):
+    if isinstance(value, str):
+        platform, _, generation = value.lower().strip().partition(" ")
+        platform = _ALIASES.get(platform, platform)
+        if platform in PLATFORMS and (not generation or re.fullmatch(_GENERATIONS[platform], generation)):
+            return Target(platform, generation or None)
+    elif hasattr(value, "device_kind") and hasattr(value, "platform"):
         return _of_device(value)
     raise ValueError(
-        f"`target` must be such as 'cpu', 'tpu v5e' or 'cuda h100', a `Target` or a device; got {value!r}."
+        f"`target` must be one of {', '.join(map(repr, PLATFORMS))}, perhaps with a generation, as in 'tpu v5e' or "
+        f"'cuda h100', or a `Target`, or a device; got {value!r}."
     )
 
 
+@functools.cache
 def _of_device(device: Any) -> Target:
     platform, kind = str(device.platform).lower(), str(device.device_kind).lower()
-    if platform == "gpu" and ("amd" in kind or "instinct" in kind or re.search(r"\bmi\d{3}", kind)):
-        platform = "rocm"
-    platform = {"gpu": "cuda"}.get(platform, platform)
-    if platform not in PLATFORMS:
-        raise ValueError(f"`target` must be a device of {', '.join(PLATFORMS)}; got {device!r}.")
-    if platform == "cpu":
-        return Target("cpu")
-    name = kind.removeprefix(platform).removeprefix("nvidia").strip()
-    name = _LITE.get(name, name)
-    found = re.search(rf"\b{_GENERATIONS[platform]}\b", name)
+    amd = platform == "gpu" and re.search(r"\bamd\b|\binstinct\b|\bmi\d{3}", kind)
+    platform = "rocm" if amd else _ALIASES.get(platform, platform)
+    name = kind.removeprefix(platform).strip()
+    found = re.search(rf"\b{_GENERATIONS.get(platform, _NONE)}\b", _LITE.get(name, name))
     return Target(platform, found.group() if found else None)
 
 
@@ -122,9 +112,93 @@ def given_target() -> Target | None:
     return _GIVEN.get()
 
 
-def expected_target() -> Target:
-    """The target given, else the device that JAX would compile for if nobody says otherwise.
+def expected_target(*arrays: Any) -> Target:
+    """What a program of these arrays will most likely be compiled for.
 
-    Only a guess, for what may be wrong without changing a program's meaning or its speed on another platform.
+    The target given, else that of the mesh the arrays are on or of `jax.set_mesh`, else the first device of JAX. The
+    platform is a guess: a program may be lowered for another.
     """
-    return _GIVEN.get() or as_target(jax.devices()[0])
+    given = _GIVEN.get()
+    device = getattr(mesh_of(*arrays), "abstract_device", None)
+    return given or as_target(jax.devices()[0] if device is None else device)
+
+
+def target_of(*arrays: Any) -> Target | None:
+    """What a program of these arrays is compiled for, as far as it is known; None if only its lowering will tell.
+
+    It is known within `compiled_for`, and where the arrays have values: a program then runs where they are.
+    """
+    given = _GIVEN.get()
+    if given is not None or any(isinstance(array, Tracer) for array in arrays):
+        return given
+    placed = (array for array in arrays if isinstance(array, jax.Array))
+    return next((as_target(next(iter(array.sharding.device_set))) for array in placed), expected_target(*arrays))
+
+
+def by_target(function: Callable[..., Any], *arrays: Any) -> Any:
+    """`function(target, *arrays)`, for the target of the program that it becomes a part of.
+
+    JAX traces a function before it knows what it is lowered for; one trace may even be lowered for several platforms
+    (`jax.export`). So the function is traced for the target that is expected, and traced again while the program is
+    lowered for any other platform. Unlike `jax.lax.platform_dependent`, nothing is traced or imported for a platform
+    that nobody asks for, and a program for the one expected is as if the function had been called.
+
+    Differentiate and batch it from outside, by `jax.custom_vjp` and `jax.custom_batching.custom_vmap`.
+
+    Args:
+        function: of a `Target` and arrays, to a tree of arrays of the same shapes and dtypes for every target. It must
+            close over no traced array.
+        arrays: trees of arrays.
+
+    >>> import jax.numpy as jnp
+    >>> def add(target, x):
+    ...     return x + {"cpu": 1, "tpu": 2}[target.platform]
+    >>> print(jax.jit(lambda x: by_target(add, x))(jnp.zeros(2)))
+    [1. 1.]
+    """
+    target = target_of(*jax.tree.leaves(arrays))
+    if target is not None:
+        return function(target, *arrays)
+    leaves, tree = jax.tree.flatten(arrays)
+    expected, flat = expected_target(*leaves), _Flat(function, tree)
+    closed, shapes = jax.make_jaxpr(functools.partial(function, expected), return_shape=True)(*arrays)
+    out = _by_target.bind(*leaves, closed=closed, expected=expected, function=flat)
+    return jax.tree.structure(shapes).unflatten(out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flat:
+    """A function of a target and a tree of arrays, as one of the leaves, to leaves."""
+
+    function: Callable[..., Any]
+    tree: Any
+
+    def __call__(self, target: Target, *leaves: Any) -> list[Any]:
+        return jax.tree.leaves(self.function(target, *self.tree.unflatten(leaves)))
+
+
+_by_target = Primitive("jattn_by_target")
+_by_target.multiple_results = True
+
+
+@_by_target.def_abstract_eval
+def _shapes(*avals: Any, closed: Any, **others: Any) -> list[Any]:
+    del avals, others
+    return list(closed.out_avals)
+
+
+@_by_target.def_impl
+def _run(*leaves: Any, expected: Target, function: _Flat, closed: Any) -> list[Any]:  # with `jax.disable_jit`
+    del closed
+    return function(target_of(*leaves) or expected, *leaves)
+
+
+def _lowered(platform: str | None, context: Any, *operands: Any, closed: Any, expected: Target, function: _Flat) -> Any:
+    name = context.module_context.platforms[0] if platform is None else platform
+    program = jaxpr_as_fun(closed) if name == expected.platform else functools.partial(function, Target(name))
+    return mlir.lower_fun(program, multiple_results=True)(context, *operands)
+
+
+for _platform in PLATFORMS:
+    mlir.register_lowering(_by_target, functools.partial(_lowered, _platform), platform=_platform)
+mlir.register_lowering(_by_target, functools.partial(_lowered, None))

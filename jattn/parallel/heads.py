@@ -9,11 +9,10 @@ import jax
 from jax.sharding import PartitionSpec
 
 from ..foundation.arrays import as_array, describe
-from ..foundation.pieces import indexed
 from ..foundation.sharding import AnyMesh, mesh_axes, run_on_shards
 from ..ops.attention.api import attention
-from ..ops.attention.call import prepare
-from ..ops.attention.checks import check_arrays, check_pieces
+from ..ops.attention.call import Pieces, prepare
+from ..ops.attention.checks import check_arrays
 from ..ops.attention.dropout import Dropout
 from .meshes import check_batch_axes, check_mesh, check_mesh_axes, current_mesh
 from .specs import MeshAxis, array_specs, partition_spec, partition_specs
@@ -95,18 +94,12 @@ class Heads:
         check_arrays(query, key, value)
         batch, q_heads, kv_heads = query.shape[:-3], query.shape[-2], key.shape[-2]
         mesh = self.check(batch, kv_heads)
-        mask, similarity, scores, normalizer, dropout = check_pieces(mask, similarity, scores, normalizer, dropout)
-        query_positions, key_positions = as_arrays(query_positions, key_positions)
-        pieces = dict(
-            mask=indexed(mask, batch, q_heads),
-            similarity=similarity,
-            scores=indexed(scores, batch, q_heads),
-            normalizer=normalizer,
-            dropout=None if dropout is None else dropout.indexed(batch, q_heads),
-        )
-        positions = dict(query_positions=query_positions, key_positions=key_positions)
+        given = Pieces(mask, similarity, scores, normalizer, dropout, query_positions, key_positions)
+        given = given.checked().indexed(batch, q_heads)
         # Check the whole arrays here: checks on each device would report the sizes of shards.
-        jax.eval_shape(lambda *arrays: prepare(*arrays, **pieces, **positions)[1:], query, key, value)
+        jax.eval_shape(lambda query, key, value: prepare(query, key, value, given)[1:], query, key, value)
+        pieces = dict(vars(given))
+        positions = {name: pieces.pop(name) for name in ("query_positions", "key_positions")}
 
         def local(arrays: tuple, pieces: dict, positions: dict) -> jax.Array:
             return attention(*arrays, **pieces, **positions, implementation=implementation)

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import jattn
 from jattn import masks, scores
-from jattn.ops.attention.call import prepare
+from jattn.ops.attention.call import Pieces, prepare
 from jattn.parallel import Heads
 
 BATCH, HEADS, LENGTH = 2, 4, 12
@@ -168,9 +168,6 @@ def test_arrays_that_are_not_traced_are_known_inside_jit(mask):
     at = jnp.arange(LENGTH)
     assert isinstance(explained(QUERY).states, np.ndarray)
     # Outside, other numbers must not compile again.
-    assert not isinstance(prepare(QUERY, KEY, VALUE, **_options(mask))[0].key_positions, np.ndarray)
-
-
-def _options(mask):
-    names = ("similarity", "normalizer", "query_positions", "dropout")
-    return {"mask": mask, "scores": (), "key_positions": jnp.arange(LENGTH), **dict.fromkeys(names)}
+    assert not isinstance(
+        prepare(QUERY, KEY, VALUE, Pieces(mask, key_positions=at))[0].pieces.key_positions, np.ndarray
+    )

@@ -92,7 +92,7 @@ def test_gradients_are_refused_where_there_are_none():
         Kernel().gradients(2)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Device:
     platform: str
     device_kind: str

@@ -14,7 +14,7 @@ from ...normalizers import Normalizer
 from ...scores.base import Score
 from ...similarities import Similarity
 from ..dispatch import WATCHER, Implementation, Unsupported, Watched
-from .call import Call
+from .call import Call, Pieces
 from .checks import check_arrays, renamed
 from .dropout import Dropout
 from .implementations import ATTENTION
@@ -22,6 +22,7 @@ from .implementations.reference import weights_of
 from .partial import Partial
 from .select import select
 from .split import run_call
+from .streaming import Streaming, attend
 
 Scores = Score | Callable[..., Any] | Sequence[Score | Callable[..., Any]]
 
@@ -83,7 +84,8 @@ def attention(
     >>> out.shape
     (1, 100, 8, 16)
     """
-    return _attend(locals()).out
+    pieces = Pieces(mask, similarity, scores, normalizer, dropout, query_positions, key_positions)
+    return _attend((query, key, value), pieces, implementation).out
 
 
 def partial_attention(
@@ -118,14 +120,14 @@ def partial_attention(
     >>> jattn.partial_attention(q, k, v).lse.shape
     (8, 2)
     """
-    arguments = locals()
     if normalizer is not None and not getattr(normalizer, "mergeable", True):
         raise ValueError(
             f"`normalizer` must be a plain `Softmax()` for partial attention; partial results of {normalizer!r} do "
             "not merge by their lse. With a sink: merge plain partials first, then "
             "`Softmax(sink).rescale(merged.out, merged.lse, merged.remainder)`."
         )
-    return _attend(arguments)
+    pieces = Pieces(mask, similarity, scores, normalizer, dropout, query_positions, key_positions)
+    return _attend((query, key, value), pieces, implementation)
 
 
 def attention_weights(
@@ -161,15 +163,7 @@ def attention_weights(
     >>> jattn.attention_weights(q, k, mask=jattn.masks.Causal(), heads=[0, 3], queries=[99]).shape
     (1, 2, 1, 100)
     """
-    pieces = dict(
-        mask=mask,
-        similarity=similarity,
-        scores=scores,
-        normalizer=normalizer,
-        query_positions=query_positions,
-        key_positions=key_positions,
-        dropout=None,
-    )
+    pieces = Pieces(mask, similarity, scores, normalizer, None, query_positions, key_positions)
     chosen = (None if indices is None else tuple(indices) for indices in (heads, queries))
     whole = heads is not None
     return run_call(_Weights(*chosen), (query, key, key), pieces, "weights", whole_heads=whole)
@@ -195,17 +189,21 @@ class _Attend:
     implementation: str | Implementation | None
 
     def __call__(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
-        return ATTENTION.choose(call, self.implementation).run(call, query, key, value)
+        chosen = ATTENTION.choose(call, self.implementation, call.target)
+        open_ = self.implementation is None and call.target is None and ATTENTION.depends_on_platform
+        if open_ and isinstance(chosen, Streaming):
+            return attend(ATTENTION, call, query, key, value)  # which one is decided when the program is lowered
+        return chosen.run(call, query, key, value)
 
 
-def _attend(arguments: dict[str, Any]) -> Partial:
-    implementation = arguments.pop("implementation")
-    arrays = arguments.pop("query"), arguments.pop("key"), arguments.pop("value")
+def _attend(
+    arrays: tuple[jax.Array, jax.Array, jax.Array], pieces: Pieces, implementation: str | Implementation | None
+) -> Partial:
     watcher = WATCHER.get()
     named: dict[str, Any] = dict(zip(("query", "key", "value"), arrays, strict=True))
     watch = None if watcher is None else lambda call: watcher(Watched(ATTENTION, call, named, implementation))
     names: Any = ("out", "lse", "lse")
-    return run_call(_Attend(implementation), arrays, arguments, Partial(*names), watch=watch)
+    return run_call(_Attend(implementation), arrays, pieces, Partial(*names), watch=watch)
 
 
 def dot_product_attention(
@@ -280,21 +278,14 @@ def dot_product_attention(
             None if window is None else masks.SlidingWindow(*window),
             masks.Lengths(key_lengths, query_seq_lengths) if limited else None,
         )
-        residual = _attend(
-            dict(
-                query=arrays[0],
-                key=arrays[1],
-                value=arrays[2],
-                mask=whole,
-                similarity=None if scale is None else similarities.Dot(scale),
-                scores=() if bias is None else (scores.Bias(_with_four_axes("bias", bias)),),
-                normalizer=None,
-                query_positions=counted(query.shape[-3]),
-                key_positions=None,
-                dropout=None,
-                implementation=None if isinstance(implementation, str) and implementation == "xla" else implementation,
-            )
+        pieces = Pieces(
+            mask=whole,
+            similarity=None if scale is None else similarities.Dot(scale),
+            scores=() if bias is None else (scores.Bias(_with_four_axes("bias", bias)),),
+            query_positions=counted(query.shape[-3]),
         )
+        default = isinstance(implementation, str) and implementation == "xla"
+        residual = _attend((arrays[0], arrays[1], arrays[2]), pieces, None if default else implementation)
     out, lse = (array[0] if unbatched else array for array in residual)
     return (out, lse) if return_residual else out
 

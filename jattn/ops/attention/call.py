@@ -13,24 +13,79 @@ from ...foundation.known import known_while_tracing
 from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.pieces import align, indexed
 from ...foundation.sharding import auto_devices
+from ...foundation.target import Target, target_of
 from ...foundation.varying import split_axes
-from ...masks.base import Mask
 from ...masks.placement import check_extent, check_lone_query_positions
-from ...normalizers import Normalizer
 from ...scores import Bias
-from ...scores.base import Score
 from ...similarities import Similarity
 from ...similarities.base import Prepared
 from . import checks
-from .dropout import Dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """What an attention is made of, beside its three arrays: the one carrier from the call to the kernel.
+
+    At the door they are what the caller gave: functions for pieces, None for defaults, lists. `checked` makes instances
+    of them. In a `Call` every array in them is aligned to `[batch..., head, query, key, own...]`, so that an
+    implementation slices them all alike. A pytree of their arrays.
+
+    Attributes:
+        mask: a `Mask` or None.
+        similarity: a `Similarity`; in a call, its rewritten form is applied to the query and key already.
+        scores: a tuple of `Score`s, applied in this order. In a call: the similarity's own, the caller's, the
+            normalizer's.
+        normalizer: a `Normalizer`.
+        dropout: a `Dropout` or None.
+        query_positions: integers `[batch..., q_len]`, or None; in a call `[batch..., 1, q_len, 1]`.
+        key_positions: integers `[batch..., kv_len]`, or None; in a call `[batch..., 1, 1, kv_len]`.
+    """
+
+    mask: Any = None
+    similarity: Any = None
+    scores: Any = ()
+    normalizer: Any = None
+    dropout: Any = None
+    query_positions: Any = None
+    key_positions: Any = None
+
+    def checked(self) -> "Pieces":
+        """With instances for functions and defaults, and arrays for lists of positions.
+
+        Raises:
+            ValueError: something that is no piece, naming the argument.
+        """
+        mask, similarity, scores, normalizer, dropout = checks.check_pieces(
+            self.mask, self.similarity, self.scores, self.normalizer, self.dropout
+        )
+        positions = as_array(self.query_positions), as_array(self.key_positions)
+        return Pieces(mask, similarity, scores, normalizer, dropout, *positions)
+
+    def indexed(self, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...] = ()) -> "Pieces":
+        """With the indices of batch elements and heads written out wherever a piece reads them (`Piece.indexed`)."""
+        filled = {name: indexed(getattr(self, name), batch, q_heads, split) for name in ("mask", "scores", "dropout")}
+        return dataclasses.replace(self, **filled)
+
+
+jax.tree_util.register_dataclass(
+    Pieces, data_fields=[field.name for field in dataclasses.fields(Pieces)], meta_fields=[]
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What is to be computed. Pieces and positions are aligned to `[batch..., head, query, key, own...]`.
+    """What is to be computed. A pytree of the arrays in its pieces; everything else is static.
 
-    `scores` holds all scores in their order: the similarity's own, the caller's, the normalizer's. A call is a pytree
-    of the arrays in it; sizes are static.
+    Attributes:
+        batch: the batch axes.
+        q_len, kv_len, q_heads, kv_heads: sizes.
+        qk_dim: features of the prepared query and key.
+        v_dim: features of a value.
+        pieces: aligned.
+        scale: what the similarity of a query and a key is multiplied by.
+        devices: over how many the arrays may be split by XLA, which a loop must leave it room for.
+        target: what the program is compiled for; None if that is decided when it is lowered.
+        plan: what the implementation knows of the call before it runs (`Streaming.plan`); None if nothing.
     """
 
     batch: tuple[int, ...]
@@ -40,45 +95,32 @@ class Call:
     kv_heads: int
     qk_dim: int
     v_dim: int
-    mask: Mask | None
-    similarity: Similarity
+    pieces: Pieces
     scale: float
-    scores: tuple[Score, ...]
-    normalizer: Normalizer
-    dropout: Dropout | None
-    query_positions: Any
-    key_positions: Any
-    devices: int = 1  # over how many the arrays may be split by XLA, which a loop must leave it room for
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return {"head": self.q_heads, "query": self.q_len, "key": self.kv_len}
+    devices: int = 1
+    target: Target | None = None
+    plan: Any = None
 
 
-_ARRAYS = ["mask", "similarity", "scores", "normalizer", "dropout", "query_positions", "key_positions"]
 jax.tree_util.register_dataclass(
     Call,
-    data_fields=_ARRAYS,
-    meta_fields=[field.name for field in dataclasses.fields(Call) if field.name not in _ARRAYS],
+    data_fields=["pieces"],
+    meta_fields=[field.name for field in dataclasses.fields(Call) if field.name != "pieces"],
 )
 
 
-def prepare(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    mask: Any,
-    similarity: Any,
-    scores: Any,
-    normalizer: Any,
-    query_positions: Any,
-    key_positions: Any,
-    dropout: Any,
-) -> tuple[Call, jax.Array, jax.Array]:
-    """Check everything, and return the call with its prepared query and key."""
+def prepare(query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces) -> tuple[Call, jax.Array, jax.Array]:
+    """Check how the pieces fit the arrays, and return the call with its prepared query and key.
+
+    Args:
+        query, key, value: as of `jattn.attention`.
+        pieces: as the caller gave them, or `checked`.
+
+    Raises:
+        ValueError: as `jattn.attention`.
+    """
     checks.check_arrays(query, key, value)
-    mask, similarity, scores, normalizer, dropout = checks.check_pieces(mask, similarity, scores, normalizer, dropout)
+    pieces = pieces.checked()
     *batch, q_len, q_heads, _ = query.shape
     kv_len, kv_heads, v_dim = value.shape[-3:]
     batch = tuple(batch)
@@ -87,10 +129,11 @@ def prepare(
     def aligned(piece: Any) -> Any:
         return align(piece, batch, sizes)
 
+    similarity, normalizer = pieces.similarity, pieces.normalizer
     prepared = _prepare_similarity(similarity, query, key)
-    split = split_axes(query)
-    mask = aligned(known_while_tracing(indexed(mask, batch, q_heads, split)))
-    caller_scores = aligned(indexed(scores, batch, q_heads, split))
+    pieces = pieces.indexed(batch, q_heads, split_axes(query))
+    mask = aligned(known_while_tracing(pieces.mask))
+    caller_scores = aligned(pieces.scores)
     own_scores = aligned(prepared.scores)
     dtype = accumulation_dtype(query, key, value)
     reads = {
@@ -98,6 +141,7 @@ def prepare(
         "similarity": [score_reads_positions(one, dtype) for one in own_scores],
         "scores": [score_reads_positions(one, dtype) for one in caller_scores],
     }
+    query_positions, key_positions = pieces.query_positions, pieces.key_positions
     if q_len != kv_len and query_positions is None:
         for name, readers in reads.items():
             if any(of_query for of_query, _ in readers):
@@ -120,15 +164,18 @@ def prepare(
         kv_heads=kv_heads,
         qk_dim=prepared.query.shape[-1],
         v_dim=v_dim,
-        mask=mask,
-        similarity=aligned(similarity),
+        pieces=Pieces(
+            mask=mask,
+            similarity=aligned(similarity),
+            scores=own_scores + caller_scores + aligned(normalizer.extra_scores()),
+            normalizer=aligned(normalizer),
+            dropout=aligned(pieces.dropout),
+            query_positions=rows,
+            key_positions=columns,
+        ),
         scale=prepared.scale,
-        scores=own_scores + caller_scores + aligned(normalizer.extra_scores()),
-        normalizer=aligned(normalizer),
-        dropout=None if dropout is None else aligned(dropout.indexed(batch, q_heads, split)),
-        query_positions=rows,
-        key_positions=columns,
         devices=auto_devices(query, key, value),
+        target=target_of(query, key, value),
     )
     return call, prepared.query, prepared.key
 

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from ...foundation.arrays import known_values
 from ...foundation.stateful import is_stateful, on_copies
 from ..dispatch import WATCHER, Implementation, Watched
+from .call import Pieces
 from .checks import check_arrays
 from .implementations import ATTENTION
 from .plan import doubt, picture, size_of_tiles
@@ -84,12 +85,10 @@ def explain(
     >>> jattn.explain(array, array, array, mask=jattn.masks.Causal()).implementation
     'tiled'
     """
-    names = ("mask", "similarity", "scores", "normalizer", "query_positions", "key_positions", "dropout")
-    unknown = options.keys() - set(names)
+    unknown = options.keys() - {field.name for field in dataclasses.fields(Pieces)}
     if unknown:
         raise ValueError(f"`explain` takes the arguments of `attention`; got {sorted(unknown)}.")
-    arguments = {"scores": (), **{name: options.get(name) for name in names if name != "scores"}, **options}
-    leaves, tree = jax.tree.flatten(arguments)
+    leaves, tree = jax.tree.flatten(Pieces(**options))
     # Concrete arrays are shown the plan of their values, which `attention` itself reads at run time.
     concrete = [_known(leaf) for leaf in leaves]
     abstract = [i for i, leaf in enumerate(concrete) if isinstance(leaf, jax.ShapeDtypeStruct | Tracer | jax.Array)]
@@ -157,12 +156,13 @@ def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any
 
 def _explained(watched: Watched) -> Explanation:
     call, arrays = watched.call, watched.arrays
-    chosen, reasons = watched.operation.reasons(call, watched.implementation)
+    chosen, reasons = watched.operation.reasons(call, watched.implementation, call.target)
     plan, memory = chosen.describe(call)
     if plan is not None and not isinstance(plan.states, np.ndarray):
         plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
     shapes = (f"{name} {one.shape} {one.dtype}" for name, one in arrays.items())
-    doubtful = None if plan is None else doubt(call.mask, call.query_positions, call.key_positions, plan)
+    pieces = call.pieces
+    doubtful = None if plan is None else doubt(pieces.mask, pieces.query_positions, pieces.key_positions, plan)
     return Explanation(
         chosen.name, reasons, plan, memory, ", ".join(shapes), doubtful, gathered(tuple(arrays.values()))
     )

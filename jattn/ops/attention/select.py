@@ -48,5 +48,4 @@ def _take(call: Call, axis: int, chosen: np.ndarray) -> Call:
         backend = np if isinstance(leaf, np.ndarray) else jnp
         return backend.take(leaf, chosen, axis=axis)
 
-    names = ("mask", "similarity", "scores", "normalizer", "dropout", "query_positions")
-    return dataclasses.replace(call, **{name: jax.tree.map(one, getattr(call, name)) for name in names})
+    return dataclasses.replace(call, pieces=jax.tree.map(one, call.pieces))

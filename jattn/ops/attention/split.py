@@ -10,13 +10,13 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from ...foundation.arrays import as_array, as_jax
+from ...foundation.arrays import as_jax
 from ...foundation.known import known_while_tracing
-from ...foundation.pieces import indexed, map_fields
+from ...foundation.pieces import map_fields
 from ...foundation.sharding import Layout, Split, Whole, layout, mesh_axes, run_split, spec_of, split_of
 from ...foundation.varying import split_axes
-from .call import Call, prepare
-from .checks import check_arrays, check_pieces
+from .call import Call, Pieces, prepare
+from .checks import check_arrays
 
 LAYOUTS = {
     "query": (Whole("query"), "head", Whole("query features")),
@@ -30,8 +30,7 @@ LAYOUTS = {
 
 NAMES = ("query", "key", "value")
 
-Arrays = tuple[jax.Array, ...]
-Pieces = dict[str, Any]
+Arrays = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def run_call(
@@ -48,7 +47,7 @@ def run_call(
     Args:
         function: from a call to a pytree of results; hashable and comparable, as `run_split` requires.
         arrays: query, key and value.
-        pieces: the other arguments of `prepare`.
+        pieces: as the caller gave them.
         results: a pytree of the names in `LAYOUTS` of the results.
         watch: called with the whole call before it runs.
         whole_heads: whether every device needs all heads.
@@ -57,14 +56,15 @@ def run_call(
         ValueError: as in `prepare`.
     """
     check_arrays(*arrays)
-    arrays = as_jax(*arrays)
+    query, key, value = as_jax(*arrays)
+    arrays = query, key, value
     split = split_of_call(arrays, whole_heads)
     if split is None:
-        call, query, key = prepare(*arrays, **pieces)
+        call, query, key = prepare(*arrays, pieces)
         if watch is not None:
             watch(call)
         return function(call, query, key, arrays[2])
-    pieces = _settled(arrays, pieces)
+    pieces = _settled(arrays, pieces.checked())
     _look_at_whole(arrays, pieces, watch)
     rank, group = arrays[0].ndim - 3, arrays[0].shape[-2] // arrays[1].shape[-2]
     alone = tuple(axis for axis in split.over("head") if axis not in split.over("key head"))
@@ -77,9 +77,9 @@ def look_at_call(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None]) 
     """`run_call` up to the point where `watch` receives the whole call. Nothing runs."""
     check_arrays(*arrays)
     if split_of_call(arrays) is None:
-        watch(prepare(*arrays, **pieces)[0])
+        watch(prepare(*arrays, pieces)[0])
     else:
-        _look_at_whole(arrays, _settled(arrays, pieces), watch)
+        _look_at_whole(arrays, _settled(arrays, pieces.checked()), watch)
 
 
 def gathered(arrays: Arrays) -> tuple[str, ...]:
@@ -122,8 +122,8 @@ def split_of_call(arrays: Arrays, whole_heads: bool = False) -> Split | None:
     return dataclasses.replace(split, axes=tuple(axes.items()))
 
 
-def layouts_of(pieces: Pieces) -> dict[str, Any]:
-    """The layouts of every array in the pieces, and of positions."""
+def layouts_of(pieces: Pieces) -> Pieces:
+    """The layout of every array in the pieces, and of positions."""
 
     def visit(value: Any, axes: tuple[str, ...], name: str) -> Layout:
         del name
@@ -134,28 +134,21 @@ def layouts_of(pieces: Pieces) -> dict[str, Any]:
             return None if item is None else layout(np.ndim(item) - 1, None)
         return map_fields(item, visit)
 
-    return {name: one(name, item) for name, item in pieces.items()}
+    fields = dataclasses.fields(Pieces)
+    return Pieces(**{field.name: one(field.name, getattr(pieces, field.name)) for field in fields})
 
 
 def _settled(arrays: Arrays, pieces: Pieces) -> Pieces:
-    """The pieces as instances, with the indices of the whole call where they read any; positions as arrays."""
-    batch, q_heads = arrays[0].shape[:-3], arrays[0].shape[-2]
-    names = ("mask", "similarity", "scores", "normalizer", "dropout")
-    pieces = {**pieces, **dict(zip(names, check_pieces(*(pieces[name] for name in names)), strict=True))}
-    axes = split_axes(*arrays)
-    for name in ("mask", "scores", "dropout"):
-        pieces[name] = indexed(pieces[name], batch, q_heads, axes)
-    pieces["mask"] = known_while_tracing(pieces["mask"])
-    for name in ("query_positions", "key_positions"):
-        pieces[name] = as_array(pieces[name])
-    return pieces
+    """The pieces with the indices of the whole call, where they read any."""
+    pieces = pieces.indexed(arrays[0].shape[:-3], arrays[0].shape[-2], split_axes(*arrays))
+    return dataclasses.replace(pieces, mask=known_while_tracing(pieces.mask))
 
 
 def _look_at_whole(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None] | None) -> None:
     """Run all checks at the sizes of the whole call, so that messages do not show the sizes of shards; then `watch`."""
 
     def check(arrays: Arrays, pieces: Pieces) -> tuple:
-        call, *_ = prepare(*arrays, **pieces)
+        call, *_ = prepare(*arrays, pieces)
         if watch is not None:
             watch(call)
         return ()
@@ -201,5 +194,5 @@ class _Local:
 
             others = map(of_query_heads, others)
         key, value = others
-        call, query, key = prepare(query, key, value, **pieces)
+        call, query, key = prepare(query, key, value, pieces)
         return self.function(call, query, key, value)

@@ -15,7 +15,7 @@ from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Initializer, Layer, bias, multi_head_parameters, project, project_heads
 from ...normalizers import Softmax
 from ...ops.attention.by_example import by_example
-from ...ops.attention.call import Call, prepare
+from ...ops.attention.call import Call, Pieces, prepare
 from ...ops.attention.finite import multiply_values
 from ...ops.attention.implementations.reference import scored
 
@@ -85,18 +85,8 @@ def multi_token(
     if 0 in filters.shape:
         raise ValueError(f"`filters` must span at least one query and one key; got {filters.shape}.")
     query, key, value, filters, before, after = as_jax(query, key, value, filters, before, after)
-    call, query, key = prepare(
-        query,
-        key,
-        value,
-        mask=mask,
-        similarity=similarity,
-        scores=scores,
-        normalizer=Softmax(),
-        query_positions=query_positions,
-        key_positions=key_positions,
-        dropout=None,
-    )
+    pieces = Pieces(mask, similarity, scores, Softmax(), None, query_positions, key_positions)
+    call, query, key = prepare(query, key, value, pieces)
     if 0 in (*call.batch, call.q_len, call.kv_len):
         return jnp.zeros((*call.batch, call.q_len, heads, call.v_dim), value.dtype)
     rank, rows = len(call.batch), min(ROWS, call.q_len)
@@ -154,11 +144,8 @@ def mix(heads: jax.Array, mixture: jax.Array) -> jax.Array:
 def _rows(call: Call, first: jax.Array, count: int) -> Call:
     """The call for these query rows."""
     axis = len(call.batch) + 1
-    names = ("mask", "similarity", "scores", "query_positions")
-    cut = {
-        name: jax.tree.map(lambda leaf: take(leaf, {axis: first}, {axis: count}), getattr(call, name)) for name in names
-    }
-    return dataclasses.replace(call, q_len=count, **cut)
+    cut = jax.tree.map(lambda leaf: take(leaf, {axis: first}, {axis: count}), call.pieces)
+    return dataclasses.replace(call, q_len=count, pieces=cut)
 
 
 @dataclasses.dataclass(frozen=True)

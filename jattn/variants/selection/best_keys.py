@@ -16,7 +16,6 @@ from ...ops.attention.call import Call
 from ...ops.attention.implementations.reference import scored
 
 TILE = 512
-PIECES = ("mask", "similarity", "scores", "normalizer", "query_positions", "key_positions")
 
 
 def best_keys(
@@ -55,7 +54,7 @@ def best_keys(
         return (values, jnp.take_along_axis(jnp.concatenate([best[1], places], -1), order, -1)), None
 
     shape = (*call.batch, call.q_heads, call.q_len, count)
-    axes = varying_axes(query, key, noise, *(getattr(call, name) for name in PIECES))
+    axes = varying_axes(query, key, noise, call.pieces)
     first = full(shape, -jnp.inf, accumulation_dtype(query, key), axes), full(shape, 0, jnp.int32, axes)
     tiles = jnp.arange(-(-call.kv_len // tile), dtype=jnp.int32)
     (values, chosen), _ = jax.lax.scan(visit, first, tiles)
@@ -117,4 +116,4 @@ def take_chosen(array: jax.Array, chosen: jax.Array) -> jax.Array:
 
 def _map(call: Call, function: Any) -> Call:
     """Every aligned array of the call's pieces and its positions, changed by `function`."""
-    return dataclasses.replace(call, **{name: jax.tree.map(function, getattr(call, name)) for name in PIECES})
+    return dataclasses.replace(call, pieces=jax.tree.map(function, call.pieces))

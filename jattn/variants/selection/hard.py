@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ...foundation.arguments import check_baseline, check_flags, check_key, leave_out
 from ...ops.attention.api import attention, partial_attention
 from ...ops.attention.by_example import by_example
-from ...ops.attention.call import prepare
+from ...ops.attention.call import Pieces, prepare
 from ...ops.attention.checks import check_arrays
 from .best_keys import best_keys, score_chosen, take_chosen
 
@@ -101,9 +101,7 @@ def _hard(
     unknown = pieces.keys() - plain.keys() - {"scores", "implementation"}
     if unknown:
         raise ValueError(f"`{min(unknown)}` is no argument of `jattn.attention`.")
-    call, rewritten, keys = prepare(
-        query, key, value, **plain, scores=pieces.get("scores", ()), normalizer=None, dropout=None
-    )
+    call, rewritten, keys = prepare(query, key, value, Pieces(**plain, scores=pieces.get("scores", ())))
     if 0 in (call.q_len, call.kv_len):
         rows = (*call.batch, call.q_len, call.q_heads)
         return Drawn(jnp.zeros((*rows, call.v_dim), value.dtype), jnp.full(rows, -1, jnp.int32), jnp.zeros(rows))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ...foundation.arguments import check_positive
 from ...foundation.arrays import as_jax
 from ...ops.attention.by_example import by_example
-from ...ops.attention.call import prepare
+from ...ops.attention.call import Pieces, prepare
 from ...ops.attention.finite import multiply_values
 from .best_keys import best_keys, score_chosen, take_chosen
 
@@ -63,23 +63,13 @@ def top_k(
     """
     check_positive(count=count)
     query, key, value = as_jax(query, key, value)
-    call, query, key = prepare(
-        query,
-        key,
-        value,
-        mask=mask,
-        similarity=similarity,
-        scores=scores,
-        normalizer=normalizer,
-        query_positions=query_positions,
-        key_positions=key_positions,
-        dropout=None,
-    )
+    pieces = Pieces(mask, similarity, scores, normalizer, None, query_positions, key_positions)
+    call, query, key = prepare(query, key, value, pieces)
     if 0 in (call.q_len, call.kv_len):
         return jnp.zeros((*call.batch, call.q_len, call.q_heads, call.v_dim), value.dtype)
     chosen, found = best_keys(call, query, key, min(count, call.kv_len))
     few, chosen_scores, allowed = score_chosen(call, query, key, chosen)
     allowed = allowed & jnp.swapaxes(found, -3, -2)[..., None, :]
-    weights = few.normalizer.weights(chosen_scores, allowed)
+    weights = few.pieces.normalizer.weights(chosen_scores, allowed)
     out = multiply_values(weights, jnp.swapaxes(take_chosen(value, chosen), -3, -2), allowed)
     return out[..., 0, :].astype(value.dtype)

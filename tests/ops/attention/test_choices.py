@@ -8,6 +8,7 @@ from differences import close, normal, summed
 
 import jattn
 from jattn import masks, normalizers, similarities
+from jattn.ops.attention.call import Pieces, prepare
 from jattn.ops.attention.implementations import Tiled
 from jattn.ops.attention.plan import make_plan
 
@@ -56,13 +57,7 @@ def test_a_query_far_along_the_nearest_key(implementation):
 def test_the_scaled_dot_product_has_variance_1():
     for dim in (4, 64, 256):
         q, k = normal(dim, (200, 1, dim), (200, 1, dim))
-        call, q, k = jattn.ops.attention.call.prepare(
-            q,
-            k,
-            k,
-            scores=(),
-            **dict.fromkeys(("mask", "similarity", "normalizer", "query_positions", "key_positions", "dropout")),
-        )
+        call, q, k = prepare(q, k, k, Pieces())
         assert np.var(np.einsum("qhd,khd->qk", q, k) * call.scale) == pytest.approx(1, abs=0.1)
 
 

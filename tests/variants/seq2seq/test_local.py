@@ -10,7 +10,7 @@ from variant_layers import check_layer
 import jattn
 from jattn import masks
 from jattn.masks import Near
-from jattn.ops.attention.call import prepare
+from jattn.ops.attention.call import Pieces, prepare
 from jattn.ops.attention.plan import make_plan
 from jattn.variants.seq2seq import LuongGlobal, LuongLocal, local_m, local_p
 
@@ -27,9 +27,8 @@ def test_tiles_out_of_reach_are_skipped(known):
     centers = np.linspace(0, 4000, 64, dtype=np.float32)
     q, k = jnp.zeros((64, 1, 1)), jnp.zeros((4096, 1, 1))
     mask = Near(centers if known else jnp.asarray(centers), 100.0)
-    nothing = dict.fromkeys(("similarity", "normalizer", "query_positions", "key_positions", "dropout"))
-    call, *_ = prepare(q, k, k, mask=mask, scores=(), **nothing)
-    plan = make_plan(call.mask, call.query_positions, call.key_positions, 16, 256)
+    pieces = prepare(q, k, k, Pieces(mask))[0].pieces
+    plan = make_plan(pieces.mask, pieces.query_positions, pieces.key_positions, 16, 256)
     assert plan.known == known
     assert int((np.asarray(plan.states) != 0).sum()) < 0.5 * plan.states.size
 

@@ -36,8 +36,8 @@ class Reference(Implementation):
 def _attend(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
     scores, allowed = scored(call, query, key)
     weights = _weights(call, scores, allowed)
-    if call.dropout is not None:
-        weights = weights * call.dropout.factor(call.query_positions, call.key_positions)
+    if call.pieces.dropout is not None:
+        weights = weights * call.pieces.dropout.factor(call.pieces.query_positions, call.pieces.key_positions)
     # In the dtype of the sums, or the cotangent of the weights would be rounded to that of the values.
     values = jnp.swapaxes(value, -3, -2).astype(accumulation_dtype(weights, value))
     out = jnp.swapaxes(multiply_values(weights, values, allowed), -3, -2)
@@ -52,20 +52,22 @@ def weights_of(call: Call, query: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def _weights(call: Call, scores: jax.Array, allowed: jax.Array) -> jax.Array:
-    normalizer, scores = pairs.for_normalizer(call.normalizer, scores, allowed)
+    normalizer, scores = pairs.for_normalizer(call.pieces.normalizer, scores, allowed)
     return normalizer.weights(scores, allowed)
 
 
 def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """All scores `[batch..., q_heads, q_len, kv_len]`, and the pairs that may attend, of the same shape."""
     query, key = jnp.swapaxes(query, -3, -2), jnp.swapaxes(key, -3, -2)
+    pieces = call.pieces
+    at = pieces.query_positions, pieces.key_positions
 
     def score(query, key):
-        query, scale = folded_scale(call.similarity, query, call.scale)
-        scores = pairs.pair(call.similarity, query, key, allowed).astype(accumulation_dtype(query, key)) * scale
-        return pairs.modify(scores, call.scores, call.query_positions, call.key_positions, allowed)
+        query, scale = folded_scale(pieces.similarity, query, call.scale)
+        scores = pairs.pair(pieces.similarity, query, key, allowed).astype(accumulation_dtype(query, key)) * scale
+        return pairs.modify(scores, pieces.scores, *at, allowed)
 
-    allowed = None if call.mask is None else call.mask.allows(call.query_positions, call.key_positions)
+    allowed = None if pieces.mask is None else pieces.mask.allows(*at)
     # A masked pair must not reach a gradient even as 0 * NaN: differentiate with the non-finite entries set to 0,
     # and add what they did to the scores as a constant.
     clean_query, clean_key = without_nonfinite(query), without_nonfinite(key)
@@ -83,7 +85,7 @@ def log_mass(call: Call, scores: jax.Array, allowed: jax.Array) -> tuple[jax.Arr
 
     For an elementwise normalizer, the log of the number of keys it may attend.
     """
-    if call.normalizer.streams_as == "elementwise":
+    if call.pieces.normalizer.streams_as == "elementwise":
         counts = jnp.log(allowed.sum(-1).astype(scores.dtype))
         return counts, jnp.zeros_like(counts)
     masked = jnp.where(allowed, scores, -jnp.inf)

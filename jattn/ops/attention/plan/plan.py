@@ -20,13 +20,11 @@ class Lists(NamedTuple):
     """The tiles to visit per row: `order[start:full_stop]` are full, `order[full_stop:stop]` partial.
 
     order: int32, one-dimensional, for all rows; ascending in each part.
-    start, full_stop, stop: int32 `[batch..., head, rows]`.
+    bounds: int32 `[batch..., head, rows, 3]`: start, full_stop and stop of each row.
     """
 
     order: Any
-    start: Any
-    full_stop: Any
-    stop: Any
+    bounds: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +109,8 @@ class Plan:
             column = jnp.broadcast_to(jnp.arange(columns, dtype=np.int32), flat.shape)
             # Empty tiles have an index out of bounds and are dropped.
             order = jnp.zeros(max(beyond, 1), np.int32).at[place.reshape(-1)].set(column.reshape(-1), mode="drop")
-        return Lists(order, *(bound.reshape(shape) for bound in (start, full_stop, stop)))
+        bounds = xp.stack([start, full_stop, stop], -1).reshape((*shape, 3))
+        return Lists(order, bounds)
 
 
 jax.tree_util.register_dataclass(Plan, data_fields=["states"], meta_fields=["q_tile", "k_tile", "q_len", "kv_len"])

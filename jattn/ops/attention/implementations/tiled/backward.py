@@ -10,14 +10,12 @@ from .....foundation.slices import put_at, slice_at
 from .....foundation.varying import full, varying_axes
 from .....similarities.base import folded_scale
 from ... import pairs
+from ...call import Pieces
 from ...finite import grouped_product
-from .tile import Lists, Pieces, allowed_pairs, fresh_rows, put_rows, rows_of, slice_pieces, sweep
+from ...plan import Lists
+from ...streaming import is_float
+from .tile import allowed_pairs, fresh_rows, key_tile_at, put_rows, row_of, rows_of, slice_pieces, sweep
 from .tiling import Tiling
-
-
-def is_float(leaf: Any) -> bool:
-    """Whether a gradient is due."""
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def split(pieces: Pieces) -> tuple[list[Any], Any]:
@@ -67,6 +65,10 @@ def gradients(
         shift = jnp.where(dead, 0, lse_cotangent - along)
     rows = jnp.stack([lse, remainder, shift], -1)
 
+    def operand(weights, dtype):
+        """Weights, or gradients of scores, as they enter a matrix product with an array of this dtype."""
+        return weights.astype(dtype) if tiling.rounds else weights
+
     def one_block(block, carry):
         d_query, d_key, d_value, d_floats = carry
         # Transposed, [heads, dim, length]: contracting the query axis of [q, k] against rows that are contiguous
@@ -95,7 +97,7 @@ def gradients(
 
     def _query_tile(block, q_index, starts, sums):
         query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
-        cotangent = _operand(rows_of(out_cotangent, tiling, starts, keys=False), value.dtype)
+        cotangent = operand(rows_of(out_cotangent, tiling, starts, keys=False), value.dtype)
         lse_tile, remainder_tile, shift_tile = jnp.moveaxis(rows_of(rows, tiling, starts, keys=False), -1, 0)
         live = ~jnp.isneginf(lse_tile)
         cotangent = jnp.where(live[..., None], cotangent, 0)
@@ -113,7 +115,7 @@ def gradients(
 
         def visit(place, carry, partial):
             d_query_tile, d_key_block, d_value_block, d_floats = carry
-            k_index = lists.tile(place)
+            k_index = key_tile_at(lists, place)
             starts = tiling.starts(block, q_index, k_index)
             tile = slice_pieces(pieces, tiling, starts)
             floats, rebuild = split(tile)
@@ -164,10 +166,10 @@ def gradients(
             if factor is not None:
                 weights = weights * factor
 
-            d_value_tile = _columns_product(cotangent_columns, _operand(weights, value_tile.dtype), group)
+            d_value_tile = _columns_product(cotangent_columns, operand(weights, value_tile.dtype), group)
             if tile.similarity.is_dot:
                 d_raw, d_floats_tile = pull(d_scores)
-                d_raw = _operand(d_raw, key_tile.dtype)
+                d_raw = operand(d_raw, key_tile.dtype)
                 d_query_rows = grouped_product(d_raw, key_tile)
                 d_key_tile = _columns_product(query_columns, d_raw, group)
             else:
@@ -185,7 +187,7 @@ def gradients(
             )
 
         carry = (zeros(query_tile.shape, dtype), *sums)
-        d_query_tile, *sums = sweep(visit, lists.row(starts, tiling, q_index), carry, apart)
+        d_query_tile, *sums = sweep(visit, row_of(lists, starts, tiling, q_index), carry, apart)
         folded = scale if left == 1.0 else 1.0
         return d_query_tile * folded, *sums
 
@@ -200,14 +202,6 @@ def gradients(
     d_query, d_key, d_value, d_floats = jax.lax.fori_loop(0, tiling.blocks, one_block, carry)
     d_floats = [grad.astype(jnp.result_type(leaf)) for grad, leaf in zip(d_floats, floats, strict=True)]
     return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype), d_floats
-
-
-def _operand(weights: jax.Array, dtype: Any) -> jax.Array:
-    """Weights, or gradients of scores, as they enter a matrix product with an array of this dtype.
-
-    Rounded to it where there are matrix units for it. A CPU gains nothing by that, and keeps the digits.
-    """
-    return weights if jax.default_backend() == "cpu" else weights.astype(dtype)
 
 
 def _by_kv_head(rows: jax.Array, group: int) -> jax.Array:

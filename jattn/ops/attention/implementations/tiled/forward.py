@@ -1,7 +1,5 @@
 """The forward pass: for each query tile, an online sum over the key tiles of the plan."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -9,9 +7,11 @@ from .....foundation.numerics import accumulation_dtype
 from .....foundation.slices import quotient
 from .....foundation.varying import full, varying_axes
 from .....similarities.base import folded_scale
+from ...call import Pieces
 from ...finite import grouped_product, multiply_values
 from ...partial import log_of_sum
-from .tile import Lists, Pieces, allowed_pairs, fresh_rows, modify_scores, put_rows, rows_of, slice_pieces, sweep
+from ...plan import Lists
+from .tile import allowed_pairs, fresh_rows, key_tile_at, modify_scores, put_rows, row_of, rows_of, slice_pieces, sweep
 from .tiling import Tiling
 
 
@@ -39,12 +39,12 @@ def attend(
         )
 
         def visit(place, state, partial):
-            k_index = lists.tile(place)
+            k_index = key_tile_at(lists, place)
             starts = tiling.starts(block, q_index, k_index)
             tile = slice_pieces(pieces, tiling, starts)
             key_tile = rows_of(key, tiling, starts, keys=True)
             value_tile = rows_of(value, tiling, starts, keys=True)
-            if jax.default_backend() == "cpu":
+            if not tiling.rounds:
                 # Weights are rounded to the dtype of the value for their product. A CPU gains nothing by it, and the
                 # backward pass, which rounds none there, needs rows of score gradients that sum to 0.
                 value_tile = value_tile.astype(dtype)
@@ -57,7 +57,7 @@ def attend(
             update = _softmax if softmax else _elementwise
             return update(state, scores, allowed, factor, value_tile, tile.normalizer)
 
-        top, mass, summed = sweep(visit, lists.row(starts, tiling, q_index), state, apart=False)
+        top, mass, summed = sweep(visit, row_of(lists, starts, tiling, q_index), state, apart=False)
         if softmax:
             summed = summed / jnp.where(mass == 0, 1, mass)[..., None]
         rows = summed, jnp.stack([top, mass], -1)
@@ -102,15 +102,3 @@ def _elementwise(state, scores, allowed, factor, value_tile, normalizer):
     if factor is not None:
         weights = weights * factor
     return top, count, summed + _product(weights, allowed, value_tile)
-
-
-def empty(call: Any, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The result over no keys (or for no queries): there is no tile to visit."""
-    dtype = accumulation_dtype(query, key, value)
-    axes = varying_axes(query, key, value)
-    shape = (*call.batch, call.q_len, call.q_heads)
-    return (
-        full((*shape, call.v_dim), 0, dtype, axes),
-        full(shape, -jnp.inf, dtype, axes),
-        full(shape, 0, dtype, axes),
-    )

@@ -4,24 +4,19 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .....foundation.arrays import is_static
-from ....dispatch import Implementation
 from ...call import Call
 from ...partial import Partial
 from ...plan import Plan
-from ...reverse_mode import reverse_mode_only
-from . import tiling
-from .backward import is_float
-from .forward import empty
-from .tile import Pieces
-from .transforms import Operands, Program, differentiable
+from ...streaming import Gradients, Streaming, is_float
+from . import backward, forward, tiling
+from .tiling import Schedule, Tiling
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiled(Implementation):
+class Tiled(Streaming):
     """Attention a tile at a time (online softmax; the backward pass recomputes the weights).
 
     Tiles that the plan finds empty are never touched and full ones are not masked. Memory beside the inputs, the
@@ -51,34 +46,58 @@ class Tiled(Implementation):
     def refuses(self, call: Call) -> str | None:
         if not is_static(call.q_len, call.kv_len, call.q_heads, call.kv_heads):
             return "it cuts lengths into tiles, and here they are symbols (of `jax.export`)"
-        if call.normalizer.streams_as is None:
-            return f"{type(call.normalizer).__name__} cannot stream: {call.normalizer.refusal}"
+        if call.pieces.normalizer.streams_as is None:
+            return f"{type(call.pieces.normalizer).__name__} cannot stream: {call.pieces.normalizer.refusal}"
         return None
 
-    def run(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
-        streamed = self._streamed(call, query, key, value)
-        out = call.normalizer.rescale(streamed.out, streamed.lse, streamed.remainder)
-        return dataclasses.replace(streamed, out=out.astype(value.dtype))
+    def plan(self, call: Call) -> Schedule | None:
+        pieces = call.pieces
+        deciding = jax.tree.leaves((pieces.mask, pieces.query_positions, pieces.key_positions))
+        if pieces.mask is not None and not all(isinstance(leaf, np.ndarray) for leaf in deciding):
+            return None
+        return self._schedule(call)
 
-    def _streamed(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
-        """The result before the normalizer's `rescale`."""
-        if 0 in (*call.batch, call.q_len, call.kv_len):
-            return Partial(*empty(call, query, key, value))
-        cut, plan = tiling.with_plan(call, self.q_tile, self.k_tile)
-        traced = None if isinstance(plan.states, np.ndarray) else plan.states
-        if traced is not None:
-            plan = dataclasses.replace(plan, states=None)
-        # Behind this, any derivative but the first in reverse mode is an error that says so.
-        query, key, value, pieces = jax.tree.map(
-            lambda leaf: reverse_mode_only(leaf) if is_float(leaf) else leaf, (query, key, value, Pieces.of(call))
-        )
-        operands = Operands(query, key, value, pieces, traced)
-        return Partial(*differentiable(Program(cut, call.scale, plan), operands))
+    def _schedule(self, call: Call) -> Schedule:
+        """The one that the call came with, for its batch; else one that is made of its arrays."""
+        if call.plan is not None:
+            return call.plan.on(call.batch)
+        return tiling.schedule(call, self.q_tile, self.k_tile)
+
+    def stream(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        schedule = self._schedule(call).wider()
+        fold, lists = schedule.tiling.fold, schedule.lists()
+        pieces = jax.tree.map(fold.aligned, call.pieces)
+        query, key, value = map(fold.rows, (query, key, value))
+        results = forward.attend(query, key, value, pieces, lists, schedule.tiling, call.scale)
+        out, lse, remainder = map(fold.unfolded_rows, results)
+        return Partial(out, lse, remainder)
+
+    def gradients(  # type: ignore[override]
+        self,
+        call: Call,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        results: Partial,
+        cotangents: Partial,
+    ) -> Gradients:
+        schedule = self._schedule(call)
+        fold, lists = schedule.tiling.fold, schedule.lists()
+        pieces = jax.tree.map(lambda leaf: (fold.apart if is_float(leaf) else fold.aligned)(leaf), call.pieces)
+        arrays = query, key, value, results.out, results.lse, results.remainder, cotangents.out, cotangents.lse
+        query, key, value, *saved = map(fold.rows, arrays)
+        *grads, d_floats = backward.gradients(query, key, value, pieces, lists, schedule.tiling, call.scale, *saved)
+        leaves, tree = jax.tree.flatten(call.pieces)
+        rest = iter(d_floats)
+        d_pieces = tree.unflatten([fold.together(next(rest), leaf) if is_float(leaf) else None for leaf in leaves])
+        d_query, d_key, d_value = map(fold.unfolded_rows, grads)
+        return Gradients(d_query, d_key, d_value, d_pieces)
 
     def describe(self, call: Call) -> tuple[Plan | None, str]:
         if 0 in (call.q_len, call.kv_len):
             return None, "nothing"
-        cut, plan = tiling.with_plan(call, self.q_tile, self.k_tile)
+        schedule = self._schedule(call)
+        cut, plan = schedule.tiling, schedule.plan
         examples = math.prod(size for size, whole in zip(cut.batch, cut.whole, strict=True) if whole)
         tile = 4 * examples * cut.q_heads * cut.q_tile * cut.k_tile / 2**20
         wide = cut.wider(plan.states)
@@ -91,11 +110,11 @@ class Tiled(Implementation):
         return _as_visited(plan, cut), memory
 
 
-def _as_visited(plan: Plan, cut: tiling.Tiling) -> Plan:
+def _as_visited(plan: Plan, cut: Tiling) -> Plan:
     """A head's tiles are those of all heads that are computed with it."""
     folded = cut.fold.aligned(plan.states)
     joined = dataclasses.replace(plan, states=folded).coarse(cut.whole, cut.q_heads)
-    xp = np if joined.known else jnp
+    xp = np if joined.known else jax.numpy
     states = joined.states if folded.shape[-3] == 1 else xp.repeat(joined.states, cut.q_heads, axis=-3)
     if not cut.fold.trivial:
         states = xp.broadcast_to(states, folded.shape).reshape(plan.states.shape)

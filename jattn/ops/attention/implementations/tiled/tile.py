@@ -1,7 +1,7 @@
 """One tile: its slices of every array, its scores, and the pairs in it that may attend."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from .....foundation.arrays import of_rank
 from .....foundation.pieces import take
 from .....foundation.slices import put_at, quotient, slice_at
 from .....foundation.varying import full, vary, varying_axes
-from ...call import Call
+from ...call import Pieces
+from ...plan import Lists
 from .tiling import Tiling
 
 CHEAP = frozenset(("le", "lt", "ge", "gt", "eq", "ne", "and", "or", "xor", "not", "add", "sub", "mul", "iota"))
@@ -19,43 +20,19 @@ FEW = 6
 """A mask of so many cheap operations is evaluated in full tiles too: the compiler spends more on a branch around it."""
 
 
-class Pieces(NamedTuple):
-    """Everything of a call that is sliced beside query, key and value; every array in it is aligned."""
-
-    mask: Any
-    similarity: Any
-    scores: tuple
-    normalizer: Any
-    dropout: Any
-    query_positions: Any
-    key_positions: Any
-
-    @classmethod
-    def of(cls, call: Call) -> "Pieces":
-        return cls(*(getattr(call, name) for name in cls._fields))
+def row_of(lists: Lists, starts: dict[int, Any], tiling: Tiling, q_index: Any) -> tuple[Any, Any, Any]:
+    """(start, full_stop, stop) of a query tile in a block."""
+    shape = lists.bounds.shape
+    index = [starts.get(axis, 0) for axis in range(tiling.rank)]
+    index += [quotient(starts[tiling.rank], tiling.q_heads)[0], q_index]
+    place = [0 if size == 1 else position for size, position in zip(shape, [*index, 0], strict=True)]
+    start, full_stop, stop = slice_at(lists.bounds, place, (*[1] * len(index), 3)).reshape(3)
+    return start, full_stop, stop
 
 
-class Lists(NamedTuple):
-    """For every row of tiles, where its full and then its partial tiles stand in `order` (see `Plan.lists`).
-
-    bounds: start, full_stop and stop of a row, behind the axes of the plan.
-    """
-
-    order: Any
-    bounds: Any
-
-    def row(self, starts: dict[int, Any], tiling: Tiling, q_index: Any) -> tuple[Any, Any, Any]:
-        """(start, full_stop, stop) of a query tile in a block."""
-        shape = self.bounds.shape
-        index = [starts.get(axis, 0) for axis in range(tiling.rank)]
-        index += [quotient(starts[tiling.rank], tiling.q_heads)[0], q_index]
-        place = [0 if size == 1 else position for size, position in zip(shape, [*index, 0], strict=True)]
-        start, full_stop, stop = slice_at(self.bounds, place, (*[1] * len(index), 3)).reshape(3)
-        return start, full_stop, stop
-
-    def tile(self, place: Any) -> jax.Array:
-        """The key tile that stands at a place of the order."""
-        return slice_at(self.order, (place,), (1,)).reshape(())
+def key_tile_at(lists: Lists, place: Any) -> jax.Array:
+    """The key tile that stands at a place of the order."""
+    return slice_at(lists.order, (place,), (1,)).reshape(())
 
 
 def rows_of(array: jax.Array, tiling: Tiling, starts: dict[int, Any], *, keys: bool) -> jax.Array:

@@ -1,6 +1,7 @@
 """How a call is cut: into blocks (batch elements and heads that are computed together) and tiles."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 from .....foundation.arrays import of_rank
 from .....foundation.sharding import major_size
 from .....foundation.slices import quotient
+from .....foundation.target import expected_target
 from ...call import Call
-from ...plan import EMPTY, FULL, PARTIAL, Plan, make_plan
+from ...plan import EMPTY, FULL, PARTIAL, Lists, Plan, make_plan
 from .folding import Fold
 
 CPU_TILE = 512  # large enough for the matrix products of a CPU to reach most of their speed
@@ -28,7 +30,8 @@ class Tiling:
 
     A block is `kv_heads` key heads with `group` query heads each, of one batch element, or of all of those along the
     axes that are `whole`. All query heads of a key head are in one block, or in `shares` blocks, each of which then has
-    a single key head. Batch axes and heads are those of the folded arrays.
+    a single key head. Batch axes and heads are those of the folded arrays. `rounds` says whether weights are rounded to
+    the dtype of what they are multiplied by: a CPU has no matrix units that gain by it, and keeps the digits.
     """
 
     fold: Fold
@@ -40,6 +43,7 @@ class Tiling:
     k_tile: int
     kv_heads: int
     shares: int = 1
+    rounds: bool = True
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -164,10 +168,10 @@ class Tiling:
 
 
 def choose(call: Call, q_tile: int | None, k_tile: int | None) -> Tiling:
-    """Tile and block sizes for the default device."""
-    on_cpu = jax.default_backend() == "cpu"
+    """Tile and block sizes for the target of a call."""
+    on_cpu = (call.target or expected_target()).platform == "cpu"
     group = call.q_heads // call.kv_heads
-    pairwise = not call.similarity.is_dot
+    pairwise = not call.pieces.similarity.is_dot
     tile = PAIRWISE_TILE if pairwise else (CPU_TILE if on_cpu else ACCELERATOR_TILE)
     heads = major_size(call.kv_heads, call.devices) if on_cpu else 1
     fold = Fold(call.batch, looped=on_cpu, devices=call.devices, heads=heads)
@@ -190,6 +194,7 @@ def choose(call: Call, q_tile: int | None, k_tile: int | None) -> Tiling:
         q_tile=q_tile,
         k_tile=k_tile,
         kv_heads=kv_heads,
+        rounds=not on_cpu,
     )
 
 
@@ -198,11 +203,51 @@ def _divisors(number: int) -> list[int]:
     return [size for size in range(number, 0, -1) if number % size == 0]
 
 
-def with_plan(call: Call, q_tile: int | None, k_tile: int | None) -> tuple[Tiling, Plan]:
+def schedule(call: Call, q_tile: int | None, k_tile: int | None) -> "Schedule":
     """How to cut a call, and the tiles to visit, before the heads of a block are joined."""
-    tiling = choose(call, q_tile, k_tile)
-    plan = make_plan(call.mask, call.query_positions, call.key_positions, tiling.q_tile, tiling.k_tile)
-    return tiling.by_plan(plan.states), plan
+    tiling, pieces = choose(call, q_tile, k_tile), call.pieces
+    plan = make_plan(pieces.mask, pieces.query_positions, pieces.key_positions, tiling.q_tile, tiling.k_tile)
+    return Schedule(tiling.by_plan(plan.states), plan)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """How a call is cut, and the tiles to visit. Two that are known while tracing are equal if they visit the same."""
+
+    tiling: Tiling
+    plan: Plan
+
+    @functools.cached_property
+    def _identity(self) -> tuple:
+        states = self.plan.states
+        return self.tiling, self.plan.q_tile, self.plan.k_tile, states.shape, states.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def lists(self) -> Lists:
+        """The tiles of each block, as lists."""
+        states = self.tiling.fold.aligned(with_ragged_partial(self.plan.states, self.tiling))
+        plan = dataclasses.replace(self.plan, states=states)
+        return plan.coarse(self.tiling.whole, self.tiling.q_heads).lists("query")
+
+    def wider(self) -> "Schedule":
+        """That of the forward pass."""
+        return dataclasses.replace(self, tiling=self.tiling.wider(self.plan.states))
+
+    def on(self, batch: tuple[int, ...]) -> "Schedule":
+        """For these batch axes: those of a device, and of `vmap`."""
+        if self.tiling.fold.batch == batch:
+            return self
+        fold = dataclasses.replace(self.tiling.fold, batch=batch)
+        return dataclasses.replace(self, tiling=dataclasses.replace(self.tiling, fold=fold))
+
+    def batched(self) -> "Schedule":
+        """With one more batch axis, of size 1, in front of the plan."""
+        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, states=self.plan.states[None]))
 
 
 def with_ragged_partial(states: Any, tiling: Tiling) -> Any:
