@@ -1,5 +1,6 @@
-"""What would run, why the others would not, which tiles it visits and what memory it takes."""
+"""What a call would run, why not by another implementation, which tiles it visits and what memory it takes."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -11,27 +12,31 @@ from jax.core import Tracer
 
 from ...foundation.arrays import known_values
 from ...foundation.stateful import is_stateful, on_copies
+from ...foundation.target import compiled_for, expected_target
 from ..dispatch import WATCHER, Implementation, Watched
-from .call import Pieces
+from .call import Call, Pieces
 from .checks import check_arrays
 from .implementations import ATTENTION
-from .plan import doubt, picture, size_of_tiles
+from .plan import Plan, doubt, picture, size_of_tiles
 from .split import gathered, look_at_call
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """Prints what `attention` would do with the same arguments.
+    """Prints what a call of an operation would do.
 
     Attributes:
         implementation: the name of the one that would run.
         reasons: for every other one, why it would not.
-        plan: the tile plan, or None where there is none.
+        plan: of attention the tile plan, of a recurrence its chunks in words; None where there is none.
         memory: in words.
+        shapes: of the main arrays, in words.
         doubt: where tiles are visited, or masked, that need not be: the operation of the mask that knows too little,
             its line in the function that was given, and what would help; None where nothing is amiss.
         gathered: what is on all devices before the call runs, though it was split over some: arrays along their length
             or features, as far as their types and shardings show it.
+        operation: such as `"attention"` or `"linear_recurrence"`.
+        target: what the program is compiled for, such as `"tpu v5e"`.
     """
 
     implementation: str
@@ -41,15 +46,19 @@ class Explanation:
     shapes: str
     doubt: str | None = None
     gathered: tuple[str, ...] = ()
+    operation: str = "attention"
+    target: str = "cpu"
 
     def __str__(self) -> str:
-        lines = [f"attention over {self.shapes}", f"runs: {self.implementation}"]
+        lines = [f"{self.operation} over {self.shapes}", f"runs: {self.implementation}, compiled for {self.target}"]
         lines += [f"not {name}: {reason}" for name, reason in self.reasons.items()]
-        if self.plan is not None:
+        if isinstance(self.plan, Plan):
             if isinstance(self.plan.states, np.ndarray):
                 lines += [f"{size_of_tiles(self.plan)}:", picture(self.plan)]
             else:
                 lines += ["tiles: decided at run time, from arrays that are not known while tracing"]
+        elif self.plan is not None:
+            lines += [str(self.plan)]
         if self.gathered:
             lines += [f"gathered on all devices before it runs: {', '.join(self.gathered)}"]
         if self.doubt is not None:
@@ -66,6 +75,7 @@ def explain(
     value: Any,
     *,
     implementation: str | Implementation | None = None,
+    target: Any = None,
     **options: Any,
 ) -> Explanation:
     """What `attention` would do with the same arguments; prints as text. Nothing is computed.
@@ -75,10 +85,12 @@ def explain(
         key: likewise.
         value: likewise.
         implementation: as of `attention`.
+        target: what the program is compiled for, as text such as `"tpu v5e"`, `"cuda h100"` or `"cpu"`; by default, the
+            devices here. None of them need be there.
         options: the other arguments of `attention`.
 
     Raises:
-        ValueError: whatever `attention` would raise for these arguments.
+        ValueError: whatever `attention` would raise for these arguments; an unknown target.
 
     >>> import jax, jattn
     >>> array = jax.ShapeDtypeStruct((1, 4096, 8, 64), "float32")
@@ -106,17 +118,19 @@ def explain(
         return ()
 
     check_arrays(**arrays)
-    jax.eval_shape(trace, (query, key, value), [leaves[i] for i in abstract])
+    with contextlib.nullcontext() if target is None else compiled_for(target):
+        jax.eval_shape(trace, (query, key, value), [leaves[i] for i in abstract])
     return found[0]
 
 
 def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> list[Explanation]:
-    """What every attention within a function would do, in the order of the calls. Nothing is computed.
+    """What every attention and recurrence within a function would do, in the order of the calls. Nothing is computed.
 
     For a variant that is made of several, a layer, a whole model. Models of Flax nnx are traced as copies, so that the
     counters of their random keys stay as they are; they are found among the arguments, in the function's closure and
     among the globals that it names. A call in a loop or in a part that is differentiated is listed as often as JAX
     traces it; one within a function that is jitted already, and was called before, is not: JAX does not trace it again.
+    Inside `jattn.foundation.target.compiled_for` it is what they would do there.
 
     Args:
         function: of the arguments.
@@ -156,16 +170,22 @@ def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any
 
 def _explained(watched: Watched) -> Explanation:
     call, arrays = watched.call, watched.arrays
-    chosen, reasons = watched.operation.reasons(call, watched.implementation, call.target)
+    target = getattr(call, "target", None) or expected_target()
+    chosen, reasons = watched.operation.reasons(call, watched.implementation, target)
     plan, memory = chosen.describe(call)
-    if plan is not None and not isinstance(plan.states, np.ndarray):
-        plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
-    shapes = (f"{name} {one.shape} {one.dtype}" for name, one in arrays.items())
-    pieces = call.pieces
-    doubtful = None if plan is None else doubt(pieces.mask, pieces.query_positions, pieces.key_positions, plan)
-    return Explanation(
-        chosen.name, reasons, plan, memory, ", ".join(shapes), doubtful, gathered(tuple(arrays.values()))
+    shapes = ", ".join(f"{name} {one.shape} {one.dtype}" for name, one in arrays.items())
+    found = Explanation(
+        chosen.name, reasons, plan, memory, shapes, operation=watched.operation.name, target=str(target)
     )
+    if not isinstance(call, Call):
+        return found
+    doubtful, pieces = None, call.pieces
+    if plan is not None:
+        if not isinstance(plan.states, np.ndarray):
+            plan = dataclasses.replace(plan, states=None)  # a tracer must not escape
+        doubtful = doubt(pieces.mask, pieces.query_positions, pieces.key_positions, plan)
+    whole = gathered((arrays["query"], arrays["key"], arrays["value"]))
+    return dataclasses.replace(found, plan=plan, doubt=doubtful, gathered=whole)
 
 
 def _known(leaf: Any) -> Any:

@@ -1,0 +1,146 @@
+"""One program, lowered for several platforms: each gets the tiles, and the implementation, that are chosen for it."""
+
+import dataclasses
+import sys
+import types
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from measure import near, random
+
+import jattn
+from jattn.foundation.target import Target, by_target, compiled_for
+from jattn.ops import dispatch
+from jattn.ops.attention.implementations import ATTENTION, Tiled, registry
+from jattn.ops.attention.implementations.tiled import implementation as tiled_module
+
+ARRAYS = random((2, 40, 4, 8), (2, 40, 2, 8), (2, 40, 2, 8))
+PLATFORMS = ("cpu", "tpu", "cuda")
+
+
+def loss(query, key, value):
+    ids = jnp.arange(40) // 15
+    return jattn.attention(query, key, value, mask=jattn.masks.Causal() & jattn.masks.SameSegment(ids[None])).sum()
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """The platforms that tiles were chosen for."""
+    seen = []
+    choose = tiled_module.tiling.choose
+
+    def spy(call, *sizes):
+        seen.append(call.target and call.target.platform)
+        return choose(call, *sizes)
+
+    monkeypatch.setattr(tiled_module.tiling, "choose", spy)
+    return seen
+
+
+def test_each_platform_gets_its_own_tiles(chosen):
+    step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    exported = jax.export.export(step, platforms=PLATFORMS)(*ARRAYS)
+    assert set(chosen) == set(PLATFORMS)
+    for got, want in zip(*map(jax.tree.leaves, (exported.call(*ARRAYS), step(*ARRAYS))), strict=True):
+        near(got, want)
+    chosen.clear()
+    jax.export.export(step, platforms=("tpu",))(*ARRAYS)
+    assert "tpu" in chosen and "cuda" not in chosen
+
+
+def test_nothing_is_traced_for_a_platform_that_nobody_asks_for(chosen):
+    jax.jit(jax.grad(loss)).lower(*ARRAYS)
+    jattn.attention(*ARRAYS, mask=jattn.masks.Causal())
+    jax.vmap(lambda query: jattn.attention(query, *ARRAYS[1:]))(jnp.stack([ARRAYS[0]] * 2))
+    assert set(chosen) == {"cpu"}
+
+
+@pytest.mark.parametrize(("target", "rounds"), [("cpu", False), ("tpu v5e", True), ("cuda h100", True)])
+def test_the_program_rounds_weights_where_there_are_matrix_units(target, rounds):
+    low = [array.astype(jnp.bfloat16) for array in ARRAYS]
+    with compiled_for(target):
+        text = jax.jit(lambda *arrays: jattn.attention(*arrays)).lower(*low).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line and "x40x" in line]
+    # The second product is that of weights and values.
+    assert products and ("bf16" in products[-1].split("->")[0].split(":")[-1]) == rounds
+
+
+def test_explain_says_from_anywhere_what_runs_there():
+    shape = jax.ShapeDtypeStruct((1, 4096, 8, 64), "bfloat16")
+    here, there = (jattn.explain(shape, shape, shape, target=target) for target in (None, "tpu v5e"))
+    assert (here.target, there.target) == ("cpu", "tpu v5e")
+    assert here.memory != there.memory
+    assert "for tpu v5e" in str(there)
+    with compiled_for("cuda"):
+        listed = jattn.explain_calls(lambda x: jattn.attention(x, x, x), shape)
+    assert [one.target for one in listed] == ["cuda"]
+    with pytest.raises(ValueError, match="`target` must be one of"):
+        jattn.explain(shape, shape, shape, target="abacus")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel(Tiled):
+    """What a kernel for one platform would be: its own module, and refusals of its own."""
+
+    name = "kernel"
+
+    def refuses(self, call):
+        return "it has no dropout" if call.pieces.dropout is not None else super().refuses(call)
+
+    def stream(self, call, query, key, value):
+        assert call.target is not None and call.target.platform == "tpu"
+        streamed = super().stream(call, query, key, value)
+        return dataclasses.replace(streamed, out=streamed.out + 1)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    row = dispatch.Row("kernel", "module_of_a_kernel", "Kernel", ("tpu",))
+    operation = dataclasses.replace(ATTENTION, rows=(row, *ATTENTION.rows))
+    for module in ("jattn.ops.attention.api", "jattn.ops.attention.explain"):
+        monkeypatch.setattr(sys.modules[module], "ATTENTION", operation)
+    module = types.ModuleType("module_of_a_kernel")
+    module.Kernel = Kernel  # pyright: ignore[reportAttributeAccessIssue]
+    yield lambda: monkeypatch.setitem(sys.modules, "module_of_a_kernel", module)
+    dispatch._load.cache_clear()
+    jax.clear_caches()
+
+
+def test_a_kernel_for_one_platform_is_one_row(kernel):
+    attend = jax.jit(lambda *arrays: jattn.attention(*arrays))
+    step = jax.jit(jax.grad(lambda *arrays: jattn.attention(*arrays).sum()))
+    want = attend(*ARRAYS)  # its module is not there yet, and nobody asks for it
+    step(*ARRAYS)
+    jax.clear_caches()
+    with pytest.raises(ModuleNotFoundError, match="module_of_a_kernel"):
+        jax.export.export(attend, platforms=("cpu", "tpu"))(*ARRAYS)
+    kernel()
+    exported = jax.export.export(attend, platforms=("cpu", "tpu"))(*ARRAYS)
+    near(exported.call(*ARRAYS), want)
+    jax.export.export(step, platforms=("cpu", "tpu"))(*ARRAYS)
+    shape = jax.ShapeDtypeStruct((1, 64, 4, 8), "float32")
+    explained = jattn.explain(shape, shape, shape, target="tpu")
+    assert explained.implementation == "kernel"
+    dropout = jattn.Dropout(0.1, jax.random.key(0))
+    explained = jattn.explain(shape, shape, shape, target="tpu", dropout=dropout)
+    assert (explained.implementation, explained.reasons["kernel"]) == ("tiled", "it has no dropout")
+    with pytest.raises(jattn.Unsupported, match="it is for tpu, and the program is for cpu"):
+        attend_by = jattn.attention(*ARRAYS, implementation="kernel")
+        del attend_by
+
+
+def test_by_target_keeps_trees_and_runs_anywhere():
+    def name(target, tree):
+        return {"sum": tree["a"] + tree["b"], "cpu": jnp.float32(target == Target("cpu"))}
+
+    tree = {"a": jnp.ones(3), "b": np.ones(3, np.float32)}
+    for run in (lambda tree: by_target(name, tree), jax.jit(lambda tree: by_target(name, tree))):
+        got = run(tree)
+        np.testing.assert_array_equal(got["sum"], 2 * np.ones(3))
+        assert got["cpu"] == 1
+    with jax.disable_jit():
+        assert jax.vmap(lambda x: x)(by_target(name, tree)["sum"]).shape == (3,)
+    assert registry.ATTENTION is ATTENTION
