@@ -1,1 +1,1 @@
-"""What everything stands on: how arrays lie on a mesh of devices, and what is known of a program from its jaxpr."""
+"""What everything else stands on: pieces, traced functions, argument checks, numerics, sharding, the target."""

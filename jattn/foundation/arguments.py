@@ -1,4 +1,4 @@
-"""Checks of arguments that are not arrays to compute with: choices, sizes, flags, rates, random keys and states."""
+"""Checks of arguments that are not numeric arrays: choices, sizes, flags, rates, random keys and states."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,25 +11,25 @@ from .arrays import describe, dtype_of, known_values
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """`value` is one of a few names.
+    """Check that `value` is one of a few names.
 
     Raises:
-        ValueError: listing them.
+        ValueError: it is not; the message lists the names.
     """
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
 def check_multiple(of: str, /, *, unless: str | None = None, **sizes: int) -> None:
-    """One size is a multiple of another.
+    """Check that one size is a multiple of another.
 
     Args:
-        of: the name of the one that divides.
-        unless: the name of an argument that would set_field the matter, if it was given.
-        **sizes: both, with the names of their arguments.
+        of: the name of the divisor.
+        unless: the name of an argument that would make this unnecessary if it were given.
+        **sizes: both sizes, by the names of their arguments.
 
     Raises:
-        ValueError: naming both.
+        ValueError: it is not; the message names both.
 
     >>> check_multiple("heads", features=7, heads=2, unless="head_dim")
     Traceback (most recent call last):
@@ -44,7 +44,7 @@ def check_multiple(of: str, /, *, unless: str | None = None, **sizes: int) -> No
 
 
 def check_positive(**sizes: Any) -> None:
-    """Sizes are integers of at least 1.
+    """Check that sizes are integers of at least 1.
 
     Raises:
         ValueError: naming the size.
@@ -55,7 +55,7 @@ def check_positive(**sizes: Any) -> None:
 
 
 def check_counts(**counts: Any) -> None:
-    """Counts are integers of at least 0.
+    """Check that counts are integers of at least 0.
 
     Raises:
         ValueError: naming the count.
@@ -66,7 +66,7 @@ def check_counts(**counts: Any) -> None:
 
 
 def check_flags(**flags: Any) -> None:
-    """Flags are True or False, known while tracing.
+    """Check that flags are True or False, known at trace time.
 
     Raises:
         ValueError: naming the flag.
@@ -77,10 +77,10 @@ def check_flags(**flags: Any) -> None:
 
 
 def check_rate(name: str, value: Any) -> None:
-    """A probability in [0, 1]: a number, or a floating-point scalar array, whose value is checked where it is known.
+    """Check a probability in [0, 1]: a number or a floating-point scalar array. Traced values are not checked.
 
     Raises:
-        ValueError: something else.
+        ValueError: it is something else.
 
     >>> check_rate("dropout_rate", 2.0)
     Traceback (most recent call last):
@@ -98,10 +98,10 @@ def check_rate(name: str, value: Any) -> None:
 
 
 def check_key(name: str, key: Any) -> None:
-    """A random key of JAX, typed or as its words.
+    """Check a single JAX random key, typed or as raw words.
 
     Raises:
-        ValueError: something else, or several keys.
+        ValueError: it is something else, or several keys.
 
     >>> check_key("sample", 3)
     Traceback (most recent call last):
@@ -117,20 +117,20 @@ def check_key(name: str, key: Any) -> None:
 
 
 def check_batch(batch: Any) -> None:
-    """Batch axes are a tuple of sizes.
+    """Check that batch axes are a tuple of sizes.
 
     Raises:
-        ValueError: something else, such as one size.
+        ValueError: they are something else, such as a single size.
     """
     if not isinstance(batch, tuple) or not all(isinstance(size, int | np.integer) and size >= 0 for size in batch):
         raise ValueError(f"`batch` must be a tuple of sizes, such as (2,), or () for none; got {batch!r}.")
 
 
 def leave_out(pieces: Mapping[str, Any], why: str, *names: str) -> dict[str, Any]:
-    """The other pieces: some are the variant's own, or have no meaning in it.
+    """The given pieces without those that a variant sets itself or that have no meaning in it.
 
     Raises:
-        ValueError: one of them is given.
+        ValueError: one of these is given.
 
     >>> leave_out({"similarity": 3}, "places are compared by dot products", "similarity")
     Traceback (most recent call last):
@@ -144,10 +144,10 @@ def leave_out(pieces: Mapping[str, Any], why: str, *names: str) -> dict[str, Any
 
 
 def check_baseline(baseline: Any, of: str, rewards: Any) -> None:
-    """What is taken off the rewards of REINFORCE is one number, or one for each of them.
+    """Check the baseline of REINFORCE: one number, or one per reward.
 
     Raises:
-        ValueError: something else, that would broadcast to more losses than there are.
+        ValueError: it has another shape, which would broadcast to more losses than there are.
     """
     shape = np.shape(baseline)
     if shape not in ((), np.shape(rewards)):
@@ -157,10 +157,10 @@ def check_baseline(baseline: Any, of: str, rewards: Any) -> None:
 
 
 def check_record(name: str, value: Any, kind: type) -> None:
-    """A state is of its own kind, such as an earlier call returned it.
+    """Check that a state has the type that an earlier call returned.
 
     Raises:
-        ValueError: naming the kind.
+        ValueError: naming the type.
     """
     if not isinstance(value, kind):
         raise ValueError(

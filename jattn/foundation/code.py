@@ -1,4 +1,4 @@
-"""What a Python function is made of: its code, and the objects that the code can reach."""
+"""The code of a Python function, and the objects that the code can reach."""
 
 import types
 import weakref
@@ -10,9 +10,9 @@ from jax.core import Tracer
 
 
 class Only:
-    """Equal to the same object alone, which it keeps alive so that its address is not given to another.
+    """Equal only to the same object. Keeps the object alive so that its address is not reused.
 
-    An array may be large: it is not kept alive, and behind its end nothing is equal to it.
+    Arrays may be large and are not kept alive; once one is deleted, nothing is equal to it.
     """
 
     __slots__ = ("_address", "_held")
@@ -33,8 +33,8 @@ class Only:
 def same_code(function: Callable[..., Any]) -> Hashable | None:
     """A value that two functions share only if they run the same code on the same objects; None if none is known.
 
-    A `lambda` that is evaluated again is a new function with the same code. The objects it can reach are those in its
-    closure, its defaults, and the globals that its code names, with the attributes that it names of modules.
+    A `lambda` that is evaluated again is a new function with the same code. The objects that it can reach are those in
+    its closure, its defaults, the globals that its code names, and the attributes that it names of modules.
     """
     seen: set[int] = set()
 
@@ -42,7 +42,7 @@ def same_code(function: Callable[..., Any]) -> Hashable | None:
         if value is None or isinstance(value, (bool, int, str, float)):
             return type(value), repr(value)
         if isinstance(value, Tracer):
-            return Only(object())  # not to be kept alive
+            return Only(object())  # do not keep a tracer alive
         if isinstance(value, tuple):
             return tuple(of_object(one, names) for one in value)
         if isinstance(value, types.ModuleType) and id(value) not in seen:
@@ -78,17 +78,18 @@ def same_code(function: Callable[..., Any]) -> Hashable | None:
 
 
 def names_in(code: types.CodeType) -> frozenset[str]:
-    """Every global and attribute that code names, with the code nested in it."""
+    """All globals and attributes that a code object names, including nested code."""
     nested = (names_in(one) for one in code.co_consts if isinstance(one, types.CodeType))
     return frozenset(code.co_names).union(*nested)
 
 
 def copied(function: types.FunctionType, replace: Callable[[Any, Callable[[Any], Any]], Any]) -> Any:
-    """A copy of the function with the objects that it reaches replaced: in its closure, its defaults, and globals.
+    """A copy of the function in which the objects that it reaches are replaced, in its closure, defaults and globals.
 
     Args:
-        function: to copy. It is returned itself if nothing that it reaches changes.
-        replace: of an object and of a function that copies functions likewise, to what stands in its place.
+        function: the function. Returned unchanged if nothing that it reaches is replaced.
+        replace: called with an object, and with a function that copies functions in the same way; returns the
+            replacement.
     """
     copies: dict[int, Any] = {}
 

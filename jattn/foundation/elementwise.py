@@ -1,9 +1,9 @@
-"""Whether a mask or a score treats each pair by itself, and whether it looks at positions: read from its jaxpr.
+"""Checks that a mask or score treats each pair by itself, and whether it uses positions, from its jaxpr.
 
-A piece is evaluated a tile at a time, so a primitive that looks along the queries or keys (a sum, a sort, a count of
-places) would see a tile and not the row, and its result would change with the tile size. The piece is traced once with
-arrays whose sizes along batch, head, query and key are primes that nothing else has: an axis is then known by its
-size, wherever the piece moves it.
+A piece is evaluated one tile at a time. A primitive that combines entries along queries or keys (a sum, a sort, an
+index count) would see a tile instead of a row, and its result would change with the tile size. So the piece is traced
+once with arrays whose batch, head, query and key sizes are distinct primes that nothing else has; an axis is then
+recognized by its size wherever the piece moves it.
 """
 
 import functools
@@ -27,7 +27,7 @@ def mask_reads_positions(mask: Piece | None) -> tuple[bool, bool]:
     """Whether an aligned mask depends on the query positions, and on the key positions.
 
     Raises:
-        ValueError: it is no function of one pair at a time.
+        ValueError: it is not a function of one pair at a time.
 
     >>> import jattn
     >>> mask_reads_positions(jattn.masks.Causal()), mask_reads_positions(jattn.masks.Sinks(4))
@@ -41,10 +41,10 @@ def score_reads_positions(score: Piece, dtype: Any = jnp.float32) -> tuple[bool,
 
     Args:
         score: aligned.
-        dtype: of the scores, which it must keep.
+        dtype: the dtype of the scores, which it must preserve.
 
     Raises:
-        ValueError: it does not change each score by itself.
+        ValueError: it does not modify each score by itself.
     """
     return _read(score, dtype)
 
@@ -71,7 +71,7 @@ def _read(piece: Any, dtype: Any) -> tuple[bool, bool]:
 
 @functools.lru_cache(maxsize=1024)
 def _examine(structure: Any, shapes: tuple, rank: int, dtype: Any) -> tuple[bool, bool]:
-    """Once for each structure of a piece and its arrays' shapes."""
+    """Trace a piece; cached by its structure and the shapes of its arrays."""
     taken = {size for shape, own, _ in shapes for size in shape[len(shape) - own :] if size}
     free = (one for one in itertools.count(1009, 2) if all(one % other for other in range(3, 100, 2)))
     sizes = tuple(itertools.islice((prime for prime in free if all(size % prime for size in taken)), rank))
@@ -133,7 +133,7 @@ def _check_result(name: str, what: str, result: Any, shape: tuple[int, ...], dty
 
 
 def _fits(found: tuple[int, ...], wanted: tuple[int, ...], also: tuple[int, ...]) -> bool:
-    """Whether the last axes have the sizes that are wanted (or `also`); axes in front have size 1, of the batch."""
+    """Whether the last axes have the `wanted` sizes, or one of `also`. Leading axes of size 1 are batch axes."""
     while len(found) > len(wanted) and found[0] == 1:
         found = found[1:]
     if also:
@@ -164,7 +164,7 @@ def _refuse(name: str, what: str, primitive: str) -> None:
 
 
 def _looking_along(jaxpr: Any, sizes: Sizes) -> Iterator[str]:
-    """The names of primitives that mix elements along a batch, head, query or key axis."""
+    """The names of primitives that combine elements along a batch, head, query or key axis."""
     for equation in jaxpr.eqns:
         for value in equation.params.values():
             for one in value if isinstance(value, (tuple, list)) else (value,):
@@ -193,7 +193,7 @@ def _mixes(equation: Any, sizes: Sizes) -> bool:
         return False
     if name.startswith(("reduce_", "arg")) or name == "reduce":
         axes = params.get("axes", params.get("dimensions", ()))
-        # A reduction over no axes is that of a scalar: a function written for one pair, which meant a row.
+        # A reduction over no axes is one of a scalar: the function was written for a pair but meant a row.
         return some(first, axes) if axes else some(first, range(len(first)))
     if name in ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"):
         return some(first, [params["axis"]])

@@ -1,6 +1,6 @@
-"""What a field of a piece may be given: checks of integers, booleans and floating-point numbers for every constructor.
+"""Argument checks for the fields of pieces: integers, booleans and floating-point numbers.
 
-Shapes and dtypes are checked of anything that has them; values only where they are known, so a tracer passes.
+Shapes and dtypes are always checked. Values are checked only where they are known at trace time; traced values pass.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""Telling programs apart by what they do: two jaxprs with the same equations have the same identity.
+"""Compares programs by what they compute: two jaxprs with the same equations have the same identity.
 
-JAX compiles anew for every function object, and an inline `lambda` is a new object at each call. What it does is in its
-jaxpr: primitives, their parameters, the numbers written in it. `identity` collects all of these as one hashable value.
-Names of variables and the lines of the source are left out. A parameter that cannot be compared (the derivative rule of
-`jax.custom_jvp`, a callback) counts as equal to itself alone, unless `same_code` proves more.
+JAX compiles once per function object, and an inline `lambda` is a new object in each call. What it computes is in its
+jaxpr: primitives, parameters, literals. `identity` collects all of these in a hashable value, without variable names
+and source lines. A parameter that cannot be compared (the derivative rule of `jax.custom_jvp`, a callback) equals only
+itself, unless `same_code` proves more.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Identity:
     def __init__(self, value: Hashable, opaque: bool = False):
         self._value = value
         self._hash = hash(value)
-        self.opaque = opaque  # whether it holds a parameter that equals itself alone
+        self.opaque = opaque  # whether it contains a parameter that equals only itself
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Identity):
@@ -38,12 +38,11 @@ class Identity:
 
 
 def identity(jaxpr: Jaxpr, function: Callable[..., Any] | None = None) -> Identity:
-    """What the jaxpr computes from its inputs and its constants, as a value to compare.
+    """What a jaxpr computes from its inputs and constants, as a value that can be compared.
 
     Args:
-        jaxpr: the values of its own constants are left out, only their shapes and dtypes are told apart; those of
-            nested jaxprs count.
-        function: what the jaxpr was traced from. If the jaxpr alone does not tell, `same_code` of it may.
+        jaxpr: of its own constants only shapes and dtypes count; the constants of nested jaxprs count by value.
+        function: the function that was traced. Its `same_code` is used if the jaxpr alone cannot tell.
 
     >>> import jax, jax.numpy as jnp
     >>> def traced(width):
@@ -101,7 +100,7 @@ def _of_array(value: Any) -> Hashable:
 
 
 def _of_value(value: Any, opaque: list[Any]) -> Hashable:
-    """A parameter of an equation. Its type counts too: 1, 1.0 and True are equal in Python."""
+    """A parameter of an equation, with its type: 1, 1.0 and True are equal in Python."""
     if isinstance(value, ClosedJaxpr):
         return "jaxpr", _of_jaxpr(value.jaxpr, opaque), tuple(_of_array(one) for one in value.consts)
     if isinstance(value, Jaxpr):

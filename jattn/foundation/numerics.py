@@ -1,4 +1,4 @@
-"""Sums that neither overflow nor lose digits, and what to do about NaN and inf."""
+"""Numerically safe sums, and the handling of NaN and inf."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def accumulation_dtype(*arrays: Any) -> jnp.dtype:
-    """The dtype of sums over arrays (or dtypes): float64 if any is float64, else float32.
+    """The dtype in which arrays (or dtypes) are summed: float64 if any of them is float64, otherwise float32.
 
     >>> accumulation_dtype(jnp.bfloat16)
     dtype('float32')
@@ -16,7 +16,7 @@ def accumulation_dtype(*arrays: Any) -> jnp.dtype:
 
 
 def widen(array: jax.Array) -> jax.Array:
-    """The array in the dtype of sums over it: float32, or float64 if it is float64.
+    """Convert an array to the dtype in which it is summed: float32, or float64 if it is float64.
 
     >>> widen(jnp.ones(2, jnp.bfloat16)).dtype
     dtype('float32')
@@ -25,16 +25,16 @@ def widen(array: jax.Array) -> jax.Array:
 
 
 def shifted_exp(terms: jax.Array, axis: Any = -1, *, least: Any = None) -> tuple[jax.Array, jax.Array]:
-    """The largest term, and exp(terms - largest), which cannot overflow.
+    """The maximum of the terms, and exp(terms - maximum), which cannot overflow.
 
     Args:
         terms: may be -inf, for a weight of 0.
         axis: one axis or several.
-        least: a term more, of size 1 along `axis`, that is only compared.
+        least: one more term, of size 1 along `axis`, that takes part only in the maximum.
 
     Returns:
-        The largest term, with `axis` kept and no gradient, -inf if there is none above that; and the weights. Where the
-        largest is -inf, the weights are 0.
+        The maximum, with `axis` kept and without gradient, -inf if all terms are; and the weights. Where the maximum is
+        -inf, the weights are 0.
 
     >>> [array.tolist() for array in shifted_exp(jnp.array([1000.0, -jnp.inf]))]
     [[1000.0], [1.0, 0.0]]
@@ -46,7 +46,7 @@ def shifted_exp(terms: jax.Array, axis: Any = -1, *, least: Any = None) -> tuple
 
 
 def log_sum_exp(terms: jax.Array, axis: int = -1, *, keepdims: bool = False) -> jax.Array:
-    """log Σ exp(terms); over nothing but -inf it is -inf, with zero gradients of every order.
+    """log Σ exp(terms). If all terms are -inf, the result is -inf, with zero gradients of every order.
 
     >>> print(log_sum_exp(jnp.array([[0.0, 0.0], [-jnp.inf, -jnp.inf]])).round(3))
     [0.693  -inf]
@@ -59,7 +59,7 @@ def log_sum_exp(terms: jax.Array, axis: int = -1, *, keepdims: bool = False) -> 
 
 
 def softmax_or_zero(terms: jax.Array, axis: Any = -1) -> jax.Array:
-    """The softmax over one axis or several; over nothing but -inf it is 0, with zero gradients.
+    """The softmax over one axis or several. If all terms are -inf, the result is 0, with zero gradients.
 
     >>> print(softmax_or_zero(jnp.array([[0.0, 0.0], [-jnp.inf, -jnp.inf]])))
     [[0.5 0.5]
@@ -71,14 +71,14 @@ def softmax_or_zero(terms: jax.Array, axis: Any = -1) -> jax.Array:
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-    """`vectors` divided by their norms, in float32 (float64); zero vectors stay zero, with zero gradient.
+    """Normalize vectors to unit length, in float32 (float64). Zero vectors stay zero, with zero gradient.
 
     >>> print(unit(jnp.array([[3e30, 4e30], [0.0, 0.0]])))
     [[0.6 0.8]
      [0.  0. ]]
     """
     vectors = widen(vectors)
-    # A constant factor changes no angle: with the largest entry 1, squares neither overflow nor vanish.
+    # Scaling does not change the direction. With the largest entry 1, squares neither overflow nor underflow to 0.
     largest = jax.lax.stop_gradient(jnp.abs(vectors).max(-1, keepdims=True, initial=0))
     vectors = vectors / jnp.where(largest == 0, 1, largest)
     square = (vectors * vectors).sum(-1, keepdims=True)
@@ -87,10 +87,10 @@ def unit(vectors: jax.Array) -> jax.Array:
 
 
 def split_nonfinite(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The array with 0 in place of NaN and inf, and where they were.
+    """The array with NaN and inf replaced by 0, and where they were.
 
-    Gradients of the first part are finite: a cotangent of 0 never meets a NaN (0 * NaN is NaN). Put NaN back into the
-    result with `jnp.where(nonfinite, jnp.nan, result)`.
+    Gradients through the first part are finite: a cotangent of 0 never meets a NaN (0 * NaN is NaN). To restore NaN in
+    the result, use `jnp.where(nonfinite, jnp.nan, result)`.
 
     >>> [one.tolist() for one in split_nonfinite(jnp.array([1.0, jnp.nan]))]
     [[1.0, 0.0], [False, True]]
@@ -100,7 +100,7 @@ def split_nonfinite(array: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def split_nonfinite_rows(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Likewise for whole rows, the last axis: `[..., features]` -> `[..., features]` and booleans `[...]`.
+    """The same for whole rows (the last axis): `[..., features]` -> `[..., features]` and booleans `[...]`.
 
     >>> [one.tolist() for one in split_nonfinite_rows(jnp.array([[1.0, jnp.nan], [2.0, 3.0]]))]
     [[[0.0, 0.0], [2.0, 3.0]], [True, False]]
@@ -110,12 +110,12 @@ def split_nonfinite_rows(array: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def without_nonfinite(array: jax.Array) -> jax.Array:
-    """The array with 0 in place of NaN and inf; no gradient flows to the entries replaced."""
+    """The array with NaN and inf replaced by 0. No gradient flows to the replaced entries."""
     return split_nonfinite(array)[0]
 
 
 def seen_so_far(flags: jax.Array) -> jax.Array:
-    """Where any of `[..., length, features]` was True at this position or before it.
+    """Whether any feature of `[..., length, features]` was True at or before each position.
 
     >>> seen_so_far(jnp.array([[False], [True], [False]]))[:, 0].tolist()
     [False, True, True]

@@ -1,13 +1,13 @@
-"""What a piece of attention is: frozen data whose arrays say which axis they ride on.
+"""Pieces: frozen dataclasses that are JAX pytrees, and whose array fields declare their axes.
 
-A piece (a mask, a score, a similarity, a normalizer) is a frozen dataclass and a JAX pytree. Each array field declares
-its trailing axes, `array("head")` or `array("query", "key")`, and may have any batch axes in front of them. From the
-declaration follows everything that is done to the field: `align` brings it to the one layout
+Masks, scores, similarities, normalizers and dropout are pieces. An array field declares its trailing axes, as in
+`array("head")` or `array("query", "key")`; any number of batch axes may precede them. Everything that is done to a
+field follows from this declaration. `align` brings it to the common layout
 
     [batch..., head, query, key, own axes...]
 
-(size 1 where it does not ride), in which a piece is evaluated by plain broadcasting and sliced like an array by
-`take`. Partition specs and vmapping read the same declaration.
+with size 1 on axes that it does not have. In this layout a piece is evaluated by plain broadcasting, and `take` slices
+it for a tile like an array. Partition specs and `vmap` use the same declaration.
 """
 
 import collections
@@ -27,38 +27,38 @@ from .arrays import FOREIGN, as_array, describe, dtype_of, same_values
 from .slices import slice_at
 
 LAYOUT = ("head", "query", "key")
-"""The axes of a score behind the batch; any other declared name is an axis of the piece's own."""
+"""The layout axes after the batch axes. Any other declared name is an own axis of the piece."""
 
 PieceType = TypeVar("PieceType", bound="type[Piece]")
 
 
 def array(*axes: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field that holds an array (always a pytree leaf) with these trailing axes.
+    """Declare a field that holds an array with these trailing axes. It is always a pytree leaf.
 
     Raises:
-        ValueError: an axis that is not a string, is named twice, or is nearly `head`, `query` or `key`.
+        ValueError: an axis is not a string, is named twice, or is nearly `head`, `query` or `key`.
     """
     _check_axes(axes)
     return dataclasses.field(default=default, metadata={"axes": axes})
 
 
 def number(*axes: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field that holds a Python number (static) or an array with these trailing axes (a leaf).
+    """Declare a field that holds a Python number (static), or an array with these trailing axes (a leaf).
 
     Raises:
-        ValueError: as `array`.
+        ValueError: as in `array`.
     """
     _check_axes(axes)
     return dataclasses.field(default=default, metadata={"axes": axes, "static_number": True})
 
 
 def constants(default: Any = ()) -> Any:
-    """A field that holds a tuple of arrays of any shapes, which ride on no axis of the call."""
+    """Declare a field that holds a tuple of arrays of any shape, which have no layout axes."""
     return dataclasses.field(default=default, metadata={"constants": True})
 
 
 def part(default: Any = dataclasses.MISSING) -> Any:
-    """A field that holds another piece, or a tuple of pieces."""
+    """Declare a field that holds another piece, or a tuple of pieces."""
     return dataclasses.field(default=default, metadata={"part": True})
 
 
@@ -83,10 +83,10 @@ def _is_child(field: dataclasses.Field, value: Any) -> bool:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(array, number, constants, part, dataclasses.field))
 def piece(cls: PieceType) -> PieceType:
-    """Make `cls` a frozen dataclass registered as a pytree, by the declarations of its fields.
+    """Class decorator: make `cls` a frozen dataclass and a pytree, as its fields declare.
 
-    Lists of numbers become arrays in it, and a field that holds something else than it declares is refused. It may be
-    an argument of a function that `jax.export` serializes.
+    Fields are checked after `__post_init__`: lists of numbers become arrays, and a value that does not match its
+    declaration is refused. Pieces can be arguments of functions that `jax.export` serializes.
     """
     own_check = getattr(cls, "__post_init__", None)
 
@@ -118,9 +118,9 @@ def piece(cls: PieceType) -> PieceType:
 
 
 class Piece:
-    """Base of every piece. Subclass one of `Mask`, `Score`, `Similarity`, `Normalizer`, decorated with `@piece`."""
+    """The base class of pieces. Subclass `Mask`, `Score`, `Similarity` or `Normalizer`, and decorate with `@piece`."""
 
-    __array_ufunc__ = None  # `array & mask` is the mask's to answer, not NumPy's for each number
+    __array_ufunc__ = None  # so that `array & mask` calls the mask's operator, not NumPy's for each element
     _decorated: ClassVar[Any] = None
 
     def __new__(cls, *arguments: Any, **fields: Any) -> Self:
@@ -149,16 +149,16 @@ class Piece:
         )
 
     def indexed(self, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...] = ()) -> Self:
-        """With the indices of batch elements and heads written out where the piece, or a part of it, reads them.
+        """A copy with batch and head indices filled in, where the piece or a part of it uses them.
 
         Args:
             batch: the batch axes of the call.
-            q_heads: its query heads.
-            split: the mesh axes over which its arrays may be split already, so that an index here is not that of the
-                whole array.
+            q_heads: the number of query heads of the call.
+            split: the mesh axes over which the call's arrays may already be split; indices would then not be those of
+                the whole arrays.
 
         Raises:
-            ValueError: a piece reads an index that is not known.
+            ValueError: a piece uses an index that is unknown.
         """
         parts = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  (see `replace`)
@@ -175,10 +175,10 @@ class Piece:
 
 
 def _check_fields(self: Piece) -> None:
-    """Every field holds what it declares; lists of numbers become arrays, lists of parts tuples.
+    """Check that every field holds what it declares. Lists of numbers become arrays, lists of parts tuples.
 
     Raises:
-        ValueError: naming the field, what came and what was expected.
+        ValueError: naming the field, its value, and what was expected.
     """
     for field in dataclasses.fields(self):  # type: ignore[arg-type]  (see `replace`)
         value, name = getattr(self, field.name), f"{type(self).__name__}.{field.name}"
@@ -231,7 +231,7 @@ def _part_field(name: str, value: Any) -> Any:
 
 def _flatten(self: Piece) -> tuple[list[Any], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
     values = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]  # type: ignore[arg-type]  (see `replace`)
-    # What was unflattened keeps its structure, whatever its leaves are now: `vmap` puts a bool where an array was.
+    # An unflattened piece keeps its structure even if leaves changed type: `vmap` puts bools in place of arrays.
     names = self.__dict__.get("_children")
     if names is None:
         names = tuple(field.name for field, value in values if _is_child(field, value))
@@ -241,7 +241,7 @@ def _flatten(self: Piece) -> tuple[list[Any], tuple[tuple[str, ...], tuple[tuple
 
 def _unflatten(cls: type, aux: Any, children: Any) -> Any:
     names, static = aux
-    self = object.__new__(cls)  # leaves may be anything here (tracers, shapes, specs): nothing is checked
+    self = object.__new__(cls)  # no checks: leaves may be anything here (tracers, shapes, specs)
     for name, value in (("_children", names), *static, *zip(names, children, strict=True)):
         object.__setattr__(self, name, value)
     return self
@@ -251,7 +251,7 @@ _names: collections.Counter[str] = collections.Counter()
 
 
 def unique_name(cls: type) -> str:
-    """What a class is called in an exported function; one that is defined again, as in a notebook, gets a number."""
+    """The name of a class in an exported function. A class that is redefined, as in a notebook, gets a number."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     _names[name] += 1
     return name if _names[name] == 1 else f"{name}#{_names[name]}"
@@ -281,9 +281,9 @@ def _from_json(value: Any) -> Any:
 
 
 def map_fields(tree: Any, visit: Callable[[Any, tuple[str, ...], str], Any]) -> Any:
-    """A copy of a piece (or tuple of pieces) with `visit(array, axes, name)` in place of each of its arrays.
+    """A copy of a piece (or tuple of pieces) with `visit(array, axes, name)` in place of each array.
 
-    `name` reads `ALiBi.slopes`; nested pieces are entered.
+    `name` reads like `ALiBi.slopes`. Nested pieces are visited too.
     """
     if tree is None:
         return None
@@ -309,13 +309,13 @@ def map_fields(tree: Any, visit: Callable[[Any, tuple[str, ...], str], Any]) -> 
 
 
 def parts(self: Piece) -> list[Any]:
-    """The pieces that a piece holds."""
+    """The pieces that a piece directly contains."""
     held = [getattr(self, field.name) for field in dataclasses.fields(self) if "part" in field.metadata]  # type: ignore[arg-type]  (see `Piece.replace`)
     return [one for part in held for one in (part if isinstance(part, tuple) else (part,)) if one is not None]
 
 
 def indexed(tree: Any, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...] = ()) -> Any:
-    """`Piece.indexed` of a piece, a tuple of pieces, or None."""
+    """`Piece.indexed` for a piece, a tuple of pieces, or None."""
     if isinstance(tree, tuple):
         filled = tuple(indexed(item, batch, q_heads, split) for item in tree)
         return filled if any(new is not old for new, old in zip(filled, tree, strict=True)) else tree
@@ -323,12 +323,12 @@ def indexed(tree: Any, batch: tuple[int, ...], q_heads: int, split: tuple[str, .
 
 
 def own_rank(axes: tuple[str, ...]) -> int:
-    """How many axes of the piece's own follow the layout once a field is aligned."""
+    """The number of own axes that follow the layout once a field is aligned."""
     return sum(name not in LAYOUT for name in axes)
 
 
 def align(tree: Any, batch: tuple[int, ...], sizes: dict[str, int]) -> Any:
-    """Bring every array of a piece to `[batch..., head, query, key, own...]`, checking its shape on the way.
+    """Bring every array of a piece to `[batch..., head, query, key, own...]`, and check its shape.
 
     Args:
         tree: a piece, a tuple of pieces, or None.
@@ -336,7 +336,7 @@ def align(tree: Any, batch: tuple[int, ...], sizes: dict[str, int]) -> Any:
         sizes: the sizes of `head`, `query` and `key` in the call.
 
     Raises:
-        ValueError: an array has too few axes, or a size that is neither 1 nor the call's. Sizes are never guessed.
+        ValueError: an array has too few axes, or a size that is neither 1 nor the call's. Nothing is guessed.
     """
 
     def visit(value, axes, name):
@@ -379,7 +379,7 @@ def align(tree: Any, batch: tuple[int, ...], sizes: dict[str, int]) -> Any:
 
 
 def take(value: Any, starts: dict[int, Any], sizes: dict[int, int]) -> Any:
-    """Slice an aligned array: `starts[axis]`, `sizes[axis]`, wherever the array does not have size 1."""
+    """Slice an aligned array by `starts[axis]` and `sizes[axis]`, on axes where it does not have size 1."""
     shape = jnp.shape(value)
     if all(shape[axis] == 1 or shape[axis] == size for axis, size in sizes.items()):
         return value

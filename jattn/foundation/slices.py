@@ -1,6 +1,6 @@
-"""Indices that are known not to be negative: slices and quotients without the operations that look for negative ones.
+"""Slices and quotients with indices that are known to be nonnegative, without the usual handling of negative indices.
 
-A program of tiles is mostly such operations, and they cost the compiler as much as any others.
+Tiled programs consist mostly of such operations, and each costs compile time.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def slice_at(array: Any, starts: Sequence[Any], sizes: Sequence[int]) -> jax.Arr
 
 
 def quotient(number: Any, divisor: Any) -> tuple[Any, Any]:
-    """`divmod` of a number that is not negative.
+    """`divmod` of a nonnegative number.
 
     >>> quotient(7, 1)
     (7, 0)
@@ -36,7 +36,7 @@ def quotient(number: Any, divisor: Any) -> tuple[Any, Any]:
 
 
 def put_at(array: jax.Array, tile: jax.Array, starts: Sequence[Any]) -> jax.Array:
-    """`array` with `tile` written from `starts` on.
+    """`array` with `tile` written at `starts`.
 
     >>> import jax.numpy as jnp
     >>> print(put_at(jnp.zeros(4), jnp.ones(2), (1,)))
@@ -46,7 +46,7 @@ def put_at(array: jax.Array, tile: jax.Array, starts: Sequence[Any]) -> jax.Arra
 
 
 def _of_one_type(starts: Sequence[Any]) -> Sequence[Any]:
-    """With 64-bit types Python numbers are int64, and an index may be int32: a slice wants one type."""
+    """Convert indices to one dtype. With 64-bit types enabled, Python ints are int64, other indices maybe int32."""
     types = {start.dtype for start in starts if hasattr(start, "dtype")}
     if not types or types == {jnp.result_type(int)}:
         return starts

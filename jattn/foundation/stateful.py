@@ -1,4 +1,4 @@
-"""Functions of models that change in place (those of Flax nnx), run on copies: a look at a model leaves it as it is."""
+"""Runs functions of stateful models (those of Flax NNX) on copies, so that inspecting a model does not change it."""
 
 import functools
 import sys
@@ -10,15 +10,15 @@ from .code import copied
 
 
 def is_stateful(value: Any) -> bool:
-    """Whether a value is a model, optimizer or stream of random keys of Flax nnx, without importing Flax."""
+    """Whether a value is a model, optimizer or random stream of Flax NNX. Does not import Flax."""
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(value, nnx.Pytree)
 
 
 def on_copies(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, run on a copy of each model that it is given, is a method of, closes over, or names as a global.
+    """`function`, run on copies of all models that it receives, is a method of, closes over, or names as globals.
 
-    A model that counts its random keys may not do so within a trace that it was not made in; its copy may.
+    A model that counts its random keys must not do so in a trace other than the one it was created in; its copy may.
     """
 
     def run(*arguments: Any, **keywords: Any) -> Any:

@@ -1,8 +1,7 @@
-"""NumPy inside a function that JAX traces: tables that it looks up, and `np` where it should say `jnp`.
+"""NumPy inside a function that JAX traces: lookup tables, and `np` in place of `jnp`.
 
-NumPy cannot index an array by a traced number, nor compute with one. A function written so is copied, with what it
-closes over and the globals that it names replaced: arrays, and lists and tuples of numbers, by `Table`s; NumPy itself
-by `jax.numpy`.
+NumPy cannot index an array by a traced number or compute with one. Such a function is copied, and what it closes over
+or names as a global is replaced: arrays, lists and tuples of numbers by `Table`s, and NumPy by `jax.numpy`.
 """
 
 import types
@@ -17,7 +16,7 @@ from .code import copied
 
 
 class Table(np.ndarray):
-    """A NumPy array that may be indexed by traced numbers; the result is then an array of JAX."""
+    """A NumPy array that can be indexed by traced numbers. The result is then a JAX array."""
 
     def __getitem__(self, index: Any) -> Any:
         parts = index if isinstance(index, tuple) else (index,)
@@ -27,9 +26,9 @@ class Table(np.ndarray):
 
 
 def with_tables(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A copy of the function that looks up tables and computes in JAX; the function itself if it names none.
+    """A copy of the function that looks up tables and computes in JAX; the same function if nothing is replaced.
 
-    Functions in its closure, and those of its own module that it names, are copied likewise.
+    Functions in its closure, and functions of its own module that it names, are copied too.
 
     >>> import jax
     >>> table = np.arange(5) ** 2
@@ -59,7 +58,7 @@ def with_tables(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_a_users(function: types.FunctionType) -> bool:
-    """Whether a function made inside another is not one that a library made."""
+    """Whether a closure is a user's own function, not one that a library made."""
     return bool(function.__closure__) and (function.__module__ or "").split(".")[0] not in ("jax", "jaxlib", "numpy")
 
 

@@ -1,4 +1,4 @@
-"""Arrays inside `jax.shard_map`: over which mesh axes they vary, and making several vary over the same ones."""
+"""Arrays inside `jax.shard_map`: the mesh axes over which they vary."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import jax.numpy as jnp
 
 
 def varying_axes(*trees: Any) -> tuple[str, ...]:
-    """The mesh axes over which any of the arrays differs from device to device (none outside `shard_map`)."""
+    """The mesh axes over which any of the arrays varies between devices. None outside of `shard_map`."""
     axes: set[str] = set()
     for leaf in jax.tree.leaves(trees):
         kind = jax.typeof(leaf)
-        manual = getattr(kind, "manual_axis_type", None)  # older JAX has `vma` alone
+        manual = getattr(kind, "manual_axis_type", None)  # older JAX has only `vma`
         axes |= set(manual.varying if manual is not None else getattr(kind, "vma", ()))
     return tuple(sorted(axes))
 
 
 def vary(tree: Any, axes: tuple[str, ...]) -> Any:
-    """The same values, marked as varying over `axes` too; gradients are then summed over them by JAX."""
+    """The same values, marked as varying over `axes` too. JAX then sums their gradients over these axes."""
 
     def one(leaf: Any) -> Any:
         missing = tuple(axis for axis in axes if axis not in varying_axes(leaf))
@@ -27,14 +27,14 @@ def vary(tree: Any, axes: tuple[str, ...]) -> Any:
 
 
 def full(shape: tuple[int, ...], value: float, dtype: Any, axes: tuple[str, ...]) -> jax.Array:
-    """A constant to begin a loop with, varying over `axes` as the loop's result will."""
+    """A constant initial value for a loop, varying over `axes` like the loop's result."""
     return vary(jnp.full(shape, value, dtype), axes)
 
 
 def split_axes(*trees: Any) -> tuple[str, ...]:
-    """The mesh axes over which the arrays may be split inside a `shard_map`, so that each device holds a part.
+    """The mesh axes over which the arrays may be split inside of a `shard_map`, so that each device holds a part.
 
-    With `check_vma=False` JAX does not say which arrays are: then all of the manual axes.
+    With `check_vma=False` JAX does not track this; then all manual axes.
     """
     axes = varying_axes(*trees)
     manual = tuple(sorted(jax.sharding.get_abstract_mesh().manual_axes))
@@ -44,5 +44,5 @@ def split_axes(*trees: Any) -> tuple[str, ...]:
 
 
 def without_mesh() -> Any:
-    """A context in which functions of scalars are traced, so that the program holds no mesh and runs in any other."""
+    """A context in which functions of scalars are traced without a mesh, so that the program can run under any mesh."""
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
