@@ -3,7 +3,7 @@
 from . import caches
 from .attention import MultiHeadAttention
 from .attention_fn import attention_fn
-from .causal import Cache, CausalAttention
+from .causal import CausalAttention
 from .generation import Generative
 from .layer import Layer, Parameter, parameter_count
 from .multi_head import multi_head
@@ -12,7 +12,6 @@ from .parameters import AXES, Sizes, parameter_shapes, parameter_specs
 
 __all__ = [
     "AXES",
-    "Cache",
     "CausalAttention",
     "Generative",
     "Layer",

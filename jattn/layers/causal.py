@@ -1,41 +1,26 @@
-"""Causal multi-head attention with a cache of its keys and values: the layer that the others take the place of."""
+"""Causal multi-head attention that generates in a cache of a fixed length: the baseline of the layers with a state."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arguments import check_batch, check_flags, check_multiple, check_positive
+from ..foundation.arguments import check_flags, check_multiple, check_positive
 from ..foundation.arrays import known_values
+from ..foundation.numerics import split_nonfinite_rows
 from ..foundation.shapes import check_shapes
 from ..foundation.sharding import gather, split_like
 from ..masks import Causal, SameSegment, SlidingWindow
 from ..ops.attention.api import attention
 from ..ops.recurrence.arguments import check_segments, starts_of
 from ..ops.recurrence.chunks import largest_so_far
-from ..positions import rotary
+from .attention import MultiHeadAttention
+from .caches import Cache, Contiguous
 from .generation import Generative
-from .layer import multi_head_parameters, project, project_heads
-
-
-class Cache(NamedTuple):
-    """The keys and values of the tokens so far.
-
-    keys: `[..., max_len, kv_heads, head_dim]`, float32 (float64), rotated; zeros where there is none yet.
-    values: likewise.
-    start: `[...]`, the position of the first token of the sequence that goes on; those before are of other segments.
-    position: of the next token, an integer.
-    gates: what a subclass keeps of each token beside them, or None.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-    start: jax.Array
-    position: jax.Array
-    gates: Any = None
+from .multi_head import computation_dtype, joined_heads, norm_of, projected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +30,7 @@ class CausalAttention(Generative):
         q, k, v = R_t x_t W_q,  R_t x_t W_k,  x_t W_v,    out_t = (Σ_{s ≤ t} softmax_s(q_t·k_s / √head_dim) v_s) W_o
 
     R_t turns pairs of features by angles proportional to t (`jattn.positions.rotary`). The call is that of
-    `multi_head` with the same parameters and `mask=Causal()`, and a token the cost of attention over the cache:
+    `MultiHeadAttention` with `mask=Causal()` and no biases, and a token the cost of attention over the cache:
     O(max_len) memory, and time as far as the tokens reach.
 
     Args:
@@ -95,89 +80,123 @@ class CausalAttention(Generative):
         if self.window is not None:
             check_positive(window=self.window)
 
+    @property
+    def attention(self) -> MultiHeadAttention:
+        """The layer that this one is, with every choice open."""
+        return MultiHeadAttention(
+            self.features,
+            self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            use_bias=False,
+            rotary=self.rotary,
+            mask=Causal() if self.window is None else SlidingWindow(self.window - 1, 0),
+        )
+
     def parameters(self) -> dict[str, Any]:
-        """`query`, `key`, `value` and `out`, named and shaped as those of `multi_head`, no biases."""
-        sizes = {"kv_heads": self.kv_heads, "head_dim": self.head_dim}
-        return multi_head_parameters(self.features, self.heads, use_bias=False, **sizes)
+        """`query`, `key`, `value` and `out`, named and shaped as those of `MultiHeadAttention`, no biases."""
+        return self.attention.parameters()
 
     def initial_state(
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
     ) -> Cache:
         """As of `Generative`: no keys."""
         del parameters
-        check_batch(batch)
-        empty = jnp.zeros((*batch, self.max_len, int(self.kv_heads or 0), int(self.head_dim or 0)), dtype)
-        return Cache(empty, empty, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32))
+        v_dim = int(self.head_dim or 0) + self._gates_per_key_head
+        return Contiguous(self.max_len).create(batch, int(self.kv_heads or 0), int(self.head_dim or 0), v_dim, dtype)
 
     def prefill(
-        self,
-        parameters: Mapping[str, Any],
-        inputs: jax.Array,
-        state: Cache | None = None,
-        *,
-        segment_ids: Any = None,
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: Cache | None = None, *, segment_ids: Any = None
     ) -> tuple[jax.Array, Cache]:
         """As of `Generative`."""
         length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
         starts = check_segments(segment_ids, inputs[..., None])
         before = self.checked(parameters, inputs, inputs.shape[:-2], state)
-        begin = 0 if state is None else known_values(before.position)
-        if begin is not None and begin + length > self.max_len:
+        had = np.zeros(1, int) if state is None else known_values(before.lengths)
+        if had is not None and had.max(initial=0) + length > self.max_len:
             raise ValueError(
                 f"`inputs` must end before position `max_len` = {self.max_len}, which the cache has places for; they "
-                f"end at {begin + length}."
+                f"end at {had.max(initial=0) + length}."
             )
-        at = before.position + jnp.arange(length)
-        given, inputs = inputs, gather(inputs, -2)
-        wrong = ~jnp.isfinite(inputs).all(-1)
-        clean = jnp.where(wrong[..., None], 0, inputs)
-        query, key, value = project_heads(parameters, clean)
-        if self.rotary:
-            query, key = rotary(query, at), rotary(key, at)
-        keys, values = (
-            self._write(kept, jnp.where(wrong[..., None, None], jnp.nan, new), before.position)
-            for kept, new in ((before.keys, key), (before.values, value))
-        )
-        # Segments so far: 0 is the one that goes on.
-        ids = jnp.zeros(wrong.shape, jnp.int32) if starts is None else jnp.cumsum(starts, -1, dtype=jnp.int32)
-        near = Causal() if self.window is None else SlidingWindow(self.window - 1, 0)
-        if state is None:
-            mask = near if starts is None else near & SameSegment(ids)
-            broken = self._broken(wrong, ids)
+        clean, wrong = split_nonfinite_rows(gather(inputs, -2))
+        ids, at = _segments(starts, wrong.shape, None if state is None else before.positions(length))
+        dtype = computation_dtype(None, parameters, inputs)
+        options: dict[str, Any] = {"rotary": self.rotary, "dtype": dtype, "norm": norm_of(None)}
+        query, key, value = (projected(name, parameters, clean, at, **options) for name in ("query", "key", "value"))
+        gates = self._gates(parameters, clean, wrong)
+        rows = value if gates is None else jnp.concatenate([value, gates.reshape(*value.shape[:-1], -1)], -1)
+        key_rows, rows = (jnp.where(wrong[..., None, None], jnp.nan, one) for one in (key, rows))
+        if starts is None:
+            view, after = before.append(key_rows, rows)
+        else:  # the last segment goes on, alone
+            behind = dataclasses.replace(before, lengths=jnp.where(starts.any(-1), 0, before.lengths))
+            view, after = behind.append(key_rows, rows, valid=ids == ids[..., -1:])
+        if state is not None and starts is None:
+            scores = self._scores(self._without_gates(view.value)[1], at)
+            attended = view.attend(query, mask=self.attention.mask, scores=scores)
         else:
-            own = jnp.where(jnp.arange(self.max_len) < before.start[..., None], -1, 0).astype(jnp.int32)
-            own = self._write(own, ids, before.position, axis=-1)
-            mask = near & SameSegment(ids, own)
-            bad = ~jnp.isfinite(keys).all((-2, -1))
-            broken = jax.lax.dynamic_slice_in_dim(self._broken(bad, own), before.position, length, wrong.ndim - 1)
-            key, value = (jnp.where(bad[..., None, None], 0, one).astype(inputs.dtype) for one in (keys, values))
-        scores, gates = self._scores(parameters, clean, wrong, before, fresh=state is None)
-        # NaN is kept apart, as for a query that sees it the gradients of all other keys would be 0 times NaN.
-        places = {} if state is None else {"query_positions": at, "key_positions": np.arange(self.max_len)}
-        out = attention(query, key, value, mask=mask, scores=scores, **places)
-        out = project(parameters["out"], out, "...thd,hdf->...tf")
-        # What does not fit is written over earlier places.
-        out = jnp.where((broken | (before.position + length > self.max_len))[..., None], jnp.nan, out)
-        start = before.start
-        if starts is not None and length:
-            last = jnp.where(starts, at, -1).max(-1)
-            start = jnp.where(last >= 0, last, start)
-        return split_like(out, given), Cache(keys, values, start, before.position + length, gates)
+            kept = None if state is None else before
+            attended = self._among(query, key, value, gates, None if starts is None else ids, at, kept)
+            # NaN is kept apart, as for a query that sees it the gradients of all other keys would be 0 times NaN.
+            attended = jnp.where(self._broken(wrong, ids)[..., None, None], jnp.nan, attended)
+        out = joined_heads(parameters, attended[..., : int(self.head_dim or 0)], dtype)
+        full = before.lengths + length > self.max_len
+        return split_like(jnp.where(full[..., None, None], jnp.nan, out), inputs), after
 
-    def _scores(
-        self, parameters: Mapping[str, Any], inputs: jax.Array, wrong: jax.Array, before: Cache, *, fresh: bool
-    ) -> tuple[Any, Any]:
-        """What modifies the scores, and `Cache.gates` behind these tokens.
+    def _among(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        gates: jax.Array | None,
+        ids: Any,
+        at: Any,
+        before: Cache | None,
+    ) -> jax.Array:
+        """Attention of new tokens among themselves, by segment, and to the tokens `before`, of segment 0."""
+        near: Any = self.attention.mask
+        if before is None:
+            mask = near if ids is None else near & SameSegment(ids)
+            return attention(query, key, value, mask=mask, scores=self._scores(gates, None))
+        places = jnp.arange(self.max_len, dtype=jnp.int32)
+        filled = places < before.lengths[..., None]
+        key_ids = jnp.concatenate([jnp.where(filled, 0, -1), ids], -1)
+        key_at = jnp.concatenate([jnp.broadcast_to(places, filled.shape), at], -1)
+        old_values, old_gates = self._without_gates(before.values)
+        key, value = (
+            jnp.concatenate([old.astype(new.dtype), new], -3) for old, new in ((before.keys, key), (old_values, value))
+        )
+        if gates is not None and old_gates is not None:
+            gates = jnp.concatenate([old_gates, gates], -2)
+        scores = self._scores(gates, np.arange(self.max_len, key.shape[-3]))
+        mask, where = near & SameSegment(ids, key_ids), {"query_positions": at, "key_positions": key_at}
+        return attention(query, key, value, mask=mask, scores=scores, **where)
+
+    _gates_per_key_head = 0
+    """Numbers that a subclass keeps of each token, behind the features of its value."""
+
+    def _gates(self, parameters: Mapping[str, Any], inputs: jax.Array, wrong: jax.Array) -> jax.Array | None:
+        """These numbers, `[..., length, heads]`, of inputs with zeros for those that are `wrong`."""
+        del parameters, inputs, wrong
+        return None
+
+    def _scores(self, gates: jax.Array | None, queries: Any) -> Any:
+        """What modifies the scores.
 
         Args:
-            parameters: of the layer.
-            inputs: with zeros for those that are `wrong`.
-            wrong: which hold NaN or inf, `[..., length]`.
-            before: the cache.
-            fresh: whether the keys are those of the inputs, not of the cache.
+            gates: of the keys, `[..., kv_len, heads]`.
+            queries: the index of each query among the keys, `[q_len]` or `[..., q_len]`; by default they are the keys.
         """
-        del parameters, inputs, wrong, fresh
-        return (), before.gates
+        del gates, queries
+        return ()
+
+    def _without_gates(self, values: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Values of the cache, and the gates behind them."""
+        dim = int(self.head_dim or 0)
+        if not self._gates_per_key_head:
+            return values, None
+        gates = values[..., dim:].reshape(*values.shape[:-2], self.heads)
+        return values[..., :dim], jnp.where(jnp.isfinite(gates), gates, 0)
 
     def _broken(self, wrong: jax.Array, ids: jax.Array) -> jax.Array:
         """Which tokens see one that is wrong, `[..., length]`, of tokens in order and the ids of their segments."""
@@ -185,7 +204,19 @@ class CausalAttention(Generative):
         last = largest_so_far(jnp.where(wrong, at, -1)[..., None], starts_of(ids))[..., 0]
         return (last >= 0) & (True if self.window is None else at - last < self.window)
 
-    @staticmethod
-    def _write(kept: jax.Array, new: jax.Array, position: jax.Array, axis: int = -3) -> jax.Array:
-        new = gather(new.astype(kept.dtype), axis)
-        return jax.lax.dynamic_update_slice_in_dim(split_like(kept, new), new, position, kept.ndim + axis)
+
+def _segments(starts: jax.Array | None, shape: tuple[int, ...], positions: Any) -> tuple[jax.Array, Any]:
+    """The segment of each token, from 0 for the one that goes on, and its position in it.
+
+    Args:
+        starts: which tokens start another segment, `[..., length]`, or None.
+        shape: `[..., length]`.
+        positions: of the tokens, if they all belong to segment 0; by default 0, 1, ...
+    """
+    index = np.arange(shape[-1], dtype=np.int32)
+    positions = index if positions is None else positions
+    if starts is None:
+        return jnp.zeros(shape, jnp.int32), positions
+    ids = jnp.cumsum(starts, -1, dtype=jnp.int32)
+    begin = largest_so_far(jnp.where(starts, index, 0)[..., None], None)[..., 0]
+    return ids, jnp.where(ids == 0, positions, index - begin)

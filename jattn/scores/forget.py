@@ -69,12 +69,12 @@ class Forget(Score):
             log_gates: log f of each key's token, at most 0, floating-point `[batch..., heads, kv_len]`, with the query
                 heads or 1. From a logit, `jax.nn.log_sigmoid(logit)`. -inf forgets everything before the token and is
                 treated as -1e4. Traced values are not checked.
-            queries: integers `[q_len]`, the index of each query among the keys; by default queries and keys are the
-                same tokens. When decoding with a cache, the index of the new token.
+            queries: integers `[q_len]` or `[batch..., q_len]`, the index of each query among the keys; by default
+                queries and keys are the same tokens. When decoding with a cache, the index of the new token.
 
         Raises:
             ValueError: `log_gates` is not floating-point, has too few axes, or has a known value above 0 or NaN;
-                `queries` is not a one-dimensional integer array.
+                `queries` is not an integer array of those axes.
         """
         remedy = "Of a logit take `jax.nn.log_sigmoid(logit)`."
         log_gates = floats("log_gates", log_gates, ("head", "key"), remedy=remedy)
@@ -88,12 +88,14 @@ class Forget(Score):
         if queries is None:
             return cls(*of_keys, *of_keys)
         queries = queries if hasattr(queries, "dtype") else np.asarray(queries)
-        if queries.ndim != 1 or not jnp.issubdtype(queries.dtype, jnp.integer):
+        batch = log_gates.shape[:-2]
+        if queries.shape[:-1] not in ((), batch) or not jnp.issubdtype(queries.dtype, jnp.integer) or not queries.ndim:
             raise ValueError(
-                f"`queries` must be integers [q_len], the places of the queries among the keys; got {queries.dtype} of "
-                f"shape {queries.shape}."
+                f"`queries` must be integers [q_len], or [batch..., q_len] with the batch {batch}, the places of the "
+                f"queries among the keys; got {queries.dtype} of shape {queries.shape}."
             )
-        of_queries = RunningSums(*(jnp.take(one, queries, -1, mode="clip") for one in of_keys))
+        queries = queries.reshape((1,) * (log_gates.ndim - queries.ndim - 1) + (*queries.shape[:-1], 1, -1))
+        of_queries = RunningSums(*(jnp.take_along_axis(one, queries, -1, mode="clip") for one in of_keys))
         return cls(*of_queries, *of_keys)
 
     def modify(self, scores, query, key):

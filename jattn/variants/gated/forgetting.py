@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...layers.causal import Cache, CausalAttention
+from ...foundation.numerics import accumulation_dtype
+from ...layers.causal import CausalAttention
 from ...layers.layer import bias, kernel
 from ...scores import Forget
 
@@ -43,21 +44,14 @@ class ForgettingAttention(CausalAttention):
         gate = {"kernel": kernel(self.features, self.heads), "bias": bias(self.heads)}
         return {**super().parameters(), "forget": gate}
 
-    def initial_state(
-        self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
-    ) -> Cache:
-        """As of `Generative`: no keys, and log gates `[..., max_len, heads]` of 0."""
-        empty = super().initial_state(parameters, batch, dtype)
-        return empty._replace(gates=jnp.zeros((*batch, self.max_len, self.heads), dtype))
+    @property
+    def _gates_per_key_head(self) -> int:  # type: ignore[override]  (a number in the layers without gates)
+        return self.heads // int(self.kv_heads or 1)
 
-    def _scores(
-        self, parameters: Mapping[str, Any], inputs: jax.Array, wrong: jax.Array, before: Cache, *, fresh: bool
-    ) -> tuple[Any, Any]:
+    def _gates(self, parameters: Mapping[str, Any], inputs: jax.Array, wrong: jax.Array) -> jax.Array:
         logits = inputs @ parameters["forget"]["kernel"] + parameters["forget"]["bias"]
-        gates = jax.nn.log_sigmoid(logits.astype(before.gates.dtype))
-        gates = jnp.where(wrong[..., None], 0, gates)
-        kept = self._write(before.gates, gates, before.position, axis=-2)
-        if fresh:
-            return Forget.of(jnp.swapaxes(gates, -1, -2)), kept
-        at = before.position + jnp.arange(inputs.shape[-2])
-        return Forget.of(jnp.swapaxes(kept, -1, -2), queries=at), kept
+        gates = jax.nn.log_sigmoid(logits.astype(accumulation_dtype(logits)))
+        return jnp.where(wrong[..., None], 0, gates)
+
+    def _scores(self, gates: Any, queries: Any) -> Any:
+        return Forget.of(jnp.swapaxes(gates, -1, -2), queries=queries)
