@@ -16,6 +16,7 @@ import gc
 import os
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,9 @@ FLAGS = {
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
 }
+if version("jaxlib").startswith("0.10."):
+    # One LLVM function for each fusion: a third of the time of the MLIR passes, which later releases always run.
+    FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"{flag}={value}" for flag, value in FLAGS.items() if flag not in given)])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances are measured in full float32, which a GPU's default is not
@@ -90,8 +94,10 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """What was imported and collected stays: the garbage collector need not look at it again and again."""
+    """What was imported and collected stays: the garbage collector need not look at it again and again, nor after every
+    few hundred objects while a function is traced."""
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(optionalhook=True)
