@@ -131,6 +131,14 @@ def running_sums(terms: jax.Array) -> RunningSums:
     -100.3
     """
     length, last = terms.shape[-1], terms.ndim - 1
+    block = (np.arange(length, dtype=np.int32) // BLOCK).reshape((1,) * last + (length,))
+    return RunningSums(*_running_sums(terms), block)
+
+
+@jax.jit  # outside a jit, each step of the tree would be several programs
+def _running_sums(terms: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`whole`, `rest` and `near` of `RunningSums`."""
+    length, last = terms.shape[-1], terms.ndim - 1
     # Raise the lower bound for long sequences, so that the integer part cannot overflow int32.
     least = max(LEAST, -float((2**31 - 1) // (length + 1)))
     terms = jnp.maximum(widen(terms), least)
@@ -147,5 +155,4 @@ def running_sums(terms: jax.Array) -> RunningSums:
     blocks = -(-length // BLOCK)
     padded = jnp.pad(terms, [(0, 0)] * last + [(0, blocks * BLOCK - length)]).reshape(*terms.shape[:-1], blocks, BLOCK)
     near = jnp.cumsum(padded, -1).reshape(*terms.shape[:-1], blocks * BLOCK)[..., :length]
-    block = (np.arange(length, dtype=np.int32) // BLOCK).reshape((1,) * last + (length,))
-    return RunningSums(whole, rest, near - jax.lax.stop_gradient(near), block)
+    return whole, rest, near - jax.lax.stop_gradient(near)

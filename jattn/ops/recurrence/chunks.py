@@ -114,6 +114,7 @@ def clean_tokens(sequences: list[Any]) -> tuple[list[Any], jax.Array, jax.Array]
     return clean, unread, functools.reduce(jnp.logical_or, [one for one in written if one is not None])
 
 
+@jax.jit  # outside a jit, each step of the scan's tree would be several programs
 def largest_so_far(x: jax.Array, starts: jax.Array | None) -> jax.Array:
     """The running maximum of `[..., length, heads]` within each segment; `starts [..., length]` as in `run_chunks`."""
     axis = x.ndim - 2

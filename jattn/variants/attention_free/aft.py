@@ -280,6 +280,7 @@ def windowed(key: jax.Array, value: jax.Array, bias: jax.Array, mask: Any, queri
     )
 
 
+@jax.jit  # outside a jit, each step of the scan's tree would be many programs
 def prefixes(key: jax.Array, value: jax.Array, before: Partial | None = None) -> Partial:
     """The partial of all positions up to and with each: out `[..., length, features, 1]`.
 
