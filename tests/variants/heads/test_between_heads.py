@@ -42,7 +42,7 @@ def test_the_talking_heads_layer():
     weights = softmax(np.einsum("bqid,bkid,ih->bhqk", q, k, p["before"]) / np.sqrt(3))
     heads = np.einsum("bhqk,hj,bkjd->bqjd", weights, p["after"], v)
     want = np.einsum("bqhd,hdf->bqf", heads, p["out"]["kernel"]) + p["out"]["bias"]
-    close(layer(layer.init(jax.random.key(1)), jnp.asarray(x), mask=masks.Causal()), want, 1e-5)
+    close(jax.jit(layer.__call__)(layer.init(jax.random.key(1)), x, mask=masks.Causal()), want, 1e-5)
     assert check_layer(TalkingHeads(6, heads=2), jnp.asarray(x), mask=masks.Causal()).shape == (2, 5, 6)
     with pytest.raises(ValueError, match="`similarity` must be left out: only dot products mix"):
         layer(layer.init(jax.random.key(1)), jnp.asarray(x), similarity=jattn.similarities.Cosine())
@@ -78,8 +78,10 @@ def test_the_differential_layer():
     heads = np.einsum("bhqk,bkhd->bqhd", weights[:, 0::2] - amount * weights[:, 1::2], v)
     heads *= (1 - layer.initial_amount) / np.sqrt((heads**2).mean(-1, keepdims=True) + 1e-5)
     want = np.einsum("bqhd,hdf->bqf", heads, p["out"]["kernel"])
-    close(layer(layer.init(jax.random.key(1)), jnp.asarray(x), mask=masks.Causal()), want, 1e-5)
-    jacobian = jax.jacobian(lambda x: layer(layer.init(jax.random.key(1)), x, mask=masks.Causal())[2])(x[0])
+    parameters = layer.init(jax.random.key(1))
+    run = jax.jit(lambda x: layer(parameters, x, mask=masks.Causal()))
+    close(run(x), want, 1e-5)
+    jacobian = jax.jit(jax.jacobian(lambda x: run(x)[2]))(x[0])
     assert not np.asarray(jacobian)[:, 3:].any() and np.asarray(jacobian)[:, :3].any()
 
 

@@ -23,19 +23,18 @@ def test_a_window_of_one_pair_is_attention():
     filters = np.zeros((4, 3, 5), np.float32)
     filters[:, 0, 2] = 1
     pieces = {"similarity": similarities.Cosine(0.5), "mask": masks.Lengths(np.array([9, 4]))}
-    close(multi_token(q, k, v, filters, **pieces), jattn.attention(q, k, v, **pieces), 1e-5)
+    mixed = jax.jit(lambda q, k, v: multi_token(q, k, v, filters, **pieces))(q, k, v)
+    close(mixed, jax.jit(lambda q, k, v: jattn.attention(q, k, v, **pieces))(q, k, v), 1e-5)
 
 
 def test_the_future_is_not_seen():
     q, k, v, filters = normal(2, (6, 2, 3), (6, 2, 3), (6, 2, 2), (2, 3, 5))
-    for array in (k, v):
-        gradient = jax.jacobian(
-            lambda x, a=array: multi_token(q, x if a is k else k, x if a is v else v, filters, mask=CAUSAL)[3]
-        )(array)
-        assert not np.asarray(gradient)[..., 4:, :, :].any() and np.asarray(gradient)[..., :4, :, :].any()
-    seen = jax.jacobian(lambda x: multi_token(x, k, v, filters, mask=CAUSAL)[3])(q)
-    assert not np.asarray(seen)[..., 4:, :, :].any() and not np.asarray(seen)[..., :1, :, :].any()
-    assert np.asarray(seen)[..., 1, :, :].any()
+    jacobians = jax.jit(jax.jacobian(lambda *qkv: multi_token(*qkv, filters, mask=CAUSAL)[3], (0, 1, 2)))
+    seen, *gradients = map(np.asarray, jacobians(q, k, v))
+    for gradient in gradients:
+        assert not gradient[..., 4:, :, :].any() and gradient[..., :4, :, :].any()
+    assert not seen[..., 4:, :, :].any() and not seen[..., :1, :, :].any()
+    assert seen[..., 1, :, :].any()
 
 
 def test_memory_is_not_quadratic():
@@ -63,7 +62,8 @@ def test_the_layer_is_multi_head_attention_at_first():
     x = jnp.asarray(normal(6, (2, 5, 8))[0])
     parameters = layer.init(jax.random.key(0))
     plain = {name: parameters[name] for name in ("query", "key", "value", "out")}
-    close(layer(parameters, x, mask=CAUSAL), multi_head(plain, x, mask=CAUSAL), 1e-5)
+    run, attend = jax.jit(layer.__call__), jax.jit(multi_head)
+    close(run(parameters, x, mask=CAUSAL), attend(plain, x, mask=CAUSAL), 1e-5)
     check_layer(layer, x, mask=CAUSAL)
 
 
@@ -72,9 +72,9 @@ def test_the_layer_projects_to_the_function():
     x, filters = normal(7, (5, 6), (2, 2, 3))
     parameters = layer.init(jax.random.key(0)) | {"filters": jnp.asarray(filters)}
     q, k, v = (np.einsum("lf,fhd->lhd", x, parameters[name]["kernel"]) for name in ("query", "key", "value"))
-    heads = multi_token(q, k, v, filters, mask=CAUSAL)
+    heads = jax.jit(multi_token)(q, k, v, filters, mask=CAUSAL)
     close(
-        layer(parameters, jnp.asarray(x), mask=CAUSAL),
+        jax.jit(layer.__call__)(parameters, x, mask=CAUSAL),
         np.einsum("qhd,hdf->qf", heads, parameters["out"]["kernel"]),
         1e-5,
     )

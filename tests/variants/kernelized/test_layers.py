@@ -63,8 +63,8 @@ def test_both_directions_cross_and_padding():
     parameters = layer.init(jax.random.key(0))
     inputs, others = normal(3, (2, 5, 6), (2, 7, 6))
     mask = np.arange(7) < np.array([[7], [4]])
-    out = layer(parameters, inputs, others, mask=mask)
-    close(out[1], layer(parameters, inputs[1], others[1, :4]), 1e-5)
+    run = jax.jit(layer.__call__)
+    close(run(parameters, inputs, others, mask=mask)[1], run(parameters, inputs[1], others[1, :4]), 1e-5)
     with pytest.raises(ValueError, match="Decoding needs a layer with `causal=True`"):
         layer.step(parameters, inputs[:, 0], layer.initial_state(parameters, (2,)))
 
@@ -72,7 +72,8 @@ def test_both_directions_cross_and_padding():
 def test_random_features_are_redrawn_by_a_key():
     layer = Performer(6, 2)
     parameters, inputs = layer.init(jax.random.key(0)), normal(4, (5, 6))[0]
-    one, again, other = (layer(parameters, inputs, redraw=key) for key in (None, None, jax.random.key(9)))
+    run = jax.jit(lambda redraw: layer(parameters, inputs, redraw=redraw))
+    one, again, other = (run(key) for key in (None, None, jax.random.key(9)))
     close(one, again, 0)
     assert np.abs(one - other).max() > 1e-3
 
@@ -88,7 +89,7 @@ def test_bad_input_is_named():
     parameters = layer.init(jax.random.key(0))
     with pytest.raises(ValueError, match="Give a larger"):
         layer(parameters, jnp.ones((6, 6)))
-    _, state = layer.prefill(parameters, jnp.ones((5, 6)))
+    _, state = jax.jit(layer.prefill)(parameters, jnp.ones((5, 6)))
     with pytest.raises(ValueError, match="Give a larger"):
         layer.step(parameters, jnp.ones(6), state)
     assert np.isnan(jax.jit(layer.step)(parameters, jnp.ones(6), state)[0]).all()
@@ -112,5 +113,6 @@ def test_only_what_is_random_is_drawn_again(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_tokens_of_packed_sequences(name):
     layer = LAYERS[name]
-    out, state = layer.prefill(layer.init(jax.random.key(0)), jnp.ones((2, 0, 6)), segment_ids=jnp.zeros(0, int))
+    run = jax.jit(lambda parameters, inputs: layer.prefill(parameters, inputs, segment_ids=np.zeros(0, int)))
+    out, state = run(layer.init(jax.random.key(0)), jnp.ones((2, 0, 6)))
     assert out.shape == (2, 0, 6) and state.position == 0
