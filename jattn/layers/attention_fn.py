@@ -50,6 +50,8 @@ def attention_fn(
     - `is_causal`: a query sees keys up to its own index in the array. With other lengths it is refused, as it is open
       where the queries are; but one query that comes with a mask, as when Flax decodes with a cache, is the last token
       and sees all keys of the mask;
+    - `decode=True`: one query that comes with a mask over more keys stands where the last key of the mask stands, so
+      that windows, ALiBi and other pieces that look at positions mean at each step what they mean in the whole call;
     - `dropout_rate`, `dropout_rng`, `deterministic`; `broadcast_dropout` drops the same pairs in every batch element
       and head. The rate is Flax's, the bits are jattn's own;
     - `dtype`, `promote_dtype`: query, key and value are converted first. Scores and softmax are float32 at least, so
@@ -113,7 +115,7 @@ def attention_fn(
             similarity=similarity,
             scores=own_scores if bias is None else (Bias(_with_heads("bias", bias)), *own_scores),
             normalizer=normalizer,
-            **_positions(at, input_positions, q_len, kv_len),
+            **_positions(at, input_positions, q_len, kv_len, mask),
         )
         dropout = None
         check_rate("dropout_rate", dropout_rate)
@@ -181,8 +183,10 @@ def _with_heads(name: str, value: Any) -> jax.Array:
     return value.reshape((1,) * (3 - value.ndim) + value.shape)
 
 
-def _positions(at: dict[str, Any], given: Any, q_len: int, kv_len: int) -> dict[str, Any]:
+def _positions(at: dict[str, Any], given: Any, q_len: int, kv_len: int, mask: Any) -> dict[str, Any]:
     if given is None:
+        if q_len == 1 < kv_len and mask is not None and at["query_positions"] is None:
+            return at | {"query_positions": _last_key(_with_heads("mask", mask), at["key_positions"])}
         return at
     if any(positions is not None for positions in at.values()):
         raise ValueError("`input_positions` came with a call of an `attention_fn` that was made with positions.")
@@ -192,6 +196,16 @@ def _positions(at: dict[str, Any], given: Any, q_len: int, kv_len: int) -> dict[
             "Make the `attention_fn` with `query_positions` and `key_positions`."
         )
     return {"query_positions": given, "key_positions": given}
+
+
+def _last_key(mask: jax.Array, key_positions: Any) -> jax.Array:
+    """The position of the last key that a mask `[batch..., heads, 1, kv_len]` allows, `[batch..., 1]`."""
+    allowed = (mask != 0).any(-3)
+    index = jnp.where(allowed, jnp.arange(mask.shape[-1]), 0).max(-1)
+    if key_positions is None:
+        return index
+    positions = jnp.broadcast_to(key_positions, (*allowed.shape[:-2], mask.shape[-1]))
+    return jnp.take_along_axis(positions, index, -1)
 
 
 def _dropout(rate: float, key: jax.Array, shared: bool, shape: tuple[int, ...]) -> Dropout:

@@ -161,18 +161,48 @@ def test_weights_are_sown():
     close(*both)
 
 
-def test_decoding_with_the_cache_of_flax():
-    causal = nnx_layer()(X, mask=nn.make_causal_mask(X[..., 0]))
-    layer = nnx.MultiHeadAttention(HEADS, FEATURES, attention_fn=attention_fn(), decode=True, rngs=nnx.Rngs(0))
+DECODING = {
+    "no pieces": {},
+    "a window": dict(mask=masks.SlidingWindow(2, 0)),
+    "a function": dict(mask=lambda q, k: (k <= q) & ((q - k < 3) | (k == 0))),
+    "ALiBi, a sink": dict(
+        mask=masks.Causal(),
+        scores=scores.ALiBi.standard(HEADS),
+        normalizer=normalizers.Softmax(jnp.linspace(-1, 1, HEADS)),
+    ),
+    "places of their own": dict(mask=masks.SlidingWindow(2, 0), key_positions=np.arange(LENGTH) // 2 * 3),
+}
+
+
+@pytest.mark.parametrize("pieces", DECODING.values(), ids=DECODING)
+def test_decoding_with_the_cache_of_flax(pieces):
+    """Step by step as the whole call, in nnx and linen: the query is the last token that the mask of Flax shows."""
+    function = attention_fn(**pieces, implementation="reference")
+    causal = nn.make_causal_mask(X[..., 0])
+    layer = nnx.MultiHeadAttention(HEADS, FEATURES, attention_fn=function, decode=True, rngs=nnx.Rngs(0))
     layer.init_cache(X.shape)
-    outs = [layer(X[:, t : t + 1]) for t in range(LENGTH)]
-    close(jnp.concatenate(outs, 1), causal)
-    placed = nnx.MultiHeadAttention(
-        HEADS, FEATURES, attention_fn=attention_fn(mask=masks.Causal()), decode=True, rngs=nnx.Rngs(0)
-    )
-    placed.init_cache(X.shape)
-    with pytest.raises(ValueError, match="q_len 1 differs from kv_len 6"):
-        placed(X[:, :1])
+    twin: Any = nn.MultiHeadAttention(HEADS, attention_fn=function, decode=True)
+    whole = nn.MultiHeadAttention(HEADS, attention_fn=function)
+    start = twin.init(jax.random.key(0), X)
+
+    @nnx.jit
+    def run(layer, start, x):
+        outs, twins, variables = [], [], start
+        for t in range(LENGTH):
+            outs.append(layer(x[:, t : t + 1]))
+            out, changed = twin.apply(variables, x[:, t : t + 1], mutable="cache")
+            variables = {**start, **changed}
+            twins.append(out)
+        return (
+            jnp.concatenate(outs, 1),
+            jnp.concatenate(twins, 1),
+            whole.apply({"params": start["params"]}, x, mask=causal),
+        )
+
+    out, in_linen, want_in_linen = run(layer, start, X)
+    close(in_linen, want_in_linen)
+    layer.decode = False
+    close(out, layer(X, mask=causal))
 
 
 def test_dtypes():
