@@ -1,4 +1,4 @@
-"""What is known while tracing."""
+"""Values that are known at trace time."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A NumPy array that is compared by its values, so that it may be a static argument of `jax.jit`.
+    """A NumPy array that is compared by value, so that it can be a static argument of `jax.jit`.
 
     >>> Known(np.arange(3)) == Known(np.arange(3)), Known(np.arange(3)) == Known(np.zeros(3, int))
     (True, False)
@@ -25,10 +25,10 @@ class Known:
 
 
 def known_while_tracing(tree: Any) -> Any:
-    """Inside `jax.jit`, concrete arrays as NumPy: they are constants of the program, so what follows from them may be.
+    """Inside of `jax.jit`, convert concrete JAX arrays to NumPy arrays: they are constants of the program anyway.
 
-    Outside, an array stays one of JAX: a program that depended on its numbers would be compiled anew for others. So
-    does one that spans processes, which cannot be read.
+    Outside of `jit` they stay JAX arrays; otherwise new values would compile a new program. So do arrays that span
+    processes, which cannot be read.
     """
     leaves, structure = jax.tree.flatten(tree)
     concrete = [
@@ -37,7 +37,7 @@ def known_while_tracing(tree: Any) -> Any:
         and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
         for leaf in leaves
     ]
-    # What is computed inside `jit` is traced, even of constants.
+    # Inside of `jit`, even a computation on constants gives a tracer.
     if not any(concrete) or not isinstance(jnp.zeros((), bool), Tracer):
         return tree
     return structure.unflatten(
@@ -47,10 +47,10 @@ def known_while_tracing(tree: Any) -> Any:
 
 
 def has_numbers(array: jax.Array) -> bool:
-    """Whether NumPy can hold it, which has no random keys."""
+    """Whether NumPy can hold the array. It cannot hold random keys."""
     return not jnp.issubdtype(array.dtype, jax.dtypes.extended)
 
 
 def readable(value: Any) -> Any:
-    """The array as NumPy, so that it is known while tracing, if it is."""
+    """The array as a NumPy array if it is known at trace time; a tracer stays as it is."""
     return value if isinstance(value, Tracer) else np.asarray(value)

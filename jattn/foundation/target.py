@@ -1,7 +1,7 @@
-"""The target: for which platform, and which generation of it, a program is compiled.
+"""The target: the platform, and its generation, for which a program is compiled.
 
 A program may be traced on one machine and compiled for another (`jax.export`, ahead-of-time compilation for a TPU that
-is not there), so what it is compiled for is a value that is passed along, never a question to the machine at hand.
+is not present). So the target is a value that is passed along, not a question to the machine at hand.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from jax.interpreters import mlir
 from .sharding import mesh_of
 
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
-"""What JAX calls the platforms that a program is lowered for."""
+"""JAX's names of the platforms for which a program can be lowered."""
 
 _ALIASES = {"gpu": "cuda"}
 _NONE = r"(?!)"  # matches nothing
@@ -30,7 +30,7 @@ _GENERATIONS = {
     "cuda": r"[a-z]{1,3}\d{1,4}[a-z]?",
     "rocm": r"mi\d{3}[a-z]?",
 }
-_LITE = {"v5 lite": "v5e", "v6 lite": "v6e", "v5": "v5p"}  # as devices call themselves
+_LITE = {"v5 lite": "v5e", "v6 lite": "v6e", "v5": "v5p"}  # what devices report as their kind
 
 _GIVEN: ContextVar["Target | None"] = ContextVar("_GIVEN", default=None)
 
@@ -40,8 +40,8 @@ class Target:
     """What a program is compiled for.
 
     Args:
-        platform: `"cpu"`, `"tpu"`, `"cuda"`, `"rocm"`, or another that JAX has a plugin for.
-        generation: such as `"v5e"` or `"h100"`; None where it is not known.
+        platform: `"cpu"`, `"tpu"`, `"cuda"`, `"rocm"`, or another platform that JAX has a plugin for.
+        generation: such as `"v5e"` or `"h100"`; None if unknown.
 
     >>> print(Target("tpu", "v5e"), Target("cpu"))
     tpu v5e cpu
@@ -55,10 +55,10 @@ class Target:
 
 
 def as_target(value: Any) -> Target:
-    """A `Target`, also from its text (where "gpu" means "cuda"), a device or an abstract device.
+    """Convert text (where "gpu" means "cuda"), a device or an abstract device to a `Target`.
 
     Raises:
-        ValueError: something else; an unknown platform, or what is no generation of it.
+        ValueError: it is something else, an unknown platform, or not a generation of the platform.
 
     >>> as_target("tpu v5e")
     Target(platform='tpu', generation='v5e')
@@ -90,10 +90,10 @@ def _of_device(device: Any) -> Target:
 
 @contextlib.contextmanager
 def compiled_for(target: Any) -> Iterator[Target]:
-    """Within it, programs are traced for this target, whatever they are lowered for.
+    """A context in which programs are traced for this target, regardless of what they are lowered for.
 
     Args:
-        target: as of `as_target`.
+        target: as in `as_target`.
 
     >>> with compiled_for("tpu v5e"):
     ...     print(given_target())
@@ -108,15 +108,15 @@ def compiled_for(target: Any) -> Iterator[Target]:
 
 
 def given_target() -> Target | None:
-    """The target of the innermost `compiled_for`; None outside of one."""
+    """The target of the innermost `compiled_for`, or None."""
     return _GIVEN.get()
 
 
 def expected_target(*arrays: Any) -> Target:
-    """What a program of these arrays will most likely be compiled for.
+    """The target that a program of these arrays will most likely be compiled for.
 
-    The target given, else that of the mesh the arrays are on or of `jax.set_mesh`, else the first device of JAX. The
-    platform is a guess: a program may be lowered for another.
+    This is the target of `compiled_for`; otherwise that of the arrays' mesh or of `jax.set_mesh`; otherwise JAX's first
+    device. The platform is a guess: a program may be lowered for another.
     """
     given = _GIVEN.get()
     device = getattr(mesh_of(*arrays), "abstract_device", None)
@@ -124,9 +124,9 @@ def expected_target(*arrays: Any) -> Target:
 
 
 def target_of(*arrays: Any) -> Target | None:
-    """What a program of these arrays is compiled for, as far as it is known; None if only its lowering will tell.
+    """The target of a program of these arrays if it is known, or None if only lowering will tell.
 
-    It is known within `compiled_for`, and where the arrays have values: a program then runs where they are.
+    It is known inside of `compiled_for`, and if the arrays have values: the program then runs where they are.
     """
     given = _GIVEN.get()
     if given is not None or any(isinstance(array, Tracer) for array in arrays):
@@ -136,19 +136,19 @@ def target_of(*arrays: Any) -> Target | None:
 
 
 def by_target(function: Callable[..., Any], *arrays: Any) -> Any:
-    """`function(target, *arrays)`, for the target of the program that it becomes a part of.
+    """`function(target, *arrays)`, with the target of the program that contains it.
 
-    JAX traces a function before it knows what it is lowered for; one trace may even be lowered for several platforms
-    (`jax.export`). So the function is traced for the target that is expected, and traced again while the program is
-    lowered for any other platform. Unlike `jax.lax.platform_dependent`, nothing is traced or imported for a platform
-    that nobody asks for, and a program for the one expected is as if the function had been called.
+    JAX traces a function before it knows what it is lowered for, and may even lower one trace for several platforms
+    (`jax.export`). So the function is traced for the expected target, and again when the program is lowered for another
+    platform. Unlike `jax.lax.platform_dependent`, nothing is traced or imported for platforms that are not used, and a
+    program for the expected one is the same as if the function had been called directly.
 
-    Differentiate and batch it from outside, by `jax.custom_vjp` and `jax.custom_batching.custom_vmap`.
+    To differentiate and batch it, wrap it in `jax.custom_vjp` and `jax.custom_batching.custom_vmap`.
 
     Args:
-        function: of a `Target` and arrays, to a tree of arrays of the same shapes and dtypes for every target. It must
-            close over no traced array.
-        arrays: trees of arrays.
+        function: takes a `Target` and arrays, and returns a pytree of arrays of the same shapes and dtypes for every
+            target. It must not close over traced arrays.
+        arrays: pytrees of arrays.
 
     >>> import jax.numpy as jnp
     >>> def add(target, x):
@@ -168,7 +168,7 @@ def by_target(function: Callable[..., Any], *arrays: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Flat:
-    """A function of a target and a tree of arrays, as one of the leaves, to leaves."""
+    """A function of a target and a pytree of arrays, as a function of leaves."""
 
     function: Callable[..., Any]
     tree: Any

@@ -1,31 +1,29 @@
-"""How a call finds the implementation that runs it: one contract for every operation.
+"""How a call finds the implementation that runs it: one contract for all operations.
 
-An operation (attention, a recurrence) has a *definition* and may be computed in several ways: all at once, in tiles, by
-a kernel for one platform. These are its *implementations*. They differ in speed and in what they refuse, never in
-meaning. Three decisions follow from that:
+An operation (attention, a recurrence) has one *definition* and several *implementations*: everything at once, in tiles,
+a kernel for one platform. Implementations differ in speed and in what they refuse, never in meaning.
 
-1. *Refusal comes before work.* `refuses(call)` looks at the pieces, shapes and dtypes of a call, never at values, and
-   answers with a reason. So the default can take the first implementation that does not refuse; one that was named and
-   refuses is an error, `Unsupported`, with the verdicts of all the others. Nothing is replaced silently.
-2. *Which comes first is data.* An `Operation` is an ordered list of `Row`s, each with a name, where its class is, and
-   the platforms on which the default considers it. A kernel for a new platform is a folder with an `Implementation` and
-   one row. Its module is imported when a call for that platform asks for it, not before.
-3. *The platform is part of the question.* The order depends on the `Target` that a program is compiled for, and every
-   decision takes it as an argument. `explain(..., target="tpu v5e")` asks the same question from any machine.
+1. *Refusal comes before work.* `refuses(call)` decides from the pieces, shapes and dtypes of a call, never from values,
+   and gives a reason. By default the first implementation that does not refuse runs. If a named one refuses, that is an
+   error, `Unsupported`, with the verdicts of all others. Nothing is replaced silently.
+2. *The order is data.* An `Operation` is an ordered list of `Row`s: a name, where the class is, and the platforms on
+   which the default considers it. A kernel for a new platform is a folder with an `Implementation`, and one row. Its
+   module is imported when a call for that platform needs it, not before.
+3. *The platform is an argument.* The order depends on the `Target` that a program is compiled for, and every decision
+   takes it as an argument. `explain(..., target="tpu v5e")` works on any machine.
 
-What an implementation is asked to do:
+The contract of an implementation:
 
-    refuses(call) -> reason | None        can it, and if not, why
+    refuses(call) -> reason | None        whether it can run the call, and if not, why
     run(call, *arrays) -> results         the forward computation
-    gradients(call, ...) -> gradients     the backward computation, from the results of the whole
+    gradients(call, ...) -> gradients     the backward computation, from the results of the whole call
     describe(call) -> (plan, memory)      what `explain` prints
 
-`call` is a frozen record of everything but the operation's main arrays, already checked. What `run` and `gradients`
-take and return is the operation's to say; see `jattn.ops.attention.implementations.registry` for
-attention's.
+`call` is a frozen, checked record of everything but the operation's main arrays. The operation defines the arguments
+and results of `run` and `gradients`; see `jattn.ops.attention.implementations.registry` for attention.
 
-`gradients` is apart from `run`, rather than left to JAX, because whoever cuts a call into parts (a ring of devices, a
-kernel for each part) must differentiate the parts with the results of the whole.
+`gradients` is separate from `run`, rather than left to JAX, because code that splits a call into parts (a ring of
+devices, a kernel per part) must differentiate each part with the results of the whole.
 """
 
 import abc
@@ -41,16 +39,18 @@ from ..foundation.target import Target, expected_target
 
 
 class Unsupported(ValueError):
-    """No implementation, or not the one that was named, can run a call; the message gives each one's reason."""
+    """A call that no implementation, or not the named one, can run. The message has the reason of each."""
 
 
 class Implementation(abc.ABC):
-    """A way to compute an operation.
+    """One way to compute an operation.
+
+    To add one, implement the abstract methods and add a `Row` to the operation's registry.
 
     Attributes:
-        name: what a caller asks for it by.
-        reverse_mode_only: whether JAX must differentiate it by `gradients`. Otherwise it differentiates through `run`,
-            in any mode and order.
+        name: the name by which a caller asks for it.
+        reverse_mode_only: whether it has its own `gradients`, which JAX must use. Otherwise JAX differentiates through
+            `run`, in any mode and order.
     """
 
     name: str
@@ -58,36 +58,38 @@ class Implementation(abc.ABC):
 
     @abc.abstractmethod
     def refuses(self, call: Any) -> str | None:
-        """Why this call cannot be run here, or None if it can. Decided without looking at any value."""
+        """Why this call cannot run here, or None if it can. Must not depend on the values of arrays."""
 
     @abc.abstractmethod
     def run(self, call: Any, *arrays: Any) -> Any:
         """The results of a call that is not refused."""
 
     def gradients(self, call: Any, *arrays: Any) -> Any:
-        """The gradients of a call, or of a part of one, from the results of the whole.
+        """The gradients of a call, or of a part of one, from the results of the whole call.
 
         Raises:
-            Unsupported: this implementation has none of its own.
+            Unsupported: this implementation has none of its own; JAX differentiates `run`.
         """
         del call, arrays
         raise Unsupported(f"implementation `{self.name}` has no `gradients` of its own: differentiate `run`.")
 
     @abc.abstractmethod
     def describe(self, call: Any) -> tuple[Any, str]:
-        """The plan that the call would run with (None where there is none); and, in words, the memory that a forward
-        and backward pass takes beside inputs, outputs and gradients."""
+        """What `explain` prints: the plan of the call (None if there is none), and the memory in words.
+
+        The memory is that of a forward and backward pass, beside inputs, outputs and gradients.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Where an implementation is, and where the default considers it.
+    """Where an implementation is, and the platforms on which the default considers it.
 
     Args:
-        name: of the implementation.
-        module: the dotted name of the module to import.
-        attribute: its class there, made without arguments.
-        platforms: those of `jattn.foundation.target.PLATFORMS` it is for; None for all.
+        name: the name of the implementation.
+        module: the dotted name of its module.
+        attribute: its class in that module, constructed without arguments.
+        platforms: platforms of `jattn.foundation.target.PLATFORMS`; None for all.
     """
 
     name: str
@@ -96,11 +98,11 @@ class Row:
     platforms: tuple[str, ...] | None = None
 
     def load(self) -> Implementation:
-        """The implementation; its module is imported now."""
+        """The implementation. Its module is imported now."""
         return _load(self.module, self.attribute)
 
     def elsewhere(self, target: Target) -> str | None:
-        """Why it is not for this target; None if it is."""
+        """Why it is not for this target, or None if it is."""
         if self.platforms is None or target.platform in self.platforms:
             return None
         return f"it is for {' and '.join(self.platforms)}, and the program is for {target.platform}"
@@ -116,9 +118,9 @@ class Operation:
     """The implementations of an operation, in the order in which the default tries them.
 
     Args:
-        name: of the operation.
-        rows: the first that is for the target and does not refuse a call runs it.
-        renamed: old names of implementations: (old, new, what warns of it).
+        name: the name of the operation.
+        rows: the first row that is for the target and does not refuse a call runs it.
+        renamed: old names of implementations, as (old, new, deprecation).
 
     >>> from jattn.ops.attention.implementations import ATTENTION
     >>> [row.name for row in ATTENTION.rows]
@@ -131,14 +133,14 @@ class Operation:
 
     @property
     def depends_on_platform(self) -> bool:
-        """Whether the default may take one implementation on one platform and another elsewhere."""
+        """Whether the default may differ between platforms."""
         return any(row.platforms is not None for row in self.rows)
 
     def named(self, implementation: str | Implementation) -> Implementation:
-        """The implementation of that name; an `Implementation` is its own.
+        """The implementation of that name. An `Implementation` is returned unchanged.
 
         Raises:
-            ValueError: there is none; the message lists the known ones.
+            ValueError: there is no such name; the message lists all names.
         """
         if isinstance(implementation, Implementation):
             return implementation
@@ -158,16 +160,16 @@ class Operation:
     def choose(
         self, call: Any, implementation: str | Implementation | None = None, target: Target | None = None
     ) -> Implementation:
-        """The implementation that runs a call: the one asked for, or the first that does not refuse.
+        """The implementation that runs a call: the requested one, or the first that does not refuse.
 
         Args:
             call: checked.
-            implementation: None, a name or an `Implementation`.
-            target: what the program is compiled for; by default, what JAX compiles for here.
+            implementation: None, a name, or an `Implementation`.
+            target: what the program is compiled for; by default, what JAX compiles for on this machine.
 
         Raises:
             ValueError: there is no implementation of that name.
-            Unsupported: the one that was asked for refuses, or all do; with the reason of each.
+            Unsupported: the requested implementation refuses, or all do; with the reason of each.
         """
         target = target or expected_target()
         if implementation is None:
@@ -175,7 +177,9 @@ class Operation:
                 if row.elsewhere(target) is None and row.load().refuses(call) is None:
                     return row.load()
             raise Unsupported(f"no implementation accepts this call: {self._listed(call, target)}.")
-        given = isinstance(implementation, Implementation)  # an object is taken anywhere: a kernel may be interpreted
+        given = isinstance(
+            implementation, Implementation
+        )  # an object is accepted on any platform: a kernel may run in interpret mode
         reason = None if given else self._row(implementation).elsewhere(target)
         chosen = self.named(implementation) if reason is None else None
         if chosen is not None:
@@ -186,7 +190,7 @@ class Operation:
         raise Unsupported(f"implementation `{name}` refuses this call: {reason}. Others: {self._listed(call, target)}.")
 
     def verdicts(self, call: Any, target: Target | None = None) -> dict[str, str | None]:
-        """For every implementation, why it cannot run the call, or None if it can. Only those for the target load."""
+        """Why each implementation cannot run the call, or None if it can. Imports only those for the target."""
         target = target or expected_target()
         return {row.name: row.elsewhere(target) or row.load().refuses(call) for row in self.rows}
 
@@ -196,10 +200,10 @@ class Operation:
     def reasons(
         self, call: Any, implementation: str | Implementation | None, target: Target | None = None
     ) -> tuple[Implementation, dict[str, str]]:
-        """The implementation that runs a call, and for every other one why it does not.
+        """The implementation that runs a call, and why each other one does not.
 
         Raises:
-            Unsupported: as `choose`.
+            Unsupported: as in `choose`.
         """
         chosen = self.choose(call, implementation, target)
         asked = f"`{chosen.name}` was asked for"
@@ -210,13 +214,13 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """A call that is about to run, for whoever lists the calls within a function.
+    """A call that is about to run, as reported to `WATCHER`.
 
     Args:
-        operation: whose call it is.
+        operation: the operation.
         call: checked.
         arrays: the operation's main arrays, by name.
-        implementation: as the caller asked for it.
+        implementation: as the caller requested it.
     """
 
     operation: Operation
@@ -226,4 +230,4 @@ class Watched:
 
 
 WATCHER: ContextVar[Callable[[Watched], None] | None] = ContextVar("WATCHER", default=None)
-"""Called whenever a call of any operation is about to run."""
+"""Called before a call of any operation runs."""

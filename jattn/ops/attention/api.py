@@ -1,4 +1,4 @@
-"""The front door: attention, its partial form, its weights, and an explanation of what would run."""
+"""The public functions: attention, partial attention, attention weights, and `dot_product_attention`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -41,42 +41,43 @@ def attention(
     dropout: Dropout | None = None,
     implementation: str | Implementation | None = None,
 ) -> jax.Array:
-    """Every attention: out_i = Σ_j w_ij value_j, with w_i = normalizer(scores(similarity(query_i, key_j)) | mask).
+    """Attention: out_i = Σ_j w_ij value_j, with w_i = normalizer(scores(similarity(query_i, key_j)) | mask).
 
-    By default the scaled dot product (Vaswani et al. 2017, arXiv:1706.03762): w = softmax(q·k / √qk_dim).
+    By default scaled dot-product attention, w = softmax(q·k / √qk_dim) (Vaswani et al. 2017, arXiv:1706.03762).
 
     Args:
         query: `[..., q_len, q_heads, qk_dim]`, any floating-point dtype, any number of leading batch axes (also none).
-        key: `[..., kv_len, kv_heads, qk_dim]`; `q_heads` must be a multiple of `kv_heads` (grouped queries:
-            consecutive query heads share a key head).
+        key: `[..., kv_len, kv_heads, qk_dim]`. `q_heads` must be a multiple of `kv_heads`; consecutive query heads
+            share a key head (grouped-query attention).
         value: `[..., kv_len, kv_heads, v_dim]`.
-        mask: who may attend: a piece of `jattn.masks`, or a function `(query_position, key_position) -> bool` or
+        mask: which pairs may attend: a `jattn.masks` piece, or a function `(query_position, key_position) -> bool` or
             `(batch, head, query_position, key_position) -> bool` (see `jattn.masks.of`).
-        similarity: from a query and a key to a number; by default `ScaledDot()`.
-        scores: one score or several, applied in the order written: biases, ALiBi, soft caps, functions
-            `(score, query_position, key_position) -> score` or `(score, batch, head, query_position, key_position) ->
-            score` (see `jattn.scores.of`).
-        normalizer: from scores to weights; by default `Softmax()`.
+        similarity: gives each pair a number; by default `ScaledDot()`.
+        scores: one score or several, applied in this order: biases, ALiBi, soft caps, or functions
+            `(score, query_position, key_position) -> score` or
+            `(score, batch, head, query_position, key_position) -> score` (see `jattn.scores.of`).
+        normalizer: turns a row of scores into weights; by default `Softmax()`.
         query_positions: absolute token positions, integers `[q_len]` or `[..., q_len]`; by default 0, 1, ... NumPy
-            arrays are known while tracing, and so is the plan of tiles that follows from them; inside `jax.jit` so
-            are arrays of JAX that are not traced.
-        key_positions: likewise `[kv_len]` or `[..., kv_len]`. With as many keys as queries, key positions alone hold
-            for both (self-attention), and query positions alone are refused where a piece looks at key positions,
-            unless they are known to be 0, 1, ...: the keys may be at the same positions or at 0, 1, ... With other
-            lengths, as when decoding with a cache, query positions alone leave the keys at 0, 1, ...
-        dropout: `Dropout(rate, key)` on the weights.
-        implementation: None takes the first that accepts; `"tiled"`, `"reference"` or an `Implementation` insists.
+            arrays are known at trace time, and so is the tile plan that follows from them. Inside of `jax.jit`, so are
+            JAX arrays that are not traced.
+        key_positions: likewise, `[kv_len]` or `[..., kv_len]`. If there are as many keys as queries, key positions
+            alone apply to both (self-attention). Query positions alone are then ambiguous: keys could be at the same
+            positions or at 0, 1, ... They are refused if a piece uses key positions, unless they are known to be 0, 1,
+            ... If the lengths differ, as in decoding with a cache, the default for keys is 0, 1, ...
+        dropout: `Dropout(rate, key)`, applied to the weights.
+        implementation: None for the first that accepts the call; `"tiled"`, `"reference"` or an `Implementation` to
+            require that one.
 
     Returns:
         `[..., q_len, q_heads, v_dim]`, in the dtype of `value`. Scores, softmax and sums are float32 (float64 for
-        float64 inputs). A query that may attend to nothing gets 0 and zero gradients; NaN or inf in a masked-out key
-        or value reaches neither the output nor a gradient.
+        float64 inputs). A query that may attend to nothing gets 0 and zero gradients. NaN or inf in a masked-out key or
+        value reaches neither the output nor any gradient.
 
     Raises:
-        ValueError: an argument of the wrong shape, dtype or kind; `q_len != kv_len` with a mask or score that looks
-            at query positions, and no `query_positions`; query positions alone, as above; positions outside int32, or
-            beyond a mask's grid, as far as they are known; a mask or score that is not elementwise.
-        Unsupported: (a `ValueError`) the named implementation refuses the call; the message has its reason.
+        ValueError: an argument has the wrong shape, dtype or type; `q_len != kv_len` with a mask or score that uses
+            query positions, and no `query_positions`; query positions alone, as above; positions are known to be
+            outside of int32 or past a mask's grid; a mask or score is not elementwise.
+        Unsupported: (a `ValueError`) the requested implementation refuses the call; the message has its reason.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (1, 100, 8, 16)) for i in range(3))
@@ -102,18 +103,18 @@ def partial_attention(
     dropout: Dropout | None = None,
     implementation: str | Implementation | None = None,
 ) -> Partial:
-    """Attention over some of the keys, with what `merge` needs to join it with attention over the others.
+    """Attention over some of the keys, in a form that `merge` can combine with attention over other keys.
 
-    lse_i = log Σ_j exp(score_ij) over the keys that query i may attend. Arguments as of `attention`; give
-    `key_positions` when these are not the first keys.
+    lse_i = log Σ_j exp(score_ij) over the keys that query i may attend to. The arguments are those of `attention`; pass
+    `key_positions` if these are not the first keys.
 
     Returns:
-        `Partial(out [..., q_len, q_heads, v_dim], lse [..., q_len, q_heads])`; lse is float32 (float64 for float64
-        inputs), -inf where a query attends to nothing. Both are differentiable. Beside them `remainder`, with which
-        huge scores merge exactly.
+        `Partial(out [..., q_len, q_heads, v_dim], lse [..., q_len, q_heads])`. lse is float32 (float64 for float64
+        inputs), -inf if a query attends to nothing. Both are differentiable. `remainder`, the rounding error of lse,
+        makes merging exact even for huge scores.
 
     Raises:
-        ValueError: as `attention`; also a normalizer whose partial results do not merge by their lse.
+        ValueError: as in `attention`; also if partial results of the normalizer cannot be merged by their lse.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (8, 2, 4)) for i in range(3))
@@ -143,20 +144,20 @@ def attention_weights(
     heads: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
 ) -> jax.Array:
-    """The weights that `attention` sums the values with, before dropout, recomputed.
+    """The weights of `attention`, before dropout, recomputed for the requested heads and queries.
 
-    Arguments as of `attention`. Memory and time are those of the rows asked for.
+    The other arguments are those of `attention`. Memory and time are those of the requested rows.
 
     Args:
-        heads: the query heads wanted, by index; by default all.
-        queries: the query rows wanted, by index (not by position); by default all.
+        heads: indices of query heads; by default all.
+        queries: indices (not positions) of queries; by default all.
 
     Returns:
-        `[..., heads, queries, kv_len]`, float32 (float64 for float64 inputs). Rows sum to 1 (less with a sink or a
-        sigmoid; 0 for a query that attends to nothing).
+        `[..., heads, queries, kv_len]`, float32 (float64 for float64 inputs). Rows sum to 1, to less with a sink, to
+        anything with a sigmoid, and to 0 for a query that attends to nothing.
 
     Raises:
-        ValueError: as `attention`; an index out of range.
+        ValueError: as in `attention`, or an index is out of range.
 
     >>> import jax, jattn
     >>> q, k = (jax.random.normal(jax.random.key(i), (1, 100, 8, 16)) for i in range(2))
@@ -184,7 +185,7 @@ class _Weights:
 
 @dataclasses.dataclass(frozen=True)
 class _Attend:
-    """The output and its mass, by an implementation."""
+    """The output and its lse, by an implementation."""
 
     implementation: str | Implementation | None
 
@@ -192,7 +193,7 @@ class _Attend:
         chosen = ATTENTION.choose(call, self.implementation, call.target)
         open_ = self.implementation is None and call.target is None and ATTENTION.depends_on_platform
         if open_ and isinstance(chosen, Streaming):
-            return attend(ATTENTION, call, query, key, value)  # which one is decided when the program is lowered
+            return attend(ATTENTION, call, query, key, value)  # the choice is made when the program is lowered
         return chosen.run(call, query, key, value)
 
 
@@ -221,28 +222,28 @@ def dot_product_attention(
     implementation: str | Implementation | None = None,
     return_residual: bool = False,
 ) -> Any:
-    """`jax.nn.dot_product_attention`, by its signature: changing the import is enough.
+    """`jax.nn.dot_product_attention`, with its signature: change the import, and nothing else.
 
     Args:
-        query: `[batch, q_len, q_heads, dim]` or without batch.
+        query: `[batch, q_len, q_heads, dim]`, or without batch.
         key: `[batch, kv_len, kv_heads, dim]`.
         value: `[batch, kv_len, kv_heads, v_dim]`.
-        bias: `[batch, q_heads, q_len, kv_len]`, each size 1 where shared; axes in front may be left out. Added after
+        bias: `[batch, q_heads, q_len, kv_len]`, with size 1 on shared axes; leading axes may be omitted. Added after
             the scale.
-        mask: boolean, of such a shape; True may attend.
+        mask: booleans of such a shape; True where a query may attend.
         scale: by default `1/√dim`.
-        is_causal: a query sees the keys up to its own index, counted from the first of both (as in `jax.nn`).
+        is_causal: a query attends to keys up to its own index, both counted from 0 (as in `jax.nn`).
         query_seq_lengths: `[batch]`; queries from there on get 0.
-        key_value_seq_lengths: `[batch]`; keys from there on are not attended.
+        key_value_seq_lengths: `[batch]`; keys from there on are not attended to.
         local_window_size: `(left, right)`, or one int for both, around a query's own index.
-        implementation: as of `attention`; `"xla"` is the default, whichever it is. `"cudnn"` is refused.
+        implementation: as in `attention`; `"xla"` means the default. `"cudnn"` is refused.
         return_residual: also return the lse `[batch, q_len, q_heads]`, float32.
 
-    Where it differs from `jax.nn`: a query that may attend to nothing gets 0 (there, the mean of all values),
-    masked NaN stays out, memory is linear, `v_dim` is free.
+    Differences from `jax.nn`: a query that may attend to nothing gets 0 (there, the mean of all values), masked NaN
+    does not reach the output, memory is linear in the length, and `v_dim` is free.
 
     Raises:
-        ValueError: as `attention`.
+        ValueError: as in `attention`.
         Unsupported: (a `ValueError`) for `"cudnn"`.
 
     >>> import jax, jattn
@@ -297,11 +298,11 @@ _NAMES_OF_JAX = {
     "key_lengths": "key_value_seq_lengths",
     "query_lengths": "query_seq_lengths",
 }
-"""What errors of the pieces speak of, by the names of the arguments here."""
+"""Names in the errors of pieces, and the arguments here that they stand for."""
 
 
 def _with_four_axes(name: str, array: Any) -> Any:
-    """`[batch, heads, q_len, kv_len]`, with size 1 for axes in front that were left out."""
+    """`[batch, heads, q_len, kv_len]`; leading axes that were omitted get size 1."""
     array = as_array(array)
     dtype = dtype_of(array)
     if dtype is None:

@@ -1,4 +1,4 @@
-"""A call: everything about an attention but its three arrays, checked and brought to one layout."""
+"""A call: everything about an attention except its three arrays, checked and brought to one layout."""
 
 import dataclasses
 from typing import Any
@@ -24,17 +24,17 @@ from . import checks
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """What an attention is made of, beside its three arrays: the one carrier from the call to the kernel.
+    """The pieces and positions of an attention, from the call to the kernel. A pytree of their arrays.
 
-    At the door they are what the caller gave: functions for pieces, None for defaults, lists. `checked` makes instances
-    of them. In a `Call` every array in them is aligned to `[batch..., head, query, key, own...]`, so that an
-    implementation slices them all alike. A pytree of their arrays.
+    At first they are as the caller gave them: functions in place of pieces, None for defaults, lists. `checked`
+    converts them to instances. In a `Call` every array is aligned to `[batch..., head, query, key, own...]`, so an
+    implementation slices them all alike.
 
     Attributes:
         mask: a `Mask` or None.
-        similarity: a `Similarity`; in a call, its rewritten form is applied to the query and key already.
-        scores: a tuple of `Score`s, applied in this order. In a call: the similarity's own, the caller's, the
-            normalizer's.
+        similarity: a `Similarity`; in a call it has already been applied to the query and key (`prepare`).
+        scores: a tuple of `Score`s, applied in this order; in a call those of the similarity, the caller, the
+            normalizer.
         normalizer: a `Normalizer`.
         dropout: a `Dropout` or None.
         query_positions: integers `[batch..., q_len]`, or None; in a call `[batch..., 1, q_len, 1]`.
@@ -50,10 +50,10 @@ class Pieces:
     key_positions: Any = None
 
     def checked(self) -> "Pieces":
-        """With instances for functions and defaults, and arrays for lists of positions.
+        """A copy with instances in place of functions and defaults, and arrays in place of lists.
 
         Raises:
-            ValueError: something that is no piece, naming the argument.
+            ValueError: an argument is not a piece.
         """
         mask, similarity, scores, normalizer, dropout = checks.check_pieces(
             self.mask, self.similarity, self.scores, self.normalizer, self.dropout
@@ -62,7 +62,7 @@ class Pieces:
         return Pieces(mask, similarity, scores, normalizer, dropout, *positions)
 
     def indexed(self, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...] = ()) -> "Pieces":
-        """With the indices of batch elements and heads written out wherever a piece reads them (`Piece.indexed`)."""
+        """A copy with batch and head indices filled in where a piece uses them (`Piece.indexed`)."""
         filled = {name: indexed(getattr(self, name), batch, q_heads, split) for name in ("mask", "scores", "dropout")}
         return dataclasses.replace(self, **filled)
 
@@ -79,13 +79,13 @@ class Call:
     Attributes:
         batch: the batch axes.
         q_len, kv_len, q_heads, kv_heads: sizes.
-        qk_dim: features of the prepared query and key.
-        v_dim: features of a value.
+        qk_dim: the number of features of the prepared query and key.
+        v_dim: the number of features of a value.
         pieces: aligned.
-        scale: what the similarity of a query and a key is multiplied by.
-        devices: over how many the arrays may be split by XLA, which a loop must leave it room for.
+        scale: the factor on the similarity of a query and a key.
+        devices: the number of devices over which XLA may split the arrays; loops must leave room for that.
         target: what the program is compiled for; None if that is decided when it is lowered.
-        plan: what the implementation knows of the call before it runs (`Streaming.plan`); None if nothing.
+        plan: what the implementation knows about the call before it runs (`Streaming.plan`), or None.
     """
 
     batch: tuple[int, ...]
@@ -110,14 +110,16 @@ jax.tree_util.register_dataclass(
 
 
 def prepare(query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces) -> tuple[Call, jax.Array, jax.Array]:
-    """Check how the pieces fit the arrays, and return the call with its prepared query and key.
+    """Check that the pieces match the arrays, and return the call with its prepared query and key.
 
     Args:
-        query, key, value: as of `jattn.attention`.
-        pieces: as the caller gave them, or `checked`.
+        query: as in `jattn.attention`.
+        key: as in `jattn.attention`.
+        value: as in `jattn.attention`.
+        pieces: as given by the caller, or `checked`.
 
     Raises:
-        ValueError: as `jattn.attention`.
+        ValueError: as in `jattn.attention`.
     """
     checks.check_arrays(query, key, value)
     pieces = pieces.checked()
@@ -181,21 +183,22 @@ def prepare(query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces) 
 
 
 def _prepare_similarity(similarity: Similarity, query: jax.Array, key: jax.Array) -> Prepared:
-    """`similarity.prepare`, safe against NaN and inf in keys that are masked out.
+    """`similarity.prepare`, safe against NaN and inf in masked-out keys.
 
-    A rewritten key (its norm, a projection) is differentiated outside the implementations, where the zero cotangent
-    of a masked key would meet its NaN. So it is rewritten from finite numbers, and a NaN score stands for the rest.
+    A rewritten key (normalized or projected) is differentiated outside of the implementations, where the zero cotangent
+    of a masked key would meet its NaN. So it is rewritten from finite numbers, and a score of NaN marks the original
+    row.
     """
     if not similarity.rewrites_key:
         return similarity.prepare(query, key)
-    broken = jnp.where(jnp.isfinite(key).all(-1), 0, jnp.nan).astype(jnp.float32)
-    per_head = jnp.repeat(jnp.swapaxes(broken, -1, -2), query.shape[-2] // key.shape[-2], axis=-2)
+    poison = jnp.where(jnp.isfinite(key).all(-1), 0, jnp.nan).astype(jnp.float32)
+    per_head = jnp.repeat(jnp.swapaxes(poison, -1, -2), query.shape[-2] // key.shape[-2], axis=-2)
     prepared = similarity.prepare(query, without_nonfinite(key))
     return prepared._replace(scores=(*prepared.scores, Bias(per_head[..., :, None, :])))
 
 
 def _positions(name: str, positions: Any, batch: tuple[int, ...], length: int, axis: int) -> Any:
-    """Positions as `[batch..., 1, length, 1]` or `[batch..., 1, 1, length]`; NumPy stays NumPy, so that it is known."""
+    """Positions as `[batch..., 1, length, 1]` or `[batch..., 1, 1, length]`. NumPy arrays stay NumPy arrays."""
     if positions is None:
         positions = counted(length)
     positions = as_array(positions)

@@ -1,4 +1,4 @@
-"""What a call would run, why not by another implementation, which tiles it visits and what memory it takes."""
+"""Explains a call: which implementation runs, why not another, which tiles it visits, and the memory that it takes."""
 
 import contextlib
 import dataclasses
@@ -23,18 +23,18 @@ from .split import gathered, look_at_call
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """Prints what a call of an operation would do.
+    """What a call of an operation would do. Prints as text.
 
     Attributes:
-        implementation: the name of the one that would run.
-        reasons: for every other one, why it would not.
-        plan: of attention the tile plan, of a recurrence its chunks in words; None where there is none.
-        memory: in words.
-        shapes: of the main arrays, in words.
-        doubt: where tiles are visited, or masked, that need not be: the operation of the mask that knows too little,
-            its line in the function that was given, and what would help; None where nothing is amiss.
-        gathered: what is on all devices before the call runs, though it was split over some: arrays along their length
-            or features, as far as their types and shardings show it.
+        implementation: the name of the implementation that would run.
+        reasons: for each other one, why it would not.
+        plan: for attention the tile plan, for a recurrence its chunks in words; None if there is none.
+        memory: the memory, in words.
+        shapes: the shapes of the main arrays, in words.
+        doubt: if tiles are visited or masked needlessly: the operation of the mask that loses information, its line in
+            the user's function, and what would help. None otherwise.
+        gathered: arrays that are gathered on all devices before the call runs, because they are split along their
+            length or features, as far as their types and shardings show it.
         operation: such as `"attention"` or `"linear_recurrence"`.
         target: what the program is compiled for, such as `"tpu v5e"`.
     """
@@ -78,19 +78,19 @@ def explain(
     target: Any = None,
     **options: Any,
 ) -> Explanation:
-    """What `attention` would do with the same arguments; prints as text. Nothing is computed.
+    """What `attention` would do with the same arguments. Prints as text; nothing is computed.
 
     Args:
-        query: an array or a `jax.ShapeDtypeStruct`, and so for key, value and the arrays in pieces.
-        key: likewise.
-        value: likewise.
-        implementation: as of `attention`.
-        target: what the program is compiled for, as text such as `"tpu v5e"`, `"cuda h100"` or `"cpu"`; by default, the
-            devices here. None of them need be there.
+        query: an array or a `jax.ShapeDtypeStruct`; likewise key, value and the arrays in pieces.
+        key: see `query`.
+        value: see `query`.
+        implementation: as in `attention`.
+        target: what the program is compiled for, as text such as `"tpu v5e"`, `"cuda h100"` or `"cpu"`; by default the
+            devices of this machine. The target need not be present.
         options: the other arguments of `attention`.
 
     Raises:
-        ValueError: whatever `attention` would raise for these arguments; an unknown target.
+        ValueError: as in `attention` with these arguments, or the target is unknown.
 
     >>> import jax, jattn
     >>> array = jax.ShapeDtypeStruct((1, 4096, 8, 64), "float32")
@@ -101,7 +101,7 @@ def explain(
     if unknown:
         raise ValueError(f"`explain` takes the arguments of `attention`; got {sorted(unknown)}.")
     leaves, tree = jax.tree.flatten(Pieces(**options))
-    # Concrete arrays are shown the plan of their values, which `attention` itself reads at run time.
+    # Show the plan for the values of concrete arrays, although `attention` itself would read them at run time.
     concrete = [_known(leaf) for leaf in leaves]
     abstract = [i for i, leaf in enumerate(concrete) if isinstance(leaf, jax.ShapeDtypeStruct | Tracer | jax.Array)]
     arrays = {"query": query, "key": key, "value": value}
@@ -124,22 +124,22 @@ def explain(
 
 
 def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> list[Explanation]:
-    """What every attention and recurrence within a function would do, in the order of the calls. Nothing is computed.
+    """What every attention and recurrence inside a function would do, in the order of the calls. Nothing is computed.
 
-    For a variant that is made of several, a layer, a whole model. Models of Flax nnx are traced as copies, so that the
-    counters of their random keys stay as they are; they are found among the arguments, in the function's closure and
-    among the globals that it names. A call in a loop or in a part that is differentiated is listed as often as JAX
-    traces it; one within a function that is jitted already, and was called before, is not: JAX does not trace it again.
-    Inside `jattn.foundation.target.compiled_for` it is what they would do there.
+    For variants that consist of several calls, layers and whole models. Models of Flax NNX are traced as copies, so
+    that the counters of their random keys do not change; they are found among the arguments, in the function's closure
+    and among the globals that it names. A call in a loop or a differentiated part is listed as often as JAX traces it.
+    A call inside a jitted function that was called before is not listed, because JAX does not trace it again. Inside of
+    `jattn.foundation.target.compiled_for`, the answers are for that target.
 
     Args:
-        function: of the arguments.
-        *arguments: arrays, `jax.ShapeDtypeStruct`s, models, or pytrees of them. Arrays among them are not known while
-            tracing, as under `jax.jit`: tiles that depend on them are decided at run time.
-        **keywords: go to the function as they are: flags, pieces, arrays that are known.
+        function: a function of the arguments.
+        *arguments: arrays, `jax.ShapeDtypeStruct`s, models, or pytrees of them. Arrays are treated as traced, as under
+            `jax.jit`: tiles that depend on them are decided at run time.
+        **keywords: passed on unchanged: flags, pieces, arrays that are known.
 
     Raises:
-        ValueError: `function` is not callable; whatever the function would raise.
+        ValueError: `function` is not callable; or as the function itself raises.
 
     >>> import jax, jattn
     >>> from jattn.variants.sparse import strided_attention
@@ -189,7 +189,7 @@ def _explained(watched: Watched) -> Explanation:
 
 
 def _known(leaf: Any) -> Any:
-    """A concrete array as NumPy, so that the plan that follows from it is known; not one that spans processes."""
+    """A concrete array as a NumPy array, so that its plan is known. Not an array that spans processes."""
     if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         values = known_values(leaf)
         return leaf if values is None else values

@@ -1,14 +1,13 @@
-"""What JAX's transformations make of an implementation that streams: its gradient, vmap, meshes, the target.
+"""How JAX transforms a streaming implementation: gradients, `vmap`, meshes, and the target.
 
-A streaming implementation gives two functions of plain arrays, `stream` and `gradients`; neither is differentiated or
-batched itself. Everything around them is the same for all, and is here:
+A streaming implementation provides two functions of plain arrays, `stream` and `gradients`, which are neither
+differentiated nor batched themselves. Everything around them is here, once for all:
 
-- `jax.grad` runs `gradients` with what `stream` returned (`jax.custom_vjp`). Any other derivative is an error that says
-  so, rather than a wrong number.
-- `jax.vmap` makes one more batch axis (`jax.custom_batching.custom_vmap`): every array of a call is aligned, so its new
-  axis comes first.
-- On Explicit mesh axes that `vmap` mapped over, each device runs its own part.
-- The target is what the program is lowered for (`by_target`): each platform gets its own tiles, and perhaps its own
+- `jax.grad` calls `gradients` with the results of `stream` (`jax.custom_vjp`). Any other derivative raises an error.
+- `jax.vmap` adds a batch axis (`jax.custom_batching.custom_vmap`). All arrays of a call are aligned, so the new axis is
+  the first one.
+- If `vmap` maps over an axis that is split over Explicit mesh axes, each device runs its own part.
+- The target is what the program is lowered for (`by_target`): each platform gets its own tiles, and possibly its own
   implementation.
 """
 
@@ -35,35 +34,36 @@ from .reverse_mode import first_order_only, reverse_mode_only
 
 
 class Streaming(Implementation):
-    """An implementation of attention that keeps neither scores nor weights, and computes them again for its gradient.
+    """An implementation of attention that stores neither scores nor weights, and recomputes them in the backward pass.
 
-    Subclass it with `stream`, `gradients`, `refuses` and `describe`. With s_ij the scores of the pairs that may attend:
+    Subclasses implement `stream`, `gradients`, `refuses` and `describe`. Let s_ij be the scores of the pairs that may
+    attend, and d_ij the factor of dropout (1 without):
 
         softmax normalizers:      p_ij = exp(s_ij - lse_i),    lse_i = log Σ_j exp(s_ij)
         elementwise normalizers:  p_ij = activation(s_ij),     lse_i = log(number of keys that i may attend to)
 
-        stream:  out_i = Σ_j p_ij d_ij value_j          (d: what dropout multiplies a weight by, 1 without)
+        stream:  out_i = Σ_j p_ij d_ij value_j
 
-    `run` applies `Normalizer.rescale` to that. The forward pass never has a row of scores at once. It keeps the largest
-    score so far m, the mass l = Σ exp(s - m) and the sum a = Σ exp(s - m) d value, and for each tile of keys, with
-    scores s' and values v' (online softmax, Milakov & Gimelshein 2018, arXiv:1805.02867; Rabe & Staats 2021,
+    `run` applies `Normalizer.rescale` to this. The forward pass never holds a whole row of scores. It keeps the maximum
+    score so far m, the mass l = Σ exp(s - m) and the sum a = Σ exp(s - m) d value, and updates them for each tile of
+    keys with scores s' and values v' (online softmax; Milakov & Gimelshein 2018, arXiv:1805.02867; Rabe & Staats 2021,
     arXiv:2112.05682):
 
         m' = max(m, max_j s'_j),    c = exp(m - m')
         l' = c l + Σ_j exp(s'_j - m'),    a' = c a + Σ_j exp(s'_j - m') d_j v'_j
 
-    and in the end lse = m + log l, out = a / l. The backward pass is derived at `gradients`.
+    At the end lse = m + log l and out = a / l. `gradients` has the equations of the backward pass.
     """
 
     reverse_mode_only = True
 
     @abc.abstractmethod
     def stream(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
-        """The sum, its lse and the remainder, before `Normalizer.rescale`; in the dtype of accumulation.
+        """The streamed sum, its lse and the remainder, before `Normalizer.rescale`, in the accumulation dtype.
 
         Args:
-            call: its `target` is known, and it has at least one batch element, query and key. `call.batch` may have
-                axes in front, of `jax.vmap`, on which arrays in pieces have size 1.
+            call: its `target` is known, and it has at least one batch element, query and key. `call.batch` may begin
+                with axes of `jax.vmap`, on which arrays in pieces have size 1.
             query: `[batch..., q_len, q_heads, qk_dim]`, prepared.
             key: `[batch..., kv_len, kv_heads, qk_dim]`, prepared.
             value: `[batch..., kv_len, kv_heads, v_dim]`.
@@ -79,16 +79,35 @@ class Streaming(Implementation):
         results: Partial,
         cotangents: Partial,
     ) -> "Gradients":
-        """The gradients of what `stream` computes, over these keys, from the results over all keys. See `gradients`."""
+        """The gradients of `stream`: query, key, value, and every floating-point array in the pieces.
 
-    def plan(self, call: Call) -> Hashable | None:
-        """What is known of the call while tracing, such as the tiles to visit; None if that is decided at run time.
+        With the cotangents dout and dlse, for a softmax normalizer:
 
-        It comes back as `call.plan`. Programs with equal plans share a compilation, outside of `jit`. It must have a
-        method `batched()`, the plan with one more batch axis, of size 1, in front.
+            dp_ij   = d_ij dout_i · value_j
+            ds_ij   = p_ij (dp_ij - dout_i · out_i + dlse_i)
+            dvalue_j = Σ_i p_ij d_ij dout_i
+
+        and for an elementwise normalizer ds_ij = activation'(s_ij) dp_ij. ds goes back through the scores and the
+        similarity by `jax.vjp`. The keys may be a part of those of the call: p, out and lse are then those of the whole
+        call, which is why the results are arguments.
 
         Args:
-            call: arrays in its pieces that are not known are not NumPy arrays, and may be anything.
+            call: as in `stream`.
+            query: as in `stream`.
+            key: as in `stream`.
+            value: as in `stream`.
+            results: what `stream` returned for all keys.
+            cotangents: of `out` and `lse`. `remainder` has none.
+        """
+
+    def plan(self, call: Call) -> Hashable | None:
+        """What is known about the call at trace time, such as the tiles to visit; None if it is decided at run time.
+
+        It is passed back as `call.plan`. Outside of `jit`, programs with equal plans share a compilation. It must have
+        a method `batched()` that returns the plan with one more leading batch axis, of size 1.
+
+        Args:
+            call: unknown arrays in its pieces may be anything but NumPy arrays.
         """
         del call
 
@@ -97,7 +116,7 @@ class Streaming(Implementation):
 
 
 class Gradients(NamedTuple):
-    """Of query, key, value, each in its dtype; and of every floating-point array in the pieces, None for the others."""
+    """Gradients of query, key and value, each in its dtype, and of the pieces' floating-point arrays (else None)."""
 
     query: jax.Array
     key: jax.Array
@@ -108,19 +127,21 @@ class Gradients(NamedTuple):
 def attend(
     implementation: Streaming | Operation, call: Call, query: jax.Array, key: jax.Array, value: jax.Array
 ) -> Partial:
-    """The output, its lse and the remainder, by streaming; differentiable once, in reverse mode.
+    """The output, its lse and the remainder, by streaming. Differentiable once, in reverse mode.
 
     Args:
-        implementation: or an operation, whose first that accepts the call is taken for each target the program is
-            lowered for.
-        call: prepared, as query and key are.
-        query, key, value: as of `Streaming.stream`.
+        implementation: an implementation; or an operation, whose first implementation that accepts the call is taken
+            for each target that the program is lowered for.
+        call: prepared.
+        query: prepared, as in `Streaming.stream`.
+        key: prepared, as in `Streaming.stream`.
+        value: as in `Streaming.stream`.
     """
     if 0 in (*call.batch, call.q_len, call.kv_len):
         streamed = _empty(call, query, key, value)
     else:
         program = Program.of(implementation, call)
-        # Behind this, any derivative but the first in reverse mode is an error that says so.
+        # From here on, any derivative other than the first in reverse mode raises an error.
         operands = Operands(query, key, value, tuple(jax.tree.leaves(call)))
         operands = jax.tree.map(lambda leaf: reverse_mode_only(leaf) if is_float(leaf) else leaf, operands)
         streamed = Partial(*_differentiable(program, operands))
@@ -138,7 +159,7 @@ def _empty(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Pa
 
 
 class Operands(NamedTuple):
-    """Every array of a call. All but query, key and value are aligned, so that a batch axis is axis 0 of each."""
+    """All arrays of a call. All but query, key and value are aligned, so a batch axis is axis 0 of each."""
 
     query: jax.Array
     key: jax.Array
@@ -151,13 +172,13 @@ class Program:
     """The static part of a call. Equal programs share a compilation.
 
     Attributes:
-        implementation: or the operation that chooses one for each target.
-        structure: of the call as a tree.
-        known: for each of its arrays its value, where that decides the plans of targets; else its shape. Empty if the
-            target is known.
-        plan: if the target is known.
-        axes: how many batch axes `vmap` has added.
-        plans: those found so far.
+        implementation: an implementation, or the operation that chooses one for each target.
+        structure: the pytree structure of the call.
+        known: for each array of the call, its value if plans depend on it, otherwise its shape. Empty if the target is
+            known.
+        plan: the plan, if the target is known.
+        axes: the number of batch axes that `vmap` has added.
+        plans: the plans computed so far.
     """
 
     implementation: Streaming | Operation
@@ -174,7 +195,7 @@ class Program:
         if call.target is not None:
             one = _chosen(implementation, call)
             return cls(one, structure, (), one.plan(call))
-        # Each target has a plan of its own, made of the mask and the positions.
+        # Each target has its own plan, which depends on the mask and the positions.
         pieces = call.pieces
         deciding = () if pieces.mask is None else (pieces.mask, pieces.query_positions, pieces.key_positions)
         values = {id(leaf) for leaf in jax.tree.leaves(deciding) if isinstance(leaf, np.ndarray)}
@@ -185,7 +206,7 @@ class Program:
         return cls(implementation, structure, known, None)
 
     def batched(self) -> "Program":
-        """With one more batch axis in front."""
+        """The program with one more leading batch axis."""
         return dataclasses.replace(self, axes=self.axes + 1)
 
     def of_target(self, target: Target, operands: Operands) -> tuple[Streaming, Call]:
@@ -198,7 +219,7 @@ class Program:
             if target not in self.plans:
                 self.plans[target] = implementation.plan(whole)
             plan = self.plans[target]
-            if plan is None:  # what is known still makes the tiles that are found at run time fewer
+            if plan is None:  # known values still reduce the tiles that are found at run time
                 leaves = [
                     value.reshape((1,) * self.axes + value.shape) if isinstance(value, np.ndarray) else leaf
                     for leaf, value in zip(leaves, known, strict=True)
@@ -223,7 +244,7 @@ def _chosen(implementation: Streaming | Operation, call: Call) -> Streaming:
 
 
 def is_float(leaf: Any) -> bool:
-    """Whether a gradient is due."""
+    """Whether an array has a gradient."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
@@ -258,9 +279,9 @@ class _Gradients:
 
 
 def _on_devices(function: Callable, arrays: tuple, outs: tuple) -> Any:
-    """`function(*arrays)`; on each device's part of the batch axes that `vmap` added over Explicit mesh axes.
+    """`function(*arrays)`, on each device's part of the batch axes that `vmap` added over Explicit mesh axes.
 
-    Every other axis that is split was so before the call: there, shards are all that is seen of it.
+    All other split axes were split before the call, which then sees only shards.
     """
     rank = arrays[0].query.ndim - 3
     layouts = _batch_first(arrays, rank)
@@ -269,12 +290,12 @@ def _on_devices(function: Callable, arrays: tuple, outs: tuple) -> Any:
 
 
 def _batch_first(tree: Any, rank: int) -> Any:
-    """The layouts of arrays that all have the batch axes in front."""
+    """Layouts of arrays that all begin with the batch axes."""
     return jax.tree.map(lambda leaf: layout(rank, *[None] * (jnp.ndim(leaf) - rank)), tree)
 
 
 def _with_batch_axis(tree: Any, batched: Any, size: int, *, repeat: Callable[[Any], bool]) -> Any:
-    """Give every leaf a leading axis: repeated where it is indexed per element or its gradient summed, else 1."""
+    """Give each leaf a leading axis: repeated if it is indexed per element or its gradient is summed, else size 1."""
 
     def one(leaf, has_axis):
         if has_axis:
@@ -312,7 +333,7 @@ def _backward(program: Program, operands: Operands, results: tuple, cotangents: 
 
     @run.def_vmap
     def rule(size, batched, *arrays):
-        # Gradients are asked for per example, so what is differentiated is repeated too.
+        # vmap returns per-example gradients, so broadcast differentiable operands.
         arrays = (
             _with_batch_axis(tree, has_axis, size, repeat=is_float)
             for tree, has_axis in zip(arrays, batched, strict=True)
@@ -323,7 +344,7 @@ def _backward(program: Program, operands: Operands, results: tuple, cotangents: 
     return first_order_only(run)(operands, results, cotangents)
 
 
-@functools.partial(jax.jit, static_argnums=0)  # or every call outside of `jit` would compile its loops again
+@functools.partial(jax.jit, static_argnums=0)  # otherwise every call outside of `jit` would compile its loops again
 def _differentiable(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
     floating = [is_float(leaf) for leaf in operands.pieces]
 
@@ -348,5 +369,5 @@ def _differentiable(program: Program, operands: Operands) -> tuple[jax.Array, ja
     floats = [leaf for leaf, one in zip(operands.pieces, floating, strict=True) if one]
     others = [leaf for leaf, one in zip(operands.pieces, floating, strict=True) if not one]
     arguments = (operands.query, operands.key, operands.value, floats, others)
-    # Inside `shard_map` a shared array meets sharded ones: made alike here, JAX sums its gradient over the mesh.
+    # Inside of `shard_map` replicated arrays meet sharded ones. Mark all as varying; JAX then sums their gradients.
     return run(*vary(arguments, varying_axes(arguments)))

@@ -1,4 +1,4 @@
-"""The implementations of attention. `registry` says what is asked of one, and in which order the default tries them."""
+"""The implementations of attention. `registry` has their contract, and the order in which the default tries them."""
 
 from ....foundation.deprecation import renamed as _renamed
 from ...dispatch import Implementation

@@ -1,4 +1,4 @@
-"""The definition: every weight at once, in float32 or float64, differentiable any number of times."""
+"""The definition: all weights at once, in float32 or float64, differentiable any number of times."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from ..partial import Partial, log_of_sum
 
 
 class Reference(Implementation):
-    """`softmax(scores) @ value` as it is written, with memory q_len x kv_len. Refuses nothing."""
+    """`softmax(scores) @ value`, computed literally, with O(q_len x kv_len) memory. Refuses nothing."""
 
     name = "reference"
 
@@ -32,13 +32,13 @@ class Reference(Implementation):
         return None, f"all scores and weights at once: about {held}, several times in the backward pass"
 
 
-@jax.jit  # or every call outside of `jit` would compile its branches again
+@jax.jit  # otherwise every call outside of `jit` would compile its branches again
 def _attend(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
     scores, allowed = scored(call, query, key)
     weights = _weights(call, scores, allowed)
     if call.pieces.dropout is not None:
         weights = weights * call.pieces.dropout.factor(call.pieces.query_positions, call.pieces.key_positions)
-    # In the dtype of the sums, or the cotangent of the weights would be rounded to that of the values.
+    # Use the accumulation dtype; otherwise the cotangent of the weights would be rounded to the dtype of the values.
     values = jnp.swapaxes(value, -3, -2).astype(accumulation_dtype(weights, value))
     out = jnp.swapaxes(multiply_values(weights, values, allowed), -3, -2)
     lse, remainder = (jnp.swapaxes(one, -2, -1) for one in log_mass(call, scores, allowed))
@@ -57,7 +57,7 @@ def _weights(call: Call, scores: jax.Array, allowed: jax.Array) -> jax.Array:
 
 
 def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All scores `[batch..., q_heads, q_len, kv_len]`, and the pairs that may attend, of the same shape."""
+    """All scores `[batch..., q_heads, q_len, kv_len]`, and which pairs may attend, of the same shape."""
     query, key = jnp.swapaxes(query, -3, -2), jnp.swapaxes(key, -3, -2)
     pieces = call.pieces
     at = pieces.query_positions, pieces.key_positions
@@ -68,22 +68,22 @@ def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
         return pairs.modify(scores, pieces.scores, *at, allowed)
 
     allowed = None if pieces.mask is None else pieces.mask.allows(*at)
-    # A masked pair must not reach a gradient even as 0 * NaN: differentiate with the non-finite entries set to 0,
-    # and add what they did to the scores as a constant.
+    # A masked pair must not reach a gradient even as 0 * NaN. Differentiate with non-finite entries set to 0, and add
+    # their effect on the scores as a constant.
     clean_query, clean_key = without_nonfinite(query), without_nonfinite(key)
     scores = score(clean_query, clean_key)
-    broken = ~jnp.isfinite(query).all(-1)[..., :, None] | jnp.repeat(
+    nonfinite = ~jnp.isfinite(query).all(-1)[..., :, None] | jnp.repeat(
         ~jnp.isfinite(key).all(-1)[..., None, :], call.q_heads // call.kv_heads, axis=-3
     )
     raw = jax.lax.stop_gradient(score(query, key))
-    scores = jnp.where(broken, raw + (scores - jax.lax.stop_gradient(scores)), scores)
+    scores = jnp.where(nonfinite, raw + (scores - jax.lax.stop_gradient(scores)), scores)
     return scores, jnp.broadcast_to(True if allowed is None else allowed, scores.shape)
 
 
 def log_mass(call: Call, scores: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The lse of each row and its remainder (see `Partial`).
 
-    For an elementwise normalizer, the log of the number of keys it may attend.
+    For an elementwise normalizer, the log of the number of keys that the query may attend to.
     """
     if call.pieces.normalizer.streams_as == "elementwise":
         counts = jnp.log(allowed.sum(-1).astype(scores.dtype))

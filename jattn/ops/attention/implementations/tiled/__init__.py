@@ -1,4 +1,4 @@
-"""XLA-only attention in tiles: linear in memory, on any device, at a cost that follows the plan."""
+"""Tiled attention in plain XLA: linear memory, any device, time proportional to the tiles of the plan."""
 
 from .implementation import Tiled
 

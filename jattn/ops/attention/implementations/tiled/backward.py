@@ -1,4 +1,4 @@
-"""The backward pass: one sweep over the tiles of the plan that recomputes the weights and adds up every gradient."""
+"""The backward pass: one sweep over the tiles of the plan that recomputes the weights and accumulates all gradients."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from .tiling import Tiling
 
 
 def split(pieces: Pieces) -> tuple[list[Any], Any]:
-    """The floating-point leaves of the pieces, and how to put others in their place."""
+    """The floating-point leaves of the pieces, and a function that puts others in their place."""
     leaves, tree = jax.tree.flatten(pieces)
     floats = [leaf for leaf in leaves if is_float(leaf)]
 
@@ -44,11 +44,45 @@ def gradients(
     out_cotangent: jax.Array,
     lse_cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
-    """Gradients of query, key, value and of every floating-point array of the pieces."""
+    """Gradients of query, key, value and of every floating-point array of the pieces.
+
+    With p_ij = exp(s_ij - lse_i) recomputed for a tile, the cotangents dout and dlse, and the dropout factor d_ij, for
+    a softmax normalizer:
+
+        dp_ij    = d_ij dout_i · value_j
+        ds_ij    = p_ij (dp_ij + shift_i),    shift_i = dlse_i - dout_i · out_i
+        dvalue_j = Σ_i p_ij d_ij dout_i
+
+    ds goes back through the scores of the tile (`jax.vjp`), which gives the gradients of arrays in pieces, and through
+    the similarity, for a dot product:
+
+        dquery_i = Σ_j ds_ij key_j,    dkey_j = Σ_i ds_ij query_i
+
+    Key and value gradients of a block are kept while its query tiles are visited; the query gradient is complete after
+    each query tile.
+
+    Args:
+        query: folded, `[batch..., q_len, q_heads, qk_dim]`; so are all arrays below, each in the layout of its own.
+        key: `[batch..., kv_len, kv_heads, qk_dim]`.
+        value: `[batch..., kv_len, kv_heads, v_dim]`.
+        pieces: aligned; floating-point arrays with one copy per major part (`Fold.apart`).
+        lists: the tiles to visit.
+        tiling: the sizes of the loop.
+        scale: the factor on the similarity.
+        out: the streamed output, over all keys.
+        lse: its log-sum-exp.
+        remainder: the rounding error of `lse`.
+        out_cotangent: dout.
+        lse_cotangent: dlse.
+
+    Returns:
+        The gradients of query, key and value in their dtypes, and a list of those of the floating-point leaves of
+        `pieces`.
+    """
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value, pieces, lists, out_cotangent, lse_cotangent)
     softmax = pieces.normalizer.streams_as == "softmax"
-    # What stands in for pairs that may not attend costs too much for a tile in which all may.
+    # Replacing masked pairs is expensive, so full tiles get their own loop if it is necessary.
     apart = not all(one.finite_at_zero for one in (*pieces.scores, pieces.normalizer))
     apart |= not (pieces.similarity.is_dot or pieces.similarity.finite)
     rank, group = tiling.rank, tiling.group
@@ -57,7 +91,7 @@ def gradients(
     def zeros(shape, dtype):
         return full(shape, 0, dtype, axes)
 
-    # One array of what there is for each row, so that a tile slices it once.
+    # Stack everything that there is per row, so that a tile needs a single slice.
     shift = jnp.zeros_like(lse)
     if softmax:
         dead = jnp.isneginf(lse)
@@ -66,13 +100,13 @@ def gradients(
     rows = jnp.stack([lse, remainder, shift], -1)
 
     def operand(weights, dtype):
-        """Weights, or gradients of scores, as they enter a matrix product with an array of this dtype."""
+        """Round weights, or gradients of scores, for a matrix product with an array of this dtype."""
         return weights.astype(dtype) if tiling.rounds else weights
 
     def one_block(block, carry):
         d_query, d_key, d_value, d_floats = carry
-        # Transposed, [heads, dim, length]: contracting the query axis of [q, k] against rows that are contiguous
-        # along it is about three times faster on a CPU than producing [length, dim].
+        # Transposed, [heads, dim, length]: on a CPU, contracting the query axis of [q, k] with rows that are contiguous
+        # along it is about three times faster than producing [length, dim].
         d_key_block = zeros((*block_batch, tiling.kv_heads, key.shape[-1], tiling.kv_len), dtype)
         d_value_block = zeros((*block_batch, tiling.kv_heads, value.shape[-1], tiling.kv_len), dtype)
 
@@ -103,8 +137,8 @@ def gradients(
         cotangent = jnp.where(live[..., None], cotangent, 0)
         safe_lse = jnp.where(live, lse_tile, 0)
         if pieces.mask is not None or any(tiling.ragged):
-            query_tile = without_nonfinite(query_tile)  # the scores of a row that had others have an lse of NaN
-        # Written out once per query tile, or the compiler transposes them again at every key tile.
+            query_tile = without_nonfinite(query_tile)  # rows with allowed pairs get NaN through their lse
+        # Materialize the transposes once per query tile; otherwise the compiler repeats them for every key tile.
         query_columns, cotangent_columns = jax.lax.optimization_barrier(
             (jnp.swapaxes(_by_kv_head(query_tile, group), -1, -2), jnp.swapaxes(_by_kv_head(cotangent, group), -1, -2))
         )
@@ -127,7 +161,7 @@ def gradients(
                 key_tile, value_tile = without_nonfinite(key_tile), without_nonfinite(value_tile)
 
             if tile.similarity.is_dot:
-                # NaN of a key that may not attend goes no further than its scores, which nothing looks at.
+                # NaN in a masked key reaches only its own scores, which are not used.
                 raw = tile.similarity.pair(query_tile, raw_key_tile)
                 scores, pull = jax.vjp(lambda raw, floats: scores_of(raw, rebuild(floats), allowed), raw, floats)
             else:
@@ -194,7 +228,7 @@ def gradients(
     floats, _ = split(pieces)
     carry = (
         zeros(query.shape, query.dtype),
-        # Blocks that share key heads add up; rounding to the input's dtype comes once, behind that.
+        # Blocks that share key heads are summed before the result is rounded to the input's dtype.
         zeros(key.shape, key.dtype if tiling.shares == 1 else dtype),
         zeros(value.shape, value.dtype if tiling.shares == 1 else dtype),
         [zeros(jnp.shape(leaf), jnp.promote_types(jnp.result_type(leaf), dtype)) for leaf in floats],
@@ -211,7 +245,7 @@ def _by_kv_head(rows: jax.Array, group: int) -> jax.Array:
 
 
 def _grouped_scores(rows: jax.Array, values: jax.Array) -> jax.Array:
-    """Cotangents of the weights: `rows [..., q_heads, q, d]` against `values [..., kv_heads, k, d]`."""
+    """Cotangents of the weights: products of `rows [..., q_heads, q, d]` and `values [..., kv_heads, k, d]`."""
     group = rows.shape[-3] // values.shape[-3]
     out = jnp.einsum(
         "...hqd,...hkd->...hqk", _by_kv_head(rows, group), values, preferred_element_type=accumulation_dtype(values)
@@ -235,6 +269,6 @@ def _add_at(whole: jax.Array, tile: jax.Array, at: list[Any]) -> jax.Array:
 
 
 def _add_field(whole: jax.Array, tile: jax.Array, starts: dict[int, Any]) -> jax.Array:
-    """Add a tile's gradient of an aligned array where the array was sliced."""
+    """Add a tile's gradient of an aligned array at the place where the array was sliced."""
     at = [starts.get(axis, 0) if whole.shape[axis] != 1 and axis in starts else 0 for axis in range(whole.ndim)]
     return _add_at(whole, tile, at)

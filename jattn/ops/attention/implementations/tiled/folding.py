@@ -1,10 +1,10 @@
-"""Batch and heads written as (major, minor), the major parts computed at once, so that XLA can keep them split.
+"""Splits batch and heads into (major, minor) parts and computes major parts at once, so that XLA can shard them.
 
-A dynamic slice along an axis that is split over a mesh axis of type Auto makes XLA gather the whole array, and how an
-array is split over Auto axes cannot be seen while tracing. So the loop slices the minor parts alone, one after
-another, and computes all of the major parts in one step: whatever is split, lies on them. On one device, and wherever
-the types of the arrays show no Auto mesh, nothing is folded. All devices take the same steps: a tile is visited where
-any major part needs it, which the devices tell each other where that is not known while tracing.
+A dynamic slice along an axis that is split over an Auto mesh axis makes XLA gather the whole array, and whether an axis
+is split over Auto axes is not visible at trace time. So the loop slices only the minor parts, one after another, and
+computes all major parts in one step; splits then fall on the major parts. On one device, and where array types show no
+Auto mesh, nothing is folded. All devices take the same steps: a tile is visited if any major part needs it. If that is
+not known at trace time, devices communicate it.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from .....foundation.sharding import major_size
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """How the batch axes and the heads of a call become the batch axes and the heads of the loops.
+    """How the batch axes and heads of a call become those of the loops.
 
-    The loops see `sizes` as their batch axes: a batch axis of `b` elements on `n` devices as two, gcd(b, n) and the
-    rest, and behind them one for the major part of the heads.
+    The loops see `sizes` as their batch axes. A batch axis of b elements on n devices becomes two, of gcd(b, n) and the
+    remaining factor. The major part of the heads is one more axis after them.
 
     Args:
         batch: the batch axes of the call.
-        looped: whether a step has one batch element; otherwise it has all, and no batch axis is folded.
-        devices: over how many devices an axis may be split, as far as can be seen.
+        looped: whether a step computes one batch element; otherwise it computes all, and no batch axis is folded.
+        devices: the number of devices over which an axis may be split, as far as is known.
         heads: the major part of the key heads.
     """
 
@@ -39,7 +39,7 @@ class Fold:
 
     @functools.cached_property
     def majors(self) -> tuple[int, ...]:
-        """The major part of each batch axis; 1 where it is not folded."""
+        """The major part of each batch axis; 1 if it is not folded."""
         return tuple(major_size(size, self.devices) if self.looped else 1 for size in self.batch)
 
     @property
@@ -59,7 +59,7 @@ class Fold:
         return sum(parts, ()) + ((True,) if self.heads > 1 else ())
 
     def _folded(self, batch: tuple[int, ...]) -> tuple[int, ...]:
-        """The sizes of an array's batch axes, each 1 or the call's, once they are folded."""
+        """The folded sizes of an array's batch axes, each of which is 1 or the call's."""
         parts = (
             (min(size, major), max(size // major, 1)) if major > 1 else (size,)
             for size, major in zip(batch, self.majors, strict=True)
@@ -67,7 +67,7 @@ class Fold:
         return sum(parts, ())
 
     def rows(self, array: Any) -> Any:
-        """`[batch..., length, heads, ...]` as the loops take it."""
+        """Fold an array `[batch..., length, heads, ...]` for the loops."""
         if self.trivial:
             return array
         rank = len(self.batch)
@@ -88,7 +88,7 @@ class Fold:
         return array.reshape(*self.batch, *array.shape[axis:])
 
     def aligned(self, array: Any) -> Any:
-        """`[batch..., head, ...]`, each size 1 where it is shared, as the loops take it."""
+        """Fold an aligned array `[batch..., head, ...]`, with size 1 on shared axes, for the loops."""
         if self.trivial:
             return array
         rank, shape = len(self.batch), np.shape(array)
@@ -97,9 +97,9 @@ class Fold:
         return array.reshape(*self._folded(shape[:rank]), *head_axes, *shape[rank + 1 :])
 
     def apart(self, array: Any) -> Any:
-        """An aligned array with a copy for each major part that shares it.
+        """Fold an aligned array, with one copy for each major part that shares it.
 
-        Their gradients are then summed once, by `together`, and not by all devices in every tile.
+        Gradients of the copies are summed once, by `together`, instead of by all devices in every tile.
         """
         folded = self.aligned(array)
         if self.trivial:
@@ -111,7 +111,7 @@ class Fold:
         return jnp.broadcast_to(folded, (*shape, *folded.shape[len(shape) :]))
 
     def together(self, gradient: jax.Array, array: Any) -> jax.Array:
-        """From the gradient of `apart(array)` to that of the array."""
+        """The gradient of an array, from the gradient of `apart(array)`."""
         if self.trivial:
             return gradient
         shape = np.shape(self.aligned(array))

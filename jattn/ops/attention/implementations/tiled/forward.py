@@ -1,4 +1,4 @@
-"""The forward pass: for each query tile, an online sum over the key tiles of the plan."""
+"""The forward pass: for each query tile, an online softmax over the key tiles of the plan."""
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,30 @@ from .tiling import Tiling
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces, lists: Lists, tiling: Tiling, scale: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The sum `[batch..., q_len, q_heads, v_dim]`, its log mass `[batch..., q_len, q_heads]`, the remainder."""
+    """The streamed output `[batch..., q_len, q_heads, v_dim]`, its lse `[batch..., q_len, q_heads]`, and the remainder.
+
+    For each query tile the loop carries, per row, the maximum score m, the mass l and the weighted sum a, starting from
+    m = -inf, l = 0, a = 0. A key tile with scores s' and values v' updates them:
+
+        m' = max(m, max_j s'_j),    c = exp(m - m')
+        l' = c l + Σ_j exp(s'_j - m'),    a' = c a + Σ_j exp(s'_j - m') v'_j
+
+    After the last tile, out = a / l and lse = m + log l. Elementwise normalizers carry a plain sum and a count of keys.
+
+    Args:
+        query: folded, `[batch..., q_len, q_heads, qk_dim]`; so are key and value.
+        key: see `query`.
+        value: see `query`.
+        pieces: aligned and folded.
+        lists: the tiles to visit.
+        tiling: the sizes of the loop.
+        scale: the factor on the similarity.
+    """
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value, pieces, lists)
     softmax = pieces.normalizer.streams_as == "softmax"
-    # Not in the dtype of the value yet: what `finish` does to it would round a second time, and the backward pass
-    # subtracts its product with the cotangent from every score's gradient.
+    # Keep the accumulation dtype: `Normalizer.rescale` would otherwise round a second time, and the backward pass
+    # subtracts the product of `out` and its cotangent from the gradient of every score.
     out = full((*query.shape[:-1], value.shape[-1]), 0, dtype, axes)
     tops_and_masses = full((*query.shape[:-1], 2), 0, dtype, axes)
 
@@ -33,7 +51,7 @@ def attend(
         query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
         rows = query_tile.shape[:-1]
         state = (
-            full(rows, -jnp.inf, dtype, axes),  # the largest score so far
+            full(rows, -jnp.inf, dtype, axes),  # maximum score
             full(rows, 0, dtype, axes),  # mass
             full((*rows, value.shape[-1]), 0, dtype, axes),  # weighted values
         )
@@ -45,8 +63,8 @@ def attend(
             key_tile = rows_of(key, tiling, starts, keys=True)
             value_tile = rows_of(value, tiling, starts, keys=True)
             if not tiling.rounds:
-                # Weights are rounded to the dtype of the value for their product. A CPU gains nothing by it, and the
-                # backward pass, which rounds none there, needs rows of score gradients that sum to 0.
+                # Weights are rounded to the dtype of the values for their product. A CPU gains nothing from that, and
+                # its backward pass, which does not round, needs rows of score gradients that sum to 0.
                 value_tile = value_tile.astype(dtype)
             raw = tile.similarity.pair(query_tile, key_tile)
             scores = modify_scores(raw, left, tile)

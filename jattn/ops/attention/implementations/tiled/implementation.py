@@ -1,4 +1,4 @@
-"""The tiled implementation as `attention` sees it."""
+"""The tiled implementation: its contract with `attention`."""
 
 import dataclasses
 import math
@@ -17,20 +17,20 @@ from .tiling import Schedule, Tiling
 
 @dataclasses.dataclass(frozen=True)
 class Tiled(Streaming):
-    """Attention a tile at a time (online softmax; the backward pass recomputes the weights).
+    """Attention one tile at a time: an online softmax forward, recomputed weights backward. Plain XLA, any device.
 
-    Tiles that the plan finds empty are never touched and full ones are not masked. Memory beside the inputs, the
-    output and the gradients is a few tiles. First derivatives, reverse mode.
+    Tiles that the plan finds empty are skipped, and full ones are not masked. Memory beside the inputs, the output and
+    the gradients is a few tiles. First derivatives in reverse mode only.
 
-    The online softmax is that of Milakov & Gimelshein (arXiv:1805.02867) and Rabe & Staats (arXiv:2112.05682); the
-    recomputing backward pass is FlashAttention's (arXiv:2205.14135).
+    Sources: online softmax, Milakov & Gimelshein 2018 (arXiv:1805.02867) and Rabe & Staats 2021 (arXiv:2112.05682);
+    recomputation in the backward pass, FlashAttention (Dao et al. 2022, arXiv:2205.14135).
 
     Args:
-        q_tile: query rows of a tile; by default chosen for the device.
-        k_tile: keys of a tile; likewise. Tile sizes never change the result beyond rounding.
+        q_tile: queries per tile; by default chosen for the target.
+        k_tile: keys per tile; likewise. Tile sizes never change results beyond rounding.
 
     Raises:
-        ValueError: a tile size below 1.
+        ValueError: a tile size is below 1.
     """
 
     q_tile: int | None = None
@@ -58,7 +58,7 @@ class Tiled(Streaming):
         return self._schedule(call)
 
     def _schedule(self, call: Call) -> Schedule:
-        """The one that the call came with, for its batch; else one that is made of its arrays."""
+        """The schedule that the call carries, for its batch; otherwise one made from its arrays."""
         if call.plan is not None:
             return call.plan.on(call.batch)
         return tiling.schedule(call, self.q_tile, self.k_tile)
@@ -111,7 +111,7 @@ class Tiled(Streaming):
 
 
 def _as_visited(plan: Plan, cut: Tiling) -> Plan:
-    """A head's tiles are those of all heads that are computed with it."""
+    """The plan as it is visited: each head visits the tiles of all heads that are computed with it."""
     folded = cut.fold.aligned(plan.states)
     joined = dataclasses.replace(plan, states=folded).coarse(cut.whole, cut.q_heads)
     xp = np if joined.known else jax.numpy

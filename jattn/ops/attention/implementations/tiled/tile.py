@@ -1,4 +1,4 @@
-"""One tile: its slices of every array, its scores, and the pairs in it that may attend."""
+"""One tile: its slices of every array, its scores, and its allowed pairs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from .tiling import Tiling
 CHEAP = frozenset(("le", "lt", "ge", "gt", "eq", "ne", "and", "or", "xor", "not", "add", "sub", "mul", "iota"))
 FREE = frozenset(("broadcast_in_dim", "reshape", "squeeze", "convert_element_type"))
 FEW = 6
-"""A mask of so many cheap operations is evaluated in full tiles too: the compiler spends more on a branch around it."""
+"""A mask of at most this many cheap operations is evaluated in full tiles too: a branch around it would cost more."""
 
 
 def row_of(lists: Lists, starts: dict[int, Any], tiling: Tiling, q_index: Any) -> tuple[Any, Any, Any]:
@@ -31,12 +31,12 @@ def row_of(lists: Lists, starts: dict[int, Any], tiling: Tiling, q_index: Any) -
 
 
 def key_tile_at(lists: Lists, place: Any) -> jax.Array:
-    """The key tile that stands at a place of the order."""
+    """The index of the key tile at a place in the order."""
     return slice_at(lists.order, (place,), (1,)).reshape(())
 
 
 def rows_of(array: jax.Array, tiling: Tiling, starts: dict[int, Any], *, keys: bool) -> jax.Array:
-    """The tile `[batch..., heads, rows, dim]` of a `[batch..., length, heads, dim]` array."""
+    """The tile `[batch..., heads, rows, dim]` of an array `[batch..., length, heads, dim]`."""
     rank = tiling.rank
     start = [starts.get(axis, 0) for axis in range(rank)]
     size = [1 if axis in starts else array.shape[axis] for axis in range(rank)]
@@ -51,7 +51,7 @@ def rows_of(array: jax.Array, tiling: Tiling, starts: dict[int, Any], *, keys: b
 
 
 def put_rows(array: jax.Array, tile: jax.Array, tiling: Tiling, starts: dict[int, Any], fresh: jax.Array | None) -> Any:
-    """Write a query tile `[batch..., heads, rows, ...]` back; only the rows that are `fresh`, if that is given."""
+    """Write a query tile `[batch..., heads, rows, ...]` back. With `fresh`, write only the rows where it is True."""
     rank = tiling.rank
     tile = jnp.swapaxes(tile, rank, rank + 1).astype(array.dtype)
     start = [
@@ -67,23 +67,23 @@ def put_rows(array: jax.Array, tile: jax.Array, tiling: Tiling, starts: dict[int
 
 
 def fresh_rows(tiling: Tiling, q_index: Any) -> jax.Array | None:
-    """Which rows `[q_tile]` of a query tile no earlier tile holds; None if all, whatever the tile."""
+    """The rows `[q_tile]` of a query tile that the previous, overlapping tile does not own; None if none overlaps."""
     if not tiling.ragged[0]:
         return None
     return tiling.q_start(q_index) + jnp.arange(tiling.q_tile) >= q_index * tiling.q_tile
 
 
 def slice_pieces(pieces: Pieces, tiling: Tiling, starts: dict[int, Any]) -> Pieces:
-    """The pieces as the tile sees them."""
+    """The pieces, sliced for a tile."""
     sizes = tiling.sizes()
     return jax.tree.map(lambda leaf: take(leaf, starts, sizes), pieces)
 
 
 def sweep(visit: Callable[[Any, Any, Any], Any], row: tuple[Any, Any, Any], carry: Any, apart: bool) -> Any:
-    """Fold `visit(place, carry, partial)` over the tiles of a row of the plan.
+    """Fold `visit(place, carry, partial)` over the tiles of one row of the plan.
 
-    One loop, in which `partial` is traced, is half as much to compile as one for the full and one for the partial tiles
-    (`apart`), in which it is True or False.
+    By default one loop, in which `partial` is traced; this halves compile time. With `apart`, one loop over the full
+    and one over the partial tiles, in which `partial` is False and True.
     """
     start, full_stop, stop = row
     if not apart:
@@ -93,21 +93,21 @@ def sweep(visit: Callable[[Any, Any, Any], Any], row: tuple[Any, Any, Any], carr
 
 
 def allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, partial: Any) -> jax.Array | None:
-    """The pairs that may attend and that no earlier tile holds; None for all.
+    """Allowed pairs of a tile, excluding rows and columns owned by the previous, overlapping tile. None for all pairs.
 
     Args:
-        tile: the slices of all pieces.
-        tiling: how the call is cut.
-        q_index: which query tile.
-        k_index: which key tile.
-        partial: whether the plan has it as a partial one: a full one, where this is traced, is not asked for its mask.
+        tile: the sliced pieces.
+        tiling: the sizes of the loop.
+        q_index: the index of the query tile.
+        k_index: the index of the key tile.
+        partial: whether the plan has the tile as partial. If this is traced, the mask is not evaluated in full tiles.
     """
     if partial is False or (tile.mask is None and not any(tiling.ragged)):
         return None
     if partial is True:
         return _allowed_pairs(tile, tiling, q_index, k_index)
     if _is_cheap(lambda: _allowed_pairs(tile, tiling, q_index, k_index)):
-        # Written out once, or each of several loops over the scores would evaluate it again, for every head.
+        # Materialize it; otherwise each of several loops over the scores would evaluate it again for every head.
         return jax.lax.optimization_barrier(_allowed_pairs(tile, tiling, q_index, k_index))
     shape = jax.eval_shape(lambda: _allowed_pairs(tile, tiling, q_index, k_index)).shape
     axes = varying_axes(tile, partial)
@@ -138,7 +138,7 @@ def _allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> 
 
 
 def modify_scores(raw: jax.Array, scale: float, tile: Pieces) -> jax.Array:
-    """The tile's scores from its pairs' numbers."""
+    """The scores of a tile, from the numbers of its pairs."""
     scores = raw if scale == 1.0 else raw * scale
     for score in tile.scores:
         scores = score.modify(scores, tile.query_positions, tile.key_positions)

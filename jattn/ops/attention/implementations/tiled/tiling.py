@@ -1,4 +1,4 @@
-"""How a call is cut: into blocks (batch elements and heads that are computed together) and tiles."""
+"""How a call is divided into blocks (batch elements and heads that are computed together) and tiles."""
 
 import dataclasses
 import functools
@@ -16,22 +16,32 @@ from ...call import Call
 from ...plan import EMPTY, FULL, PARTIAL, Lists, Plan, make_plan
 from .folding import Fold
 
-CPU_TILE = 512  # large enough for the matrix products of a CPU to reach most of their speed
-CPU_ROWS = 1024  # query rows (over all heads of a step) computed together: one head's tile for each of a few cores
-WIDER = 2  # times as many heads in a step of the forward pass, which holds fewer tiles at once than the backward pass
+CPU_TILE = 512  # large enough for matrix products to reach most of a CPU's speed
+CPU_ROWS = 1024  # query rows per step over all its heads, enough for one head's tile on each of a few cores
+WIDER = 2  # The forward pass processes this many times more heads per step: it keeps fewer tiles live.
 ACCELERATOR_TILE = 512
-PAIRWISE_TILE = 128  # for similarities that hold [q, k, features] at once
-JOINED = 1.1  # times as many tiles are worth it to compute heads together, whose plans differ
+PAIRWISE_TILE = 128  # for similarities that hold [q, k, features] in memory
+JOINED = 1.1  # Group heads with different plans if this visits at most 10% more tiles.
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Static sizes of one step of the tile loop.
+    """The static sizes of the tile loop.
 
-    A block is `kv_heads` key heads with `group` query heads each, of one batch element, or of all of those along the
-    axes that are `whole`. All query heads of a key head are in one block, or in `shares` blocks, each of which then has
-    a single key head. Batch axes and heads are those of the folded arrays. `rounds` says whether weights are rounded to
-    the dtype of what they are multiplied by: a CPU has no matrix units that gain by it, and keeps the digits.
+    A *block* is computed in one step: `kv_heads` key heads with `group` query heads each, of one batch element (on axes
+    that are `whole`, of all elements). All query heads of a key head are in one block, or, to visit fewer tiles, in
+    `shares` blocks of a single key head each. Batch axes and heads are those of the folded arrays (see `folding`).
+
+    Attributes:
+        fold: how batch axes and heads are folded.
+        q_len, kv_len: the numbers of queries and keys.
+        total_kv_heads: the number of key heads.
+        group: query heads per key head in a block.
+        q_tile, k_tile: queries and keys per tile.
+        kv_heads: key heads per block.
+        shares: the number of blocks that share a key head.
+        rounds: whether weights are rounded to the dtype of the array that they multiply. A CPU has no matrix units that
+            would gain from it, so it keeps the precision.
     """
 
     fold: Fold
@@ -52,7 +62,7 @@ class Tiling:
 
     @property
     def whole(self) -> tuple[bool, ...]:
-        """Which batch axes are computed at once."""
+        """Which batch axes are computed at once instead of in a loop."""
         return self.fold.whole
 
     @property
@@ -79,16 +89,16 @@ class Tiling:
 
     @property
     def ragged(self) -> tuple[bool, bool]:
-        """Whether the last query tile and the last key tile reach back into the one before."""
+        """Whether the last query tile and the last key tile overlap the previous one."""
         return self.q_len % self.q_tile != 0, self.kv_len % self.k_tile != 0
 
     def by_plan(self, states: Any) -> "Tiling":
-        """With fewer heads to a block, where the heads of one would visit tiles for each other's sake.
+        """A tiling with fewer heads per block, if the heads of a block would otherwise visit each other's tiles.
 
-        A device with many cores is left as it is: it computes all heads at once.
+        Devices with many cores compute all heads at once and are left as they are.
 
         Args:
-            states: of the plan; its head axis has size 1 where all heads are alike.
+            states: the plan's states; the head axis has size 1 if all heads are the same.
         """
         states = self.fold.aligned(states)
         if not self.fold.looped or states.shape[-3] == 1:
@@ -100,15 +110,17 @@ class Tiling:
             choices += [dataclasses.replace(one, group=size, shares=self.group // size) for size in shares]
         apart = choices[-1]
         if not isinstance(states, np.ndarray):
-            return apart  # what each head will visit is not known yet
+            return apart  # the tiles of each head are not known yet
         least = apart.visits(states)
         return next(choice for choice in choices if choice.visits(states) <= JOINED * least)
 
     def wider(self, states: Any) -> "Tiling":
-        """With `WIDER` as many key heads to a step, where that visits no tile more: heads of a step share their lists.
+        """A tiling with `WIDER` times as many key heads per step, if that visits no more tiles.
+
+        The heads of a step share their lists of tiles.
 
         Args:
-            states: as of `by_plan`.
+            states: as in `by_plan`.
         """
         states = self.fold.aligned(states)
         if not self.fold.looped or self.shares > 1 or self.total_kv_heads % (WIDER * self.kv_heads):
@@ -121,12 +133,12 @@ class Tiling:
 
     @property
     def group_may_part(self) -> bool:
-        """Whether the query heads of a key head may be in several blocks: not if the devices may divide them."""
+        """Whether the query heads of a key head may be in several blocks. Not if devices may divide them."""
         heads = self.total_kv_heads * self.group * self.shares * self.fold.heads
         return major_size(heads, self.fold.devices) == self.fold.heads
 
     def visits(self, states: np.ndarray) -> int:
-        """How many tiles of a head are computed, over all heads: each that any head of its block visits."""
+        """The number of tiles that are computed, summed over heads: each tile that any head of a block visits."""
         seen = states != EMPTY
         seen = seen.any(tuple(axis for axis, whole in enumerate(self.whole) if whole), keepdims=True)
         seen = seen.reshape(*seen.shape[:-3], -1, self.q_heads, *seen.shape[-2:])
@@ -137,11 +149,12 @@ class Tiling:
         return quotient(starts[self.rank], self.group * self.shares)[0]
 
     def starts(self, block: Any, q_index: Any, k_index: Any) -> dict[int, Any]:
-        """Where an aligned array (`[batch..., head, query, key]`) is sliced for a tile of a block.
+        """Where aligned arrays (`[batch..., head, query, key]`) are sliced for a tile of a block.
 
-        The last tile of a length that is no multiple of the tile starts early, so that it is whole.
+        If the length is not a multiple of the tile, the last tile starts early, so that it is complete and overlaps the
+        previous one.
         """
-        # With 64-bit types the loop counts in int64 and the plan's lists stay int32; one slice wants one type.
+        # With 64-bit types enabled, loop counters are int64 but the plan's lists are int32. A slice needs one dtype.
         block, q_index, k_index = (jax.numpy.asarray(index, int) for index in (block, q_index, k_index))
         starts: dict[int, Any] = {}
         block, head_block = quotient(block, self.head_blocks)
@@ -162,20 +175,20 @@ class Tiling:
         return jax.numpy.minimum(start, self.kv_len - self.k_tile) if self.ragged[1] else start
 
     def sizes(self) -> dict[int, int]:
-        """The sizes of the slices that `starts` begins."""
+        """The sizes of the slices at `starts`."""
         batch = {axis: self.batch[axis] if whole else 1 for axis, whole in enumerate(self.whole)}
         return {**batch, self.rank: self.q_heads, self.rank + 1: self.q_tile, self.rank + 2: self.k_tile}
 
 
 def choose(call: Call, q_tile: int | None, k_tile: int | None) -> Tiling:
-    """Tile and block sizes for the target of a call."""
+    """Choose tile and block sizes for the target of a call."""
     on_cpu = (call.target or expected_target()).platform == "cpu"
     group = call.q_heads // call.kv_heads
     pairwise = not call.pieces.similarity.is_dot
     tile = PAIRWISE_TILE if pairwise else (CPU_TILE if on_cpu else ACCELERATOR_TILE)
     heads = major_size(call.kv_heads, call.devices) if on_cpu else 1
     fold = Fold(call.batch, looped=on_cpu, devices=call.devices, heads=heads)
-    # Of what is folded, so much is on each device if all of them share in it.
+    # How much of the folded axes is on each device if they are split over all devices.
     at_once = max(1, math.prod(fold.majors) * heads // call.devices)
     if q_tile is None:
         q_tile = max(tile // (max(group // 2, 1) * at_once if on_cpu else 1), 64)
@@ -199,12 +212,12 @@ def choose(call: Call, q_tile: int | None, k_tile: int | None) -> Tiling:
 
 
 def _divisors(number: int) -> list[int]:
-    """Of a number, the largest first."""
+    """The divisors of a number, in descending order."""
     return [size for size in range(number, 0, -1) if number % size == 0]
 
 
 def schedule(call: Call, q_tile: int | None, k_tile: int | None) -> "Schedule":
-    """How to cut a call, and the tiles to visit, before the heads of a block are joined."""
+    """How to divide a call, and the tiles to visit."""
     tiling, pieces = choose(call, q_tile, k_tile), call.pieces
     plan = make_plan(pieces.mask, pieces.query_positions, pieces.key_positions, tiling.q_tile, tiling.k_tile)
     return Schedule(tiling.by_plan(plan.states), plan)
@@ -212,7 +225,7 @@ def schedule(call: Call, q_tile: int | None, k_tile: int | None) -> "Schedule":
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """How a call is cut, and the tiles to visit. Two that are known while tracing are equal if they visit the same."""
+    """The tiling and the plan of a call. Two known schedules are equal if they visit the same tiles."""
 
     tiling: Tiling
     plan: Plan
@@ -235,23 +248,23 @@ class Schedule:
         return plan.coarse(self.tiling.whole, self.tiling.q_heads).lists("query")
 
     def wider(self) -> "Schedule":
-        """That of the forward pass."""
+        """The schedule of the forward pass."""
         return dataclasses.replace(self, tiling=self.tiling.wider(self.plan.states))
 
     def on(self, batch: tuple[int, ...]) -> "Schedule":
-        """For these batch axes: those of a device, and of `vmap`."""
+        """The schedule for these batch axes: those of one device, or with axes of `vmap`."""
         if self.tiling.fold.batch == batch:
             return self
         fold = dataclasses.replace(self.tiling.fold, batch=batch)
         return dataclasses.replace(self, tiling=dataclasses.replace(self.tiling, fold=fold))
 
     def batched(self) -> "Schedule":
-        """With one more batch axis, of size 1, in front of the plan."""
+        """The schedule with one more leading batch axis, of size 1, in the plan."""
         return dataclasses.replace(self, plan=dataclasses.replace(self.plan, states=self.plan.states[None]))
 
 
 def with_ragged_partial(states: Any, tiling: Tiling) -> Any:
-    """Full tiles that start early repeat pairs of the tile before: they are partial, so that these are masked."""
+    """Mark overlapping full tiles as partial, so that pairs of the previous tile are masked."""
     rows, columns = states.shape[-2:]
     ragged_q, ragged_k = tiling.ragged
     last = np.zeros((rows, columns), bool)
