@@ -118,6 +118,21 @@ def test_uses_public_jax_only(path):
     assert not reached, f"{name_of(path)} reaches into {reached}"
 
 
+SAID_ONCE = {
+    "the dtype of sums": (r"promote_types\([^\n]*float32", "foundation/numerics.py"),
+    "log-sum-exp": (r"(?:nn|special)\.logsumexp\(", "foundation/numerics.py"),
+    "the largest term, for a shift": (r"stop_gradient\(\w+\.max\([^\n]*initial=-jnp\.inf", "foundation/numerics.py"),
+}
+"""What has a helper, and the one file that may write it out."""
+
+
+@pytest.mark.parametrize("rule", SAID_ONCE)
+def test_numerics_are_said_once(rule):
+    pattern, home = SAID_ONCE[rule]
+    again = [name_of(path) for path in FILES if re.search(pattern, path.read_text(encoding="utf-8"))]
+    assert set(again) <= {home}, f"{rule} is a function of {home}; it is written out in {again}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_are_short_and_say_what_they_are(path):
     text = path.read_text(encoding="utf-8")

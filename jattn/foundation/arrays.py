@@ -1,5 +1,6 @@
-"""What a value is, for the checks of arguments: its dtype, its numbers where they are known, and words for messages."""
+"""What a value is: its dtype, its numbers where they are known (also while tracing), and words for messages."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -89,10 +90,57 @@ def known_range(numbers: Any) -> tuple[int, int] | None:
     >>> known_range([3, 1, 2])
     (1, 3)
     """
-    if isinstance(numbers, Tracer) or not np.size(numbers):
+    values = as_known(numbers)
+    if isinstance(values, Tracer) or not values.size:
         return None
-    values = np.asarray(numbers)
     return int(values.min()), int(values.max())
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A NumPy array that is compared by value, so that it can be a static argument of `jax.jit`.
+
+    >>> Known(np.arange(3)) == Known(np.arange(3)), Known(np.arange(3)) == Known(np.zeros(3, int))
+    (True, False)
+    """
+
+    array: np.ndarray = dataclasses.field(compare=False)
+    identity: tuple = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "identity", (self.array.shape, self.array.dtype, self.array.tobytes()))
+
+
+def known_while_tracing(tree: Any) -> Any:
+    """Inside of `jax.jit`, convert concrete JAX arrays to NumPy arrays: they are constants of the program anyway.
+
+    Outside of `jit` they stay JAX arrays; otherwise new values would compile a new program. So do arrays that span
+    processes, which cannot be read.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    concrete = [
+        isinstance(leaf, jax.Array)
+        and not isinstance(leaf, Tracer)
+        and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+        for leaf in leaves
+    ]
+    # Inside of `jit`, even a computation on constants gives a tracer.
+    if not any(concrete) or not isinstance(jnp.zeros((), bool), Tracer):
+        return tree
+    return structure.unflatten(
+        np.asarray(jax.device_get(leaf)) if here and leaf.is_fully_addressable else leaf
+        for leaf, here in zip(leaves, concrete, strict=True)
+    )
+
+
+def has_numbers(array: jax.Array) -> bool:
+    """Whether NumPy can hold the array. It cannot hold random keys."""
+    return not jnp.issubdtype(array.dtype, jax.dtypes.extended)
+
+
+def as_known(value: Any) -> Any:
+    """The array as a NumPy array if it is known at trace time; a tracer stays as it is."""
+    return value if isinstance(value, Tracer) else np.asarray(value)
 
 
 def same_values(one: Any, other: Any) -> bool:

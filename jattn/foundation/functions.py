@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from .dependence import needed_inputs
 from .identity import identity
-from .inside import evaluate_varying
+from .shard_map import evaluate_varying
 from .tables import with_tables
 from .varying import varying_axes, without_mesh
 

@@ -92,7 +92,12 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], longest: int) -> jax.Arr
     return jnp.broadcast_to(jnp.asarray(lengths, jnp.int32), batch)
 
 
-def inside(lengths: jax.Array, longest: int) -> jax.Array:
-    """Which positions are an example's own: `[batch..., longest]`."""
-    lengths = lengths[..., None]
+def token_mask(lengths: Any, batch: tuple[int, ...], longest: int) -> jax.Array:
+    """Which positions are tokens and not padding: booleans `[batch..., longest]`; lengths as of `check_lengths`.
+
+    >>> print(token_mask([1, 3], (2,), 3).astype(int))
+    [[1 0 0]
+     [1 1 1]]
+    """
+    lengths = check_lengths(lengths, batch, longest)[..., None]
     return of_rank(jnp.arange(longest), lengths.ndim) < lengths

@@ -27,7 +27,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from .known import Known
+from .arrays import Known
 
 AnyMesh = Mesh | AbstractMesh
 

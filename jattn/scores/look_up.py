@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ..foundation.arrays import as_array, describe, dtype_of
 from ..foundation.fields import set_field
+from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import Piece
 
 
@@ -47,5 +48,6 @@ def distances_of(piece: Any, query: jax.Array, key: jax.Array) -> jax.Array:
         return key - query
     key, query = (jnp.asarray(one) for one in (piece.key_coordinates, piece.query_coordinates))
     dtype = jnp.promote_types(key.dtype, query.dtype)
-    wide = jnp.promote_types(dtype, jnp.int32 if jnp.issubdtype(dtype, jnp.integer) else jnp.float32)
+    integers = jnp.issubdtype(dtype, jnp.integer)
+    wide = jnp.promote_types(dtype, jnp.int32) if integers else accumulation_dtype(dtype)
     return key.astype(wide) - query.astype(wide)

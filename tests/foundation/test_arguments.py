@@ -7,13 +7,13 @@ import pytest
 
 from jattn.foundation.arguments import leave_out
 from jattn.foundation.arrays import known_range
-from jattn.foundation.shapes import check_lengths, inside
+from jattn.foundation.shapes import check_lengths, token_mask
 
 
 def test_lengths_are_one_for_each_example():
     np.testing.assert_array_equal(check_lengths(None, (2,), 5), [5, 5])
     np.testing.assert_array_equal(check_lengths(3, (2,), 5), [3, 3])
-    np.testing.assert_array_equal(inside(check_lengths([0, 2], (2,), 3), 3), [[0, 0, 0], [1, 1, 0]])
+    np.testing.assert_array_equal(token_mask([0, 2], (2,), 3), [[0, 0, 0], [1, 1, 0]])
     np.testing.assert_array_equal(jax.jit(lambda n: check_lengths(n, (1,), 3))(jnp.array([7])), [7])  # not known
     for lengths, message in (
         ([1, 2, 3], r"of shape \(2,\) like the batch axes; got shape \(3,\)"),

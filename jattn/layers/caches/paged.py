@@ -11,6 +11,7 @@ import numpy as np
 
 from ...foundation.arguments import check_positive
 from ...foundation.arrays import describe, dtype_of, known_values
+from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import map_fields
 from ...foundation.varying import vary, varying_axes
 from ...masks import Lengths, Mask
@@ -91,7 +92,7 @@ class PagedView(View):
             holds_tokens = index * size < self.lengths.max(initial=0)
             return jax.lax.cond(holds_tokens, with_block, lambda found, index: found, found, index), None
 
-        wide = jnp.promote_types(jnp.result_type(query, self.pool_keys, self.pool_values), jnp.float32)
+        wide = accumulation_dtype(query, self.pool_keys, self.pool_values)
         empty = Partial.empty(jax.ShapeDtypeStruct((*query.shape[:-1], self.pool_values.shape[-1]), wide))
         arrays = (query, self.pool_keys, self.pool_values, table, self.lengths, at, checked)
         found, _ = jax.lax.scan(step, vary(empty, varying_axes(arrays)), jnp.arange(blocks, dtype=jnp.int32))

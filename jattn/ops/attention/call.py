@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arrays import as_array, counted
+from ...foundation.arrays import as_array, counted, known_while_tracing
 from ...foundation.elementwise import mask_reads_positions, score_reads_positions
-from ...foundation.known import known_while_tracing
 from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.pieces import align, indexed
 from ...foundation.sharding import auto_devices

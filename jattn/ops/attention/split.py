@@ -10,8 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from ...foundation.arrays import as_jax
-from ...foundation.known import known_while_tracing
+from ...foundation.arrays import as_jax, known_while_tracing
 from ...foundation.pieces import map_fields
 from ...foundation.sharding import Layout, Split, Whole, layout, mesh_axes, run_split, spec_of, split_of
 from ...foundation.varying import split_axes

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from ...foundation.known import Known
+from ...foundation.arrays import Known
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.sharding import layout, run_split, split_of
 from ...foundation.target import Target, by_target

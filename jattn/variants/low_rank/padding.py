@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.shapes import check_lengths, inside
+from ...foundation.shapes import token_mask
 
 
 def present(lengths: Any, batch: tuple[int, ...], length: int) -> jax.Array | None:
@@ -16,7 +16,7 @@ def present(lengths: Any, batch: tuple[int, ...], length: int) -> jax.Array | No
     """
     if lengths is None:
         return None
-    return inside(check_lengths(lengths, batch, length), length)
+    return token_mask(lengths, batch, length)
 
 
 def without_padding(lengths: Any, **arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...foundation.arguments import check_counts, check_positive
+from ...foundation.arrays import as_known
 from ...foundation.fields import LARGEST
-from ...foundation.known import readable
 from ...foundation.shapes import check_shapes
 from ...masks import Blocks, Lengths, Shifted, Sinks
 from ...masks.base import Mask
@@ -128,7 +128,7 @@ def _enough(length: int, block: int, count: int, internal: bool) -> int:
 def _table(length: int, block: int, chosen: Any, *, internal: bool) -> Any:
     """Which blocks see which: booleans `[..., heads, n, n]`; NumPy if the random ones are."""
     check_positive(length=length, block=block)
-    chosen = readable(chosen)
+    chosen = as_known(chosen)
     check_shapes(kind=jnp.integer, random_blocks=(chosen, "... heads rows count"))
     blocks = _enough(length, block, chosen.shape[-1], internal)
     seen = _seen_anyway(blocks, internal)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...foundation.arguments import check_multiple, check_positive
+from ...foundation.arrays import as_known
 from ...foundation.fields import Integers
-from ...foundation.known import readable
 from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, project
 from ...masks import Causal, Dilated
@@ -77,7 +77,7 @@ def global_flags(global_tokens: Any, length: int | None = None) -> Any:
     array([[1, 0, 1],
            [0, 1, 0]])
     """
-    tokens = readable(global_tokens)
+    tokens = as_known(global_tokens)
     if tokens.ndim == 0 or not (tokens.dtype == np.bool_ or jnp.issubdtype(tokens.dtype, np.integer)):
         raise ValueError(
             "`global_tokens` must be booleans [..., length] or positions [..., count], integers; got "

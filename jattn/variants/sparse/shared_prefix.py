@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.known import readable
+from ...foundation.arrays import as_known
 from ...foundation.shapes import check_shapes
 from ...masks import Causal, SameSegment
 from ...masks.base import Mask
@@ -118,7 +118,7 @@ def positions_in_documents(ids: Any) -> Any:
     >>> positions_in_documents([7, 7, 7, 9, 9])
     array([0, 1, 2, 0, 1], dtype=int32)
     """
-    ids = readable(ids)
+    ids = as_known(ids)
     length = check_shapes(kind=jnp.integer, ids=(ids, "... length"))["length"]
     at = np.arange(length, dtype=np.int32)
     starts = (ids[..., 1:] != ids[..., :-1]) * at[1:]

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arrays import as_known
 from ...foundation.fields import Integers
-from ...foundation.known import readable
 from ...foundation.shapes import check_shapes
 from ...masks import Blocks, Lengths, Shifted
 from ...masks.base import Mask
@@ -54,7 +54,7 @@ def tree_depths(parents: Any) -> Any:
 
 
 def _checked(parents: Any) -> Any:
-    parents = readable(parents)
+    parents = as_known(parents)
     nodes = check_shapes(kind=jnp.integer, parents=(parents, "... nodes"))["nodes"]
     if isinstance(parents, np.ndarray) and parents.size:
         if not (parents.min() >= -1 and parents.max() < nodes):

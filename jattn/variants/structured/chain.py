@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from ...foundation.numerics import accumulation_dtype, log_sum_exp, softmax_or_zero
-from ...foundation.shapes import check_lengths, check_shapes, inside
+from ...foundation.shapes import check_shapes, token_mask
 from ...foundation.varying import vary, varying_axes
 from .log_space import normalized
 
@@ -171,7 +171,7 @@ def _chain(potentials: Any, transitions: Any, lengths: Any) -> Chain:
     batch = _check_chain(potentials, transitions)
     length = potentials.shape[-2]
     dtype = accumulation_dtype(potentials, transitions)
-    own = inside(check_lengths(lengths, batch, length), length)
+    own = token_mask(lengths, batch, length)
     wide = jnp.where(own[..., None], potentials.astype(dtype), 0)
     if transitions.ndim == 2:
         steps = transitions.astype(dtype)[(None,) * (len(batch) + 1)]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...foundation.arguments import check_choice, check_flags, check_positive
-from ...foundation.shapes import check_lengths, check_shapes, inside
+from ...foundation.shapes import check_shapes, token_mask
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, normal
 from .nonprojective import nonprojective_marginals
 from .projective import projective_marginals
@@ -79,7 +79,7 @@ class SoftParents(Layer):
     def marginals(self, parameters: Mapping[str, Any], states: jax.Array, *, lengths: Any = None) -> TreeMarginals:
         """p(i -> j) of the words and the root, arguments as of the call."""
         check_shapes({"features": self.features}, states=(states, "... length features"))
-        own = inside(check_lengths(lengths, states.shape[:-2], states.shape[-2]), states.shape[-2])
+        own = token_mask(lengths, states.shape[:-2], states.shape[-2])
         states = jnp.where(own[..., None], states, 0)
         child = states @ parameters["child"]["kernel"] + parameters["pair"]["bias"]
         parent, root = (given @ parameters["parent"]["kernel"] for given in (states, parameters["root"]["state"]))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...foundation.arguments import check_positive
-from ...foundation.shapes import check_lengths, check_shapes, inside
+from ...foundation.shapes import check_lengths, check_shapes, token_mask
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, normal
 from .chain import chain_marginals
 
@@ -42,7 +42,7 @@ def segmentation_attention(
     """
     check_shapes(scores=(scores, "... length"), values=(values, "... length features"))
     weights = chain_marginals(jnp.stack([jnp.zeros_like(scores), scores], -1), transitions, lengths=lengths)[..., 1]
-    own = inside(check_lengths(lengths, scores.shape[:-1], scores.shape[-1]), scores.shape[-1])
+    own = token_mask(lengths, scores.shape[:-1], scores.shape[-1])
     wide = jnp.where(own[..., None], values, 0).astype(weights.dtype)
     return jnp.einsum("...t,...tf->...f", weights, wide).astype(values.dtype)
 
@@ -108,7 +108,7 @@ class Segmentation(Layer):
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
         *batch, length, _ = inputs.shape
         lengths = check_lengths(lengths, tuple(batch), length)
-        inputs = jnp.where(inside(lengths, length)[..., None], inputs, 0)
+        inputs = jnp.where(token_mask(lengths, lengths.shape, length)[..., None], inputs, 0)
         scores = inputs @ parameters["score"]["kernel"] + parameters["score"]["bias"]
         values = jnp.einsum("...tf,fhd->...thd", inputs, parameters["value"]["kernel"])
         transitions = jnp.einsum("...tf,fhab->...thab", inputs[..., 1:, :], parameters["transition"]["kernel"])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ...foundation.numerics import accumulation_dtype
-from ...foundation.shapes import check_lengths, check_shapes, inside
+from ...foundation.shapes import check_lengths, check_shapes, token_mask
 
 
 class TreeMarginals(NamedTuple):
@@ -42,7 +42,7 @@ def soft_parents(arcs: jax.Array, states: jax.Array, *, lengths: Any = None) -> 
     """
     _check(arcs, None)
     check_shapes(arcs=(arcs, "... length length"), states=(states, "... length features"))
-    own = inside(check_lengths(lengths, states.shape[:-2], states.shape[-2]), states.shape[-2])
+    own = token_mask(lengths, states.shape[:-2], states.shape[-2])
     wide = jnp.where(own[..., None], states, 0).astype(accumulation_dtype(states, arcs))
     return jnp.einsum("...ij,...if->...jf", arcs.astype(wide.dtype), wide).astype(states.dtype)
 
@@ -65,7 +65,7 @@ def over_examples(one: LogPartition, arcs: Any, roots: Any, lengths: Any) -> jax
     dtype = accumulation_dtype(arcs) if roots is None else accumulation_dtype(arcs, roots)
     roots = jnp.zeros(arcs.shape[:-1], dtype) if roots is None else roots.astype(dtype)
     lengths = check_lengths(lengths, tuple(batch), length)
-    own = inside(lengths, length)
+    own = token_mask(lengths, lengths.shape, length)
     real = own[..., :, None] & own[..., None, :] & ~jnp.eye(length, dtype=bool)
     arcs = jnp.where(real, arcs.astype(dtype), -jnp.inf)
     roots = jnp.where(own, roots, -jnp.inf)

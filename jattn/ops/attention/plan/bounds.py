@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ....foundation.numerics import accumulation_dtype
+
 
 class Interval(NamedTuple):
     """`lo <= value <= hi` for every pair of a tile."""
@@ -43,7 +45,7 @@ class Context:
 
     def float_of(self, dtype: Any) -> Any:
         """The dtype of the bounds of a float. In NumPy, bounds may be more precise than the value."""
-        return np.dtype(np.float64) if self.xp is np else jnp.promote_types(dtype, jnp.float32)
+        return np.dtype(np.float64) if self.xp is np else accumulation_dtype(dtype)
 
 
 def is_integer(dtype: Any) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ....foundation.inside import carries_alone
+from ....foundation.shard_map import carries_alone
 from .bounds import Context, Interval
 from .primitives import choose
 from .resolution import together
