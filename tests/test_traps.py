@@ -16,7 +16,9 @@ import jattn
 from jattn import masks, normalizers, scores, similarities
 
 TILES = jattn.implementations.Tiled(q_tile=8, k_tile=8)
-BOTH = pytest.mark.parametrize("implementation", ["reference", TILES], ids=["reference", "tiled"])
+BOTH = pytest.mark.parametrize(
+    "implementation", [pytest.param("reference", marks=pytest.mark.exhaustive), TILES], ids=["reference", "tiled"]
+)
 
 
 def attend(*arrays, implementation, **given):

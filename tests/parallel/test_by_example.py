@@ -94,7 +94,7 @@ def decoded(layer):
     return run
 
 
-@pytest.mark.parametrize("name", rows(LAYERS, ["attention, grouped, a window", "Gated DeltaNet", "Hyena"]))
+@pytest.mark.parametrize("name", rows(LAYERS, ["Gated DeltaNet"]))
 def test_layers(name):
     layer = LAYERS[name]
     given = np.random.default_rng(0).normal(size=(EXAMPLES, 5, FEATURES)).astype(np.float32)
@@ -158,7 +158,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", rows(OTHERS, ["CBAM", "multi-token", "coverage", "Memorizing", "soft parents"]))
+@pytest.mark.parametrize("name", rows(OTHERS, ["multi-token", "Memorizing"]))
 def test_other_layers(name):
     layer, given, options = OTHERS[name]
     leaves, tree = jax.tree.flatten(layer.init(jax.random.key(0)))
@@ -168,7 +168,7 @@ def test_other_layers(name):
 
 
 @pytest.mark.parametrize("form", ["chunked", pytest.param("scan", marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("kind", rows(KINDS, ["constant", "channel delta"]))
+@pytest.mark.parametrize("kind", rows(KINDS, ["channel delta"]))
 def test_heads_of_recurrences(kind, form):
     """Heads over the devices: what each has of its own goes with it, and nothing is exchanged, nor summed."""
     given = inputs(kind, 12, heads=EXAMPLES)
@@ -187,7 +187,7 @@ def test_heads_of_recurrences(kind, form):
     check(everything, turned, np.repeat([0, 1], [7, 5]), sums=False)
 
 
-@pytest.mark.parametrize("row", rows(ROWS, ["top-k", "hard, straight-through", "multi-token"], lambda row: row.name))
+@pytest.mark.parametrize("row", rows(ROWS, ["top-k"], lambda row: row.name))
 def test_functions(row):
     sizes = row.size(b=EXAMPLES, q=9, k=row.size()["k"] and 9)
     arrays = row.draw(0, sizes)
@@ -212,19 +212,20 @@ DROPOUT = jattn.Dropout(0.5, np.array([1, 2], np.uint32))
 BIAS = np.ones((2, 1, 1, 6), np.float32)
 
 
-@pytest.mark.parametrize(
-    ("layer", "options"),
-    [
-        pytest.param(Longformer(8, heads=2, reach=3), {"global_tokens": [0, 1, 0, 0, 0, 1]}, id="tokens in a list"),
-        pytest.param(Longformer(8, heads=2, reach=3), {"mask": lambda b, h, q, k: (k + b + h) % 3 > 0}, id="indices"),
-        pytest.param(Longformer(8, heads=2, reach=3), {"dropout": DROPOUT}, id="dropout"),
-        pytest.param(Differential(8, heads=2, depth=1), {"scores": [scores.Bias(BIAS)]}, id="scores in a list"),
-        pytest.param(Linformer(8, heads=2, longest=16, projected=4), {"lengths": [5, 3]}, id="lengths in a list"),
-        pytest.param(Compressive(8, heads=2, memory_len=8, compressed_len=4, rate=2), {}, id="two counts"),
-    ],
-)  # fmt: skip
-def test_what_is_no_array_of_examples(layer, options):
+NO_EXAMPLES = {
+    "tokens in a list": (Longformer(8, heads=2, reach=3), {"global_tokens": [0, 1, 0, 0, 0, 1]}),
+    "indices": (Longformer(8, heads=2, reach=3), {"mask": lambda b, h, q, k: (k + b + h) % 3 > 0}),
+    "dropout": (Longformer(8, heads=2, reach=3), {"dropout": DROPOUT}),
+    "scores in a list": (Differential(8, heads=2, depth=1), {"scores": [scores.Bias(BIAS)]}),
+    "lengths in a list": (Linformer(8, heads=2, longest=16, projected=4), {"lengths": [5, 3]}),
+    "two counts": (Compressive(8, heads=2, memory_len=8, compressed_len=4, rate=2), {}),
+}
+
+
+@pytest.mark.parametrize("name", rows(NO_EXAMPLES, ["indices", "two counts"]))
+def test_what_is_no_array_of_examples(name):
     """Lists, indices of the whole call, and arrays that are as long as the batch by chance."""
+    layer, options = NO_EXAMPLES[name]
     parameters = layer.init(jax.random.key(0))
     run = jax.jit(lambda parameters, inputs: layer(parameters, inputs, **options))
     got, want = run(parameters, on_two(ROWS_OF_TWO)), run(parameters, ROWS_OF_TWO)

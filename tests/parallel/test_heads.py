@@ -244,7 +244,7 @@ def test_dropout_does_not_depend_on_the_mesh():
     assert jnp.abs(outs[0] - jattn.attention(*qkv(), mask=masks.Causal())).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["8", "2x4"])
+@pytest.mark.parametrize("name", [pytest.param("8", marks=pytest.mark.exhaustive), "2x4"])
 def test_explicit_axes_and_eager_calls(name):
     strategy = strategies(AxisType.Explicit)[name]
     arguments: dict[str, Any] = dict(mask=masks.Causal(), scores=scores.ALiBi(jnp.exp(ARRAYS["head"])))
@@ -316,7 +316,9 @@ def test_bad_input():
         strategy.attention(query[:, :11], key, value, mask=masks.Causal())
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize(
+    "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.exhaustive)], ids=["auto", "explicit"]
+)
 def test_the_batch_alone(kind):
     strategy = Heads(None, batch="data", mesh=make_mesh((2, 4), kind))
     arguments: dict[str, Any] = dict(

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tiers import rows
 
 import jattn
 import jattn.linen
@@ -125,9 +126,8 @@ def check(types, spec, name, implementation, kv_heads, *, context=False, vmapped
     mesh = jax.make_mesh(shape, names, axis_types=kinds)
     given = placed(mesh, spec, kv_heads, split_pieces)
     with jax.set_mesh(mesh) if context else jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
-        run = jax.jit(program(name, implementation, vmapped))
-        got = run(*given)
-        compiled = run.lower(*given).compile()
+        compiled = jax.jit(program(name, implementation, vmapped)).lower(*given).compile()
+        got = compiled(*given)
     want = on_one_device(name, kv_heads, vmapped)
     for have, wish in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(have, wish, rtol=2e-5, atol=2e-5 * max(1, np.abs(wish[np.isfinite(wish)]).max()))
@@ -153,9 +153,6 @@ TABLE = [
     ("E", BATCHES, CAUSAL, CHUNKED, 16),
     ("E", BY_HEADS, HEAD_PIECES, CHUNKED, 2),  # fewer key heads than devices
     ("EE", BOTH, DROPOUT, CHUNKED, 16),
-    ("A", BATCHES, HEAD_PIECES, CHUNKED, 16),
-    ("AA", BOTH, DROPOUT, CHUNKED, 4),
-    ("E", BATCHES, BATCH_PIECES, "reference", 16),
     ("A", BY_HEADS, HEAD_PIECES, "reference", 8),
 ]
 CALLS = [
@@ -167,7 +164,12 @@ CALLS = [
 ]
 HOW = [(implementation, kv_heads) for kv_heads in (16, 8, 2) for implementation in (CHUNKED, "reference", CHUNKED)]
 # Each call in one way; five is prime to the nine ways, so that all come about as often.
-WIDE = [(*call, *HOW[5 * i % len(HOW)]) for i, call in enumerate(CALLS)]
+WIDE = [
+    ("A", BATCHES, HEAD_PIECES, CHUNKED, 16),
+    ("AA", BOTH, DROPOUT, CHUNKED, 4),
+    ("E", BATCHES, BATCH_PIECES, "reference", 16),
+]
+WIDE += [(*call, *HOW[5 * i % len(HOW)]) for i, call in enumerate(CALLS)]
 
 
 @pytest.mark.parametrize("row", [*TABLE, *(pytest.param(row, marks=pytest.mark.exhaustive) for row in WIDE)], ids=str)
@@ -191,7 +193,7 @@ MORE = [
     ("A", P(None, "x"), CAUSAL, CHUNKED, dict(free=False)),
     ("E", P(None, None, None, "x"), CAUSAL, "reference", dict(free=False)),
 ]
-SOME = (1, 2, 4, 6)  # rows that run always
+SOME = (2, 6)  # rows that run always
 
 
 @pytest.mark.parametrize(
@@ -307,9 +309,7 @@ def layers():
 
 @pytest.mark.parametrize("spec", [BATCHES, pytest.param(P(None, "x"), marks=pytest.mark.exhaustive)], ids=str)
 @pytest.mark.parametrize("kind", [E, pytest.param(A, marks=pytest.mark.exhaustive)], ids=["Explicit", "Auto"])
-@pytest.mark.parametrize(
-    "name", ["nnx", pytest.param("linen", marks=pytest.mark.exhaustive), "attention_fn", "CausalAttention"]
-)
+@pytest.mark.parametrize("name", rows(["nnx", "linen", "attention_fn", "CausalAttention"], ["nnx", "CausalAttention"]))
 def test_layers(name, kind, spec):
     layer, parameters = layers()[name]
     inputs = np.random.default_rng(0).standard_normal((BATCH, LENGTH, 16)).astype(np.float32)
@@ -320,11 +320,12 @@ def test_layers(name, kind, spec):
         return out, pull(jnp.cos(out))
 
     split = jax.device_put(inputs, NamedSharding(jax.make_mesh((8,), ("x",), axis_types=(kind,)), spec))
-    got, want = run(parameters, split), run(parameters, inputs)
+    compiled = run.lower(parameters, split).compile()
+    got, want = compiled(parameters, split), run(parameters, inputs)
     for have, wish in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         if jnp.issubdtype(have.dtype, jnp.floating):
             np.testing.assert_allclose(have, wish, rtol=1e-4, atol=1e-4 * max(1, np.abs(wish).max()))
     whole = spec == P(None, "x") and (kind == A or name == "CausalAttention")  # a length that stays whole
     assert whole or got[0].sharding.is_equivalent_to(split.sharding, 3)
-    found = exchanged(run.lower(parameters, split).compile())
+    found = exchanged(compiled)
     assert spec != BATCHES or all(one.startswith("all-reduce") for one in found), found
