@@ -1,15 +1,19 @@
 """The definition: all weights at once, in float32 or float64, differentiable any number of times."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from ....foundation.numerics import accumulation_dtype, shifted_exp, without_nonfinite
 from ....similarities.base import folded_scale
-from ...dispatch import Implementation
+from ...dispatch import Implementation, Unsupported
 from .. import pairs
 from ..call import Call
 from ..finite import multiply_values
 from ..partial import Partial, log_of_sum
+from ..program import is_float
+from ..streaming import Gradients
 
 
 class Reference(Implementation):
@@ -23,6 +27,28 @@ class Reference(Implementation):
 
     def run(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
         return _attend(call, query, key, value)
+
+    def gradients(  # type: ignore[override]
+        self,
+        call: Call,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        results: Partial,
+        cotangents: Partial,
+    ) -> Gradients:
+        """See `jattn.ops.attention.streaming.gradients`.
+
+        With the lse of the whole held fixed, the part's share of the output, o' = Σ_j p_ij d_ij value_j, and of the
+        mass, l' = Σ_j p_ij, have dl'/ds_ij = p_ij. So the cotangents do of o' and dλ - D of l' give ds.
+
+        Raises:
+            Unsupported: the normalizer has no streaming form, so a row is not known by its output and lse.
+        """
+        normalizer = call.pieces.normalizer
+        if normalizer.streams_as is None:
+            raise Unsupported(f"{type(normalizer).__name__} has no gradients by parts: {normalizer.refusal}.")
+        return _gradients(call, query, key, value, results, cotangents)
 
     def describe(self, call: Call) -> tuple[None, str]:
         rows = call.q_heads * call.q_len * call.kv_len
@@ -43,6 +69,46 @@ def _attend(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> P
     out = jnp.swapaxes(multiply_values(weights, values, allowed), -3, -2)
     lse, remainder = (jnp.swapaxes(one, -2, -1) for one in log_mass(call, scores, allowed))
     return Partial(out.astype(value.dtype), lse, remainder)
+
+
+@jax.jit
+def _gradients(
+    call: Call, query: jax.Array, key: jax.Array, value: jax.Array, results: Partial, cotangents: Partial
+) -> Gradients:
+    dtype = accumulation_dtype(query, key, value)
+    softmax = call.pieces.normalizer.streams_as == "softmax"
+    leaves, tree = jax.tree.flatten(call.pieces)
+    dead = jnp.isneginf(results.lse) & softmax
+    d_out = jnp.where(dead[..., None], 0, cotangents.out).astype(dtype)
+    along = jnp.where(dead, 0, (d_out * results.out.astype(dtype)).sum(-1))
+    d_mass = jnp.where(dead, 0, cotangents.lse - along)
+    lse, remainder = (jnp.swapaxes(jnp.where(dead, 0, one), -2, -1) for one in (results.lse, results.remainder))
+
+    def shares(query, key, value, floats):
+        rest = iter(floats)
+        pieces = tree.unflatten([next(rest) if is_float(leaf) else leaf for leaf in leaves])
+        scores, allowed = scored(dataclasses.replace(call, pieces=pieces), query, key)
+        if softmax:
+            exponent = (jnp.where(allowed, scores, -jnp.inf) - lse[..., None]) - remainder[..., None]
+            weights = jnp.exp(exponent)
+        else:
+            normalizer, scores = pairs.for_normalizer(pieces.normalizer, scores, allowed)
+            weights = jnp.where(allowed, normalizer.activation(scores), 0)
+        mass = weights.sum(-1)
+        if pieces.dropout is not None:
+            weights = weights * jax.lax.stop_gradient(pieces.dropout).factor(*at)
+        values = jnp.swapaxes(value, -3, -2).astype(accumulation_dtype(weights, value))
+        return jnp.swapaxes(multiply_values(weights, values, allowed), -3, -2), jnp.swapaxes(mass, -2, -1)
+
+    at = call.pieces.query_positions, call.pieces.key_positions
+    floats = [leaf for leaf in leaves if is_float(leaf)]
+    (out, mass), pull = jax.vjp(shares, query, key, value, floats)
+    cotangent = d_mass.astype(mass.dtype) if softmax else jnp.zeros_like(mass)
+    d_query, d_key, d_value, found = pull((d_out.astype(out.dtype), cotangent))
+    rest = iter(found)
+    return Gradients(
+        d_query, d_key, d_value, tree.unflatten([next(rest) if is_float(leaf) else None for leaf in leaves])
+    )
 
 
 @jax.jit

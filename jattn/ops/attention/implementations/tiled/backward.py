@@ -13,7 +13,7 @@ from ... import pairs
 from ...call import Pieces
 from ...finite import grouped_product
 from ...plan import Lists
-from ...streaming import is_float
+from ...program import is_float
 from .tile import allowed_pairs, fresh_rows, key_tile_at, put_rows, row_of, rows_of, slice_pieces, sweep
 from .tiling import Tiling
 

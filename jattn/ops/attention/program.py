@@ -1,0 +1,246 @@
+"""What JAX's transformations make of a streaming implementation: one derivative, `vmap`, meshes, the target.
+
+The program of a call is its static part; its arrays are operands. Around the two functions of an implementation,
+`stream` and `gradients`, which are neither differentiated nor batched themselves, stand from the outside in:
+
+1. `jax.custom_vjp`: the gradient is `gradients`, of what `stream` returned;
+2. `jax.custom_batching.custom_vmap`: `vmap` is one more batch axis, the first of every array;
+3. `run_split`: along axes that `vmap` mapped over Explicit mesh axes, each device runs its own part;
+4. `by_target`: each platform that the program is lowered for has its own implementation and plan.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+
+from ...foundation.arrays import Known
+from ...foundation.sharding import layout, run_split, split_of
+from ...foundation.target import Target, by_target
+from ...foundation.varying import vary, varying_axes
+from ..dispatch import Operation, Unsupported
+from .call import Call
+from .partial import Partial
+from .reverse_mode import first_order_only
+
+
+class Operands(NamedTuple):
+    """All arrays of a call. All but query, key and value are aligned, so a batch axis is axis 0 of each."""
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    pieces: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The static part of a call. Equal programs share a compilation.
+
+    Attributes:
+        implementation: an implementation, or the operation that chooses one for each target.
+        structure: the pytree structure of the call.
+        known: for each array of the call, its value if plans depend on it, otherwise its shape. Empty if the target is
+            known.
+        plan: the plan, if the target is known.
+        axes: the number of batch axes that `vmap` has added.
+        plans: the plans computed so far.
+    """
+
+    implementation: Any
+    structure: Any
+    known: tuple[Known | jax.ShapeDtypeStruct, ...]
+    plan: Any
+    axes: int = 0
+    plans: dict[Target, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, implementation: Any, call: Call) -> "Program":
+        """The program of a call, whose arrays become its operands."""
+        leaves, structure = jax.tree.flatten(call)
+        if call.target is not None:
+            one = _chosen(implementation, call)
+            return cls(one, structure, (), one.plan(call))
+        # Each target has its own plan, which depends on the mask and the positions.
+        pieces = call.pieces
+        deciding = () if pieces.mask is None else (pieces.mask, pieces.query_positions, pieces.key_positions)
+        values = {id(leaf) for leaf in jax.tree.leaves(deciding) if isinstance(leaf, np.ndarray)}
+        known = tuple(
+            Known(leaf) if id(leaf) in values else jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+            for leaf in leaves
+        )
+        return cls(implementation, structure, known, None)
+
+    def batched(self) -> "Program":
+        """The program with one more leading batch axis."""
+        return dataclasses.replace(self, axes=self.axes + 1)
+
+    def of_target(self, target: Target, operands: Operands) -> tuple[Any, Call]:
+        """The implementation for a target, and the call of the operands."""
+        leaves, implementation, plan = list(operands.pieces), self.implementation, self.plan
+        if self.known:
+            known = [one.array if isinstance(one, Known) else one for one in self.known]
+            whole = dataclasses.replace(self.structure.unflatten(known), target=target)
+            implementation = _chosen(implementation, whole)
+            if target not in self.plans:
+                self.plans[target] = implementation.plan(whole)
+            plan = self.plans[target]
+            if plan is None:  # known values still reduce the tiles that are found at run time
+                leaves = [
+                    value.reshape((1,) * self.axes + value.shape) if isinstance(value, np.ndarray) else leaf
+                    for leaf, value in zip(leaves, known, strict=True)
+                ]
+        for _ in range(self.axes):
+            plan = plan and plan.batched()
+        call = dataclasses.replace(self.structure.unflatten(leaves), batch=operands.query.shape[:-3])
+        return implementation, dataclasses.replace(call, target=target, plan=plan)
+
+
+def _chosen(implementation: Any, call: Call) -> Any:
+    if not isinstance(implementation, Operation):
+        return implementation
+    chosen = implementation.choose(call, None, call.target)
+    if not chosen.reverse_mode_only:
+        raise Unsupported(
+            f"for {call.target} this call runs by `{chosen.name}`, elsewhere by an implementation that streams, and "
+            f"one program has both. Name one: `implementation={chosen.name!r}`."
+        )
+    return chosen
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether an array has a gradient."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """The forward pass over local arrays."""
+
+    program: Program
+
+    def __call__(self, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return by_target(self.for_target, operands)
+
+    def for_target(self, target: Target, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
+        implementation, call = self.program.of_target(target, operands)
+        streamed = implementation.stream(call, *operands[:3])
+        return streamed.out, streamed.lse, streamed.remainder
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gradients:
+    """The backward pass over local arrays: gradients of query, key, value, and a list of those of the pieces."""
+
+    program: Program
+
+    def __call__(self, operands: Operands, results: tuple, cotangents: tuple) -> tuple:
+        return by_target(self.for_target, operands, results, cotangents)
+
+    def for_target(self, target: Target, operands: Operands, results: tuple, cotangents: tuple) -> tuple:
+        implementation, call = self.program.of_target(target, operands)
+        found = implementation.gradients(call, *operands[:3], Partial(*results), Partial(*cotangents))
+        return found.query, found.key, found.value, jax.tree.leaves(found.pieces)
+
+
+def _on_devices(function: Callable, arrays: tuple, outs: tuple) -> Any:
+    """`function(*arrays)`, on each device's part of the batch axes that `vmap` added over Explicit mesh axes.
+
+    All other split axes were split before the call, which then sees only shards.
+    """
+    rank = arrays[0].query.ndim - 3
+    layouts = _batch_first(arrays, rank)
+    split = split_of(arrays, layouts)
+    return function(*arrays) if split is None or not split.kept else run_split(function, arrays, layouts, outs, split)
+
+
+def _batch_first(tree: Any, rank: int) -> Any:
+    """Layouts of arrays that all begin with the batch axes."""
+    return jax.tree.map(lambda leaf: layout(rank, *[None] * (jnp.ndim(leaf) - rank)), tree)
+
+
+def _with_batch_axis(tree: Any, batched: Any, size: int, *, repeat: Callable[[Any], bool]) -> Any:
+    """Give each leaf a leading axis: repeated if it is indexed per element or its gradient is summed, else size 1."""
+
+    def one(leaf, has_axis):
+        if has_axis:
+            return leaf
+        return jnp.broadcast_to(leaf, (size if repeat(leaf) else 1, *jnp.shape(leaf)))
+
+    return jax.tree.map(one, tree, batched)
+
+
+def _forward(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
+    @custom_vmap
+    def run(operands):
+        rank = operands.query.ndim - 3
+        outs = layout(rank, None, None, None), layout(rank, None, None), layout(rank, None, None)
+        return _on_devices(_Stream(program), (operands,), outs)
+
+    @run.def_vmap
+    def rule(size, batched, operands):
+        def one(name):  # query, key and value are indexed per example; anything else may be shared
+            repeat = name != "pieces"
+            return _with_batch_axis(getattr(operands, name), getattr(batched[0], name), size, repeat=lambda _: repeat)
+
+        operands = Operands(**{name: one(name) for name in Operands._fields})
+        return _forward(program.batched(), operands), (True, True, True)
+
+    return run(operands)
+
+
+def _backward(program: Program, operands: Operands, results: tuple, cotangents: tuple) -> tuple:
+    @custom_vmap
+    def run(operands, results, cotangents):
+        floats = [leaf for leaf in operands.pieces if is_float(leaf)]
+        outs = _batch_first((operands.query, operands.key, operands.value, floats), operands.query.ndim - 3)
+        return _on_devices(_Gradients(program), (operands, results, cotangents), outs)
+
+    @run.def_vmap
+    def rule(size, batched, *arrays):
+        # vmap returns per-example gradients, so broadcast differentiable operands.
+        arrays = (
+            _with_batch_axis(tree, has_axis, size, repeat=is_float)
+            for tree, has_axis in zip(arrays, batched, strict=True)
+        )
+        grads = _backward(program.batched(), *arrays)
+        return grads, jax.tree.map(lambda _: True, grads)
+
+    return first_order_only(run)(operands, results, cotangents)
+
+
+differentiated = jax.jit(_backward, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # otherwise every call outside of `jit` would compile its loops again
+def differentiable(program: Program, operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
+    floating = [is_float(leaf) for leaf in operands.pieces]
+
+    def joined(floats, others):
+        floats, others = iter(floats), iter(others)
+        return tuple(next(floats) if one else next(others) for one in floating)
+
+    @jax.custom_vjp
+    def run(query, key, value, floats, others):
+        return _forward(program, Operands(query, key, value, joined(floats, others)))
+
+    def run_forward(*arguments):
+        results = run(*arguments)
+        return results, (arguments, results)
+
+    def run_backward(saved, cotangents):
+        (query, key, value, floats, others), results = saved
+        operands = Operands(query, key, value, joined(floats, others))
+        return *_backward(program, operands, results, cotangents[:2]), None
+
+    run.defvjp(run_forward, run_backward)
+    floats = [leaf for leaf, one in zip(operands.pieces, floating, strict=True) if one]
+    others = [leaf for leaf, one in zip(operands.pieces, floating, strict=True) if not one]
+    arguments = (operands.query, operands.key, operands.value, floats, others)
+    # Inside of `shard_map` replicated arrays meet sharded ones. Mark all as varying; JAX then sums their gradients.
+    return run(*vary(arguments, varying_axes(arguments)))
