@@ -1,4 +1,4 @@
-"""The rows on linear recurrences: chunked form against scan, attention and PyTorch."""
+"""The rows on linear recurrences: chunks against scan, attention and PyTorch."""
 
 import dataclasses
 import functools
@@ -29,12 +29,13 @@ def _gates(shape: Shape, channels: int | None = None) -> np.ndarray:
     return np.log(np.random.default_rng(1).uniform(0.9, 1, sizes)).astype(np.float32)
 
 
-def _linear(form: str, query, key, value, gates):
-    return linear_recurrence(query, key, value, log_decay=gates, form=form)[0]
+def _linear(implementation: str, query, key, value, gates):
+    return linear_recurrence(query, key, value, log_decay=gates, implementation=implementation)[0]
 
 
-def _delta(form: str, query, key, value, gates):
-    return delta_rule(query, _unit(key), value, jnp.exp(gates) / 2, log_decay=gates, form=form, refine=False)[0]
+def _delta(implementation: str, query, key, value, gates):
+    options: Any = {"log_decay": gates, "implementation": implementation, "refine": False}
+    return delta_rule(query, _unit(key), value, jnp.exp(gates) / 2, **options)[0]
 
 
 KINDS: dict[str, tuple[Callable, Callable[[Shape], Any]]] = {
@@ -43,15 +44,15 @@ KINDS: dict[str, tuple[Callable, Callable[[Shape], Any]]] = {
     "gate per channel": (_linear, lambda shape: _gates(shape, shape.dim)),
     "gated delta rule": (_delta, _gates),
 }
-"""The recurrences: a function of the form and the arrays, and a function that makes the gates for a shape."""
+"""The recurrences: a function of the implementation and the arrays, and a function that makes the gates for a shape."""
 
 
-def recurrence(kind: str, *, form: str = "chunked", length: int | None = None) -> Side:
+def recurrence(kind: str, *, implementation: str = "chunked", length: int | None = None) -> Side:
     """One of `KINDS`, forward and backward.
 
     Args:
         kind: its name.
-        form: as in `jattn.ops.recurrence`.
+        implementation: as in `jattn.linear_recurrence`.
         length: the length to use instead of the row's.
     """
     function, gates = KINDS[kind]
@@ -61,12 +62,12 @@ def recurrence(kind: str, *, form: str = "chunked", length: int | None = None) -
 
     def build(shape: Shape) -> Run:
         shape = sized(shape)
-        return jax_run(functools.partial(function, form), shape, gates(shape), backward=True)
+        return jax_run(functools.partial(function, implementation), shape, gates(shape), backward=True)
 
     def temporaries(shape: Shape) -> int:
-        return gradient_temporaries(functools.partial(function, form), shape, gates(shape))
+        return gradient_temporaries(functools.partial(function, implementation), shape, gates(shape))
 
-    return Side(form if length is None else f"{length} tokens", build, temporaries)
+    return Side(implementation if length is None else f"{length} tokens", build, temporaries)
 
 
 def torch_recurrence(*, quadratic: bool = False) -> Side:
@@ -149,7 +150,7 @@ def linear(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]
                 f"{kind}: forward + backward vs. the scan",
                 base(length),
                 recurrence(kind),
-                recurrence(kind, form="scan"),
+                recurrence(kind, implementation="scan"),
                 Bar(10.0),
             ),
             Speed(
@@ -166,7 +167,7 @@ def linear(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]
                 f"{kind}: temporaries of the compiled gradient",
                 tuple(base(each) for each in (long // 4, long // 2, long)),
                 recurrence(kind),
-                recurrence(kind, form="scan"),
+                recurrence(kind, implementation="scan"),
                 Bar(long / 64, True),
             ),
         ]

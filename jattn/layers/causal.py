@@ -16,7 +16,7 @@ from ..foundation.sharding import gather, split_like
 from ..masks import Causal, SameSegment, SlidingWindow
 from ..ops.attention.api import attention
 from ..ops.recurrence.arguments import check_segments, starts_of
-from ..ops.recurrence.chunks import largest_so_far
+from ..ops.recurrence.nonfinite import largest_so_far
 from .attention import MultiHeadAttention
 from .caches import Cache, Contiguous
 from .generation import Generative

@@ -178,7 +178,7 @@ def test_heads_of_recurrences(kind, form):
     def everything(split, segments):
         def function(split):
             back = {name: jnp.moveaxis(one, 0, heads[name]) for name, one in split.items()}
-            out, state = run(back, form=form, segment_ids=segments)
+            out, state = run(back, implementation=form, segment_ids=segments)
             return jnp.moveaxis(out, -2, 0), state
 
         out, pull = jax.vjp(function, split)

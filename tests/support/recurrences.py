@@ -118,7 +118,7 @@ def compiled(**options):
 def both_forms(chunk=None):
     """Of arrays by name: what the chunked form and the scan make of them."""
     chunks = {} if chunk is None else {"chunk": chunk}
-    return jax.jit(lambda given: (run(given, form="chunked", **chunks), run(given, form="scan")))
+    return jax.jit(lambda given: (run(given, implementation="chunked", **chunks), run(given, implementation="scan")))
 
 
 def state_of(given, seed=5):

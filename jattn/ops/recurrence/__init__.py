@@ -6,9 +6,9 @@ its query:
     linear recurrence:  S_t = diag(α_t) S_{t-1} + k_t v_tᵀ                             out_t = S_tᵀ q_t
     delta rule:         S_t = (I - β_t k_t k_tᵀ) diag(α_t) S_{t-1} + β_t k_t v_tᵀ      out_t = S_tᵀ q_t
 
-The scan (`scan`) is the definition. The chunked form (`chunked`) computes attention within a chunk and a state between
-chunks, with matrix products. `decays` has the decays within a chunk, `triangular` the delta rule's systems of
-equations, and `groups` heads that share keys or states.
+`tokens` is the definition, one token at a time. `implementations` has the ways to compute it for a whole sequence: the
+scan, token by token, and chunks, with attention within a chunk and a state between chunks. `call` chooses among them,
+`groups` handles heads that share keys or states, and `nonfinite` keeps NaN and inf where they belong.
 """
 
 from .delta import delta_rule, delta_step

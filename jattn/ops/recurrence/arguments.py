@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from ...foundation.arrays import known_values
 from ...foundation.shapes import check_shapes
 
-FORMS = ("chunked", "scan")
-
 
 def axes_of_decay(log_decay: Any, batch_axes: int) -> str:
     """The axes of a decay after the batch axes: per head, per head and token, or also per channel."""

@@ -1,17 +1,16 @@
 """The delta rule: each token overwrites what the state recalls for its key."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_choice, check_flags, check_positive
+from ...foundation.arguments import check_flags, check_positive
 from ...foundation.arrays import as_jax
 from ...foundation.numerics import accumulation_dtype
 from ..attention.by_example import by_example
+from ..dispatch import Implementation
 from .arguments import (
-    FORMS,
     axes_of_decay,
     axes_of_step_decay,
     check_log_decay,
@@ -20,9 +19,10 @@ from .arguments import (
     check_state,
     widened,
 )
-from .chunked import chunked_delta
-from .groups import copies_of, over_groups
-from .scan import delta_token, scan_tokens
+from .call import Arrays, call_of, run_call
+from .groups import over_groups
+from .implementations.registry import DELTA
+from .tokens import delta_token
 
 
 @by_example(
@@ -43,7 +43,7 @@ def delta_rule(
     log_decay: jax.Array | None = None,
     initial_state: jax.Array | None = None,
     segment_ids: Any = None,
-    form: str = "chunked",
+    implementation: str | Implementation | None = None,
     chunk: int = 64,
     refine: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
@@ -54,7 +54,7 @@ def delta_rule(
     Schlag et al. 2021 (arXiv:2102.11174), Yang et al. 2024 (arXiv:2406.06484); with a decay per head Yang et al. 2024
     (arXiv:2412.06464), per channel Kimi Team 2025 (arXiv:2510.26692). There is no scale inside, and keys are not
     normalized: with β ‖k‖² > 2 the state grows without bound, so pass keys of unit length. If β is near 2 and keys are
-    nearly identical, the triangular systems of the chunked form are ill-conditioned; its error is then up to 5e-5 of
+    nearly identical, the triangular systems of the chunks are ill-conditioned; its error is then up to 5e-5 of
     its root mean square in float32 (5e-4 without `refine`). State, dtypes and NaN are as in `linear_recurrence`.
 
     Args:
@@ -67,10 +67,10 @@ def delta_rule(
         initial_state: S_0, `[..., heads, k_dim, v_dim]`, float32; by default zeros. It belongs to the first segment.
         segment_ids: integers `[..., length]` or `[length]` that never decrease. The state restarts at zero where they
             change. Traced ids are not checked.
-        form: `"chunked"`, by the WY representation, with a triangular system per chunk and a state between chunks; or
-            `"scan"`, the definition, token by token.
+        implementation: as in `linear_recurrence`; `"chunked"` uses the WY representation, with a triangular system per
+            chunk.
         chunk: tokens per chunk. Affects speed, not results beyond rounding.
-        refine: apply one step of iterative refinement to the chunked form's systems. Unnecessary if no β ‖k‖² exceeds
+        refine: apply one step of iterative refinement to the systems of `"chunked"`. Unnecessary if no β ‖k‖² exceeds
             1.
 
     Returns:
@@ -78,8 +78,9 @@ def delta_rule(
         state, float32.
 
     Raises:
-        ValueError: shapes or dtypes do not match; a gate is known to be out of range; ids are known to decrease; `form`
-            is unknown; `refine` is neither True nor False.
+        ValueError: shapes or dtypes do not match; a gate is known to be out of range; ids are known to decrease;
+            `implementation` is unknown; `refine` is neither True nor False.
+        Unsupported: (a `ValueError`) the implementation that was named refuses the call.
 
     >>> import jax, jax.numpy as jnp
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 100, 2, 16)) / 4
@@ -93,29 +94,11 @@ def delta_rule(
     decay = check_log_decay(log_decay, query, sizes, per_token=True, constant=False)
     state = check_state("initial_state", initial_state, query, sizes, dtype, per_token=True)
     starts = check_segments(segment_ids, query)
-    check_choice("form", form, FORMS)
     check_positive(chunk=chunk)
     check_flags(refine=refine)
-    options: dict[str, Any] = {"form": form, "chunk": chunk, "zero_state": initial_state is None, "refine": refine}
-    return _run(query, key, value, beta[..., None], decay, starts, state, **options)
-
-
-# Or every call outside of `jit` would compile its loops again.
-@functools.partial(jax.jit, static_argnames=("form", "chunk", "zero_state", "refine"))
-def _run(query, key, value, beta, decay, starts, state, *, form, chunk, zero_state, refine):
-    copies = copies_of(query, key, value)
-
-    def token(query, key, value, beta, decay, state):
-        return delta_token(query, key, value, beta[..., 0], None if decay is None else jnp.exp(decay), state)
-
-    def run(query, key, value, beta, decay, state):
-        if form == "chunked" and query.shape[-3]:
-            options = {"zero_state": zero_state, "copies": copies, "refine": refine}
-            return chunked_delta(query, key, value, beta, decay, starts, state, chunk, **options)
-        return scan_tokens(token, (query, key, value, beta, decay), starts, state, zero_state=zero_state)
-
-    out, state = over_groups(run, query, key, {"value": value, "beta": beta, "decay": decay}, state)
-    return out.astype(value.dtype), state
+    arrays = Arrays(query, key, value, beta[..., None], decay, None, starts, state)
+    call = call_of("delta", arrays, chunk=chunk, refine=refine, zero_state=initial_state is None)
+    return run_call(DELTA, call, arrays, implementation)
 
 
 @by_example(

@@ -1,17 +1,16 @@
 """The linear recurrence: a decaying state, to which each token adds the outer product of its key and value."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_choice, check_positive
+from ...foundation.arguments import check_positive
 from ...foundation.arrays import as_jax
 from ...foundation.numerics import accumulation_dtype
 from ..attention.by_example import by_example
+from ..dispatch import Implementation
 from .arguments import (
-    FORMS,
     axes_of_decay,
     axes_of_step_decay,
     check_bonus,
@@ -21,9 +20,10 @@ from .arguments import (
     check_state,
     widened,
 )
-from .chunked import chunked_linear
-from .groups import copies_of, over_groups
-from .scan import linear_token, scan_tokens
+from .call import Arrays, call_of, run_call
+from .groups import over_groups
+from .implementations.registry import LINEAR
+from .tokens import linear_token
 
 
 @by_example(
@@ -44,7 +44,7 @@ def linear_recurrence(
     bonus: jax.Array | None = None,
     initial_state: jax.Array | None = None,
     segment_ids: Any = None,
-    form: str = "chunked",
+    implementation: str | Implementation | None = None,
     chunk: int = 64,
 ) -> tuple[jax.Array, jax.Array]:
     """Causal linear attention with decay, in time and memory linear in the length.
@@ -71,9 +71,10 @@ def linear_recurrence(
         initial_state: S_0, `[..., heads, k_dim, v_dim]`, float32; by default zeros. It belongs to the first segment.
         segment_ids: integers `[..., length]` or `[length]` that never decrease. The state restarts at zero where they
             change. Traced ids are not checked.
-        form: `"chunked"`, with matrix products within a chunk and a state between chunks; or `"scan"`, the definition,
-            token by token. For the backward pass the chunked form recomputes the inside of a chunk, and the scan keeps
-            every state.
+        implementation: by default the first of these that does not refuse the call: `"chunked"`, with matrix products
+            within a chunk and a state between chunks; `"scan"`, the definition, token by token. For the backward pass
+            the former recomputes the inside of a chunk, and the latter keeps the state of every token. Or an
+            object of theirs, such as `implementations.scan.Scan()`. `jattn.explain_calls` says what would run.
         chunk: tokens per chunk. Affects speed, not results beyond rounding.
 
     Returns:
@@ -81,14 +82,17 @@ def linear_recurrence(
         state, float32.
 
     Raises:
-        ValueError: shapes or dtypes do not match; a gate is known to be above 0; ids are known to decrease; `form` is
-            unknown.
+        ValueError: shapes or dtypes do not match; a gate is known to be above 0; ids are known to decrease;
+            `implementation` is unknown.
+        Unsupported: (a `ValueError`) the implementation that was named refuses the call.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp, jattn
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 100, 2, 16))
     >>> out, state = linear_recurrence(query, key, value, log_decay=jnp.log(jnp.array([0.9, 0.99])))
     >>> out.shape, state.shape
     ((100, 2, 16), (2, 16, 16))
+    >>> jattn.explain_calls(linear_recurrence, query, key, value)[0].implementation
+    'chunked'
     """
     sizes = check_sequences(query, key, value)
     query, key, value, log_decay, bonus = as_jax(query, key, value, log_decay, bonus)
@@ -97,7 +101,6 @@ def linear_recurrence(
     check_bonus(bonus, sizes)
     state = check_state("initial_state", initial_state, query, sizes, dtype, per_token=True)
     starts = check_segments(segment_ids, query)
-    check_choice("form", form, FORMS)
     check_positive(chunk=chunk)
     if bonus is not None:
         bonus = bonus.astype(dtype)
@@ -105,28 +108,9 @@ def linear_recurrence(
         decay = decay.astype(dtype)
         if log_decay is not None and log_decay.ndim == 1:
             decay = jnp.broadcast_to(decay, (*value.shape[:-1], 1))
-    options: dict[str, Any] = {"form": form, "chunk": chunk, "zero_state": initial_state is None}
-    return _run(query, key, value, decay, bonus, starts, state, **options)
-
-
-# Or every call outside of `jit` would compile its loops again.
-@functools.partial(jax.jit, static_argnames=("form", "chunk", "zero_state"))
-def _run(query, key, value, decay, bonus, starts, state, *, form, chunk, zero_state):
-    copies = copies_of(query, key, value)
-
-    def token(bonus, query, key, value, decay, state):
-        return linear_token(query, key, value, None if decay is None else jnp.exp(decay), bonus, state)
-
-    def run(query, key, value, decay, bonus, state):
-        if form == "chunked" and query.shape[-3]:
-            return chunked_linear(
-                query, key, value, decay, bonus, starts, state, chunk, zero_state=zero_state, copies=copies
-            )
-        one = functools.partial(token, bonus)
-        return scan_tokens(one, (query, key, value, decay), starts, state, zero_state=zero_state)
-
-    out, state = over_groups(run, query, key, {"value": value, "decay": decay, "bonus": bonus}, state)
-    return out.astype(value.dtype), state
+    arrays = Arrays(query, key, value, None, decay, bonus, starts, state)
+    call = call_of("linear", arrays, chunk=chunk, refine=False, zero_state=initial_state is None)
+    return run_call(LINEAR, call, arrays, implementation)
 
 
 @by_example(

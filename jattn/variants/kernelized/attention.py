@@ -5,13 +5,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_batch, check_choice, check_flags, check_positive, check_record
+from ...foundation.arguments import check_batch, check_flags, check_positive, check_record
 from ...foundation.arrays import describe
 from ...foundation.numerics import split_nonfinite_rows, widen
 from ...foundation.shapes import check_shapes
+from ...ops.dispatch import Implementation
 from ...ops.recurrence import linear_recurrence, linear_step
-from ...ops.recurrence.arguments import FORMS, check_segments
-from ...ops.recurrence.chunks import largest_so_far
+from ...ops.recurrence.arguments import check_segments
+from ...ops.recurrence.call import check_implementation
+from ...ops.recurrence.implementations.registry import LINEAR
+from ...ops.recurrence.nonfinite import largest_so_far
 from .features import FeatureMap, check_at, check_features
 
 
@@ -40,7 +43,7 @@ def kernelized_attention(
     key_positions: Any = None,
     initial_state: KernelState | None = None,
     segment_ids: Any = None,
-    form: str = "chunked",
+    implementation: str | Implementation | None = None,
     chunk: int = 64,
 ) -> tuple[jax.Array, KernelState]:
     """Kernelized attention: weights φ(q_i)·φ(k_j) of any feature map, in linear time and memory.
@@ -67,7 +70,7 @@ def kernelized_attention(
         key_positions: likewise; by default `positions` in the causal form, else 0, 1, ...
         initial_state: of keys and values before these.
         segment_ids: integers `[..., length]` that never decrease: packed sequences, causal form only.
-        form: of the recurrence: `"chunked"` or `"scan"`.
+        implementation: of the recurrence, as in `jattn.linear_recurrence`.
         chunk: of the recurrence.
 
     Returns:
@@ -93,7 +96,7 @@ def kernelized_attention(
             f"`causal` needs as many queries as keys; got {sizes['q_len']} and {sizes['kv_len']}. To go on behind "
             "earlier keys give their `initial_state`."
         )
-    check_choice("form", form, FORMS)
+    check_implementation(LINEAR, implementation)
     check_positive(chunk=chunk)
     if segment_ids is not None and not causal:
         raise ValueError("`segment_ids` need `causal=True`; otherwise give each sequence a row, padded by `mask`.")
@@ -126,7 +129,7 @@ def kernelized_attention(
             log_decay=decay,
             initial_state=None if initial_state is None else state.sums,
             segment_ids=segment_ids,
-            form=form,
+            implementation=implementation,
             chunk=chunk,
         )
         top = tops[..., -1, :] if sizes["kv_len"] else state.top

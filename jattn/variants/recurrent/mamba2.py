@@ -41,8 +41,8 @@ def ssd(
         entry: B, `[..., length, groups, state_dim]`; heads that are neighbors share a group's.
         readout: C, `[..., length, groups, state_dim]`.
         skip: D, `[heads]`, or None.
-        **options: arguments of `jattn.linear_recurrence`, on which it runs: `initial_state`, `segment_ids`, `form`,
-            `chunk`.
+        **options: arguments of `jattn.linear_recurrence`, on which it runs: `initial_state`, `segment_ids`,
+            `implementation`, `chunk`.
 
     Returns:
         y `[..., length, heads, dim]` in the dtype of x, and the last state `[..., heads, state_dim, dim]`.

@@ -10,7 +10,10 @@ import recurrences as truth
 from recurrences import KINDS, both_forms, compiled, inputs, run, state_of
 from tiers import rows
 
+import jattn
+from jattn.ops.attention.implementations import Tiled
 from jattn.ops.recurrence import delta_step, linear_step
+from jattn.ops.recurrence.implementations.scan import Scan
 
 GATED = ("scalar", "channel", "bonus", "gated delta", "channel delta")
 FEW = ("bonus", "channel delta")  # with all that the others have
@@ -45,7 +48,7 @@ def assert_close(ours, wanted, tolerance=1e-5):
 def test_is_its_definition_with_state_and_segments(kind, form, extreme):
     given = inputs(kind, 63, extreme=extreme)
     state, segments = state_of(given), np.repeat([1, 2, 5, 6], [20, 1, 30, 12])
-    ours = compiled(form=form, chunk=16)(given, initial_state=state, segment_ids=segments)
+    ours = compiled(implementation=form, chunk=16)(given, initial_state=state, segment_ids=segments)
     assert_close(ours, expected(given, state, segments))
 
 
@@ -61,9 +64,12 @@ def test_cut_in_two_it_is_the_same(kind):
         found = []
         for form, splits in (("scan", (2,)), ("chunked", (0, 2, 5, 6))):
             for split in splits:
-                first, state = run({**fixed, **{n: a[:split] for n, a in apart.items()}}, form=form, chunk=4)
+                first, state = run({**fixed, **{n: a[:split] for n, a in apart.items()}}, implementation=form, chunk=4)
                 second, state = run(
-                    {**fixed, **{n: a[split:] for n, a in apart.items()}}, initial_state=state, form=form, chunk=4
+                    {**fixed, **{n: a[split:] for n, a in apart.items()}},
+                    initial_state=state,
+                    implementation=form,
+                    chunk=4,
                 )
                 found.append((jnp.concatenate([first, second]), state))
         return found
@@ -118,7 +124,7 @@ def test_gradients_are_those_of_the_definition(kind, form):
     on_out, on_state = rng.normal(size=given["value"].shape), rng.normal(size=state.shape)
 
     def loss(given, state):
-        out, final = run(given, initial_state=state, segment_ids=segments, form=form, chunk=4)
+        out, final = run(given, initial_state=state, segment_ids=segments, implementation=form, chunk=4)
         return jnp.sum(out * on_out) + jnp.sum(final * on_state)
 
     gradients = jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(given, state))
@@ -141,7 +147,7 @@ def test_gradients_of_extreme_gates_are_finite_and_those_of_the_scan(kind):
     given = inputs(kind, 40, extreme=True)
 
     def loss(given, form):
-        out, state = run(given, form=form, chunk=16)
+        out, state = run(given, implementation=form, chunk=16)
         return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.sin(state))
 
     ours, scan = (jax.jit(jax.grad(loss), static_argnums=1)(given, form) for form in ("chunked", "scan"))
@@ -175,7 +181,7 @@ def test_bfloat16_in_a_float32_state(kind):
     assert_close((state,), expected(given)[1:])
     with jax.enable_x64(True):
         wide, *cotangents = jax.tree.map(lambda array: np.asarray(array, np.float64), (given, on_out, on_state))
-        _, wanted = pulled_back(form="scan")(wide, tuple(cotangents))
+        _, wanted = pulled_back(implementation="scan")(wide, tuple(cotangents))
     for name, gradient in gradients.items():
         assert gradient.dtype == jnp.bfloat16
         assert truth.relative_error(gradient, wanted[name]) < 4e-3, name
@@ -188,7 +194,9 @@ def test_nan_stays_in_the_future_and_in_its_segment(kind, form):
 
     @jax.jit
     def run_once(given):
-        (out, state), pull = jax.vjp(lambda given: run(given, segment_ids=segments, form=form, chunk=8), given)
+        (out, state), pull = jax.vjp(
+            lambda given: run(given, segment_ids=segments, implementation=form, chunk=8), given
+        )
         return out, state, *pull((jnp.zeros_like(out).at[:10].set(1), jnp.zeros_like(state)))
 
     clean, final, _ = run_once(given)
@@ -239,11 +247,11 @@ def test_length_zero():
 def test_empty_axes(kind, form):
     """No features of keys or values, no batch."""
     for sizes in ((5, 2, 0, 3), (5, 2, 3, 0)):
-        out, state = compiled(form=form)(inputs(kind, *sizes))
+        out, state = compiled(implementation=form)(inputs(kind, *sizes))
         assert out.shape == (5, 2, sizes[3]) and state.shape == (2, *sizes[2:]) and not np.any(out)
     given = {name: np.stack([array])[:0] for name, array in inputs(kind, 5).items() if array.shape[0] == 5}
     if len(given) == len(inputs(kind, 5)):
-        assert compiled(form=form)(given)[0].shape == (0, 5, 2, 5)
+        assert compiled(implementation=form)(given)[0].shape == (0, 5, 2, 5)
 
 
 @pytest.mark.parametrize("kind", rows(KINDS, ["channel delta"]))
@@ -277,7 +285,12 @@ DELTA = inputs("gated delta", 5)
         (SMALL, {"segment_ids": np.array([3, 3, 2, 2, 1], np.uint32)}, "`segment_ids` must not decrease"),
         (SMALL, {"segment_ids": np.array([100, 100, -100, -100, 0], np.int8)}, "`segment_ids` must not decrease"),
         (SMALL, {"segment_ids": np.array([0, 1])}, r"`segment_ids` must be integers of shape \(5,\)"),
-        (SMALL, {"form": "fast"}, "`form` must be one of 'chunked', 'scan'"),
+        (
+            SMALL,
+            {"implementation": "fast"},
+            "`implementation` must be None, an `Implementation`, or one of 'chunked', 'scan'",
+        ),
+        (SMALL, {"implementation": Tiled()}, "`implementation` must be an implementation of recurrences: 'chunked'"),
         *((SMALL, {"chunk": chunk}, "`chunk` must be a positive int") for chunk in (0, -64, True, 64.0)),
         (DELTA, {"beta": np.full((5, 2), -0.5, np.float32)}, r"`beta` must lie in \[0, 2\]"),
         (DELTA, {"log_decay": np.full((5, 2), 0.1, np.float32)}, "`log_decay` must be at most 0"),
@@ -335,7 +348,7 @@ def test_grouped_heads_are_repeated_heads(kind, heads):
             name: to(array, -2 if array.ndim == 3 or name == "bonus" else -1, states) for name, array in given.items()
         }
         apart.update(query=to(given["query"], -2, q_heads), key=to(given["key"], -2, k_heads))
-        out, last = run(apart, initial_state=to(state, 0, states), form="scan", chunk=4)
+        out, last = run(apart, initial_state=to(state, 0, states), implementation="scan", chunk=4)
         return out, last[:: most // states]
 
     def steps(given, state):
@@ -347,7 +360,7 @@ def test_grouped_heads_are_repeated_heads(kind, heads):
         return out, state
 
     def grouped(given, state, form="chunked"):
-        return run(given, initial_state=state, form=form, chunk=4)
+        return run(given, initial_state=state, implementation=form, chunk=4)
 
     def loss(given, state, function):
         out, last = function(given, state)
@@ -395,7 +408,7 @@ def test_delta_rule_of_keys_alike(how):
     @functools.partial(jax.jit, static_argnums=1)
     def graded(given, form):
         def total(given):
-            out, state = run(given, form=form)
+            out, state = run(given, implementation=form)
             return out.sum() + state.sum(), (out, state)
 
         gradients, found = jax.grad(total, has_aux=True)(given)
@@ -406,3 +419,28 @@ def test_delta_rule_of_keys_alike(how):
         with jax.enable_x64(True):
             wanted = graded({name: np.float64(array) for name, array in given.items()}, "scan")
         assert_close(graded(given, "chunked"), wanted, tolerance)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "gated delta"])
+def test_explained_and_chosen_by_name_or_object(kind):
+    given = inputs(kind, 5)
+    (default,), (named,), (chosen,) = (
+        jattn.explain_calls(lambda given, one=one: run(given, implementation=one), given)
+        for one in (None, "scan", Scan())
+    )
+    assert default.implementation == "chunked" and "1 chunk" in str(default)
+    assert default.operation == ("delta_rule" if "beta" in given else "linear_recurrence")
+    assert str(default).startswith(f"{default.operation} over query (5, 2, 6) float32")
+    assert "not scan: it would accept, but `chunked` comes first" in str(default)
+    assert named.implementation == chosen.implementation == "scan"
+    assert named.reasons == {"chunked": "`scan` was asked for"}
+
+
+def test_symbolic_length_runs_as_a_scan():
+    (length,) = jax.export.symbolic_shape("t")
+    given = {name: jnp.asarray(array) for name, array in inputs("delta", 5).items()}
+    shapes = {name: jax.ShapeDtypeStruct((length, *one.shape[1:]), one.dtype) for name, one in given.items()}
+    exported = jax.export.export(jax.jit(run))(shapes)
+    np.testing.assert_allclose(exported.call(given)[0], run(given)[0], atol=1e-5)
+    with pytest.raises(jattn.Unsupported, match=r"`chunked` refuses this call: .*symbol \(of `jax.export`\)"):
+        jax.export.export(jax.jit(lambda given: run(given, implementation="chunked")))(shapes)

@@ -28,7 +28,7 @@ def test_batch(kind, form):
     segments = np.repeat([0, 1], [13, 7])
 
     def whole(given, fixed):
-        return run({**given, **fixed}, form=form, chunk=8, segment_ids=segments)
+        return run({**given, **fixed}, implementation=form, chunk=8, segment_ids=segments)
 
     spread = jax.shard_map(
         whole, mesh=mesh(), in_specs=(PartitionSpec("data"), PartitionSpec()), out_specs=PartitionSpec("data")

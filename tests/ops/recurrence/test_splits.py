@@ -38,7 +38,9 @@ def cut_in_two(given, state, split, form, packed):
         if packed and begin is split:  # a state belongs to its segment
             before = jnp.asarray(IDS)[jnp.maximum(split - 1, 0)]
             state = jnp.where((split > 0) & (split < LENGTH) & (ids[0] != before), 0, state)
-        out, state = run(tokens, initial_state=state, segment_ids=ids if packed else None, form=form, chunk=CHUNK)
+        out, state = run(
+            tokens, initial_state=state, segment_ids=ids if packed else None, implementation=form, chunk=CHUNK
+        )
         outs.append(out)
         if "log_decay" in given and given["log_decay"].ndim == 1:  # neutral tokens decay too, where all do
             state = state * jnp.exp(-given["log_decay"].astype(state.dtype) * (LENGTH - end + begin))[:, None, None]
@@ -52,7 +54,9 @@ def pulled_back(packed):
 
     def both(given, state, cotangents):
         ids = IDS if packed else None
-        results, pull = jax.vjp(lambda *a: run(a[0], initial_state=a[1], segment_ids=ids, form="scan"), given, state)
+        results, pull = jax.vjp(
+            lambda *a: run(a[0], initial_state=a[1], segment_ids=ids, implementation="scan"), given, state
+        )
         return results, pull(cotangents)
 
     return jax.jit(both)

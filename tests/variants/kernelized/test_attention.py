@@ -122,7 +122,7 @@ def test_step_is_every_form_at_every_split(name):
     step = jax.jit(lambda q, k, v, state, t: kernelized_step(q, k, v, features, state, position=t))
     run = jax.jit(
         lambda q, k, v, state, at, form: kernelized_attention(
-            q, k, v, features, causal=True, initial_state=state, positions=at, form=form, chunk=4
+            q, k, v, features, causal=True, initial_state=state, positions=at, implementation=form, chunk=4
         ),
         static_argnames="form",
     )
@@ -290,7 +290,7 @@ STATE = kernel_state(ELU(), (2,), 1, 4, 4)
             lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), mask=[[True] * 5] * 2),
             "`mask` must be an array of bool",
         ),
-        (lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), form="x"), "`form` must be one of"),
+        (lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), implementation="x"), "`implementation` must be None"),
         (lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), chunk=0), "`chunk` must be a positive int"),
         (lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), normalize="no"), "`normalize` must be True or False"),
         (lambda: kernelized_attention(ROWS, ROWS, ROWS, ELU(), initial_state=(1, 2)), "`state` must be a KernelState"),

@@ -10,10 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .chunks import below
-
-FORGET = -1e4
-"""Stands in for log 0; its exponential is 0, and 0 times it is finite."""
+from ...nonfinite import FORGET, below
 
 
 class Decay(NamedTuple):

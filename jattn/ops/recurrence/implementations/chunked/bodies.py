@@ -1,9 +1,10 @@
-"""The chunked form of both recurrences: attention within a chunk, a state between chunks, all by matrix products."""
+"""What a chunk computes: attention within the chunk and a state between chunks, all by matrix products."""
 
 import jax.numpy as jnp
 
-from .chunks import below, carry, run_chunks
-from .decays import FORGET, Sums, channel_scores, decay_of, sums_of, weights
+from ...nonfinite import FORGET, below
+from .chunks import carry, run_chunks
+from .decays import Sums, channel_scores, decay_of, sums_of, weights
 from .triangular import unit_lower_solve
 
 
@@ -15,12 +16,18 @@ def chunked_linear(query, key, value, gates, bonus, starts, state, chunk, *, zer
 
         out_i = (a_i ⊙ q_i)ᵀ S + Σ_{j ≤ i} (q_iᵀ (W_ij ⊙ k_j)) v_j
 
-    Arguments are those of `scan_tokens`, with `gates [..., length, heads, 1 or k_dim]`; `zero_state` and `copies` as in
-    `run_chunks`.
+    Args:
+        query: `[..., length, heads, k_dim]`, and so for `key`; `value [..., length, heads, v_dim]`.
+        gates: log α, `[..., length, heads, 1 or k_dim]`, or None.
+        bonus: u, `[heads, k_dim]`, or None.
+        starts: booleans `[..., length]`, where the state restarts, or None.
+        state: the initial state.
+        chunk: tokens per chunk.
+        zero_state: as in `run_chunks`, and so for `copies`.
     """
     length = query.shape[-3]
     by_channel = _by_channel(gates)
-    chunk = _chunk_of(chunk, length, by_channel)
+    chunk = chunk_of(chunk, length, by_channel)
 
     def body(state, slices, starts):
         query, key, value, gates = slices
@@ -63,7 +70,7 @@ def chunked_delta(query, key, value, beta, gates, starts, state, chunk, *, zero_
     """
     length = query.shape[-3]
     by_channel = _by_channel(gates)
-    chunk = _chunk_of(chunk, length, by_channel)
+    chunk = chunk_of(chunk, length, by_channel)
 
     def body(state, slices, starts):
         query, key, value, beta, gates = slices
@@ -102,9 +109,9 @@ def _by_channel(gates) -> bool:
     return gates is not None and gates.shape[-1] != 1
 
 
-def _chunk_of(chunk: int, length: int, by_channel: bool) -> int:
+def chunk_of(chunk: int, length: int, by_channel: bool) -> int:
     """The number of tokens per chunk; a power of two if `channel_scores` halves it."""
-    chunk = min(chunk, length)
+    chunk = max(min(chunk, length), 1)
     return 1 << (chunk - 1).bit_length() if by_channel else chunk
 
 
