@@ -38,7 +38,7 @@ class Chunked(RecurrenceImplementation):
         group = group_of(call.chains, chunks)
         inside = 4 * call.dtype.itemsize * call.chains * group * chunk * (chunk + call.k_dim + call.v_dim)
         kept = megabytes(-(-chunks // group) * call.state_bytes)
-        return f"{chunks} chunks of {chunk} tokens, {group} at a time", (
+        return f"{chunks} chunk{'s' * (chunks != 1)} of {chunk} tokens, {group} at a time", (
             f"forward: about {megabytes(inside)}; backward: about twice that, and a state for each {group * chunk} "
             f"tokens, {kept}"
         )
