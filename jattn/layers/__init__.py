@@ -1,4 +1,4 @@
-"""Layers as pure functions of a tree of parameters; `jattn.nnx` and `jattn.linen` are thin skins over them."""
+"""Layers as pure functions of a tree of parameters. `jattn.nnx` and `jattn.linen` are thin wrappers around them."""
 
 from . import caches
 from .attention import MultiHeadAttention

@@ -1,4 +1,4 @@
-"""Multi-head attention as a layer: sizes and pieces, and the parameters that they need."""
+"""Multi-head attention as a layer: sizes, pieces and the parameters they need."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,34 +26,34 @@ from .parameters import AXES, Sizes, biased, parameter_shapes
 class MultiHeadAttention(Layer):
     """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762) with every choice of pieces.
 
-    The equation is that of `jattn.layers.multi_head`. `jattn.nnx.MultiHeadAttention` and its linen namesake hold the
-    parameters of one. These are named and shaped as in Flax's own layer: `query.kernel [features, heads, head_dim]`,
-    ..., `out.kernel`.
+    The equation is in `jattn.layers.multi_head`. `jattn.nnx.MultiHeadAttention` and `jattn.linen.MultiHeadAttention`
+    hold the parameters of one. Names and shapes of parameters match Flax's own layer:
+    `query.kernel [features, heads, head_dim]`, ..., `out.kernel [heads, head_dim, features]`.
 
     Args:
         in_features: features of the inputs.
-        q_heads: query heads.
-        kv_heads: key and value heads, by default `q_heads`; `q_heads` must be a multiple of it.
-        head_dim: by default `in_features / q_heads`; any size.
-        in_kv_features: features of the inputs that keys and values are made of, by default `in_features`.
-        out_features: by default `in_features`.
-        use_bias: whether projections add a bias; or the names of those that do, `("query", "value", "out")` for
-            Whisper, whose keys have none.
-        qk_norm: whether queries and keys are normed, each head by its root mean square, with learned scales; or a
-            `QKNorm` that says how.
-        mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
+        q_heads: number of query heads.
+        kv_heads: number of key and value heads, by default `q_heads`; must divide `q_heads`.
+        head_dim: features of a head, by default `in_features / q_heads`; any size.
+        in_kv_features: features of the inputs that keys and values are computed from, by default `in_features`.
+        out_features: features of the output, by default `in_features`.
+        use_bias: whether the projections add a bias, or the names of those that do, such as
+            `("query", "value", "out")` for Whisper, whose keys have none.
+        qk_norm: whether queries and keys are normalized, each head by its root mean square, with learned scales; or a
+            `QKNorm` for other norms.
+        mask, similarity, scores, normalizer, implementation: as in `jattn.attention`.
         rotary: True, or a function of `x [..., length, heads, dim]` and positions, such as
             `functools.partial(jattn.positions.rotary, base=500000.0)`.
         learned: the names of pieces whose floating-point arrays are parameters: `"normalizer"` trains a sink,
             `"scores"` a bias table.
-        dropout_rate: of the weights, in calls that give a `dropout_key`.
-        dtype: to compute in; by default the one that inputs and parameters promote to.
-        kernel_init, out_kernel_init, bias_init: first values of the projections, as in Flax: they see a kernel as a
+        dropout_rate: the dropout rate of the weights, in calls that pass a `dropout_key`.
+        dtype: the dtype to compute in; by default the promoted dtype of inputs and parameters.
+        kernel_init, out_kernel_init, bias_init: initializers of the projections. As in Flax, they see a kernel as a
             matrix. `out_kernel_init` is by default `kernel_init`.
-        parallel: `jattn.parallel.Heads(...)` to split the heads over devices.
+        parallel: `jattn.parallel.Heads(...)` to split the heads across devices.
 
     Raises:
-        ValueError: sizes that do not fit; a wrong piece; at the call, as `multi_head`.
+        ValueError: sizes do not match; a piece is of the wrong kind; at the call, as in `multi_head`.
 
     >>> import jax, jattn
     >>> layer = MultiHeadAttention(64, 8, kv_heads=2, rotary=True, mask=jattn.masks.SlidingWindow(299, 0))
@@ -118,7 +118,7 @@ class MultiHeadAttention(Layer):
             object.__setattr__(self, name, value)
 
     def parameters(self) -> dict[str, Any]:
-        """`query`, `key`, `value`, `out`, `query_norm` and `key_norm` if there are norms, and the learned pieces."""
+        """`query`, `key`, `value`, `out`; with norms, `query_norm` and `key_norm`; and the learned pieces."""
         sizes = Sizes(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sizes)})
         kernels = {"kernel": self.kernel_init, "bias": self.bias_init}
         inits: dict[str, Any] = dict.fromkeys(("query", "key", "value"), kernels)
@@ -144,16 +144,16 @@ class MultiHeadAttention(Layer):
         key_positions: Any = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Attend.
+        """Attend from `inputs` to `key_inputs`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., q_len, features]`.
-            key_inputs: `[..., kv_len, features]`; by default `inputs`.
-            value_inputs: likewise; by default `key_inputs`.
-            mask: restricts the layer's own, as `&` does.
-            positions, key_positions: as of `multi_head`.
-            dropout_key: a random key, with which `dropout_rate` of the weights are dropped; by default none are.
+            key_inputs: `[..., kv_len, features]`; by default `inputs` (self-attention).
+            value_inputs: `[..., kv_len, features]`; by default `key_inputs`.
+            mask: combined with the layer's own mask by `&`.
+            positions, key_positions: as in `multi_head`.
+            dropout_key: a random key; without one, no weights are dropped.
 
         Returns:
             `[..., q_len, out_features]`.
@@ -184,9 +184,9 @@ class MultiHeadAttention(Layer):
         heads: Sequence[int] | None = None,
         queries: Sequence[int] | None = None,
     ) -> jax.Array:
-        """The weights of the call, before dropout: `[..., heads, queries, kv_len]`, recomputed.
+        """The attention weights `[..., heads, queries, kv_len]` of the call, before dropout. They are recomputed.
 
-        Arguments as of the call; `heads` and `queries` ask for a few, as of `jattn.attention_weights`.
+        Arguments as in `__call__`; `heads` and `queries` select a few, as in `jattn.attention_weights`.
         """
         return multi_head_weights(
             _projections(parameters),
@@ -212,21 +212,20 @@ class MultiHeadAttention(Layer):
         value_inputs: jax.Array | None = None,
         key_valid: Any = None,
     ) -> State:
-        """What `prefill` and `step` go on from: a cache without tokens, or the keys and values of other inputs.
+        """The state that `prefill` and `step` start from: an empty cache or, for cross-attention, the projected keys.
 
         Args:
-            parameters: of the layer; looked at for their dtype, and where there are `key_inputs`.
+            parameters: the layer's parameters. Only their dtype is used, unless `key_inputs` are given.
             batch: the batch axes of the inputs to come; by default none, or those of `key_inputs`.
-            length: places for so many tokens of each example, `caches.Contiguous(length)`.
-            cache: another cache, such as `caches.Rolling(window)`, in place of `length`.
-            dtype: of the keys and values that are kept, by default the one that the layer computes in.
-            key_inputs: `[..., kv_len, features]`: cross-attention, whose keys and values are made here, once.
-            value_inputs: likewise; by default `key_inputs`.
+            length: the capacity in tokens per example; short for `cache=caches.Contiguous(length)`.
+            cache: another kind of cache instead of `length`, such as `caches.Rolling(window)`.
+            dtype: the dtype of the cached keys and values, by default the one that the layer computes in.
+            key_inputs: `[..., kv_len, features]`, for cross-attention: keys and values are computed here, once.
+            value_inputs: `[..., kv_len, features]`; by default `key_inputs`.
             key_valid: booleans `[..., kv_len]` or `[kv_len]`: which of the `key_inputs` are not padding.
 
         Raises:
-            ValueError: neither, or both, of `length` and `cache`, or one of them with `key_inputs`; sizes or a dtype
-                that do not fit.
+            ValueError: not exactly one of `length`, `cache` and `key_inputs` is given; sizes or dtypes do not match.
 
         >>> import jax
         >>> layer = MultiHeadAttention(64, 8, kv_heads=2)
@@ -269,26 +268,29 @@ class MultiHeadAttention(Layer):
         valid: Any = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
-        """The next tokens of each example, all at once: their outputs, and the state behind them.
+        """The next tokens of each example, all at once: their outputs, and the state after them.
 
-        In chunks of any size, and by `step`, tokens have the outputs that they have in the call on the whole sequence.
-        A layer over a sequence needs a mask that hides the future, such as `Causal()`, for this to be so.
+        Chunks of any size, and single steps, give the outputs of a call on the whole sequence, provided that the mask
+        hides the future, such as `Causal()`.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., new, in_features]`.
-            state: of `initial_state`, `prefill` or `step`.
-            mask: restricts the layer's own, as `&` does. It sees the positions of the whole sequence.
+            state: returned by `initial_state`, `prefill` or `step`.
+            mask: combined with the layer's own mask by `&`. It sees positions in the whole sequence.
             valid: booleans `[..., new]` or `[new]`: which of the inputs are tokens, by default all. The others are
-                padding, on either side: it takes no place and no position, and its outputs mean nothing.
-            dropout_key: as of the call. The same key drops the same weights in every chunk as in the whole call.
+                padding, on either side: they are not cached, they do not advance the position, and their outputs are
+                meaningless.
+            dropout_key: as in `__call__`. With the same key, every chunk drops the weights that the whole call drops.
 
         Returns:
-            `[..., new, out_features]`, and the state. Of a sequence that has run out of places, outputs are NaN.
+            `[..., new, out_features]`, and the state. If the tokens of an example exceed the capacity of its cache, its
+            outputs are NaN.
 
         Raises:
-            ValueError: a state that is not one for these inputs; more tokens than there are places, where lengths are
-                known (outside of `jax.jit`); pieces with arrays over keys that are not as long as the cache.
+            ValueError: the state does not match these inputs; there are more tokens than the cache has room for, where
+                lengths are known (outside `jax.jit`); a piece holds arrays over keys that do not have the cache's
+                length.
         """
         check_shapes({"in_features": self.in_features}, inputs=(inputs, "... new in_features"))
         check_decoding(state, inputs, int(self.kv_heads or 0), int(self.head_dim or 0), self._cross)
@@ -313,9 +315,9 @@ class MultiHeadAttention(Layer):
         valid: Any = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
-        """The next token of each example, `[..., in_features]` -> `[..., out_features]`, and the state behind it.
+        """The next token of each example, `[..., in_features]` -> `[..., out_features]`, and the state after it.
 
-        Arguments and errors as of `prefill`; `valid [...]` says which examples go on.
+        Arguments and errors as in `prefill`; `valid [...]` says which examples advance.
 
         >>> import jax, jattn
         >>> layer = MultiHeadAttention(64, 8, rotary=True, mask=jattn.masks.Causal())
@@ -334,11 +336,11 @@ class MultiHeadAttention(Layer):
 
     @property
     def _cross(self) -> bool:
-        """Whether keys must be made of other inputs than queries."""
+        """Whether keys must be computed from other inputs than queries."""
         return self.in_kv_features != self.in_features
 
     def _pieces(self, parameters: Mapping[str, Any], mask: Any) -> dict[str, Any]:
-        """The pieces, with what is learned from the parameters, and the mask of a call."""
+        """The pieces, with learned arrays taken from the parameters, and the mask restricted by that of the call."""
         pieces = {
             name: pieces_of.join(getattr(self, name), parameters[name]) if name in self.learned else getattr(self, name)
             for name in pieces_of.PIECES
@@ -353,5 +355,5 @@ class MultiHeadAttention(Layer):
 
 
 def _projections(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of `multi_head`: all but those of the learned pieces."""
+    """The parameters that `multi_head` takes: all except those of the learned pieces."""
     return {name: group for name, group in parameters.items() if name in AXES}

@@ -39,33 +39,35 @@ def attention_fn(
     key_positions: Any = None,
     implementation: Any = None,
 ) -> Callable[..., jax.Array]:
-    """A function that `flax.nnx.MultiHeadAttention(attention_fn=...)` and its linen namesake accept.
+    """A function to pass to `flax.nnx.MultiHeadAttention(attention_fn=...)` or to the linen module of that name.
 
-    Arguments as of `jattn.attention`. What the module passes at a call is honored, or refused by a `ValueError` that
-    names it; nothing is dropped:
+    Arguments as in `jattn.attention`. Whatever the Flax module passes at a call is either honored or rejected with a
+    `ValueError` that names it; nothing is ignored:
 
-    - `mask`, an array that broadcasts to `[batch..., heads, q_len, kv_len]`, may attend where it is not 0 (Flax's own
-      helpers make float32 masks of 0 and 1), and where the mask given here allows it too;
-    - `bias`, likewise an array, is added to the similarity, before the scores given here;
-    - `is_causal`: a query sees keys up to its own index in the array. With other lengths it is refused, as it is open
-      where the queries are; but one query that comes with a mask, as when Flax decodes with a cache, is the last token
-      and sees all keys of the mask;
-    - `decode=True`: one query that comes with a mask over more keys stands where the last key of the mask stands, so
-      that windows, ALiBi and other pieces that look at positions mean at each step what they mean in the whole call;
+    - `mask`, an array that broadcasts to `[batch..., heads, q_len, kv_len]`, allows the pairs where it is nonzero
+      (Flax's own helpers make float32 masks of 0 and 1), combined with the mask given here by `&`;
+    - `bias`, an array that broadcasts likewise, is added to the similarity, before the scores given here;
+    - `is_causal`: a query sees keys up to its own index in the array. If `q_len != kv_len` it is rejected, because the
+      positions of the queries are ambiguous. The exception is a single query with a mask, as when Flax decodes with a
+      cache: it is the last token and sees every key that the mask allows;
+    - `decode=True`: a single query with a mask over more keys gets the position of the last key that the mask allows,
+      so that windows, ALiBi and other pieces that depend on positions compute at each step what they compute in a call
+      on the whole sequence;
     - `dropout_rate`, `dropout_rng`, `deterministic`; `broadcast_dropout` drops the same pairs in every batch element
-      and head. The rate is Flax's, the bits are jattn's own;
-    - `dtype`, `promote_dtype`: query, key and value are converted first. Scores and softmax are float32 at least, so
-      `force_fp32_for_softmax` changes nothing;
-    - `module`: the weights are computed once more and sown as `attention_weights`;
-    - `input_positions`: of queries and keys, for pieces that look at positions;
-    - `precision` other than the default, `einsum_dot_general`, `qk_attn_weights_einsum` and
-      `attn_weights_value_einsum` are refused.
+      and head. The rate is the same as Flax's, the random bits are not;
+    - `dtype`, `promote_dtype`: query, key and value are converted first. Scores and softmax are always at least
+      float32, so `force_fp32_for_softmax` changes nothing;
+    - `module`: the weights are recomputed and sown as `attention_weights`;
+    - `input_positions`: positions of queries and keys, for pieces that depend on positions;
+    - a `precision` other than the default, `einsum_dot_general`, `qk_attn_weights_einsum` and
+      `attn_weights_value_einsum` are rejected.
 
     A query that may attend to nothing gets 0 (in Flax, the mean of the values). Arrays in the pieces given here are
-    constants of the function: to train them, use `jattn.nnx.MultiHeadAttention(learned=...)` or its linen namesake.
+    constants of the function: to train them, use `jattn.nnx.MultiHeadAttention(learned=...)` or the linen module of
+    that name.
 
     Raises:
-        ValueError: the pieces are no pieces; at a call, what is refused, and all that `jattn.attention` raises.
+        ValueError: a piece is of the wrong kind; at a call, an argument is rejected; as in `jattn.attention`.
 
     >>> import jax, jattn
     >>> from flax import nnx
@@ -78,7 +80,7 @@ def attention_fn(
     own_mask, similarity, own_scores, normalizer, _ = check_pieces(mask, similarity, scores, normalizer, None)
     at = {"query_positions": query_positions, "key_positions": key_positions}
 
-    # Linen passes only the arguments it finds in the signature, so everything Flax knows stands in it.
+    # Linen passes only the arguments that it finds in the signature, so the signature lists everything Flax may pass.
     def attend(
         query: jax.Array,
         key: jax.Array,
@@ -155,7 +157,7 @@ def _promoted(query: Any, key: Any, value: Any, dtype: Any, promote_dtype: Any) 
 
 
 def _combined(own: Mask | None, given: Any, is_causal: bool, q_len: int, kv_len: int) -> Mask | None:
-    """The mask of the pieces, the array that Flax gives, and causality: what all of them allow."""
+    """The conjunction of the mask given here, the array that Flax passes, and causality."""
     whole = own
     if given is not None:
         given = _with_heads("mask", given)
@@ -174,7 +176,7 @@ def _combined(own: Mask | None, given: Any, is_causal: bool, q_len: int, kv_len:
 
 
 def _with_heads(name: str, value: Any) -> jax.Array:
-    """An array that broadcasts to `[batch..., heads, q_len, kv_len]`, with at least the last three axes written out."""
+    """The array with at least its last three axes, heads, q_len and kv_len, written out."""
     value = jnp.asarray(value)
     if value.ndim == 0:
         raise ValueError(
@@ -199,7 +201,7 @@ def _positions(at: dict[str, Any], given: Any, q_len: int, kv_len: int, mask: An
 
 
 def _last_key(mask: jax.Array, key_positions: Any) -> jax.Array:
-    """The position of the last key that a mask `[batch..., heads, 1, kv_len]` allows, `[batch..., 1]`."""
+    """The position `[batch..., 1]` of the last key that a mask `[batch..., heads, 1, kv_len]` allows."""
     allowed = (mask != 0).any(-3)
     index = jnp.where(allowed, jnp.arange(mask.shape[-1]), 0).max(-1)
     if key_positions is None:

@@ -1,4 +1,4 @@
-"""Causal multi-head attention that generates in a cache of a fixed length: the baseline of the layers with a state."""
+"""Causal multi-head attention with a cache of fixed length: the baseline for layers with a recurrent state."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,23 +29,23 @@ class CausalAttention(Generative):
 
         q, k, v = R_t x_t W_q,  R_t x_t W_k,  x_t W_v,    out_t = (Σ_{s ≤ t} softmax_s(q_t·k_s / √head_dim) v_s) W_o
 
-    R_t turns pairs of features by angles proportional to t (`jattn.positions.rotary`). The call is that of
-    `MultiHeadAttention` with `mask=Causal()` and no biases, and a token the cost of attention over the cache:
-    O(max_len) memory, and time as far as the tokens reach.
+    R_t rotates pairs of features by angles proportional to t (`jattn.positions.rotary`). The layer computes what
+    `MultiHeadAttention` computes with `mask=Causal()` and without biases. Each step costs attention over the cache:
+    O(max_len) memory, and time proportional to the tokens so far.
 
     Args:
-        features: of inputs and outputs.
-        heads: of queries.
-        max_len: places of the cache, the longest sequence. Tokens beyond are refused where their position is known,
-            and where it is traced, all tokens of a call that goes beyond are NaN.
-        kv_heads: of keys and values, by default `heads`, a multiple of it.
-        head_dim: by default `features / heads`.
-        rotary: whether positions turn queries and keys.
-        window: how many keys a token sees, its own among them; None for all.
+        features: features of inputs and outputs.
+        heads: number of query heads.
+        max_len: capacity of the cache: the length of the longest sequence. Tokens beyond it raise where their position
+            is known; where it is traced, all outputs of the call that exceeds it are NaN.
+        kv_heads: number of key and value heads, by default `heads`; must divide `heads`.
+        head_dim: features of a head, by default `features / heads`.
+        rotary: whether to rotate queries and keys by their positions.
+        window: how many keys a token sees, itself included; None for all.
 
     Raises:
-        ValueError: sizes below 1; heads that do not divide; an odd `head_dim` with rotation; at the call, shapes that
-            do not fit, more tokens than `max_len`.
+        ValueError: a size is below 1; heads do not divide; `head_dim` is odd with `rotary`; at the call, shapes do not
+            match or there are more than `max_len` tokens.
 
     >>> import jax
     >>> layer = CausalAttention(16, 2, max_len=64)
@@ -82,7 +82,7 @@ class CausalAttention(Generative):
 
     @property
     def attention(self) -> MultiHeadAttention:
-        """The layer that this one is, with every choice open."""
+        """The same layer as a `MultiHeadAttention`."""
         return MultiHeadAttention(
             self.features,
             self.heads,
@@ -94,13 +94,13 @@ class CausalAttention(Generative):
         )
 
     def parameters(self) -> dict[str, Any]:
-        """`query`, `key`, `value` and `out`, named and shaped as those of `MultiHeadAttention`, no biases."""
+        """`query`, `key`, `value` and `out`, with the names and shapes of `MultiHeadAttention`; no biases."""
         return self.attention.parameters()
 
     def initial_state(
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
     ) -> Cache:
-        """As of `Generative`: no keys."""
+        """As in `Generative`: an empty cache."""
         del parameters
         v_dim = int(self.head_dim or 0) + self._gates_per_key_head
         return Contiguous(self.max_len).create(batch, int(self.kv_heads or 0), int(self.head_dim or 0), v_dim, dtype)
@@ -108,15 +108,15 @@ class CausalAttention(Generative):
     def prefill(
         self, parameters: Mapping[str, Any], inputs: jax.Array, state: Cache | None = None, *, segment_ids: Any = None
     ) -> tuple[jax.Array, Cache]:
-        """As of `Generative`."""
+        """As in `Generative`."""
         length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
         starts = check_segments(segment_ids, inputs[..., None])
         before = self.checked(parameters, inputs, inputs.shape[:-2], state)
         had = np.zeros(1, int) if state is None else known_values(before.lengths)
         if had is not None and had.max(initial=0) + length > self.max_len:
             raise ValueError(
-                f"`inputs` must end before position `max_len` = {self.max_len}, which the cache has places for; they "
-                f"end at {had.max(initial=0) + length}."
+                f"`inputs` must end before position `max_len` = {self.max_len}, the capacity of the cache; they end "
+                f"at {had.max(initial=0) + length}."
             )
         clean, wrong = split_nonfinite_rows(gather(inputs, -2))
         ids, at = _segments(starts, wrong.shape, None if state is None else before.positions(length))
@@ -128,7 +128,7 @@ class CausalAttention(Generative):
         key_rows, rows = (jnp.where(wrong[..., None, None], jnp.nan, one) for one in (key, rows))
         if starts is None:
             view, after = before.append(key_rows, rows)
-        else:  # the last segment goes on, alone
+        else:  # only the last segment is continued
             behind = dataclasses.replace(before, lengths=jnp.where(starts.any(-1), 0, before.lengths))
             view, after = behind.append(key_rows, rows, valid=ids == ids[..., -1:])
         if state is not None and starts is None:
@@ -137,7 +137,7 @@ class CausalAttention(Generative):
         else:
             kept = None if state is None else before
             attended = self._among(query, key, value, gates, None if starts is None else ids, at, kept)
-            # NaN is kept apart, as for a query that sees it the gradients of all other keys would be 0 times NaN.
+            # NaN is kept out of attention: for a query that sees it, the gradients of all other keys would be 0 · NaN.
             attended = jnp.where(self._broken(wrong, ids)[..., None, None], jnp.nan, attended)
         out = joined_heads(parameters, attended[..., : int(self.head_dim or 0)], dtype)
         full = before.lengths + length > self.max_len
@@ -153,7 +153,7 @@ class CausalAttention(Generative):
         at: Any,
         before: Cache | None,
     ) -> jax.Array:
-        """Attention of new tokens among themselves, by segment, and to the tokens `before`, of segment 0."""
+        """Attention of new tokens to one another, by segment, and to the tokens `before`, which are segment 0."""
         near: Any = self.attention.mask
         if before is None:
             mask = near if ids is None else near & SameSegment(ids)
@@ -173,10 +173,10 @@ class CausalAttention(Generative):
         return attention(query, key, value, mask=mask, scores=scores, **where)
 
     _gates_per_key_head = 0
-    """Numbers that a subclass keeps of each token, behind the features of its value."""
+    """How many numbers a subclass caches per token and key head, appended to the features of the value."""
 
     def _gates(self, parameters: Mapping[str, Any], inputs: jax.Array, wrong: jax.Array) -> jax.Array | None:
-        """These numbers, `[..., length, heads]`, of inputs with zeros for those that are `wrong`."""
+        """These numbers, `[..., length, heads]`, for inputs in which those that are `wrong` have been zeroed."""
         del parameters, inputs, wrong
         return None
 
@@ -184,14 +184,15 @@ class CausalAttention(Generative):
         """What modifies the scores.
 
         Args:
-            gates: of the keys, `[..., kv_len, heads]`.
-            queries: the index of each query among the keys, `[q_len]` or `[..., q_len]`; by default they are the keys.
+            gates: the gates of the keys, `[..., kv_len, heads]`.
+            queries: the index of each query among the keys, `[q_len]` or `[..., q_len]`; by default queries are the
+                keys.
         """
         del gates, queries
         return ()
 
     def _without_gates(self, values: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Values of the cache, and the gates behind them."""
+        """Split the values of the cache into values and gates."""
         dim = int(self.head_dim or 0)
         if not self._gates_per_key_head:
             return values, None
@@ -206,12 +207,12 @@ class CausalAttention(Generative):
 
 
 def _segments(starts: jax.Array | None, shape: tuple[int, ...], positions: Any) -> tuple[jax.Array, Any]:
-    """The segment of each token, from 0 for the one that goes on, and its position in it.
+    """The segment of each token, starting at 0 for the one that continues the state, and its position in the segment.
 
     Args:
         starts: which tokens start another segment, `[..., length]`, or None.
         shape: `[..., length]`.
-        positions: of the tokens, if they all belong to segment 0; by default 0, 1, ...
+        positions: the positions of the tokens if they all belong to segment 0; by default 0, 1, ...
     """
     index = np.arange(shape[-1], dtype=np.int32)
     positions = index if positions is None else positions

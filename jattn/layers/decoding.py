@@ -1,11 +1,11 @@
 """Multi-head attention of new tokens over a cache: what `MultiHeadAttention.prefill` and `step` compute.
 
-    q, k, v = W_q x, W_k x, W_v x          of the new tokens x, normed, and rotated by their positions
+    q, k, v = W_q x, W_k x, W_v x          for the new tokens x; q and k normalized and rotated by their positions
     cache   = append(cache, k, v)
     out     = Σ_heads attention(q, cache) W_o
 
-Positions are absolute, of queries and of what the cache holds, so that masks, scores and rotations mean at every step
-what they mean in the call on the whole sequence.
+Queries and cached keys carry their positions in the whole sequence, so masks, scores and rotations mean the same at
+every step as in a call on the whole sequence.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ from .multi_head import computation_dtype, joined_heads, norm_of, projected
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """The state of cross-attention: keys and values that are made once, of other inputs than the queries.
+    """The state of cross-attention: keys and values computed once, from other inputs than the queries.
 
     Attributes:
         cache: the keys and values.
-        lengths: int32 `[batch...]`, how many queries each example has had.
+        lengths: int32 `[batch...]`, the number of queries that each example has had.
     """
 
     cache: Cache
@@ -48,15 +48,15 @@ def remember(
     valid: Any,
     **projecting: Any,
 ) -> Memory:
-    """The memory of these inputs, in an empty cache.
+    """Store the keys and values of these inputs in an empty cache.
 
     Args:
-        parameters: of `multi_head`.
-        cache: without tokens.
+        parameters: the parameters of `multi_head`.
+        cache: a cache without tokens.
         key_inputs: `[..., kv_len, features]`.
-        value_inputs: likewise.
-        valid: as of `Cache.append`.
-        **projecting: `rotary`, `qk_norm` and `dtype`, as of `multi_head`.
+        value_inputs: `[..., kv_len, features]`.
+        valid: as in `Cache.append`.
+        **projecting: `rotary`, `qk_norm` and `dtype`, as in `multi_head`.
     """
     options = _options(parameters, (key_inputs, value_inputs), **projecting)
     with renamed(valid="key_valid"):
@@ -77,16 +77,16 @@ def attend_new(
     parallel: Heads | None,
     **projecting: Any,
 ) -> tuple[jax.Array, Any]:
-    """The output of new tokens, and the state behind them.
+    """The output of new tokens, and the state after them.
 
     Args:
-        parameters: of `multi_head`.
+        parameters: the parameters of `multi_head`.
         inputs: `[..., new, features]`.
-        state: a cache of keys and values, or a `Memory` of them.
-        valid: as of `Cache.append`.
-        pieces: `mask`, `similarity`, `scores`, `normalizer`, `dropout` and `implementation`, as of `jattn.attention`.
-        parallel: how heads are split over devices.
-        **projecting: `rotary`, `qk_norm` and `dtype`, as of `multi_head`.
+        state: a cache of keys and values, or a `Memory`.
+        valid: as in `Cache.append`.
+        pieces: `mask`, `similarity`, `scores`, `normalizer`, `dropout` and `implementation`, as in `jattn.attention`.
+        parallel: how heads are split across devices.
+        **projecting: `rotary`, `qk_norm` and `dtype`, as in `multi_head`.
     """
     options = _options(parameters, (inputs,), **projecting)
     counted: Any = state.cache if isinstance(state, Memory) else state
@@ -108,7 +108,7 @@ def attend_new(
 def attend_view(
     view: View, query: jax.Array, positions: jax.Array, pieces: dict[str, Any], parallel: Heads | None
 ) -> jax.Array:
-    """`view.attend`, with the heads split over devices where `parallel` says so."""
+    """`view.attend`, with the heads split across devices if `parallel` is given."""
     with renamed(query_positions="positions"):
         if parallel is None:
             return view.attend(query, query_positions=positions, **pieces)
@@ -118,10 +118,10 @@ def attend_view(
 
 
 def spec_of(length: int | None, cache: Spec | None) -> Spec:
-    """The cache that is asked for: a contiguous one of this length, or another.
+    """The requested cache: a contiguous one of this length, or another.
 
     Raises:
-        ValueError: neither or both; something else.
+        ValueError: neither or both are given; `cache` is something else.
     """
     if (length is None) == (cache is None):
         raise ValueError(
@@ -138,10 +138,10 @@ def spec_of(length: int | None, cache: Spec | None) -> Spec:
 
 
 def check_decoding(state: Any, inputs: Any, kv_heads: int, head_dim: int, cross: bool) -> None:
-    """A state is one for these inputs and this layer.
+    """Check that a state matches these inputs and this layer.
 
     Raises:
-        ValueError: naming what does not fit, and how to make a state that does.
+        ValueError: names what does not match, and how to make a state that does.
     """
     make = "`initial_state(batch, key_inputs=...)`" if cross else "`initial_state(batch, length=...)`"
     if not isinstance(state, State):

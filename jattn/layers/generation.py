@@ -1,4 +1,4 @@
-"""Layers that generate: what they share with multi-head attention's call, and a state in place of its keys."""
+"""The interface of causal layers that generate: a call on whole sequences, `prefill` and `step`."""
 
 import abc
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from .layer import OWN_AXES, Layer
 
 
 class Generative(Layer):
-    """A causal layer that takes the place of multi-head self-attention in a block, with a state of its own.
+    """A causal layer that can replace multi-head self-attention in a block, and that carries its own state.
 
         layer(parameters, x)                                    the whole sequence at once
-        out, state = layer.prefill(parameters, x[..., :s, :])   its first s tokens, and what they leave behind
+        out, state = layer.prefill(parameters, x[..., :s, :])   its first s tokens, and the state after them
         out, state = layer.step(parameters, x[..., s, :], state)                                    the next token
 
-    The outputs are the same at every s, and so are the states. Sums and states are float32 (float64 where an input or
-    a parameter is), whatever the inputs.
+    Outputs and states do not depend on how the sequence is divided. Sums and states are float32 (float64 if an input or
+    a parameter is), whatever the dtype of the inputs.
 
     Attributes:
-        features: of inputs and outputs.
+        features: features of inputs and outputs.
     """
 
     own_axes = OWN_AXES
@@ -31,13 +31,16 @@ class Generative(Layer):
     features: int
 
     def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array, *, segment_ids: Any = None) -> jax.Array:
-        """`[..., length, features]`, causal.
+        """Apply the layer to whole sequences, causally.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
-            segment_ids: integers that never decrease, `[..., length]` or `[length]`: packed sequences, which do not
-                see one another.
+            segment_ids: nondecreasing integers `[..., length]` or `[length]`, for packed sequences: segments do not see
+                one another.
+
+        Returns:
+            `[..., length, features]`.
         """
         return self.prefill(parameters, inputs, segment_ids=segment_ids)[0]
 
@@ -48,42 +51,42 @@ class Generative(Layer):
         """The state before the first token.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             batch: the batch axes of the inputs to come.
-            dtype: of sums and states.
+            dtype: the dtype of sums and states.
         """
 
     @abc.abstractmethod
     def prefill(
         self, parameters: Mapping[str, Any], inputs: jax.Array, state: Any = None, *, segment_ids: Any = None
     ) -> tuple[jax.Array, Any]:
-        """The call, going on behind `state` if there is one, and the state behind the last token.
+        """The call, continuing from `state` if there is one, and the state after the last token.
 
         Args:
-            parameters: of the layer.
+            parameters: the layer's parameters.
             inputs: `[..., length, features]`.
-            state: of `initial_state`, `prefill` or `step`. With segments it belongs to the first of them.
-            segment_ids: as of the call. The state that comes back is that of the last segment.
+            state: returned by `initial_state`, `prefill` or `step`. With segments, the first segment continues it.
+            segment_ids: as in `__call__`. The returned state is that of the last segment.
 
         Raises:
-            ValueError: a state of another shape or dtype than `initial_state` gives for these inputs.
+            ValueError: the state has another shape or dtype than `initial_state` gives for these inputs.
         """
 
     def step(self, parameters: Mapping[str, Any], inputs: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        """The next token: `[..., features]` and the state before it -> `[..., features]` and the state behind it.
+        """The next token: `[..., features]` and the state before it -> `[..., features]` and the state after it.
 
         Raises:
-            ValueError: as `prefill`.
+            ValueError: as in `prefill`.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
         out, state = self.prefill(parameters, inputs[..., None, :], state)
         return out[..., 0, :], state
 
     def checked(self, parameters: Mapping[str, Any], inputs: jax.Array, batch: tuple[int, ...], state: Any) -> Any:
-        """`state`, if it is one for these inputs; the initial one for None.
+        """`state`, after checking that it matches these inputs; for None, the initial state.
 
         Raises:
-            ValueError: naming the part that is not, what came, and what was expected.
+            ValueError: names the part that does not match, what was received and what was expected.
         """
         dtype = accumulation_dtype(inputs, *jax.tree.leaves(parameters))
         if state is None:
@@ -99,10 +102,10 @@ class Generative(Layer):
 
 
 def check_state(state: Any, wanted: Any, made_by: str) -> None:
-    """Every array of a state has the shape and dtype of its like in `wanted`.
+    """Check that every array of a state has the shape and dtype of its counterpart in `wanted`.
 
     Raises:
-        ValueError: naming the array, and the call that makes one that fits.
+        ValueError: names the array, and the call that makes a matching state.
     """
     for (path, want), got in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(state), strict=True):
         if jnp.shape(got) != want.shape or jnp.result_type(got) != want.dtype:

@@ -1,6 +1,6 @@
-"""A layer as data: sizes that know the parameters they need, and pure functions of those parameters.
+"""Layers as data: a frozen dataclass of sizes, plus pure functions of a tree of parameters.
 
-`jattn.nnx.Layer` and `jattn.linen.Layer` hold the parameters of any of them.
+`jattn.nnx.Layer` and `jattn.linen.Layer` hold the parameters of any such layer.
 """
 
 import abc
@@ -24,12 +24,12 @@ ones: Initializer = jax.nn.initializers.ones
 
 
 def normal(deviation: float) -> Initializer:
-    """Normal numbers of this standard deviation."""
+    """An initializer: normally distributed numbers with this standard deviation."""
     return jax.nn.initializers.normal(deviation)
 
 
 def constant(value: Any) -> Initializer:
-    """These numbers, in their own dtype."""
+    """An initializer that returns this value, in its own dtype."""
     return lambda key, shape, dtype: jnp.reshape(jnp.asarray(value), shape)
 
 
@@ -37,10 +37,10 @@ class Parameter(NamedTuple):
     """An array that a layer trains.
 
     Attributes:
-        shape: of the array.
-        init: its first value, from `(key, shape, dtype)`, such as `jax.nn.initializers.lecun_normal()`.
-        inputs: how many leading axes are summed over when it is applied. `init` sees a matrix of them and the rest;
-            with 0, an array of one axis.
+        shape: the shape of the array.
+        init: the initializer, called with `(key, shape, dtype)`, such as `jax.nn.initializers.lecun_normal()`.
+        inputs: how many leading axes are summed over when the parameter is applied. `init` is called with the shape of
+            the matrix [inputs, outputs], so that its fan-in is right; with 0, with a shape of one axis.
     """
 
     shape: tuple[int, ...]
@@ -48,24 +48,24 @@ class Parameter(NamedTuple):
     inputs: int = 1
 
     def first(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
-        """The value that training starts from."""
+        """The initial value."""
         return initialize(self.init, key, Shape(self.shape, self.inputs), dtype)
 
 
 def kernel(*shape: int, inputs: int = 1) -> Parameter:
-    """A projection: LeCun's normal numbers over the first `inputs` axes."""
+    """The kernel of a projection: LeCun normal, with the first `inputs` axes as fan-in."""
     return Parameter(shape, lecun_normal, inputs)
 
 
 def bias(*shape: int, init: Initializer = zeros) -> Parameter:
-    """Numbers that are added or multiplied, not summed over."""
+    """A parameter that is added or multiplied elementwise, not summed over."""
     return Parameter(shape, init, 0)
 
 
 def multi_head_parameters(features: int, heads: int, *, use_bias: bool, **sizes: int | None) -> dict[str, Any]:
-    """`query`, `key`, `value` and `out`, named and shaped as those of multi-head attention; biases start at 0.
+    """`query`, `key`, `value` and `out` with the names and shapes of multi-head attention; biases start at 0.
 
-    `sizes` as of `Sizes`: `kv_heads`, `head_dim`.
+    `sizes`: `kv_heads` and `head_dim`, as in `Sizes`.
     """
 
     def one(shape: Shape) -> Parameter:
@@ -76,7 +76,7 @@ def multi_head_parameters(features: int, heads: int, *, use_bias: bool, **sizes:
 
 
 def project(projection: Mapping[str, Any], inputs: jax.Array, axes: str) -> jax.Array:
-    """`einsum(axes, inputs, kernel)`, and the `bias` where there is one.
+    """`einsum(axes, inputs, kernel)`, plus the `bias` if there is one.
 
     >>> project({"kernel": jnp.ones((3, 2))}, jnp.ones((5, 3)), "...f,fo->...o").shape
     (5, 2)
@@ -86,7 +86,7 @@ def project(projection: Mapping[str, Any], inputs: jax.Array, axes: str) -> jax.
 
 
 def project_heads(parameters: Mapping[str, Any], inputs: jax.Array) -> list[jax.Array]:
-    """Queries, keys and values `[..., length, heads, dim]` of inputs `[..., length, features]`.
+    """Queries, keys and values `[..., length, heads, dim]` from inputs `[..., length, features]`.
 
     >>> tree = {name: {"kernel": jnp.ones((3, 2, 4))} for name in ("query", "key", "value")}
     >>> [one.shape for one in project_heads(tree, jnp.ones((5, 3)))]
@@ -96,14 +96,14 @@ def project_heads(parameters: Mapping[str, Any], inputs: jax.Array) -> list[jax.
 
 
 OWN_AXES: Mapping[str, str] = {"__call__": "length features", "prefill": "length features", "step": "features"}
-"""`Layer.own_axes` of layers of sequences."""
+"""`Layer.own_axes` of layers over sequences."""
 
 
 class Layer(abc.ABC):
-    """A frozen dataclass of sizes and choices, without arrays.
+    """A layer without its arrays: a frozen dataclass of sizes and options.
 
-    Subclasses say which parameters they have, and what they do with them. Every other public method takes the
-    parameters first, too.
+    Subclasses declare their parameters in `parameters` and compute in `__call__`. Every other public method that
+    computes also takes the parameters as its first argument.
     """
 
     own_axes: ClassVar[Mapping[str, str] | None] = None
@@ -120,29 +120,29 @@ class Layer(abc.ABC):
 
     @abc.abstractmethod
     def parameters(self) -> Mapping[str, Any]:
-        """The parameters, in a nested dict by name."""
+        """The declared parameters, as a nested dict of `Parameter`s by name."""
 
     @abc.abstractmethod
     def __call__(self, parameters: Mapping[str, Any], *inputs: Any, **options: Any) -> Any:
         """Apply the layer: a pure function of parameters and inputs."""
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:
-        """First values of all parameters, as a nested dict of arrays."""
+        """Initial values of all parameters, as a nested dict of arrays."""
         return first_values(dict(self.parameters()), key, dtype)
 
 
 def first_values(declared: Any, key: jax.Array, dtype: Any = jnp.float32) -> Any:
-    """The first value of a `Parameter`, or those of a nested dict of them."""
+    """The initial value of a `Parameter`, or of every one in a nested dict."""
     leaves, tree = jax.tree.flatten(declared, is_leaf=is_parameter)
     keys = jax.random.split(key, max(len(leaves), 1))
     return jax.tree.unflatten(tree, [one.first(at, dtype) for one, at in zip(leaves, keys, strict=False)])
 
 
 def is_parameter(node: Any) -> bool:
-    """Whether a node of a tree is a declaration, not a dict of them."""
+    """Whether a node of a tree is a `Parameter` rather than a dict of them."""
     return isinstance(node, Parameter)
 
 
 def parameter_count(layer: Layer) -> int:
-    """How many numbers a layer trains."""
+    """The number of scalars that a layer trains."""
     return sum(math.prod(one.shape) for one in jax.tree.leaves(dict(layer.parameters()), is_leaf=is_parameter))

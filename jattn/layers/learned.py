@@ -1,4 +1,4 @@
-"""Arrays of pieces in a layer: those that it trains are parameters, the others are kept beside them."""
+"""Arrays inside a layer's pieces: trained ones become parameters, the others are held beside the parameters."""
 
 import copy
 import dataclasses
@@ -13,14 +13,14 @@ from ..foundation.pieces import Piece
 from .layer import Layer, Parameter, constant
 
 PIECES = ("mask", "similarity", "scores", "normalizer")
-"""The pieces of a layer, any of which it may train."""
+"""The arguments of a layer that hold pieces; any of them may be trained."""
 
 
 def check_learned(learned: Collection[str], pieces: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the pieces whose floating-point arrays are parameters.
 
     Raises:
-        ValueError: an unknown name; a piece without such an array.
+        ValueError: a name is unknown; a piece has no floating-point array.
     """
     if not isinstance(learned, Collection):
         raise ValueError(f"`learned` must name pieces, among {', '.join(PIECES)}; got {describe(learned)}.")
@@ -37,12 +37,12 @@ def check_learned(learned: Collection[str], pieces: Mapping[str, Any]) -> tuple[
 
 
 def is_trainable(leaf: Any) -> bool:
-    """Whether an array of a piece can be a parameter."""
+    """Whether an array of a piece can be a parameter: its dtype is floating-point."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def declare(piece: Any) -> dict[str, Any]:
-    """The floating-point arrays of a piece (or tuple of pieces) as parameters that begin with their values.
+    """The floating-point arrays of a piece (or tuple of pieces) as parameters, initialized to their current values.
 
     >>> import jattn
     >>> {name: one.shape for name, one in declare(jattn.scores.ALiBi.standard(8)).items()}
@@ -60,7 +60,7 @@ def declare(piece: Any) -> dict[str, Any]:
 
 
 def join(piece: Any, tree: Mapping[str, Any]) -> Any:
-    """The piece with the arrays of `tree` in place of those that `declare` found."""
+    """The piece with the arrays that `declare` found replaced by those in `tree`."""
 
     def one(path: tuple, leaf: Any) -> Any:
         if not is_trainable(leaf):
@@ -74,7 +74,7 @@ def join(piece: Any, tree: Mapping[str, Any]) -> Any:
 
 
 def _name(entry: Any) -> str:
-    """`slopes` of an attribute, `0` of a place in a tuple."""
+    """The name of a path entry: `slopes` for an attribute, `0` for a tuple index."""
     for attribute in ("name", "idx", "key"):
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))
@@ -82,10 +82,10 @@ def _name(entry: Any) -> str:
 
 
 def detach(layer: Layer) -> tuple[Layer, list[jax.Array]]:
-    """The layer with the JAX arrays of its pieces as shapes, so that it can be hashed; and these arrays.
+    """Split a layer into a hashable layer, whose JAX arrays are replaced by their shapes, and the list of these arrays.
 
-    Arrays to train are left out: they come with the parameters. NumPy arrays stay: what is known while tracing gives
-    plans of tiles that are known.
+    Arrays to train are not in the list: they arrive with the parameters. NumPy arrays stay in the layer, because values
+    known at trace time allow plans of tiles that are known at trace time.
     """
     arrays: list[jax.Array] = []
 
@@ -101,7 +101,7 @@ def detach(layer: Layer) -> tuple[Layer, list[jax.Array]]:
 
 
 def attach(layer: Layer, arrays: Sequence[Any]) -> Layer:
-    """The layer that `detach` took these arrays from, but for those to train."""
+    """The inverse of `detach`, except for the arrays to train."""
     rest = iter(arrays)
 
     def one(name: str, leaf: Any) -> Any:
@@ -112,7 +112,7 @@ def attach(layer: Layer, arrays: Sequence[Any]) -> Layer:
 
 
 def _map_pieces(layer: Layer, function: Any) -> Layer:
-    """A copy with `function(field, leaf)` in place of every leaf of a field that holds pieces; nothing is checked."""
+    """A copy with every leaf of the piece fields replaced by `function(field, leaf)`, without checks."""
     other = copy.copy(layer)
     for field in dataclasses.fields(layer) if dataclasses.is_dataclass(layer) else ():
         value = getattr(layer, field.name)

@@ -1,4 +1,4 @@
-"""Multi-head attention, as a pure function of its parameters."""
+"""Multi-head attention as a pure function of its parameters."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -48,42 +48,43 @@ def multi_head(
     qk_norm: QKNorm | None = None,
     parallel: Heads | None = None,
 ) -> jax.Array:
-    """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762), with every choice of pieces.
+    """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762) with every choice of pieces.
 
-        q, k, v = x W_q + b_q,  y W_k + b_k,  z W_v + b_v                   one projection for each head
-        q, k = norm(q),  norm(k)                                            where there are norms (`QKNorm`)
-        q, k = rotary(q, positions),  rotary(k, key_positions)              where asked for
-        out = Σ_heads attention(q, k, v) W_o + b_o
+        q, k, v = x W_q + b_q,  y W_k + b_k,  z W_v + b_v                   one projection per head
+        q, k    = norm(q),  norm(k)                                         if there are norms (`QKNorm`)
+        q, k    = rotary(q, positions),  rotary(k, key_positions)           if `rotary` is given
+        out     = Σ_heads attention(q, k, v) W_o + b_o
 
     Args:
-        parameters: `query`, `key` and `value`, each with a `kernel [features, heads, head_dim]` and perhaps a
-            `bias [heads, head_dim]`; `out` with a `kernel [q_heads, head_dim, features]` and perhaps a
-            `bias [features]`; perhaps `query_norm` and `key_norm`, each with a `scale [head_dim]` or
-            `[heads, head_dim]` and perhaps a `bias` like it. Fewer key and value heads than query heads are
-            grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245).
+        parameters: `query`, `key` and `value`, each with a `kernel [features, heads, head_dim]` and optionally a
+            `bias [heads, head_dim]`; `out` with a `kernel [q_heads, head_dim, features]` and optionally a
+            `bias [features]`; optionally `query_norm` and `key_norm`, each with a `scale` of shape `[head_dim]` or
+            `[heads, head_dim]` and optionally a `bias` of the same shape. With fewer key and value heads than query
+            heads, this is grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245).
         inputs: x, `[..., q_len, features]`.
         key_inputs: y, `[..., kv_len, features]`; by default x (self-attention).
-        value_inputs: z, likewise; by default y.
-        mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
+        value_inputs: z, `[..., kv_len, features]`; by default y.
+        mask, similarity, scores, normalizer, implementation: as in `jattn.attention`.
         rotary: True for `jattn.positions.rotary`, or any function of `x [..., length, heads, dim]` and positions
             `[..., length]`, such as `functools.partial(jattn.positions.rotary, base=500000.0)`.
-        positions: of x, integers `[q_len]` or `[..., q_len]`, by default 0, 1, ...; in self-attention of the keys too.
-        key_positions: of y.
-        dropout: on the weights.
-        dtype: to compute in; by default the one that inputs and parameters promote to.
-        qk_norm: which norm that of queries and keys is, where there are parameters of one; by default `QKNorm()`, over
-            each head by the root mean square.
-        parallel: `Heads(...)` splits the heads over devices: each has its part of the projections and attends with
-            it, and one all-reduce sums the output. By default nothing is split by hand.
+        positions: the positions of x, integers `[q_len]` or `[..., q_len]`, by default 0, 1, ...; in self-attention
+            also those of the keys.
+        key_positions: the positions of y.
+        dropout: dropout of the weights.
+        dtype: the dtype to compute in; by default the promoted dtype of inputs and parameters.
+        qk_norm: which norm the parameters `query_norm` and `key_norm` belong to; by default `QKNorm()`, the root mean
+            square of each head.
+        parallel: `Heads(...)` splits the heads across devices: each device holds its part of the projections and
+            attends with it, and one all-reduce sums the output. By default, heads are not split explicitly.
 
     Returns:
-        `[..., q_len, features]`. Sums over heads and features are in float32, the result in `dtype`. NaN and inf in a
-        token that is masked out reach no other token's output, but they do reach the gradients of the kernels that
-        project it, where they meet a gradient of 0: fill padding with numbers.
+        `[..., q_len, features]`, in `dtype`; sums over heads and features are accumulated in float32. NaN and inf in a
+        masked-out token reach no other token's output. They do reach the gradients of the kernels that project that
+        token, as 0 · NaN: fill padding with finite numbers.
 
     Raises:
-        ValueError: shapes that do not fit; `value_inputs` without `key_inputs`; `q_len != kv_len` with a rotation and
-            no `positions`; all that `attention` raises.
+        ValueError: shapes do not match; `value_inputs` without `key_inputs`; a rotation without `positions` although
+            `q_len != kv_len`; as in `jattn.attention`.
 
     >>> import jax
     >>> from jattn.layers import Sizes, multi_head, parameter_shapes
@@ -154,9 +155,32 @@ def multi_head_weights(
     heads: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
 ) -> jax.Array:
-    """The attention weights of `multi_head`, before dropout: `[..., heads, queries, kv_len]`, recomputed.
+    """The attention weights of `multi_head`, before dropout: what each head attends to, for inspection and plots.
 
-    Arguments as of `multi_head`, and `heads` and `queries` as of `jattn.attention_weights`.
+        weights = normalizer(scores(similarity(q, k)), mask)                with q and k as in `multi_head`
+
+    The whole matrix is computed and kept, O(q_len kv_len) memory for each head; `heads` and `queries` limit it.
+
+    Args:
+        parameters, inputs, key_inputs: as in `multi_head`.
+        mask, similarity, scores, normalizer, rotary, positions, key_positions, dtype, qk_norm: likewise.
+        heads: indices of the heads to return, as in `jattn.attention_weights`; by default all.
+        queries: indices of the queries to return; by default all.
+
+    Returns:
+        `[..., heads, queries, kv_len]`, as in `jattn.attention_weights`. Queries that may attend to nothing have only
+        zeros.
+
+    Raises:
+        ValueError: as in `multi_head`; an index of `heads` or `queries` is out of range.
+
+    >>> import jax, jattn
+    >>> from jattn.layers.multi_head import multi_head_weights
+    >>> layer = jattn.layers.MultiHeadAttention(64, 8)
+    >>> x = jax.random.normal(jax.random.key(0), (2, 10, 64))
+    >>> weights = multi_head_weights(layer.init(jax.random.key(1)), x, mask=jattn.masks.Causal(), heads=[0])
+    >>> weights.shape, bool(jax.numpy.allclose(weights.sum(-1), 1, atol=1e-5))
+    ((2, 1, 10, 10), True)
     """
     _check(parameters, inputs, key_inputs, None)
     check_rotary(rotary)
@@ -180,7 +204,7 @@ def _project(
     dtype: Any,
     norm: Callable[..., jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Query, key and value `[..., length, heads, head_dim]`, normed and rotated."""
+    """Query, key and value `[..., length, heads, head_dim]`, normalized and rotated."""
     key_inputs = inputs if key_inputs is None else key_inputs
     value_inputs = key_inputs if value_inputs is None else value_inputs
     options = {"rotary": rotary, "dtype": dtype, "norm": norm}
@@ -199,16 +223,16 @@ def projected(
     dtype: Any,
     norm: Callable[..., jax.Array],
 ) -> jax.Array:
-    """The queries, keys or values of inputs: `[..., length, heads, head_dim]`, normed and rotated.
+    """The queries, keys or values `[..., length, heads, head_dim]` of some inputs, normalized and rotated.
 
     Args:
         name: `"query"`, `"key"` or `"value"`.
-        parameters: of `multi_head`.
+        parameters: the parameters of `multi_head`.
         source: `[..., length, features]`.
         positions: integers `[..., length]`, by default 0, 1, ...
-        rotary: as of `multi_head`.
-        dtype: to compute in.
-        norm: of queries and keys, a function of one and its parameters.
+        rotary: as in `multi_head`.
+        dtype: the dtype to compute in.
+        norm: normalizes queries and keys: a function of the heads and the norm's parameters.
     """
     kernel = parameters[name]["kernel"].astype(dtype)
     heads = summed_einsum("...tf,fhd->...thd", source.astype(dtype), kernel)
@@ -222,7 +246,7 @@ def projected(
 
 
 def joined_heads(parameters: Parameters, attended: jax.Array, dtype: Any) -> jax.Array:
-    """The output of attended values `[..., length, heads, head_dim]`: `[..., length, features]`, summed in float32."""
+    """Project attended values `[..., length, heads, head_dim]` to `[..., length, features]`, summed in float32."""
     kernel = parameters["out"]["kernel"].astype(dtype)
     summed = summed_einsum(
         "...qhd,hdf->...qf", attended.astype(dtype), kernel, preferred_element_type=accumulation_dtype(dtype)
@@ -231,7 +255,7 @@ def joined_heads(parameters: Parameters, attended: jax.Array, dtype: Any) -> jax
 
 
 def norm_of(qk_norm: Any) -> Callable[..., jax.Array]:
-    """What norms queries or keys by their parameters."""
+    """The function `norm(x, parameters)` for queries or keys."""
     return (as_qk_norm(qk_norm) or QKNorm()).apply
 
 
@@ -240,7 +264,7 @@ def _biased(x: jax.Array, bias: Array | None, dtype: Any) -> jax.Array:
 
 
 def computation_dtype(dtype: Any, parameters: Parameters, *sources: Array | None) -> Any:
-    """The dtype to compute in: the one asked for, or what inputs and parameters promote to."""
+    """The dtype to compute in: `dtype` if given, else the promoted dtype of inputs and parameters."""
     if dtype is None:
         dtype = jnp.result_type(*(item for item in sources if item is not None), *jax.tree.leaves(parameters))
     check_dtype("dtype", dtype)
@@ -248,7 +272,7 @@ def computation_dtype(dtype: Any, parameters: Parameters, *sources: Array | None
 
 
 def _check(parameters: Parameters, inputs: Any, key_inputs: Any, value_inputs: Any) -> None:
-    """The shapes of inputs and kernels fit together."""
+    """Check that the shapes of inputs and kernels match."""
     if value_inputs is not None and key_inputs is None:
         raise ValueError("`value_inputs` needs `key_inputs`: give `key_inputs=inputs` if keys are made of the inputs.")
     check_inputs(inputs=inputs, key_inputs=key_inputs, value_inputs=value_inputs)
@@ -281,7 +305,7 @@ def _check(parameters: Parameters, inputs: Any, key_inputs: Any, value_inputs: A
 
 
 def _positions(inputs: Any, key_inputs: Any, positions: Any, key_positions: Any, rotary: Any) -> dict[str, Any]:
-    """Where queries and keys are, by the names that `attention` has for them."""
+    """The positions of queries and keys, as keyword arguments of `attention`."""
     positions, key_positions = as_arrays(positions, key_positions)
     if key_inputs is None:
         if key_positions is not None and positions is None:

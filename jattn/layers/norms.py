@@ -1,4 +1,4 @@
-"""Normalization by the root mean square, and by mean and variance; and that of queries and keys."""
+"""Root-mean-square and layer normalization, and the normalization of queries and keys."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from ..foundation.numerics import widen
 
 
 def rms_norm(x: jax.Array, scale: Any = None, epsilon: float = 1e-6) -> jax.Array:
-    """x / √(mean(x²) + ε), times a scale: Zhang & Sennrich 2019 (arXiv:1910.07467), over the last axis.
+    """x / √(mean(x²) + ε), times a scale, over the last axis: Zhang & Sennrich 2019 (arXiv:1910.07467).
 
     Args:
         x: `[..., dim]`.
-        scale: that broadcasts to `x`, or None.
+        scale: broadcasts to `x`; or None.
         epsilon: ε.
 
     Returns:
-        As `x`; computed in float32 (float64 for float64).
+        Shape and dtype of `x`; computed in float32 (float64 for float64).
 
     >>> import jax.numpy as jnp
     >>> print(rms_norm(jnp.array([3.0, -3.0]), jnp.array([1.0, 2.0])).round(3))
@@ -33,16 +33,16 @@ def rms_norm(x: jax.Array, scale: Any = None, epsilon: float = 1e-6) -> jax.Arra
 
 
 def layer_norm(x: jax.Array, scale: Any = None, bias: Any = None, epsilon: float = 1e-5) -> jax.Array:
-    """(x - mean(x)) / √(var(x) + ε), times a scale, plus a bias: Ba et al. 2016 (arXiv:1607.06450), over the last axis.
+    """(x - mean(x)) / √(var(x) + ε), times a scale, plus a bias, over the last axis: Ba et al. 2016 (arXiv:1607.06450).
 
     Args:
         x: `[..., dim]`.
-        scale: that broadcasts to `x`, or None.
-        bias: likewise.
+        scale: broadcasts to `x`; or None.
+        bias: broadcasts to `x`; or None.
         epsilon: ε.
 
     Returns:
-        As `x`; computed in float32 (float64 for float64).
+        Shape and dtype of `x`; computed in float32 (float64 for float64).
 
     >>> import jax.numpy as jnp
     >>> print(layer_norm(jnp.array([5.0, 1.0]), bias=jnp.array([0.0, 1.0])).round(3))
@@ -56,7 +56,7 @@ def layer_norm(x: jax.Array, scale: Any = None, bias: Any = None, epsilon: float
 
 @dataclasses.dataclass(frozen=True)
 class QKNorm:
-    """How multi-head attention norms its queries and keys, behind the projection and before the rotation.
+    """How multi-head attention normalizes its queries and keys, after the projection and before the rotation.
 
         x = x / √(mean(x²) + ε) * g                          kind "rms"
         x = (x - mean(x)) / √(var(x) + ε) * g + b            kind "layer"
@@ -66,19 +66,19 @@ class QKNorm:
     | Qwen 3 (arXiv:2505.09388), and Henry et al. 2020 (arXiv:2010.04245) with the root mean square | `QKNorm()` |
     | Gemma 3 (arXiv:2503.19786) | `QKNorm(zero_centered=True)` |
     | OLMo 2 (arXiv:2501.00656) | `QKNorm(over="heads")` |
-    | Persimmon, ViT-22B (arXiv:2302.05442) | `QKNorm("layer", use_bias=True)`; without bias |
+    | Persimmon; ViT-22B (arXiv:2302.05442), which has no bias | `QKNorm("layer", use_bias=True)`; `QKNorm("layer")` |
     | Cohere's Command R, StableLM 2 | `QKNorm("layer", per_head=True)` |
 
     Args:
         kind: `"rms"` or `"layer"`.
-        over: the mean is over the features of each `"head"`, or of all `"heads"` of a token together.
-        per_head: whether every head has a scale (and bias) of its own; with `over="heads"` it always has.
-        use_bias: whether there is a b, for `"layer"`.
-        zero_centered: whether the parameter is g - 1, which begins at 0.
+        over: the statistics are taken over the features of each `"head"`, or of all `"heads"` of a token together.
+        per_head: whether every head has its own scale (and bias); always so with `over="heads"`.
+        use_bias: whether there is a bias b, for `"layer"`.
+        zero_centered: whether the parameter is g - 1, which starts at 0.
         epsilon: ε.
 
     Raises:
-        ValueError: an unknown choice; a bias without mean; an ε that is no number of at least 0.
+        ValueError: a choice is unknown; `use_bias` with `"rms"`; ε is not a nonnegative number.
 
     >>> QKNorm(over="heads")
     QKNorm(kind='rms', over='heads', per_head=False, use_bias=False, zero_centered=False, epsilon=1e-06)
@@ -106,17 +106,17 @@ class QKNorm:
         return ("head", "dim") if self.per_head or self.over == "heads" else ("dim",)
 
     def initializers(self) -> dict[str, Any]:
-        """The first values of scale and bias: a norm that changes nothing more."""
+        """Initializers of scale and bias: at first the norm neither scales nor shifts."""
         one = jax.nn.initializers.zeros if self.zero_centered else jax.nn.initializers.ones
         return {"scale": one, "bias": jax.nn.initializers.zeros}
 
     def apply(self, x: jax.Array, parameters: Mapping[str, Any], *, mesh_axis: str | None = None) -> jax.Array:
-        """The normed `x [..., heads, head_dim]`, in its dtype; computed in float32 (float64).
+        """Normalize `x [..., heads, head_dim]`; the result has its dtype, computed in float32 (float64 for float64).
 
         Args:
             x: queries or keys.
-            parameters: `scale [head_dim]` or `[heads, head_dim]`, and perhaps a `bias` like it.
-            mesh_axis: inside `shard_map`, the mesh axis over which heads are split, each device with as many.
+            parameters: `scale [head_dim]` or `[heads, head_dim]`, and optionally a `bias` of the same shape.
+            mesh_axis: inside `shard_map`, the mesh axis over which heads are split evenly.
         """
         over = (-2, -1) if self.over == "heads" else (-1,)
 
@@ -137,10 +137,10 @@ class QKNorm:
 
 
 def as_qk_norm(qk_norm: Any) -> QKNorm | None:
-    """The norm that is asked for: True is `QKNorm()`, False and None are none.
+    """The requested norm: True means `QKNorm()`, False and None mean no norm.
 
     Raises:
-        ValueError: something else.
+        ValueError: it is something else.
     """
     if isinstance(qk_norm, QKNorm):
         return qk_norm

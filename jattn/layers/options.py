@@ -1,4 +1,4 @@
-"""The choices of multi-head attention that are no arrays, checked where a layer is made, not where it is called."""
+"""Checks of a layer's options, made at construction so that mistakes surface before the first call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,21 +26,21 @@ def check_options(
     qk_norm: Any = None,
     **flags: Any,
 ) -> None:
-    """What a layer of multi-head attention is made with.
+    """Check the options of a layer of multi-head attention.
 
     Args:
         rotary: None, a flag or a function.
         dropout_rate: a probability.
-        implementation: as of `jattn.attention`.
+        implementation: as in `jattn.attention`.
         parallel: None or `Heads`.
-        dtypes: by the names of their arguments; None is left out.
-        initializers: likewise.
+        dtypes: dtypes by argument name; None is skipped.
+        initializers: initializers by argument name; None is skipped.
         use_bias: a flag, or names of projections.
         qk_norm: a flag, or a `QKNorm`.
         **flags: True or False.
 
     Raises:
-        ValueError: naming the argument, what came and what was expected.
+        ValueError: names the argument, the value received and what was expected.
 
     >>> options = dict(rotary="yes", dropout_rate=0.1, implementation=None, parallel=None, dtypes={}, initializers={})
     >>> check_options(**options)
@@ -68,20 +68,20 @@ def check_options(
 
 
 def check_parallel(parallel: Any) -> None:
-    """None, or how heads are split over devices.
+    """Check that `parallel` is None or `Heads`.
 
     Raises:
-        ValueError: something else.
+        ValueError: it is something else.
     """
     if parallel is not None and not isinstance(parallel, Heads):
         raise ValueError(f"`parallel` must be `jattn.parallel.Heads(...)`, or None; got {describe(parallel)}.")
 
 
 def check_inputs(**sources: Any) -> None:
-    """Inputs are arrays `[..., length, features]`; None is left out.
+    """Check that inputs are arrays `[..., length, features]`; None is skipped.
 
     Raises:
-        ValueError: naming the one that is not.
+        ValueError: names the argument that is not.
 
     >>> check_inputs(inputs=[[1.0, 2.0]])
     Traceback (most recent call last):
@@ -96,20 +96,20 @@ def check_inputs(**sources: Any) -> None:
 
 
 def check_layer(layer: Any) -> None:
-    """A layer that is data.
+    """Check that `layer` is an instance of `Layer`.
 
     Raises:
-        ValueError: something else, such as its class.
+        ValueError: it is something else, such as the class itself.
     """
     if not isinstance(layer, Layer):
         raise ValueError(f"`layer` must be a layer of `jattn`, such as `RetNet(64, 4)`; got {describe(layer)}.")
 
 
 def method_of(layer: Layer, name: str) -> Callable[..., Any]:
-    """A method of a layer, by its name.
+    """A method of a layer, looked up by name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the layer has no such method.
     """
     method = getattr(layer, name, None) if isinstance(name, str) else None
     if not callable(method):
@@ -121,10 +121,10 @@ def method_of(layer: Layer, name: str) -> Callable[..., Any]:
 
 
 def check_rotary(rotary: Any) -> None:
-    """None, True, False, or what turns queries and keys.
+    """Check that `rotary` is None, a flag or a function.
 
     Raises:
-        ValueError: something else.
+        ValueError: it is something else.
     """
     if rotary is not None and not isinstance(rotary, bool) and not callable(rotary):
         raise ValueError(
@@ -133,10 +133,10 @@ def check_rotary(rotary: Any) -> None:
 
 
 def check_dtype(name: str, dtype: Any) -> None:
-    """A floating-point dtype of at least 16 bits, which attention can add up in.
+    """Check that a dtype is floating-point with at least 16 bits, so that attention can accumulate in it.
 
     Raises:
-        ValueError: something else.
+        ValueError: it is not.
     """
     try:
         kind = jnp.dtype(dtype)

@@ -1,4 +1,4 @@
-"""The parameters of multi-head attention: their names, axes, shapes, first values and partition specs."""
+"""The parameters of multi-head attention: names, axes, shapes, initial values and partition specs."""
 
 import dataclasses
 import math
@@ -20,8 +20,8 @@ AXES: dict[str, dict[str, tuple[str, ...]]] = {
     "key_norm": {"scale": ("head", "dim"), "bias": ("head", "dim")},
     "out": {"kernel": ("head", "dim", "feature"), "bias": ("feature",)},
 }
-"""The axes of each parameter; norms that all heads share leave the head out. Names and shapes of the projections are
-those of Flax's own `MultiHeadAttention`."""
+"""The axes of each parameter. A norm shared by all heads has no head axis. Names and shapes of the projections match
+Flax's own `MultiHeadAttention`."""
 
 
 class Shape(NamedTuple):
@@ -33,18 +33,19 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The sizes of a multi-head attention; `None` is filled in.
+    """The sizes of multi-head attention; those that are `None` are filled in.
 
     Args:
-        in_features: features of the inputs that queries are made of.
-        q_heads: query heads.
-        kv_heads: key and value heads, by default `q_heads`; `q_heads` must be a multiple of it.
+        in_features: features of the inputs that queries are computed from.
+        q_heads: number of query heads.
+        kv_heads: number of key and value heads, by default `q_heads`; must divide `q_heads`.
         head_dim: features of a head, by default `in_features / q_heads`; any size.
-        in_kv_features: features of the inputs that keys and values are made of, by default `in_features`.
-        out_features: of the output, by default `in_features`.
+        in_kv_features: features of the inputs that keys and values are computed from, by default `in_features`.
+        out_features: features of the output, by default `in_features`.
 
     Raises:
-        ValueError: a size below 1; heads that do not divide; no whole `head_dim`.
+        ValueError: a size is below 1; `kv_heads` does not divide `q_heads`; without a `head_dim`, `q_heads` does not
+            divide `in_features`.
 
     >>> Sizes(64, 8, kv_heads=2).head_dim
     8
@@ -78,12 +79,12 @@ PROJECTIONS = ("query", "key", "value", "out")
 
 
 def biased(use_bias: Any) -> tuple[str, ...]:
-    """The projections that add a bias: all, none, or those named.
+    """The projections that add a bias: all, none or the named ones.
 
     Raises:
-        ValueError: something else.
+        ValueError: it is something else.
 
-    >>> biased(("query", "value", "out"))  # as in Whisper, whose keys have none
+    >>> biased(("query", "value", "out"))  # as in Whisper, whose keys have no bias
     ('query', 'value', 'out')
     """
     if isinstance(use_bias, bool):
@@ -97,10 +98,10 @@ def biased(use_bias: Any) -> tuple[str, ...]:
 
 
 def parameter_shapes(sizes: Sizes, *, use_bias: Any, qk_norm: Any) -> dict[str, dict[str, Shape]]:
-    """The shape of each parameter, as a tree of the names in `AXES`.
+    """The shape of each parameter, as a tree with the names of `AXES`.
 
     Args:
-        sizes: of the attention.
+        sizes: the sizes of the attention.
         use_bias: True, False, or the names of the projections that have a bias.
         qk_norm: True, False, or a `QKNorm`.
     """
@@ -131,7 +132,7 @@ def parameter_shapes(sizes: Sizes, *, use_bias: Any, qk_norm: Any) -> dict[str, 
 
 
 def initialize(init: Callable[..., Any], key: jax.Array, shape: Shape, dtype: Any) -> Any:
-    """The first value of a parameter: `init` sees the matrix [inputs, outputs], so that its fan-in is right."""
+    """The initial value of a parameter; `init` gets the shape [inputs, outputs], so that its fan-in is right."""
     sizes, inputs = shape
     flat = (math.prod(sizes[:inputs]), math.prod(sizes[inputs:])) if inputs else (math.prod(sizes),)
     value = init(key, flat, dtype)

@@ -1,4 +1,4 @@
-"""Any layer that is data, in linen."""
+"""Any `jattn.layers.Layer` as a linen module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +12,18 @@ from ..layers.options import check_dtype, check_layer, method_of
 
 
 class Layer(nn.Module):
-    """The parameters of a `jattn.layers.Layer`, in linen; with the same numbers equal to `jattn.nnx.Layer`.
+    """A linen module that holds the parameters of a `jattn.layers.Layer`.
+
+    Calling the module calls the layer with its parameters. `prefill`, `step` and `initial_state` do the same for layers
+    that generate: `module.apply(variables, x, state, method="step")`. `run` calls any other method. With the same
+    parameters, outputs equal those of `jattn.nnx.Layer`.
 
     Attributes:
-        layer: sizes and choices, such as `jattn.variants.low_rank.Linformer(...)`.
-        param_dtype: of the parameters.
+        layer: sizes and options, such as `jattn.variants.low_rank.Linformer(...)`.
+        param_dtype: dtype of the parameters.
 
-    The call, and what it raises, are the layer's own, without its `parameters`; so are `prefill`, `step` and
-    `initial_state` of a layer that generates, called as `module.apply(variables, x, state, method="step")`. `run` calls
-    any other method.
+    Raises:
+        ValueError: an attribute is of the wrong kind; at the call, as in the layer.
 
     >>> import jax, jattn.linen
     >>> from jattn.variants.seq2seq import LuongGlobal
@@ -39,51 +42,51 @@ class Layer(nn.Module):
         super().__post_init__()
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """What the layer makes of the inputs."""
+        """Call the layer with the module's parameters."""
         return self.run("__call__", *inputs, **options)
 
     def initial_state(self, batch: tuple[int, ...] = (), **options: Any) -> Any:
-        """The state before the first token, of a layer that generates.
+        """The state before the first token, for layers that generate.
 
         Args:
             batch: the batch axes of the inputs to come.
-            **options: of the layer, such as `dtype`.
+            **options: options of the layer's method, such as `dtype`.
         """
         return self.run("initial_state", batch, **options)
 
     def prefill(self, inputs: jax.Array, state: Any = None, **options: Any) -> tuple[jax.Array, Any]:
-        """The call on the next tokens `[..., length, features]` behind a state: outputs, and the state behind them.
+        """The next tokens `[..., length, features]`: their outputs, and the state after them.
 
         Args:
             inputs: the tokens.
-            state: of `initial_state`, `prefill` or `step`.
-            **options: of the layer.
+            state: returned by `initial_state`, `prefill` or `step`.
+            **options: options of the layer's method.
         """
         return self.run("prefill", inputs, state, **options)
 
     def step(self, inputs: jax.Array, state: Any, **options: Any) -> tuple[jax.Array, Any]:
-        """The next token `[..., features]`: its output, and the state behind it.
+        """The next token `[..., features]`: its output, and the state after it.
 
         Args:
             inputs: the token.
-            state: of `initial_state`, `prefill` or `step`.
-            **options: of the layer.
+            state: returned by `initial_state`, `prefill` or `step`.
+            **options: options of the layer's method.
         """
         return self.run("step", inputs, state, **options)
 
     def attention_weights(self, *inputs: Any, **options: Any) -> jax.Array:
-        """The attention weights of the call, of a layer that has them."""
+        """The attention weights of the call, for layers that have them."""
         return self.run("attention_weights", *inputs, **options)
 
     @nn.compact
     def run(self, method: str, *inputs: Any, **options: Any) -> Any:
-        """A method of the layer, by its name."""
+        """Call a method of the layer by name, with the module's parameters."""
         parameters = {name: made(self, name, node, self.param_dtype) for name, node in self.layer.parameters().items()}
         return method_of(self.layer, method)(parameters, *inputs, **options)
 
 
 class _Group(nn.Module):
-    """Parameters by name, such as those of one projection."""
+    """A group of parameters by name, such as those of one projection."""
 
     declared: Mapping[str, Any]
     param_dtype: Any
@@ -94,7 +97,7 @@ class _Group(nn.Module):
 
 
 def made(module: nn.Module, name: str, node: Any, dtype: Any) -> Any:
-    """A declared parameter of a module, or a dict of them."""
+    """Create a declared parameter in a module, or a dict of them."""
     if data.is_parameter(node):
         return module.param(name, node.first, dtype)
     return _Group(node, dtype, name=name)()

@@ -1,4 +1,4 @@
-"""Multi-head attention for linen: the layer, with typed attributes and random keys for dropout."""
+"""Multi-head attention as a linen module, with typed attributes and random keys for dropout."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -25,29 +25,30 @@ def _constant(leaf: Any) -> Any:
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention with every choice of pieces, in linen.
+    """Multi-head attention with every choice of pieces, as a linen module.
 
-    The parameters of a `jattn.layers.MultiHeadAttention`; with the same weights equal to `jattn.nnx`'s. They are named
-    and shaped as in `flax.linen.MultiHeadAttention` (`query/kernel [features, heads, head_dim]`, ..., `out/kernel`), so
-    that a tree of its weights fits. Features come first here, then heads; in Flax heads come first.
+    Holds the parameters of a `jattn.layers.MultiHeadAttention`; with the same weights it computes what
+    `jattn.nnx.MultiHeadAttention` does. Names and shapes of parameters match `flax.linen.MultiHeadAttention`
+    (`query/kernel [features, heads, head_dim]`, ..., `out/kernel`), so its checkpoints load. Note the order of the
+    attributes: features, then heads; Flax takes heads first.
 
     Attributes:
-        in_features: features of the inputs, by default read from them.
-        q_heads: query heads; must be given.
-        kv_heads: key and value heads, by default `q_heads`.
-        head_dim: by default `in_features / q_heads`.
-        in_kv_features: features of the inputs that keys and values are made of, by default read from them.
-        out_features: by default `in_features`.
-        use_bias, qk_norm, rotary, dtype, kernel_init, out_kernel_init, bias_init, parallel: as of
+        in_features: features of the inputs, by default inferred from them.
+        q_heads: number of query heads; required.
+        kv_heads: number of key and value heads, by default `q_heads`.
+        head_dim: features of a head, by default `in_features / q_heads`.
+        in_kv_features: features of the inputs that keys and values are computed from, by default inferred from them.
+        out_features: features of the output, by default `in_features`.
+        use_bias, qk_norm, rotary, dtype, kernel_init, out_kernel_init, bias_init, parallel: as in
             `jattn.layers.MultiHeadAttention`.
-        mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
+        mask, similarity, scores, normalizer, implementation: as in `jattn.attention`.
         learned: the names of pieces whose floating-point arrays are parameters: `"normalizer"` trains a sink.
-        dropout_rate: of the weights; needs the rng `"dropout"`, unless deterministic.
-        deterministic: whether to leave dropout out; here or at the call.
-        param_dtype: of the parameters.
+        dropout_rate: dropout rate of the weights; needs the rng `"dropout"`, unless deterministic.
+        deterministic: whether to disable dropout; set here or at the call.
+        param_dtype: dtype of the parameters.
 
     Raises:
-        ValueError: sizes that do not fit; a wrong piece; at the call, as `jattn.layers.multi_head`.
+        ValueError: sizes do not match; a piece is of the wrong kind; at the call, as in `jattn.layers.multi_head`.
 
     >>> import jax, jattn.linen
     >>> layer = jattn.linen.MultiHeadAttention(64, 8, kv_heads=2, rotary=True, mask=jattn.masks.Causal())
@@ -85,13 +86,13 @@ class MultiHeadAttention(nn.Module):
         check_dtype("param_dtype", self.param_dtype)
         self._layer(None, None)  # which checks the attributes
         for name in PIECES:
-            # Attributes are constants; `nn.jit` tells modules apart by them, which it cannot with arrays of JAX.
+            # Attributes are constants. `nn.jit` compares modules by them, which fails for JAX arrays.
             object.__setattr__(self, name, jax.tree.map(_constant, getattr(self, name)))
         super().__post_init__()
 
     @nn.nowrap
     def _layer(self, in_features: int | None, in_kv_features: int | None) -> data.MultiHeadAttention:
-        """The layer for inputs of so many features; for its states alone they may be unknown."""
+        """The layer for inputs with this many features, which may be unknown if only its states are needed."""
         heads = self.q_heads or 1
         return data.MultiHeadAttention(
             self.in_features or in_features or heads * (self.head_dim or 1),
@@ -129,15 +130,15 @@ class MultiHeadAttention(nn.Module):
         deterministic: bool | None = None,
         dropout_rng: jax.Array | None = None,
     ) -> jax.Array:
-        """Attend.
+        """Attend from `inputs` to `key_inputs`.
 
         Args:
             inputs: `[..., q_len, features]`.
-            key_inputs: `[..., kv_len, features]`; by default `inputs`.
-            value_inputs: likewise; by default `key_inputs`.
-            mask: restricts the module's own, as `&` does. To attend with another in its place: `layer.clone(mask=...)`.
-            positions, key_positions: as of `jattn.layers.multi_head`.
-            deterministic: whether to leave dropout out, over the attribute.
+            key_inputs: `[..., kv_len, features]`; by default `inputs` (self-attention).
+            value_inputs: `[..., kv_len, features]`; by default `key_inputs`.
+            mask: combined with the module's own mask by `&`. To replace the module's own: `layer.clone(mask=...)`.
+            positions, key_positions: as in `jattn.layers.multi_head`.
+            deterministic: whether to disable dropout, if the attribute does not say.
             dropout_rng: a random key, instead of one made from the rng `"dropout"`.
         """
         check_inputs(inputs=inputs, key_inputs=key_inputs, value_inputs=value_inputs)
@@ -164,7 +165,7 @@ class MultiHeadAttention(nn.Module):
         heads: Sequence[int] | None = None,
         queries: Sequence[int] | None = None,
     ) -> jax.Array:
-        """The weights `[..., heads, queries, kv_len]`, before dropout; `heads` and `queries` ask for a few.
+        """The weights `[..., heads, queries, kv_len]`, before dropout; `heads` and `queries` select a few.
 
         Called as `layer.apply(variables, x, method="attention_weights")`.
         """
@@ -184,19 +185,19 @@ class MultiHeadAttention(nn.Module):
         value_inputs: jax.Array | None = None,
         key_valid: Any = None,
     ) -> State:
-        """What `prefill` and `step` go on from, as of `jattn.layers.MultiHeadAttention.initial_state`.
+        """The state that `prefill` and `step` start from, as in `jattn.layers.MultiHeadAttention.initial_state`.
 
         Called as `layer.apply(variables, (2,), length=100, method="initial_state")`.
 
         Args:
             batch: the batch axes of the inputs to come.
-            length: places for so many tokens of each example.
-            cache: another cache of `jattn.layers.caches`, in place of `length`.
-            dtype: of the keys and values that are kept, by default the one of the module or of its parameters.
-            key_inputs, value_inputs, key_valid: of cross-attention, whose keys and values are made here, once.
+            length: the capacity in tokens per example.
+            cache: another cache of `jattn.layers.caches`, instead of `length`.
+            dtype: the dtype of the cached keys and values, by default that of the module or of its parameters.
+            key_inputs, value_inputs, key_valid: for cross-attention, whose keys and values are computed here, once.
 
         Raises:
-            ValueError: as there; the module has neither `in_features` nor `head_dim`, which tell the size of a head.
+            ValueError: as there; the module has neither `in_features` nor `head_dim`, so the size of a head is unknown.
         """
         if self.in_features is None and self.head_dim is None:
             raise ValueError(
@@ -222,16 +223,16 @@ class MultiHeadAttention(nn.Module):
         deterministic: bool | None = None,
         dropout_rng: jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
-        """The next tokens of each example at once, as of `jattn.layers.MultiHeadAttention.prefill`.
+        """The next tokens of each example at once, as in `jattn.layers.MultiHeadAttention.prefill`.
 
         Called as `layer.apply(variables, x, state, method="prefill")`.
 
         Args:
             inputs: `[..., new, features]`.
-            state: of `initial_state`, `prefill` or `step`.
-            mask: restricts the module's own, as `&` does.
+            state: returned by `initial_state`, `prefill` or `step`.
+            mask: combined with the module's own mask by `&`.
             valid: booleans `[..., new]` or `[new]`, False for padding.
-            deterministic, dropout_rng: as of the call.
+            deterministic, dropout_rng: as in `__call__`.
         """
         check_inputs(inputs=inputs)
         key = self._dropout_key(deterministic, dropout_rng)
@@ -248,9 +249,9 @@ class MultiHeadAttention(nn.Module):
         deterministic: bool | None = None,
         dropout_rng: jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
-        """The next token of each example, `[..., features]` -> `[..., features]`, and the state behind it.
+        """The next token of each example, `[..., features]` -> `[..., features]`, and the state after it.
 
-        Arguments as of `prefill`; `valid [...]` says which examples go on.
+        Arguments as in `prefill`; `valid [...]` says which examples advance.
         """
         key = self._dropout_key(deterministic, dropout_rng)
         layer = self._layer(jnp.shape(inputs)[-1], None)
@@ -258,7 +259,7 @@ class MultiHeadAttention(nn.Module):
 
     @nn.compact
     def run(self, method: str, layer: data.MultiHeadAttention, *inputs: Any, **options: Any) -> Any:
-        """A method of the layer, by its name."""
+        """Call a method of the layer by name, with the module's parameters."""
         parameters = {name: made(self, name, node, self.param_dtype) for name, node in layer.parameters().items()}
         return method_of(layer, method)(parameters, *inputs, **options)
 
@@ -267,7 +268,7 @@ class MultiHeadAttention(nn.Module):
         return self._layer(inputs.shape[-1], (inputs if key_inputs is None else key_inputs).shape[-1])
 
     def _dropout_key(self, deterministic: bool | None, key: jax.Array | None) -> jax.Array | None:
-        """A random key where weights are to be dropped, else None."""
+        """A random key if weights are to be dropped, else None."""
         if self.dropout_rate == 0 or nn.merge_param("deterministic", self.deterministic, deterministic):
             return None
         if key is not None:

@@ -1,4 +1,4 @@
-"""Any layer that is data, in nnx."""
+"""Any `jattn.layers.Layer` as an nnx module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,20 +14,22 @@ from ..layers.options import check_dtype, check_layer, method_of
 
 
 class PieceArray(nnx.Variable):
-    """An array of a piece that is not trained: state of the module, beside its parameters."""
+    """An array of a piece that is not trained: part of the module's state, but not a parameter."""
 
 
 class Layer(nnx.Module):
-    """The parameters of a `jattn.layers.Layer`, in nnx.
+    """An nnx module that holds the parameters of a `jattn.layers.Layer`.
+
+    Calling the module calls the layer with its parameters. `prefill`, `step` and `initial_state` do the same for layers
+    that generate, and `run` for any other method. Parameters are attributes, under the names that the layer declares.
 
     Args:
-        layer: sizes and choices, such as `jattn.variants.low_rank.Linformer(...)`.
-        param_dtype: of the parameters.
-        rngs: of the parameters.
+        layer: sizes and options, such as `jattn.variants.low_rank.Linformer(...)`.
+        param_dtype: dtype of the parameters.
+        rngs: random streams to initialize the parameters.
 
-    The call, and what it raises, are the layer's own, without its `parameters`; so are `prefill`, `step` and
-    `initial_state` of a layer that generates. `run` calls any other method. Parameters are attributes, named as the
-    layer declares them.
+    Raises:
+        ValueError: an argument is of the wrong kind; at the call, as in the layer.
 
     >>> import jax, jattn.nnx
     >>> from flax import nnx
@@ -54,63 +56,63 @@ class Layer(nnx.Module):
 
     @property
     def layer(self) -> Any:
-        """Sizes and choices, with the arrays of pieces that are not trained."""
+        """Sizes and options, with the arrays of pieces that are not trained."""
         return attach(self._layer, [one[...] for one in self.piece_arrays])
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """What the layer makes of the inputs."""
+        """Call the layer with the module's parameters."""
         return self.layer(arrays_of(self), *inputs, **options)
 
     def initial_state(self, batch: tuple[int, ...] = (), **options: Any) -> Any:
-        """The state before the first token, of a layer that generates.
+        """The state before the first token, for layers that generate.
 
         Args:
             batch: the batch axes of the inputs to come.
-            **options: of the layer, such as `dtype`.
+            **options: options of the layer's method, such as `dtype`.
         """
         return self.run("initial_state", batch, **options)
 
     def prefill(self, inputs: jax.Array, state: Any = None, **options: Any) -> tuple[jax.Array, Any]:
-        """The call on the next tokens `[..., length, features]` behind a state: outputs, and the state behind them.
+        """The next tokens `[..., length, features]`: their outputs, and the state after them.
 
         Args:
             inputs: the tokens.
-            state: of `initial_state`, `prefill` or `step`.
-            **options: of the layer.
+            state: returned by `initial_state`, `prefill` or `step`.
+            **options: options of the layer's method.
         """
         return self.run("prefill", inputs, state, **options)
 
     def step(self, inputs: jax.Array, state: Any, **options: Any) -> tuple[jax.Array, Any]:
-        """The next token `[..., features]`: its output, and the state behind it.
+        """The next token `[..., features]`: its output, and the state after it.
 
         Args:
             inputs: the token.
-            state: of `initial_state`, `prefill` or `step`.
-            **options: of the layer.
+            state: returned by `initial_state`, `prefill` or `step`.
+            **options: options of the layer's method.
         """
         return self.run("step", inputs, state, **options)
 
     def attention_weights(self, *inputs: Any, **options: Any) -> jax.Array:
-        """The attention weights of the call, of a layer that has them."""
+        """The attention weights of the call, for layers that have them."""
         return self.run("attention_weights", *inputs, **options)
 
     def run(self, method: str, *inputs: Any, **options: Any) -> Any:
-        """Another method of the layer, by its name."""
+        """Call another method of the layer by name, with the module's parameters."""
         return method_of(self.layer, method)(arrays_of(self), *inputs, **options)
 
     def arrays(self) -> dict[str, Any]:
-        """The parameters' values, as the tree that the layer's functions take."""
+        """The values of the parameters, as the tree that the layer's functions take."""
         return arrays_of(self)
 
 
 def hold(module: Layer, layer: data.Layer) -> None:
-    """Keep a layer in a module: what is static, and the arrays of its pieces that are not trained."""
+    """Store a layer in a module: the static part, and the arrays of its pieces that are not trained."""
     module._layer, arrays = detach(layer)
     module.piece_arrays = nnx.data([PieceArray(one) for one in arrays])
 
 
 class _Group(nnx.Module):
-    """Parameters by name, such as those of one projection."""
+    """A group of parameters by name, such as those of one projection."""
 
     def __init__(self, declared: Mapping[str, Any], dtype: Any, rngs: nnx.Rngs):
         for name, node in declared.items():
@@ -124,7 +126,7 @@ def _made(node: Any, dtype: Any, rngs: nnx.Rngs) -> Any:
 
 
 def arrays_of(module: Layer) -> dict[str, Any]:
-    """Not a method: `nnx.tabulate` has a row for each method that is called."""
+    """The values of a module's parameters. Not a method, because `nnx.tabulate` adds a row for each method called."""
     return {name: _values(getattr(module, name)) for name in module.names}
 
 
@@ -135,10 +137,10 @@ def _values(node: Any) -> Any:
 
 
 def check_rngs(rngs: Any) -> None:
-    """Streams of random keys, to draw parameters with.
+    """Check that `rngs` is an `nnx.Rngs`.
 
     Raises:
-        ValueError: something else.
+        ValueError: it is something else.
     """
     if not isinstance(rngs, nnx.Rngs):
         raise ValueError(f"`rngs` must be streams of random keys, such as `nnx.Rngs(0)`; got {describe(rngs)}.")

@@ -1,4 +1,4 @@
-"""Multi-head attention for nnx: the layer, with typed arguments and random keys for dropout."""
+"""Multi-head attention as an nnx module, with typed arguments and random streams for dropout."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
@@ -20,29 +20,29 @@ from .layer import Layer, arrays_of, hold
 
 
 class MultiHeadAttention(Layer):
-    """Multi-head attention with every choice of pieces, in nnx.
+    """Multi-head attention with every choice of pieces, as an nnx module.
 
-    The parameters of a `jattn.layers.MultiHeadAttention`, whose arguments these are. They are named and shaped as in
-    `flax.nnx.MultiHeadAttention` (`query.kernel [features, heads, head_dim]`, ..., `out.kernel`), so that a state of
-    its parameters fits; with the same weights the two are equal, where Flax can express the choice. Features come
-    first here, then heads; in Flax heads come first.
+    Holds the parameters of a `jattn.layers.MultiHeadAttention` and takes its arguments. Names and shapes of parameters
+    match `flax.nnx.MultiHeadAttention` (`query.kernel [features, heads, head_dim]`, ..., `out.kernel`), so a checkpoint
+    of its parameters loads, and with the same weights both compute the same where Flax has the option. Note the order
+    of the arguments: features, then heads; Flax takes heads first.
 
     Args:
         in_features: features of the inputs.
-        q_heads: query heads.
-        kv_heads, head_dim, in_kv_features, out_features: other sizes, as of `jattn.layers.MultiHeadAttention`.
+        q_heads: number of query heads.
+        kv_heads, head_dim, in_kv_features, out_features: other sizes, as in `jattn.layers.MultiHeadAttention`.
         use_bias, qk_norm, rotary, dtype, kernel_init, out_kernel_init, bias_init, parallel: likewise.
-        mask, similarity, scores, normalizer, implementation: as of `jattn.attention`.
+        mask, similarity, scores, normalizer, implementation: as in `jattn.attention`.
         learned: the names of pieces whose floating-point arrays are `nnx.Param`s: `"normalizer"` trains a sink,
-            `"scores"` a bias table. Other arrays of JAX in pieces are `PieceArray`s, state that is not trained; those
-            of NumPy are static, and known while tracing.
-        dropout_rate: of the weights.
-        deterministic: whether to leave dropout out; `train()` and `eval()` of a module set it, and `nnx.view`.
-        param_dtype: of the parameters.
-        rngs: of the parameters, and of dropout.
+            `"scores"` a bias table. Other JAX arrays in pieces are `PieceArray`s: state that is not trained. NumPy
+            arrays are static, so their values are known at trace time.
+        dropout_rate: dropout rate of the weights.
+        deterministic: whether to disable dropout; `train()`, `eval()` and `nnx.view` set it.
+        param_dtype: dtype of the parameters.
+        rngs: random streams for the parameters and for dropout.
 
     Raises:
-        ValueError: sizes that do not fit; a wrong piece; at the call, as `jattn.layers.multi_head`.
+        ValueError: sizes do not match; a piece is of the wrong kind; at the call, as in `jattn.layers.multi_head`.
 
     >>> import jax, jattn.nnx
     >>> from flax import nnx
@@ -131,17 +131,17 @@ class MultiHeadAttention(Layer):
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
     ) -> jax.Array:
-        """Attend.
+        """Attend from `inputs` to `key_inputs`.
 
         Args:
             inputs: `[..., q_len, features]`.
-            key_inputs: `[..., kv_len, features]`; by default `inputs`.
-            value_inputs: likewise; by default `key_inputs`.
-            mask: restricts the module's own, as `&` does. To attend with another in its place:
+            key_inputs: `[..., kv_len, features]`; by default `inputs` (self-attention).
+            value_inputs: `[..., kv_len, features]`; by default `key_inputs`.
+            mask: combined with the module's own mask by `&`. To replace the module's own:
                 `layer.with_pieces(mask=...)`.
-            positions, key_positions: as of `jattn.layers.multi_head`.
-            deterministic: whether to leave dropout out, over the module's own.
-            rngs: of dropout, instead of the module's own: `nnx.Rngs`, one of its streams, or a random key.
+            positions, key_positions: as in `jattn.layers.multi_head`.
+            deterministic: whether to disable dropout; overrides the module's own setting.
+            rngs: randomness for dropout instead of the module's own: `nnx.Rngs`, one of its streams, or a random key.
         """
         return self.layer(
             arrays_of(self),
@@ -165,14 +165,14 @@ class MultiHeadAttention(Layer):
         value_inputs: jax.Array | None = None,
         key_valid: Any = None,
     ) -> State:
-        """What `prefill` and `step` go on from, as of `jattn.layers.MultiHeadAttention.initial_state`.
+        """The state that `prefill` and `step` start from, as in `jattn.layers.MultiHeadAttention.initial_state`.
 
         Args:
             batch: the batch axes of the inputs to come.
-            length: places for so many tokens of each example.
-            cache: another cache of `jattn.layers.caches`, in place of `length`.
-            dtype: of the keys and values that are kept.
-            key_inputs, value_inputs, key_valid: of cross-attention, whose keys and values are made here, once.
+            length: the capacity in tokens per example.
+            cache: another cache of `jattn.layers.caches`, instead of `length`.
+            dtype: the dtype of the cached keys and values.
+            key_inputs, value_inputs, key_valid: for cross-attention, whose keys and values are computed here, once.
         """
         return self.layer.initial_state(
             arrays_of(self),
@@ -195,14 +195,14 @@ class MultiHeadAttention(Layer):
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
-        """The next tokens of each example at once, as of `jattn.layers.MultiHeadAttention.prefill`.
+        """The next tokens of each example at once, as in `jattn.layers.MultiHeadAttention.prefill`.
 
         Args:
             inputs: `[..., new, features]`.
-            state: of `initial_state`, `prefill` or `step`.
-            mask: restricts the module's own, as `&` does.
+            state: returned by `initial_state`, `prefill` or `step`.
+            mask: combined with the module's own mask by `&`.
             valid: booleans `[..., new]` or `[new]`, False for padding.
-            deterministic, rngs: as of the call.
+            deterministic, rngs: as in `__call__`.
         """
         key = _dropout_key(self, deterministic, rngs)
         return self.layer.prefill(arrays_of(self), inputs, state, mask=mask, valid=valid, dropout_key=key)
@@ -217,9 +217,9 @@ class MultiHeadAttention(Layer):
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
-        """The next token of each example, `[..., features]` -> `[..., features]`, and the state behind it.
+        """The next token of each example, `[..., features]` -> `[..., features]`, and the state after it.
 
-        Arguments as of `prefill`; `valid [...]` says which examples go on.
+        Arguments as in `prefill`; `valid [...]` says which examples advance.
         """
         key = _dropout_key(self, deterministic, rngs)
         return self.layer.step(arrays_of(self), inputs, state, mask=mask, valid=valid, dropout_key=key)
@@ -235,7 +235,7 @@ class MultiHeadAttention(Layer):
         heads: Sequence[int] | None = None,
         queries: Sequence[int] | None = None,
     ) -> jax.Array:
-        """The weights `[..., heads, queries, kv_len]`, before dropout; `heads` and `queries` ask for a few."""
+        """The weights `[..., heads, queries, kv_len]`, before dropout; `heads` and `queries` select a few."""
         return self.layer.attention_weights(
             arrays_of(self),
             inputs,
@@ -248,14 +248,14 @@ class MultiHeadAttention(Layer):
         )
 
     def with_pieces(self, **pieces: Any) -> "MultiHeadAttention":
-        """The same layer, on the same parameters, with other pieces; `mask=None` takes the mask away.
+        """The same layer with other pieces, sharing its parameters; `mask=None` removes the mask.
 
         Args:
-            **pieces: `mask`, `similarity`, `scores`, `normalizer`, in place of the module's own. Their arrays are not
+            **pieces: `mask`, `similarity`, `scores`, `normalizer`, instead of the module's own. Their arrays are not
                 trained.
 
         Raises:
-            ValueError: another name; no such piece.
+            ValueError: a name is unknown; a value is not such a piece.
 
         >>> import jax, jattn.nnx
         >>> from flax import nnx
@@ -280,7 +280,7 @@ class MultiHeadAttention(Layer):
         """Called by `nnx.view`.
 
         Args:
-            deterministic: whether to leave dropout out.
+            deterministic: whether to disable dropout.
         """
         if deterministic is not None:
             check_flags(deterministic=deterministic)
@@ -288,7 +288,7 @@ class MultiHeadAttention(Layer):
 
 
 def _dropout_key(module: MultiHeadAttention, deterministic: bool | None, rngs: Any) -> Any:
-    """A random key where weights are to be dropped, else None."""
+    """A random key if weights are to be dropped, else None."""
     if deterministic is not None:
         check_flags(deterministic=deterministic)
     if module.dropout_rate == 0 or (module.deterministic if deterministic is None else deterministic):
@@ -297,7 +297,7 @@ def _dropout_key(module: MultiHeadAttention, deterministic: bool | None, rngs: A
 
 
 def _next_key(rngs: Any) -> Any:
-    """The next key of a stream; a key itself."""
+    """The next key of a stream, or the key itself."""
     if isinstance(rngs, nnx.Rngs):
         if "dropout" not in rngs and "default" not in rngs:
             raise ValueError(f"`rngs` must have a stream for dropout, such as `nnx.Rngs(dropout=0)`; got {[*rngs]}.")
