@@ -13,6 +13,7 @@ from ...foundation.arguments import check_batch, check_counts, check_positive
 from ...foundation.arrays import describe, dtype_of, known_values
 from ...foundation.pieces import array, piece
 from ...foundation.shapes import check_shapes
+from ...foundation.sharding import gather, split_like
 from ...masks import Mask
 from ...masks.base import restricted
 from ...ops.attention.api import attention
@@ -62,7 +63,7 @@ class View(abc.ABC):
             mask: who may attend, by positions: for language models `Causal()`. By default every query sees every token
                 of the cache, also those appended with it.
             query_positions: by default those of the tokens that were appended last.
-            **pieces: as of `jattn.attention`: `similarity`, `scores`, `normalizer`, `dropout`, `implementation`.
+            **pieces: as in `jattn.attention`: `similarity`, `scores`, `normalizer`, `dropout`, `implementation`.
 
         Returns:
             As `jattn.attention`. 0 for padding. NaN for a sequence that has run out of places, where that could not be
@@ -129,7 +130,7 @@ class Cache(abc.ABC):
 
         Args:
             new: how many tokens come.
-            valid: as of `append`. Padding gets a position between those of its neighbors.
+            valid: as in `append`. Padding gets a position between those of its neighbors.
         """
         check_counts(new=new)
         if valid is None:
@@ -159,6 +160,19 @@ class Cache(abc.ABC):
     @abc.abstractmethod
     def view(self) -> View:
         """The tokens so far, for queries that add none: cross-attention over keys that are made once."""
+
+    def _beside(self, key: jax.Array, value: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
+        """The cache laid out over devices as the new tokens are, where those are split over Explicit axes."""
+        key, value = gather(key, -3), gather(value, -3)
+        kept: Any = self
+        lengths = split_like(self.lengths, key)
+        return (
+            dataclasses.replace(
+                kept, keys=split_like(self.keys, key), values=split_like(self.values, value), lengths=lengths
+            ),
+            key,
+            value,
+        )
 
     def _checked(self, key: Any, value: Any, valid: Any) -> jax.Array | None:
         """The new tokens fit; `valid` as an array of the batch, or None."""

@@ -31,17 +31,18 @@ class ContiguousCache(Cache):
         valid = self._checked(key, value, valid)
         new = key.shape[-3]
         check_room(self.lengths, new, valid, self.places, "Make it with a larger `Contiguous(length)`.")
-        positions = self.positions(new, valid)
+        before, key, value = self._beside(key, value)
+        positions = before.positions(new, valid)
         if valid is None and new <= self.places:  # one block for each sequence, copied as a whole
             keys, values = (
-                over_batch(_put_block, self.lengths.ndim)(kept, rows.astype(kept.dtype), self.lengths)
-                for kept, rows in ((self.keys, key), (self.values, value))
+                over_batch(_put_block, before.lengths.ndim)(kept, rows.astype(kept.dtype), before.lengths)
+                for kept, rows in ((before.keys, key), (before.values, value))
             )
-            lengths = self.lengths + new
+            lengths = before.lengths + new
         else:
             places = positions if valid is None else jnp.where(valid, positions, self.places)
-            keys, values = put_rows(self.keys, key, places), put_rows(self.values, value, places)
-            lengths = self.lengths + (new if valid is None else valid.sum(-1, dtype=jnp.int32))
+            keys, values = put_rows(before.keys, key, places), put_rows(before.values, value, places)
+            lengths = before.lengths + (new if valid is None else valid.sum(-1, dtype=jnp.int32))
         after = ContiguousCache(keys, values, lengths)
         view = dataclasses.replace(after.view(), query_positions=positions)
         if valid is not None:

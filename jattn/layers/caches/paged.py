@@ -13,6 +13,7 @@ from ...foundation.arguments import check_positive
 from ...foundation.arrays import describe, dtype_of, known_values
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import map_fields
+from ...foundation.sharding import gather, mesh_of, reshard, spec_of, split_like
 from ...foundation.varying import vary, varying_axes
 from ...masks import Lengths, Mask
 from ...masks.base import restricted
@@ -94,6 +95,7 @@ class PagedView(View):
 
         wide = accumulation_dtype(query, self.pool_keys, self.pool_values)
         empty = Partial.empty(jax.ShapeDtypeStruct((*query.shape[:-1], self.pool_values.shape[-1]), wide))
+        empty = jax.tree.map(lambda leaf: split_like(leaf, query), empty)
         arrays = (query, self.pool_keys, self.pool_values, table, self.lengths, at, checked)
         found, _ = jax.lax.scan(step, vary(empty, varying_axes(arrays)), jnp.arange(blocks, dtype=jnp.int32))
         out = normalizer.rescale(found.out, found.lse, found.remainder)
@@ -103,7 +105,7 @@ class PagedView(View):
 def _gathered(pool: jax.Array, table: jax.Array) -> jax.Array:
     """The pages of each sequence, one behind the other: `[batch..., slots * page_size, kv_heads, dim]`."""
     pages = pool.at[jnp.maximum(table, 0)].get(mode="promise_in_bounds")
-    return pages.reshape(*table.shape[:-1], -1, *pool.shape[-2:])
+    return pages.reshape(*table.shape[:-1], table.shape[-1] * pool.shape[-3], *pool.shape[-2:])
 
 
 def _ride_on_keys(pieces: Any) -> bool:
@@ -120,6 +122,8 @@ class PagedCache(Cache):
     keys: `[pages, page_size, kv_heads, k_dim]`, and values likewise: no batch axes, since sequences share them.
     table: int32 `[batch..., slots]`, the pages of each sequence in their order; -1 where it has none.
     overflowed: booleans `[batch...]`, sequences that had a token without a page for it.
+
+    Since sequences share the pool, their batch cannot be split over devices; the heads can.
     """
 
     keys: jax.Array
@@ -127,6 +131,7 @@ class PagedCache(Cache):
     lengths: jax.Array
     table: jax.Array
     overflowed: jax.Array
+    pages: int = dataclasses.field(metadata={"static": True})
     block: int = dataclasses.field(metadata={"static": True})
 
     @property
@@ -136,6 +141,8 @@ class PagedCache(Cache):
 
     def append(self, key, value, *, valid=None):
         valid = self._checked(key, value, valid)
+        self._check_whole(key)
+        key, value = gather(key, -3), gather(value, -3)
         new, slots = key.shape[-3], self.table.shape[-1]
         room = self.page_size * (self.table >= 0).sum(-1)
         remedy = "Give the sequence more pages: `PageAllocator.reserve`, and `cache.with_table(table)`."
@@ -146,12 +153,14 @@ class PagedCache(Cache):
         page = jnp.take_along_axis(self.table, jnp.minimum(slot, slots - 1), -1)
         has_page = (slot < slots) & (page >= 0)
         real = True if valid is None else valid
-        count = self.keys.shape[-4] * self.page_size
+        count = self.pages * self.page_size
         place = jnp.where(has_page & real, page * self.page_size + inside, count).reshape(-1)
 
         def put(pool: jax.Array, rows: jax.Array) -> jax.Array:
+            if any(spec_of(rows)):  # heads, over Explicit axes
+                pool = reshard(pool, mesh_of(rows), jax.P(None, None, *spec_of(rows)[-2:]))
             flat = pool.reshape(count, *pool.shape[2:])
-            rows = rows.reshape(-1, *rows.shape[-2:]).astype(pool.dtype)
+            rows = rows.reshape(place.size, *rows.shape[-2:]).astype(pool.dtype)
             return flat.at[place].set(rows, mode="drop").reshape(pool.shape)
 
         after = dataclasses.replace(
@@ -164,6 +173,20 @@ class PagedCache(Cache):
         view = after.view()
         mask = view.mask if valid is None else restricted(view.mask, RealQueries(valid))
         return dataclasses.replace(view, query_positions=positions, mask=mask), after
+
+    def _check_whole(self, key: jax.Array) -> None:
+        """The sequences that share the pool are all here, and so are all of its pages.
+
+        Raises:
+            ValueError: the batch is split over devices, each of which would write its own tokens into a pool.
+        """
+        batch = spec_of(key)[: self.lengths.ndim]
+        alone = set(varying_axes(key, self.table, self.lengths)) - set(varying_axes(self.keys))
+        if any(batch) or alone or self.keys.shape[0] != self.pages:
+            raise ValueError(
+                "`key` must not have its batch split over devices: sequences share the pages of a paged cache. Make a "
+                "cache for each device inside `jax.shard_map`, split the heads, or use `caches.Contiguous(length)`."
+            )
 
     def view(self) -> PagedView:
         return PagedView(
@@ -181,7 +204,7 @@ class PagedCache(Cache):
         Raises:
             ValueError: another shape than before, no integers, or pages that the pool does not have.
         """
-        pages = self.keys.shape[-4]
+        pages = self.pages
         _check_integers("table", table, self.table.shape)
         known = known_values(table)
         if known is not None and known.size and not -1 <= known.min() <= known.max() < pages:
@@ -260,5 +283,6 @@ class Paged(Spec):
             jnp.zeros(batch, jnp.int32),
             jnp.full((*batch, self.slots), -1, jnp.int32),
             jnp.zeros(batch, bool),
+            self.pages,
             self.block,
         )

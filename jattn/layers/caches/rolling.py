@@ -50,22 +50,23 @@ class RollingCache(Cache):
 
     def append(self, key, value, *, valid=None):
         valid = self._checked(key, value, valid)
-        positions = self.positions(key.shape[-3], valid)
+        before, key, value = self._beside(key, value)
+        positions = before.positions(key.shape[-3], valid)
         real = True if valid is None else valid
-        lengths = self.lengths + (key.shape[-3] if valid is None else valid.sum(-1, dtype=jnp.int32))
+        lengths = before.lengths + (key.shape[-3] if valid is None else valid.sum(-1, dtype=jnp.int32))
         # Of more tokens than places, only those that the next one sees.
         stays = real & ((positions < self.sinks) | (positions >= lengths[..., None] - self.window))
         place = jnp.where(positions < self.sinks, positions, self.sinks + (positions - self.sinks) % self.window)
-        place = jnp.where(stays, place, self.keys.shape[-3])
-        keys, values = put_rows(self.keys, key, place), put_rows(self.values, value, place)
+        place = jnp.where(stays, place, before.keys.shape[-3])
+        keys, values = put_rows(before.keys, key, place), put_rows(before.values, value, place)
         after = dataclasses.replace(self, keys=keys, values=values, lengths=lengths)
         if key.shape[-3] == 1:  # what a single token takes the place of, it does not see
             view = after.view()
         else:
             view = ArrayView(
-                jnp.concatenate([self.keys, key.astype(self.keys.dtype)], -3),
-                jnp.concatenate([self.values, value.astype(self.values.dtype)], -3),
-                jnp.concatenate([self.kept_positions, jnp.where(real, positions, -1)], -1),
+                jnp.concatenate([before.keys, key.astype(before.keys.dtype)], -3),
+                jnp.concatenate([before.values, value.astype(before.values.dtype)], -3),
+                jnp.concatenate([before.kept_positions, jnp.where(real, positions, -1)], -1),
                 None,
                 Kept(self.window, self.sinks),
             )

@@ -7,17 +7,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ...foundation.arguments import check_batch, check_flags, check_positive
-from ...foundation.arrays import describe
+from ...foundation.arguments import check_flags, check_positive
+from ...foundation.arrays import describe, known_values
 from ...foundation.shapes import check_shapes
-from ...layers.caches import Cache, Contiguous, Spec
+from ...layers.caches import Cache, Spec
+from ...layers.decoding import spec_of
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, ones, project
 from ...layers.norms import rms_norm
 from ...layers.options import check_options
 from ...masks import Causal
+from ...masks.base import restricted
 from ...ops.attention.api import attention
-from ...ops.attention.checks import check_pieces, check_positions
+from ...ops.attention.checks import check_pieces, check_positions, renamed
 from ...positions import rotary
 from ...similarities import Dot
 
@@ -42,8 +45,8 @@ class LatentAttention(Layer):
         (c_s U_h)·q' = c_s·(U_h q'),    Σ_s w_s (c_s V_h) = (Σ_s w_s c_s) V_h
 
     U_h is absorbed into the query and V_h into the output, and all query heads share one key head, the latents
-    themselves. Both forms are equal up to rounding. The call and `prefill` without a state use the first one; `step`,
-    and `prefill` behind a state, the second.
+    themselves. Both forms are equal up to rounding. The call uses the first one, `prefill` and `step` the second, but
+    for a first chunk that is said to be one.
 
     A checkpoint of `transformers` (`DeepseekV2Attention`, `DeepseekV3Attention`) has these weights `[out, in]`:
 
@@ -75,19 +78,18 @@ class LatentAttention(Layer):
         rotary: what rotates, a function of `x [..., length, heads, dim]` and positions. By default base 10,000, with
             interleaved pairs.
         mask, scores, normalizer, implementation: as in `jattn.attention`. By default causal.
-        cache: what keeps the latents, such as `caches.Contiguous(4096)`. Needed for `initial_state` alone.
 
     Raises:
         ValueError: a size is below 1, an odd `rope_dim`, wrong pieces; at the call, shapes do not match, and as in
             `jattn.attention` and the cache.
 
     >>> import jax
-    >>> from jattn.layers import caches
     >>> from jattn.variants.heads import LatentAttention
-    >>> layer = LatentAttention(32, 4, kv_rank=12, head_dim=8, rope_dim=4, cache=caches.Contiguous(64))
+    >>> layer = LatentAttention(32, 4, kv_rank=12, head_dim=8, rope_dim=4)
     >>> parameters = layer.init(jax.random.key(0))
     >>> x = jax.random.normal(jax.random.key(1), (2, 10, 32))
-    >>> start, state = jax.jit(layer.prefill)(parameters, x[:, :9])
+    >>> state = layer.initial_state(parameters, (2,), length=64)
+    >>> start, state = jax.jit(layer.prefill)(parameters, x[:, :9], state)
     >>> last, state = jax.jit(layer.step)(parameters, x[:, 9], state)
     >>> bool(jax.numpy.allclose(last, jax.jit(layer)(parameters, x)[:, 9], atol=1e-5))
     True
@@ -113,7 +115,6 @@ class LatentAttention(Layer):
     scores: Any = ()
     normalizer: Any = None
     implementation: Any = None
-    cache: Spec | None = None
 
     def __post_init__(self):
         sizes = ("features", "heads", "kv_rank", "head_dim", "rope_dim")
@@ -136,11 +137,6 @@ class LatentAttention(Layer):
         )
         if not callable(self.rotary):
             raise ValueError(f"`rotary` must be a function, such as `jattn.positions.rotary`; got {self.rotary!r}.")
-        if self.cache is not None and not isinstance(self.cache, Spec):
-            raise ValueError(
-                f"`cache` must be one of `jattn.layers.caches`, such as `{Contiguous(4096)}`; got "
-                f"{describe(self.cache)}."
-            )
         mask, _, scores, normalizer, _ = check_pieces(self.mask, None, self.scores, self.normalizer, None)
         settled = {"v_dim": self.v_dim or self.head_dim, "mask": mask, "scores": scores, "normalizer": normalizer}
         settled["scale"] = (self.head_dim + self.rope_dim) ** -0.5 if self.scale is None else self.scale
@@ -168,72 +164,103 @@ class LatentAttention(Layer):
             },
         }
 
-    def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array, *, positions: Any = None) -> jax.Array:
+    def __call__(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, *, mask: Any = None, positions: Any = None
+    ) -> jax.Array:
         """The whole sequence at once: `[..., length, features]`.
 
         Args:
             parameters: the layer's parameters.
             inputs: `[..., length, features]`.
+            mask: restricts the layer's own, as `&` does.
             positions: integers `[length]` or `[..., length]`, by default 0, 1, ...
         """
         length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
         if positions is not None:
             check_positions("positions", positions, inputs.shape[:-2], length, "inputs")
         at = jnp.arange(length) if positions is None else positions
-        return self._whole(
-            parameters, self._query(parameters, inputs, at), self._latent(parameters, inputs, at), positions
-        )
+        query, latent, turned = self._query(parameters, inputs, at), *self._latent(parameters, inputs, at)
+        return self._whole(parameters, query, latent, turned, mask, positions)
 
     def initial_state(
-        self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
+        self,
+        parameters: Mapping[str, Any],
+        batch: tuple[int, ...] = (),
+        *,
+        length: int | None = None,
+        cache: Spec | None = None,
+        dtype: Any = None,
     ) -> Cache:
-        """An empty cache.
+        """An empty cache of latents.
 
         Args:
-            parameters: the layer's parameters.
+            parameters: the layer's parameters, for their dtype.
             batch: the batch axes of the inputs to come.
-            dtype: to keep latents in.
+            length: places for so many tokens of each example, `caches.Contiguous(length)`.
+            cache: another cache, such as `caches.Rolling(window)`, in place of `length`.
+            dtype: of the latents that are kept, by default that of the parameters.
 
         Raises:
-            ValueError: the layer has no `cache`.
+            ValueError: neither, or both, of `length` and `cache`; sizes or a dtype that do not fit.
         """
-        del parameters
-        check_batch(batch)
-        if self.cache is None:
-            raise ValueError("`cache` is needed to decode: make the layer with one, `cache=caches.Contiguous(length)`.")
-        return self.cache.create(batch, 1, self.kv_rank + self.rope_dim, 0, dtype)
+        dtype = jnp.result_type(*jax.tree.leaves(parameters) or [jnp.float32]) if dtype is None else dtype
+        return spec_of(length, cache).create(batch, 1, self.kv_rank + self.rope_dim, 0, dtype)
 
     def prefill(
-        self, parameters: Mapping[str, Any], inputs: jax.Array, state: Cache | None = None, *, valid: Any = None
+        self,
+        parameters: Mapping[str, Any],
+        inputs: jax.Array,
+        state: Any = None,
+        *,
+        mask: Any = None,
+        valid: Any = None,
+        first: bool = False,
     ) -> tuple[jax.Array, Cache]:
-        """The next tokens, behind those of `state`: `[..., length, features]`, and the state behind them.
+        """The next tokens of each example, all at once: their outputs, and the state behind them.
 
         Args:
             parameters: the layer's parameters.
-            inputs: `[..., length, features]`.
-            state: of `initial_state`, `prefill` or `step`; None for an empty one.
-            valid: booleans `[..., length]`, which tokens are real, for prompts of different lengths: see
-                `caches.Cache.append`.
+            inputs: `[..., new, features]`.
+            state: of `initial_state`, `prefill` or `step`.
+            mask: restricts the layer's own. It sees the positions of the whole sequence.
+            valid: booleans `[..., new]` or `[new]`, which of the inputs are tokens: see `caches.Cache.append`.
+            first: whether the state is empty, so that these tokens attend to themselves alone. The keys and values of
+                all heads are then computed, which is faster for a long prompt: a pair takes
+                `head_dim + rope_dim + v_dim` multiplications, in place of `2 kv_rank + rope_dim`.
+
+        Returns:
+            `[..., new, features]`, and the state. Of a sequence that has run out of places, outputs are NaN.
+
+        Raises:
+            ValueError: a state that is not one for these inputs; more tokens than there are places, where lengths are
+                known (outside of `jax.jit`); `first` with padding, or with a state that is known to hold tokens.
         """
-        length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
-        before = self.initial_state(parameters, inputs.shape[:-2], inputs.dtype) if state is None else state
-        self._check_state(before, inputs.shape[:-2])
-        at = before.positions(length, valid)
-        query, latent = self._query(parameters, inputs, at), self._latent(parameters, inputs, at)
-        row = jnp.concatenate(latent, -1)
-        view, after = before.append(row, row[..., :0], valid=valid)
-        if state is None and valid is None:
-            return self._whole(parameters, query, latent, None), after
+        new = check_shapes({"features": self.features}, inputs=(inputs, "... new features"))["new"]
+        self._check_state(state, inputs.shape[:-2], valid, first)
+        at = state.positions(new, valid)
+        query, latent, turned = self._query(parameters, inputs, at), *self._latent(parameters, inputs, at)
+        row = jnp.concatenate([latent, turned], -1)
+        with renamed(key="inputs", value="inputs"):
+            view, after = state.append(row, row[..., :0], valid=valid)
+        if first:
+            mask = restricted(mask, view.mask)
+            return view.checked(self._whole(parameters, query, latent, turned, mask, np.arange(new))), after
         absorbed = project(parameters["key"], query[..., : self.head_dim], "...lhd,chd->...lhc")
         query = jnp.concatenate([absorbed, query[..., self.head_dim :]], -1)
-        found = view.with_keys_as_values().attend(query, **self._pieces())
-        mixed = found[..., : self.kv_rank].astype(inputs.dtype)  # of the rotated keys, no sum is wanted
+        found = view.with_keys_as_values().attend(query, **self._pieces(mask))
+        mixed = found[..., : self.kv_rank].astype(inputs.dtype)  # the rest is a sum of rotated keys
         return self._out(parameters, project(parameters["value"], mixed, "...lhc,chv->...lhv")), after
 
-    def step(self, parameters: Mapping[str, Any], inputs: jax.Array, state: Cache) -> tuple[jax.Array, Cache]:
-        """The next token: `[..., features]` and the state before it -> `[..., features]` and the state behind it."""
+    def step(
+        self, parameters: Mapping[str, Any], inputs: jax.Array, state: Any, *, mask: Any = None, valid: Any = None
+    ) -> tuple[jax.Array, Cache]:
+        """The next token of each example, `[..., features]`: its output, and the state behind it.
+
+        Arguments and errors as in `prefill`; `valid [...]` says which examples go on.
+        """
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
-        out, state = self.prefill(parameters, inputs[..., None, :], state)
+        valid = valid if valid is None else jnp.asarray(valid)[..., None]
+        out, state = self.prefill(parameters, inputs[..., None, :], state, mask=mask, valid=valid)
         return out[..., 0, :], state
 
     def _query(self, parameters: Mapping[str, Any], inputs: jax.Array, at: Any) -> jax.Array:
@@ -251,30 +278,42 @@ class LatentAttention(Layer):
         return latent, self.rotary(both[..., self.kv_rank :], at)
 
     def _whole(
-        self, parameters: Mapping[str, Any], query: jax.Array, latent: tuple[jax.Array, jax.Array], positions: Any
+        self,
+        parameters: Mapping[str, Any],
+        query: jax.Array,
+        latent: jax.Array,
+        turned: jax.Array,
+        mask: Any,
+        positions: Any,
     ) -> jax.Array:
         """Keys and values of every head, and attention over them."""
-        latents, turned = latent[0][..., 0, :], latent[1]
-        key, value = (project(parameters[name], latents, "...lc,chd->...lhd") for name in ("key", "value"))
+        key, value = (project(parameters[name], latent[..., 0, :], "...lc,chd->...lhd") for name in ("key", "value"))
         key = jnp.concatenate([key, jnp.broadcast_to(turned, (*key.shape[:-1], self.rope_dim))], -1)
-        return self._out(parameters, attention(query, key, value, **self._pieces(), key_positions=positions))
+        return self._out(parameters, attention(query, key, value, **self._pieces(mask), key_positions=positions))
 
     def _out(self, parameters: Mapping[str, Any], attended: jax.Array) -> jax.Array:
         return project(parameters["out"], attended, "...lhv,hvf->...lf")
 
-    def _pieces(self) -> dict[str, Any]:
-        names = ("mask", "scores", "normalizer", "implementation")
-        return {"similarity": Dot(float(self.scale or 0)), **{name: getattr(self, name) for name in names}}
+    def _pieces(self, mask: Any) -> dict[str, Any]:
+        names = ("scores", "normalizer", "implementation")
+        pieces = {name: getattr(self, name) for name in names}
+        return {"similarity": Dot(float(self.scale or 0)), "mask": restricted(self.mask, mask), **pieces}
 
-    def _check_state(self, state: Any, batch: tuple[int, ...]) -> None:
+    def _check_state(self, state: Any, batch: tuple[int, ...], valid: Any, first: bool) -> None:
         width = self.kv_rank + self.rope_dim
-        if not isinstance(state, Cache) or state.keys.shape[-2:] != (1, width) or state.lengths.shape != batch:
-            got = describe(state)
-            if isinstance(state, Cache):
-                got = f"a batch {state.lengths.shape} and keys {state.keys.shape}"
+        if not isinstance(state, Cache) or state.keys.shape[-2:] != (1, width) or state.values.shape[-1]:
+            got = f"keys {state.keys.shape}" if isinstance(state, Cache) else describe(state)
             raise ValueError(
-                f"`state` must be a cache of `initial_state`, for the batch {batch} and keys [..., 1, {width}]; got "
-                f"{got}."
+                "`state` must be what `initial_state(batch, length=...)`, `prefill` or `step` of the layer gave, a "
+                f"cache of keys [..., 1, {width}] without values; got {got}."
+            )
+        if state.lengths.shape != batch:
+            raise ValueError(f"`inputs` must have the batch axes {state.lengths.shape} of the state; got {batch}.")
+        check_flags(first=first)
+        lengths = known_values(state.lengths)
+        if first and (valid is not None or (lengths is not None and lengths.any())):
+            raise ValueError(
+                "`first` is for a state without tokens, and inputs without padding (`valid`): leave it False."
             )
 
 

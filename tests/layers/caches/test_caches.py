@@ -194,6 +194,32 @@ def test_half_precision_and_what_is_kept(kind):
 
 
 @each_kind
+def test_split_over_devices(kind):
+    """Examples or heads over Explicit axes: the cache is laid out as its tokens. Devices do not share pages."""
+    spec, _ = KINDS[kind]
+    arrays = random(7, (2,), 2)
+    mesh = jax.make_mesh((2,), ("device",), axis_types=(jax.sharding.AxisType.Explicit,))
+
+    @jax.jit
+    def attend(cache, query, key, value):
+        view, after = cache.append(key, value)
+        return view.attend(query, mask=masks.Causal(), implementation="reference"), after
+
+    want, _ = attend(create(spec, (2,)), *arrays)
+    with jax.set_mesh(mesh):
+        cache = create(spec, (2,))
+        for axes in (("device",), (None, None, "device")):
+            placed = [jax.device_put(one, jax.NamedSharding(mesh, jax.P(*axes))) for one in arrays]
+            if kind == "paged" and axes == ("device",):
+                with pytest.raises(ValueError, match="`key` must not have its batch split over devices"):
+                    attend(cache, *placed)
+                continue
+            got, after = attend(cache, *placed)
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+            assert after.keys.sharding.spec == jax.P(*axes, *[None] * (4 - len(axes)))
+
+
+@each_kind
 def test_bad_arguments_are_named(kind):
     spec, _ = KINDS[kind]
     _, key, value = random(6)

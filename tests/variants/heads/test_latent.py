@@ -17,9 +17,7 @@ from jattn.variants.heads import LatentAttention
 
 FEATURES, LENGTH, SIZES = 10, 6, dict(kv_rank=7, head_dim=5, rope_dim=4, v_dim=3)
 LAYERS = {
-    "DeepSeek": LatentAttention(
-        FEATURES, 2, **SIZES, q_rank=6, use_bias=True, cache=caches.Contiguous(8), implementation="reference"
-    ),
+    "DeepSeek": LatentAttention(FEATURES, 2, **SIZES, q_rank=6, use_bias=True, implementation="reference"),
     "pieces": LatentAttention(
         FEATURES,
         4,
@@ -29,9 +27,9 @@ LAYERS = {
         mask=masks.Causal() & (masks.SlidingWindow(1, 0) | masks.Sinks(1)),
         scores=scores.ALiBi.standard(4),
         normalizer=normalizers.Softmax(np.array([0.5, -1, 2, 0], np.float32)),
-        cache=caches.Rolling(3, sinks=1),
     ),
 }
+CACHES = {"DeepSeek": caches.Contiguous(8), "pieces": caches.Rolling(3, sinks=1)}
 each_layer = pytest.mark.parametrize("name", LAYERS)
 
 
@@ -86,7 +84,7 @@ def test_prefill_and_steps_are_the_whole(name):
     layer, x = LAYERS[name], random(2, LENGTH, FEATURES)
     parameters = parameters_of(layer)
     whole, prefill = jax.jit(layer.__call__)(parameters, x), jax.jit(layer.prefill)
-    empty = layer.initial_state(parameters, (2,))
+    empty = layer.initial_state(parameters, (2,), cache=CACHES[name])
     for split in range(LENGTH + 1) if name == "DeepSeek" else (2, 4):
         head, state = prefill(parameters, x[:, :split], empty)  # from latents
         tail, state = prefill(parameters, x[:, split:], state)
@@ -98,7 +96,7 @@ def test_prefill_and_steps_are_the_whole(name):
         def loss(parameters, x):
             if not decoding:
                 return jnp.sin(layer(parameters, x)).sum()
-            out, state = layer.prefill(parameters, x[:, :4])  # keys and values of every head
+            out, state = layer.prefill(parameters, x[:, :4], empty, first=True)
             outs = [out]
             for t in (4, 5):
                 out, state = layer.step(parameters, x[:, t], state)
@@ -117,7 +115,8 @@ def test_prompts_of_different_lengths():
     whole = jax.jit(layer.__call__)(parameters, x)
     valid = np.arange(4) >= np.array([[0], [3]])
     padded = np.where(valid[..., None], np.stack([x[0, :4], np.roll(x[1, :4], 3, 0)]), np.nan)
-    out, state = jax.jit(layer.prefill)(parameters, padded, valid=valid)
+    empty = layer.initial_state(parameters, (2,), length=8)
+    out, state = jax.jit(layer.prefill)(parameters, padded, empty, valid=valid)
     np.testing.assert_allclose(out[0], whole[0, :4], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(out[1, 3], whole[1, 0], rtol=1e-5, atol=1e-5)
     step, state = jax.jit(layer.step)(parameters, np.stack([x[0, 4], x[1, 1]]), state)
@@ -128,8 +127,9 @@ def test_in_nnx_and_linen():
     layer, x = LAYERS["DeepSeek"], random(2, LENGTH, FEATURES)
     module = jattn.nnx.Layer(layer, rngs=nnx.Rngs(0))
     parameters = module.arrays()
-    want, state = jax.jit(layer.prefill)(parameters, x)
-    got, left = nnx.jit(lambda module, x: module.prefill(x))(module, x)
+    empty = module.initial_state((2,), length=8)
+    want, state = jax.jit(layer.prefill)(parameters, x, empty)
+    got, left = nnx.jit(lambda module, x: module.prefill(x, empty))(module, x)
     skin = jattn.linen.Layer(layer)
     also = jax.jit(skin.apply)({"params": parameters}, x)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
@@ -145,7 +145,6 @@ def test_in_nnx_and_linen():
         ({"rope_dim": 3}, "`rope_dim` must be even, as features are rotated in pairs; got 3"),
         ({"scale": "1"}, "`scale` must be a number"),
         ({"rotary": True}, "`rotary` must be a function"),
-        ({"cache": caches.Contiguous}, "`cache` must be one of `jattn.layers.caches`"),
         ({"mask": 3}, "`mask` must be a mask piece"),
     ],
 )
@@ -157,17 +156,24 @@ def test_bad_choices_are_named(changes, message):
 def test_bad_calls_are_named():
     layer = LAYERS["DeepSeek"]
     parameters, x = parameters_of(layer), random(2, LENGTH, FEATURES)
-    other = caches.Contiguous(8).create((2,), 2, 11)
+    state, other = layer.initial_state(parameters, (2,), length=8), caches.Contiguous(8).create((2,), 2, 11)
+    _, later = layer.prefill(parameters, x, state)
     for call, message in (
         (lambda: layer(parameters, x[..., :3]), "`inputs` must have shape .* with features = 10"),
         (lambda: layer(parameters, x, positions=np.arange(3)), r"`positions` must have shape \[6\]"),
         (
             lambda: layer.prefill(parameters, x, other),
-            r"`state` must be a cache.*keys \[..., 1, 11\]; got a batch \(2,\)",
+            r"`state` .* keys \[..., 1, 11\] without values; got keys \(2, 8",
         ),
-        (lambda: layer.prefill(parameters, x, layer.initial_state(parameters)), r"`state` .* batch \(2,\)"),
-        (lambda: layer.prefill(parameters, x, x), "`state` must be a cache"),
-        (lambda: LatentAttention(FEATURES, 2, **SIZES).initial_state(parameters), "`cache` is needed to decode"),
+        (lambda: layer.prefill(parameters, x), "`state` must be what `initial_state"),
+        (
+            lambda: layer.step(parameters, x[0, 0], state),
+            r"`inputs` must have the batch axes \(2,\) of the state; got \(\)",
+        ),
+        (lambda: layer.prefill(parameters, x, state, first=1), "`first` must be True or False"),
+        (lambda: layer.prefill(parameters, x, later, first=True), "`first` is for a state without tokens"),
+        (lambda: layer.prefill(parameters, x, later), "`inputs` must end within the 8 places of the cache"),
+        (lambda: layer.initial_state(parameters), "`length` must be the number of places"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
