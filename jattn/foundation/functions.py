@@ -1,7 +1,7 @@
-"""A user's function of scalars, traced once, so that the arrays it closes over are arrays like any other.
+"""Trace a user's function of scalars once, so that the arrays it closes over can be handled like any others.
 
-Captured arrays must be leaves of the piece that holds the function: only then are they differentiated, batched and
-sharded with it.
+Captured arrays become leaves of the piece that holds the function: only leaves are differentiated, batched and
+sharded with the piece.
 """
 
 import contextlib
@@ -23,27 +23,28 @@ from .varying import varying_axes, without_mesh
 
 
 class Traced:
-    """The jaxpr of a function of scalars; its captured constants are kept elsewhere and passed to `__call__`.
+    """The jaxpr of a function of scalars. Its captured constants are stored elsewhere and passed to `__call__`.
 
-    Equal to another if they do the same: the same equations, the same numbers written in them.
+    Two are equal if they do the same: equal equations with equal literals.
 
     Attributes:
-        name: of the function.
-        jaxpr: of scalars, and of the constants.
+        name: the name of the function.
+        jaxpr: takes the constants and the scalars.
         reads: for each argument, whether the result depends on it.
     """
 
     def __init__(self, function: Callable[..., Any], closed: ClosedJaxpr):
-        # The function itself is not kept: it may hold large arrays, and compiled programs are kept by this.
+        # The function itself is not stored: it may hold large arrays, and the cache of compiled programs keeps this
+        # object alive.
         self.name = getattr(function, "__qualname__", None) or repr(function)
         self.jaxpr = closed.jaxpr
         self.reads = tuple(needed_inputs(closed.jaxpr, [True] * len(closed.jaxpr.outvars)))
         self._identity = identity(closed.jaxpr, function)
 
     def __call__(self, constants: tuple[jax.Array, ...], *arguments: jax.Array) -> jax.Array:
-        """Apply to arrays of arguments, elementwise, by broadcasting.
+        """Apply the function elementwise to arrays, which broadcast.
 
-        `constants` may have been aligned: the axes in front of each constant's own then broadcast too.
+        `constants` may have been aligned: extra leading axes of a constant broadcast too.
         """
         ranks = [variable.aval.ndim for variable in self.jaxpr.constvars]
         signature = ",".join(f"({','.join(f'c{i}_{axis}' for axis in range(rank))})" for i, rank in enumerate(ranks))
@@ -58,7 +59,7 @@ class Traced:
 
         dtypes = [variable.aval.dtype for variable in self.jaxpr.invars]
         given = [jnp.asarray(value).astype(dtype) for value, dtype in zip(arguments, dtypes, strict=True)]
-        with jax.numpy_rank_promotion("allow"):  # positions and constants are meant to broadcast
+        with jax.numpy_rank_promotion("allow"):  # positions and constants broadcast on purpose
             return jnp.vectorize(one, signature=signature)(*constants, *given)
 
     def __eq__(self, other: object) -> bool:
@@ -73,23 +74,23 @@ class Traced:
         return self.name
 
     def __deepcopy__(self, memo: Any) -> "Traced":
-        return self  # it never changes, and a jaxpr cannot be copied
+        return self  # immutable, and a jaxpr cannot be copied
 
 
 def takes_indices(function: Callable[..., Any], without: int, written: str) -> bool:
-    """Whether a function takes a batch and a head index too, told by the number of its arguments.
+    """Whether a function also takes a batch index and a head index, judged by its number of arguments.
 
     Args:
-        function: of `without` arguments, or of two more. Arguments with defaults count only where they are needed.
+        function: takes `without` arguments, or two more. Arguments with defaults count only if they are needed.
         without: the number of arguments without the indices.
         written: both signatures, for the message.
 
     Raises:
-        ValueError: another number of arguments.
+        ValueError: it takes another number of arguments.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (ValueError, TypeError):  # written in C, and silent about it
+    except (ValueError, TypeError):  # written in C, without a signature
         return False
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     least = sum(one.default is one.empty for one in positional)
@@ -108,10 +109,10 @@ def indices_of(piece: Any) -> tuple[Any, ...]:
 
 
 def given_indices(traced: Traced, heads: Any, examples: Any) -> dict[str, Any]:
-    """The index fields of a piece made of a function, from what the user gave.
+    """The index fields of a piece made from a function, as given by the user.
 
     Raises:
-        ValueError: an index that is not an array of integers, or one that the function does not take.
+        ValueError: an index is not an array of integers, or the function does not take it.
     """
     given = {}
     for name, value, place in (("examples", examples, -4), ("heads", heads, -3)):
@@ -131,7 +132,7 @@ def given_indices(traced: Traced, heads: Any, examples: Any) -> dict[str, Any]:
 
 
 def fill_indices(piece: Any, batch: tuple[int, ...], q_heads: int, split: tuple[str, ...], reader: str) -> Any:
-    """`Piece.indexed` of a piece made of a function: the indices that it reads and that were not given.
+    """`Piece.indexed` for a piece made from a function: fill in the indices that it reads and that were not given.
 
     Raises:
         ValueError: an index is not known.
@@ -166,10 +167,10 @@ def fill_indices(piece: Any, batch: tuple[int, ...], q_heads: int, split: tuple[
 
 
 def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[Any, ...], jax.ShapeDtypeStruct]:
-    """The traced function, the arrays it closes over, and the shape and dtype of what it returns.
+    """The traced function, the arrays it closes over, and the shape and dtype of its result.
 
     Raises:
-        ValueError: as `one_expression`.
+        ValueError: as in `one_expression`.
     """
     scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in dtypes]
     with one_expression("function", function), without_mesh():
@@ -178,7 +179,7 @@ def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[Any
         except (jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError) as error:
             try:
                 closed, result = jax.make_jaxpr(with_tables(function), return_shape=True)(*scalars)
-            except (AttributeError, TypeError):  # what `jax.numpy` has not, or takes otherwise
+            except (AttributeError, TypeError):  # `jax.numpy` lacks the function, or has another signature
                 raise error from None
     captured = (one if isinstance(one, jax.Array) else np.asarray(one) for one in closed.consts)
     return Traced(function, closed), tuple(captured), result
@@ -186,14 +187,14 @@ def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[Any
 
 @contextlib.contextmanager
 def one_expression(name: str, function: Any) -> Iterator[None]:
-    """What JAX says of a function that asks for the value of a traced number, in words that name the remedy.
+    """Turn JAX's errors about concrete values of tracers into an error that says how to rewrite the function.
 
     Args:
-        name: of the argument that the function is, or is a part of.
-        function: of which the message speaks.
+        name: the name of the argument that is, or contains, the function.
+        function: the function that the message is about.
 
     Raises:
-        ValueError: the function decides something in Python, or hands a traced number to NumPy or Python.
+        ValueError: the function branches in Python on a tracer, or passes one to NumPy or Python.
     """
     try:
         yield
@@ -215,7 +216,7 @@ _DECIDES = (
     "Write `&`, `|` and `~` for `and`, `or` and `not`, with each comparison in parentheses; `(a < b) & (b < c)` "
     "for `a < b < c`; and `jnp.where(condition, x, y)` for `x if condition else y`.",
 )
-# By the kind of the error, or by words in it.
+# Keyed by the type of the error, or by text in its message.
 _REMEDIES: tuple[tuple[type[Exception] | str, str, str], ...] = (
     (jax.errors.TracerBoolConversionError, *_DECIDES),
     ("truth value of an array", *_DECIDES),

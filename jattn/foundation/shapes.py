@@ -1,4 +1,4 @@
-"""Shapes as they are written in a docstring, checked against the arrays that came."""
+"""Check arrays against shapes written as in a docstring."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,16 +17,16 @@ def check_shapes(
     """The sizes of named axes, which all arrays must agree on.
 
     Args:
-        known: sizes that are settled before any array comes, such as a layer's features.
-        kind: the NumPy kind of dtype that all of the arrays must have.
-        **arrays: each with its layout, axes separated by spaces. A number is that size; `...` at the front is any
-            number of batch axes, the same for all arrays that have it.
+        known: sizes known beforehand, such as a layer's features.
+        kind: the kind of dtype that all the arrays must have, such as `jnp.floating`.
+        **arrays: pairs of an array and its layout, axes separated by spaces. A number is that size; a leading `...` is
+            any number of batch axes, equal for all arrays that have it.
 
     Returns:
         The size of each named axis.
 
     Raises:
-        ValueError: naming the array, its shape, the layout, and the array that settled the size first.
+        ValueError: names the array, its shape, the layout, and the array that determined the size.
 
     >>> import jax.numpy as jnp
     >>> check_shapes(query=(jnp.ones((2, 5, 16)), "... q_len dim"), key=(jnp.ones((2, 9, 16)), "... kv_len dim"))
@@ -71,10 +71,10 @@ def _why(axis: str, wanted: Any, settled_by: dict[str, str]) -> str:
 
 
 def check_lengths(lengths: Any, batch: tuple[int, ...], longest: int) -> jax.Array:
-    """The length of each example `[batch...]`; None is `longest` for all, one number is the same for all.
+    """The length of each example, `[batch...]`. None means `longest` for all; a single number applies to all.
 
     Raises:
-        ValueError: not integers; another shape than the batch axes; a known length beyond `longest`.
+        ValueError: they are not integers; the shape is not that of the batch axes; a known length exceeds `longest`.
 
     >>> print(check_lengths([3, 5], (2,), 5), check_lengths(None, (2,), 5))
     [3 5] [5 5]
@@ -93,7 +93,7 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], longest: int) -> jax.Arr
 
 
 def token_mask(lengths: Any, batch: tuple[int, ...], longest: int) -> jax.Array:
-    """Which positions are tokens and not padding: booleans `[batch..., longest]`; lengths as of `check_lengths`.
+    """Which positions are tokens rather than padding: booleans `[batch..., longest]`; `lengths` as in `check_lengths`.
 
     >>> print(token_mask([1, 3], (2,), 3).astype(int))
     [[1 0 0]

@@ -1,4 +1,4 @@
-"""A jaxpr that was traced outside `jax.shard_map`, evaluated on values inside it."""
+"""Evaluate, inside `jax.shard_map`, a jaxpr that was traced outside it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +11,11 @@ from .varying import vary, varying_axes
 
 
 def evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """The results of a jaxpr on values inside `shard_map`.
+    """Evaluate a jaxpr on values inside `shard_map`.
 
-    There the operands of a primitive must all vary over the same mesh axes. Functions of JAX see to that when they are
-    traced; a jaxpr traced elsewhere has numbers in it that vary over none, also in its branches and loops.
+    There, all operands of a primitive must vary over the same mesh axes. JAX's functions arrange this when they are
+    traced inside; a jaxpr traced outside contains constants that vary over none, also in its branches and loops.
+    Operands are therefore cast to vary over the axes that any of them varies over.
     """
     known: dict[Var, Any] = {}
     known.update(zip(jaxpr.constvars, constants, strict=True))
@@ -41,15 +42,15 @@ def evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence
 
 
 def carries_alone(equation: Any) -> bool:
-    """Whether a `scan` takes nothing from an array at each turn and adds nothing to one."""
+    """Whether a `scan` has only carries: no per-step inputs and no stacked outputs."""
     body = equation.params["jaxpr"].jaxpr
     inner = [variable.aval.shape for variable in (*body.invars, *body.outvars)]
     outer = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
-    return inner == outer  # what a turn takes or adds is smaller than the array
+    return inner == outer  # a per-step slice has fewer axes than the array
 
 
 def _within(closed: Any, axes: tuple[str, ...]) -> Callable[..., tuple[Any, ...]]:
-    """A nested jaxpr as a function, whose results vary over the axes."""
+    """A nested jaxpr as a function whose results vary over the axes."""
     return lambda *values: tuple(vary(evaluate_varying(closed.jaxpr, closed.consts, values), axes))
 
 
@@ -71,10 +72,10 @@ def _scan(equation: Any, values: list[Any], axes: tuple[str, ...]) -> Any:
     fixed = len(values) - len(equation.outvars)
     body = _within(params["jaxpr"], axes)
 
-    def turn(carry, _):
+    def step(carry, _):
         return body(*values[:fixed], *carry), None
 
-    return jax.lax.scan(turn, tuple(values[fixed:]), None, length=params["length"])[0]
+    return jax.lax.scan(step, tuple(values[fixed:]), None, length=params["length"])[0]
 
 
 def _while(equation: Any, values: list[Any], axes: tuple[str, ...]) -> Any:
@@ -88,7 +89,7 @@ def _while(equation: Any, values: list[Any], axes: tuple[str, ...]) -> Any:
 
 
 def _own(equation: Any, values: list[Any], axes: tuple[str, ...]) -> Any:
-    """A primitive that JAX writes in terms of others."""
+    """A primitive that JAX itself defines in terms of others."""
     del axes
     expand = getattr(equation.params.get("_prim"), "expand", None)
     return None if expand is None else jax.tree.leaves(expand(*values))

@@ -1,17 +1,17 @@
-"""Arrays on a mesh of devices: which axes are split, and functions that run on each device's shards.
+"""Arrays on a mesh of devices: which axes are split, and how to run a function on each device's shards.
 
-An axis of a mesh has one of three types, and each asks for something else of a function with a loop in it:
+A mesh axis has one of three types, and a function with a loop in it must treat each differently:
 
-- *Explicit* (the default of `jax.make_mesh`): the split is part of an array's type, `jax.typeof(x).sharding`, and a
-  slice along a split axis is an error. `run_split` therefore runs the function inside `jax.shard_map`, over exactly
+- *Explicit* (the default of `jax.make_mesh`): the sharding is part of an array's type, `jax.typeof(x).sharding`, and
+  slicing along a split axis is an error. `run_split` therefore runs the function inside `jax.shard_map`, over exactly
   the mesh axes that the arrays' batch and head axes are split over.
-- *Auto*: only the mesh can be seen, not the split. XLA keeps an axis split as long as nothing slices it; a loop
-  slices the minor part of the axis alone, once it is written as (major, minor) with `major_size` as the major part.
-- *Manual* (inside `jax.shard_map`): an array is one device's shard. Nothing is to be done.
+- *Auto*: only the mesh is visible, not the sharding. XLA keeps an axis split as long as nothing slices it. A loop
+  therefore writes the axis as (major, minor), with `major_size` as the major part, and slices only the minor part.
+- *Manual* (inside `jax.shard_map`): an array is one device's shard. Nothing needs to be done.
 
-An array's *layout* names its axes in order. An axis that may stay split has a name that all arrays of the call share
-(here the number of a batch axis, or "head"). One that must be whole has None, or `Whole(name)` where a result that has
-it too is split again as the array was.
+An array's *layout* names its axes in order. An axis that may stay split has a name shared by all arrays of the call
+(here the number of a batch axis, or "head"). An axis that must be whole is None, or `Whole(name)` if the result should
+be split along it as the array was.
 """
 
 import contextlib
@@ -33,11 +33,13 @@ AnyMesh = Mesh | AbstractMesh
 
 
 class Layout(tuple):
-    """The names of an array's axes, None for one that must be whole. A leaf of a tree, as an array is."""
+    """The names of an array's axes, None for one that must be whole. A leaf of a pytree, like the array."""
 
 
 def layout(batch_axes: int, *axes: Hashable | None) -> Layout:
-    """Of an array `[batch..., *axes]`; batch axes are numbered from the last, -1, so that arrays may have fewer.
+    """The layout of an array `[batch..., *axes]`.
+
+    Batch axes are numbered from the last, -1, so that arrays may have fewer of them.
 
     >>> layout(2, None, "head", None)
     (-2, -1, None, 'head', None)
@@ -46,7 +48,7 @@ def layout(batch_axes: int, *axes: Hashable | None) -> Layout:
 
 
 def mesh_axes(*names: Any) -> tuple[str, ...]:
-    """The mesh axes that are named, from names, tuples of names and None."""
+    """All mesh axes in a mix of names, tuples of names and None."""
     axes: list[str] = []
     for name in names:
         axes.extend(mesh_axes(*name) if isinstance(name, tuple) else [] if name is None else [name])
@@ -54,34 +56,34 @@ def mesh_axes(*names: Any) -> tuple[str, ...]:
 
 
 def mesh_of(*trees: Any) -> AbstractMesh:
-    """The mesh in the type of the arrays, else that of the context (`jax.set_mesh`); it may be empty."""
+    """The mesh in the type of the arrays, else that of the context (`jax.set_mesh`), which may be empty."""
     meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array))
     return next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())
 
 
 def spec_of(array: Any) -> tuple[Any, ...]:
-    """What each axis of an array is split over, as far as its type says (Explicit axes)."""
+    """What each axis of an array is split over, according to its type (Explicit axes)."""
     spec = tuple(jax.typeof(array).sharding.spec) if isinstance(array, jax.Array) else ()
     return spec + (None,) * (np.ndim(array) - len(spec))
 
 
 def auto_devices(*trees: Any) -> int:
-    """Over how many devices XLA may have split the arrays, along mesh axes of type Auto; 1 without such a mesh."""
+    """The number of devices that XLA may have split the arrays over, along Auto mesh axes; 1 without such axes."""
     mesh = mesh_of(*trees)
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return math.prod(mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto)
 
 
 def major_size(size: int, devices: int) -> int:
-    """How much of an axis of this size a loop must not slice, so that XLA can keep it split over `auto_devices`.
+    """The part of an axis of this size that a loop must not slice, so that XLA can keep it split over `auto_devices`.
 
-    Which mesh axes it is split over is unknown: over any of them, its devices divide this number.
+    Which mesh axes it is split over is unknown. The result is a multiple of the number of parts, whichever they are.
     """
-    return math.gcd(size, devices) if isinstance(size, int) else 1  # the symbol of a size, in `jax.export`
+    return math.gcd(size, devices) if isinstance(size, int) else 1  # a symbolic size, in `jax.export`
 
 
 class Whole(str):
-    """The name of an axis that is gathered for a function, and split again in its result."""
+    """The name of an axis that is gathered for a function and split again in its result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +95,19 @@ class Split:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The mesh axes over which the function runs."""
+        """The mesh axes that the function runs over."""
         return tuple(dict.fromkeys(mesh_axes(*(over for name, over in self.axes if not isinstance(name, Whole)))))
 
     def over(self, name: Hashable) -> tuple[str, ...]:
-        """The mesh axes of a named axis."""
+        """The mesh axes that a named axis is split over."""
         return dict(self.axes).get(name, ())
 
     def parts(self, name: Hashable) -> int:
-        """In how many parts a named axis is."""
+        """The number of parts that a named axis is split into."""
         return math.prod(self.mesh.shape[axis] for axis in self.over(name))
 
     def spec(self, names: Layout, shape: tuple[int, ...], *, gathered: bool = True) -> PartitionSpec:
-        """The spec of an array, for the function or (not `gathered`) as a result.
+        """The spec of an array, as an input of the function or (not `gathered`) as a result.
 
         An axis that the devices do not divide, such as one of size 1, is whole.
         """
@@ -120,10 +122,12 @@ class Split:
 
 
 def split_of(arrays: Any, layouts: Any) -> Split | None:
-    """How the arrays of a call are split, by the first one that has each named axis split; None without Explicit axes.
+    """How the arrays of a call are split, or None without Explicit axes.
+
+    The first array that is split along a named axis decides for that name.
 
     Args:
-        arrays: a tree of arrays, those that decide first in front.
+        arrays: a tree of arrays, in order of precedence.
         layouts: a tree with a `Layout` for each of them.
     """
     leaves = jax.tree.leaves(arrays)
@@ -137,7 +141,7 @@ def split_of(arrays: Any, layouts: Any) -> Split | None:
     ]
     found: dict[Hashable, tuple[str, ...]] = {}
     kept: set[str] = set()
-    for name, over in sorted(given, key=lambda item: isinstance(item[0], Whole)):  # what is gathered comes last
+    for name, over in sorted(given, key=lambda item: isinstance(item[0], Whole)):  # gathered axes come last
         axes = mesh_axes(over)
         if name is not None and axes and name not in found and not set(axes) & kept:
             found[name] = axes
@@ -158,25 +162,25 @@ def run_split(
     *,
     shared_vary: bool = True,
 ) -> Any:
-    """`function(*arrays)` on each device's shards of them, as `split` says; other axes are gathered in front.
+    """`function(*arrays)` on each device's shards, as `split` says; other axes are gathered first.
 
-    Differentiable, and under `vmap` over an axis that is split too. The gradient of each array has the array's own
-    sharding; what several devices share is summed over them.
+    Differentiable, also under `vmap` over an axis that is itself split. The gradient of each array has the array's own
+    sharding; gradients of arrays shared by several devices are summed over them.
 
     Args:
-        function: of local arrays. Outside of `jit`, one that compares equal to that of an earlier call (a function of
-            a module, a frozen dataclass with `__call__`) is not compiled again.
-        arrays: trees of arrays. NumPy arrays that are not split stay NumPy inside, and so known while tracing.
+        function: takes local arrays. Outside `jit`, it is not recompiled if it compares equal to that of an earlier
+            call (a module-level function, or a frozen dataclass with `__call__`).
+        arrays: trees of arrays. NumPy arrays that are not split stay NumPy inside, hence known at trace time.
         layouts: trees with the `Layout` of each array.
-        out_layouts: of the result.
+        out_layouts: the layouts of the result.
         split: from `split_of`.
-        shared_vary: as of `run_on_shards`.
+        shared_vary: as in `run_on_shards`.
     """
     specs = [
         split.spec(names, np.shape(leaf))
         for leaf, names in zip(jax.tree.leaves(arrays), _layouts(layouts), strict=True)
     ]
-    # Inside, the sizes of the result are not known yet: what is split is so whatever its size.
+    # The sizes of the result are not known yet: assume that they are divisible (0 is divisible by everything).
     out_specs = jax.tree.map(lambda names: split.spec(names, (0,) * len(names)), out_layouts)
     out = run_on_shards(function, arrays, specs, out_specs, mesh=split.mesh, axes=split.kept, shared_vary=shared_vary)
     return jax.tree.map(
@@ -187,7 +191,7 @@ def run_split(
 
 
 def reshard(array: Any, mesh: AnyMesh, spec: PartitionSpec) -> Any:
-    """The array laid out as `spec` on a mesh with Explicit axes."""
+    """The array, resharded to `spec` on a mesh with Explicit axes."""
     here = jax.typeof(array).sharding if isinstance(array, jax.Array) else None
     if here is not None and here.mesh == mesh and tuple(here.spec) == tuple(spec):
         return array
@@ -204,20 +208,20 @@ def run_on_shards(
     axes: tuple[str, ...] | None = None,
     shared_vary: bool = True,
 ) -> Any:
-    """`function(*arrays)`, on each device with its shards: `jax.shard_map` that keeps what is known known.
+    """`function(*arrays)` on each device with its shards: a `jax.shard_map` that leaves known arrays known.
 
     Inside, every array varies over all the mesh axes that any spec names (in JAX's types), so that the gradients of
-    what is shared are summed over the devices once, where the array enters.
+    shared arrays are summed over the devices once, where the array enters.
 
     Args:
-        function: of local arrays.
-        arrays: trees of arrays. NumPy arrays that are not split stay NumPy: what is known while tracing (positions, a
-            table of blocks) stays known, and with it the plan of tiles.
-        specs: likewise trees, with a `PartitionSpec` for each array.
-        out_specs: of the result.
-        mesh: whose axes are named.
-        axes: the mesh axes that `function` no longer sees; by default all. The others keep their types.
-        shared_vary: False where shared arrays must not vary, as a result is made of them alone and is shared, too;
+        function: takes local arrays.
+        arrays: trees of arrays. NumPy arrays that are not split stay NumPy, so what is known at trace time (positions,
+            a table of blocks) stays known, and so does the plan of tiles.
+        specs: trees with a `PartitionSpec` for each array.
+        out_specs: the specs of the result.
+        mesh: the mesh whose axes are named.
+        axes: the mesh axes that are Manual inside; by default all. The others keep their types.
+        shared_vary: False if shared arrays must not vary, because a result that is shared is computed from them alone;
             their gradients are then summed at every use.
     """
     leaves, tree = jax.tree.flatten(arrays)
@@ -232,7 +236,7 @@ def run_on_shards(
     shards = _Shards(function, tree, kept, moved_specs, tuple(out_leaves), out_tree, mesh, axes, shared_vary)
     if axes is None:
         return shards(*moved)
-    # In a `jit`: outside of one, JAX 0.10 has no `shard_map` over a part of the mesh.
+    # Inside a `jit`, because outside of one JAX 0.10 has no `shard_map` over part of the mesh.
     return _compiled(shards)(*moved)
 
 
@@ -255,17 +259,18 @@ class _Shards:
         context = jax.sharding.get_abstract_mesh()
         if self.axes == ():
             abstract = self.mesh.abstract_mesh if isinstance(self.mesh, Mesh) else self.mesh
-            # Nothing is split: the arrays are whole, but typed with the mesh, as the function's own ones must be.
+            # Nothing is split: the arrays are whole, but their types name the mesh, so the function's own arrays must
+            # name it too.
             with jax.sharding.use_abstract_mesh(abstract) if context.empty else contextlib.nullcontext():
                 return self.local(*placed)
         out_specs = self.out_tree.unflatten(self.out_specs)
         mesh = self.mesh if self.axes is None or context.empty else None
-        names = set() if self.axes is None else set(self.axes)  # the empty set stands for all
+        names = set() if self.axes is None else set(self.axes)  # the empty set means all axes
         run = jax.shard_map(self.entering, mesh=mesh, in_specs=self.specs, out_specs=out_specs, axis_names=names)
         return run(*placed)
 
     def placed(self, array: Any, spec: PartitionSpec) -> Any:
-        """The array laid out as `spec`: a mesh with Explicit axes wants that said, others do it on their own."""
+        """The array resharded to `spec`: Explicit axes require it to be explicit, other axes are resharded by XLA."""
         if AxisType.Explicit in self.mesh.axis_types:
             return reshard(array, self.mesh, spec)
         return array
@@ -290,7 +295,7 @@ def _compiled(shards: _Shards) -> Callable[..., Any]:
 
 
 def summed_einsum(equation: str, *arrays: Any, **options: Any) -> jax.Array:
-    """`jnp.einsum` where what is summed over may be split over Explicit axes: JAX asks how the sum shall be split.
+    """`jnp.einsum` over axes that may be split over Explicit axes, where JAX requires an output sharding.
 
     Each axis of the result is split as in the first array that has it.
 
@@ -323,13 +328,13 @@ def summed_einsum(equation: str, *arrays: Any, **options: Any) -> jax.Array:
 
 
 def _mesh_of_devices(*arrays: Any) -> Mesh | None:
-    """The mesh of the arrays that are computed already, outside `jit`: JAX then asks for devices, not for names."""
+    """The mesh of concrete arrays, outside `jit`: there JAX needs a mesh of devices, not of names alone."""
     given = (array.sharding for array in arrays if isinstance(array, jax.Array) and not isinstance(array, Tracer))
     return next((one.mesh for one in given if isinstance(one, NamedSharding) and isinstance(one.mesh, Mesh)), None)
 
 
 def _on_mesh(array: Any, mesh: AnyMesh) -> jax.Array:
-    """An array that is on no mesh yet (a parameter, a constant), on all devices of this one."""
+    """Replicate an array that is not on a mesh yet (a parameter, a constant) over all devices of this one."""
     if isinstance(array, jax.Array) and not jax.typeof(array).sharding.mesh.empty:
         return array
     if isinstance(mesh, Mesh):
@@ -338,7 +343,7 @@ def _on_mesh(array: Any, mesh: AnyMesh) -> jax.Array:
 
 
 def gather(array: jax.Array, axis: int) -> jax.Array:
-    """The array with this axis whole on every device, where it is split over Explicit axes."""
+    """The array with this axis whole on every device, if it was split over Explicit axes."""
     spec = list(spec_of(array))
     if not spec or spec[axis] is None:
         return array
@@ -347,7 +352,7 @@ def gather(array: jax.Array, axis: int) -> jax.Array:
 
 
 def split_like(array: jax.Array, other: jax.Array) -> jax.Array:
-    """The array with its axes split over Explicit axes as those of `other`, where they are divided by the devices."""
+    """The array with its axes split over the Explicit axes of `other`, where the number of devices divides them."""
     mesh = mesh_of(other)
     if AxisType.Explicit not in mesh.axis_types:
         return array
