@@ -133,11 +133,6 @@ def known_while_tracing(tree: Any) -> Any:
     )
 
 
-def has_numbers(array: jax.Array) -> bool:
-    """Whether NumPy can hold the array. It cannot hold random keys."""
-    return not jnp.issubdtype(array.dtype, jax.dtypes.extended)
-
-
 def as_known(value: Any) -> Any:
     """The array as a NumPy array if it is known at trace time; a tracer stays as it is."""
     return value if isinstance(value, Tracer) else np.asarray(value)

@@ -12,7 +12,7 @@ from ...foundation.numerics import accumulation_dtype
 from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, zeros
 
-FORMS = ("gate", "scalar", "tanh", "film")
+KINDS = ("gate", "scalar", "tanh", "film")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Modulation(Layer):
     Args:
         features: of y and of the result.
         context_features: of c.
-        form: which of the four.
+        kind: which of the four.
 
     Raises:
-        ValueError: a size is below 1, an unknown form; at the call, shapes do not match.
+        ValueError: a size is below 1, an unknown `kind`; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = Modulation(16, 8, "film")
@@ -47,11 +47,11 @@ class Modulation(Layer):
 
     features: int
     context_features: int
-    form: Literal["gate", "scalar", "tanh", "film"] = "gate"
+    kind: Literal["gate", "scalar", "tanh", "film"] = "gate"
 
     def __post_init__(self):
         check_positive(features=self.features, context_features=self.context_features)
-        check_choice("form", self.form, FORMS)
+        check_choice("kind", self.kind, KINDS)
 
     def parameters(self) -> dict[str, Any]:
         """`kernel` and `bias`.
@@ -61,9 +61,9 @@ class Modulation(Layer):
         `[2, features]`, γ first.
         """
         context, features = self.context_features, self.features
-        if self.form == "scalar":
+        if self.kind == "scalar":
             return {"kernel": kernel(context, features), "bias": bias()}
-        if self.form == "film":
+        if self.kind == "film":
             return {"kernel": kernel(context, 2, features)._replace(init=zeros), "bias": bias(2, features)}
         return {"kernel": kernel(context + features, features), "bias": bias(features)}
 
@@ -81,12 +81,12 @@ class Modulation(Layer):
         weight, shift = parameters["kernel"], parameters["bias"]
         dtype = accumulation_dtype(outputs, context, weight, shift)
         y, c, weight, shift = (array.astype(dtype) for array in (outputs, context, weight, shift))
-        if self.form == "scalar":
+        if self.kind == "scalar":
             out = jax.nn.sigmoid((c @ weight * y).sum(-1, keepdims=True) + shift) * y
-        elif self.form == "film":
+        elif self.kind == "film":
             scale, offset = jnp.moveaxis(jnp.einsum("...c,cnf->...nf", c, weight) + shift, -2, 0)
             out = (1 + scale) * y + offset
         else:
             joined = jnp.concatenate([c, y], -1) @ weight + shift
-            out = jnp.tanh(joined) if self.form == "tanh" else jax.nn.sigmoid(joined) * y
+            out = jnp.tanh(joined) if self.kind == "tanh" else jax.nn.sigmoid(joined) * y
         return out.astype(outputs.dtype)

@@ -24,7 +24,7 @@ BLOCK = 4096
 """Places of memory that are scored at a time."""
 
 
-class Ring(NamedTuple):
+class RingBuffer(NamedTuple):
     """Past keys and values; the newest overwrite the oldest. Constants for gradients.
 
     keys: `[..., size, kv_heads, dim]`.
@@ -37,27 +37,27 @@ class Ring(NamedTuple):
     written: jax.Array
 
 
-def empty_ring(key: jax.Array, value: jax.Array, size: int) -> Ring:
-    """A ring of `size` places for keys and values like these `[..., length, kv_heads, dim]`.
+def empty_ring_buffer(key: jax.Array, value: jax.Array, size: int) -> RingBuffer:
+    """A ring buffer of `size` places for keys and values like these `[..., length, kv_heads, dim]`.
 
     Raises:
         ValueError: `size` is below 1; keys or values that are no floating-point arrays of three axes and more.
 
     >>> import jax.numpy as jnp
-    >>> empty_ring(jnp.ones((2, 5, 4, 8)), jnp.ones((2, 5, 4, 8)), 100).keys.shape
+    >>> empty_ring_buffer(jnp.ones((2, 5, 4, 8)), jnp.ones((2, 5, 4, 8)), 100).keys.shape
     (2, 100, 4, 8)
     """
     check_positive(size=size)
     check_shapes(key=(key, "... length kv_heads dim"), value=(value, "... length kv_heads v_dim"))
     keys, values = (jnp.zeros((*x.shape[:-3], size, *x.shape[-2:]), x.dtype) for x in (key, value))
-    return Ring(keys, values, jnp.zeros((), jnp.int32))
+    return RingBuffer(keys, values, jnp.zeros((), jnp.int32))
 
 
-def write_ring(ring: Ring, key: jax.Array, value: jax.Array) -> Ring:
-    """The ring after these keys and values, in their order; of more than it holds, the last stay.
+def write_ring_buffer(buffer: RingBuffer, key: jax.Array, value: jax.Array) -> RingBuffer:
+    """The buffer after these keys and values, in their order; of more than it holds, the last stay.
 
     Args:
-        ring: before.
+        buffer: before.
         key: `[..., length, kv_heads, dim]`.
         value: `[..., length, kv_heads, v_dim]`.
 
@@ -66,39 +66,39 @@ def write_ring(ring: Ring, key: jax.Array, value: jax.Array) -> Ring:
 
     >>> import jax.numpy as jnp
     >>> key = jnp.arange(5.0).reshape(5, 1, 1)
-    >>> print(write_ring(empty_ring(key, key, 3), key, key).keys.ravel())
+    >>> print(write_ring_buffer(empty_ring_buffer(key, key, 3), key, key).keys.ravel())
     [3. 4. 2.]
     """
-    check_record("ring", ring, Ring)
+    check_record("buffer", buffer, RingBuffer)
     check_shapes(
-        keys=(ring.keys, "... size kv_heads dim"),
-        values=(ring.values, "... size kv_heads v_dim"),
+        keys=(buffer.keys, "... size kv_heads dim"),
+        values=(buffer.values, "... size kv_heads v_dim"),
         key=(key, "... length kv_heads dim"),
         value=(value, "... length kv_heads v_dim"),
     )
-    size, length = ring.keys.shape[-3], key.shape[-3]
+    size, length = buffer.keys.shape[-3], key.shape[-3]
     kept = min(size, length)
-    places = (ring.written + length - kept + jnp.arange(kept)) % size
+    places = (buffer.written + length - kept + jnp.arange(kept)) % size
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
         new = jax.lax.stop_gradient(new[..., length - kept :, :, :]).astype(old.dtype)
         return jax.lax.stop_gradient(old).at[..., places, :, :].set(new)
 
-    return Ring(write(ring.keys, key), write(ring.values, value), ring.written + length)
+    return RingBuffer(write(buffer.keys, key), write(buffer.values, value), buffer.written + length)
 
 
 @by_example(by_shape=True, query="length heads dim")
-def ring_attention(query: jax.Array, ring: Ring, *, top_k: int = 32, similarity: Any = None) -> Partial:
-    """Attention of each query, in each head, over the `top_k` keys of the ring with the largest dot product.
+def ring_buffer_attention(query: jax.Array, buffer: RingBuffer, *, top_k: int = 32, similarity: Any = None) -> Partial:
+    """Attention of each query, in each head, over the `top_k` keys of the buffer with the largest dot product.
 
     Wu, Rabe, Hutchins & Szegedy 2022 (arXiv:2203.08913), with an exact search in place of their approximate one. The
-    ring is scored in blocks of 4096 places, so memory is O(q_len · (4096 + top_k)). No gradient flows into the ring;
+    buffer is scored in blocks of 4096 places, so memory is O(q_len · (4096 + top_k)). No gradient flows into it;
     that to the query is of the attention over the keys found.
 
     Args:
         query: `[..., q_len, q_heads, dim]`.
-        ring: its heads divide `q_heads`; not yet written places are not found.
-        top_k: how many keys are found, at most the size of the ring.
+        buffer: its heads divide `q_heads`; not yet written places are not found.
+        top_k: how many keys are found, at most the size of the buffer.
         similarity: from query and found key to the score; by default `ScaledDot()`. Found are always the largest
             q·k, which is the same for a `Dot` or `ScaledDot`, and for a `Cosine` where all keys have one norm.
 
@@ -107,19 +107,19 @@ def ring_attention(query: jax.Array, ring: Ring, *, top_k: int = 32, similarity:
         attention with that over other keys.
 
     Raises:
-        ValueError: a ring smaller than `top_k`; shapes do not match.
+        ValueError: a buffer smaller than `top_k`; shapes do not match.
 
     >>> import jax
     >>> q, k = jax.random.normal(jax.random.key(0), (5, 2, 4)), jax.random.normal(jax.random.key(1), (9, 2, 4))
-    >>> ring = write_ring(empty_ring(k, k, 64), k, k)
-    >>> ring_attention(q, ring, top_k=3).out.shape
+    >>> buffer = write_ring_buffer(empty_ring_buffer(k, k, 64), k, k)
+    >>> ring_buffer_attention(q, buffer, top_k=3).out.shape
     (5, 2, 4)
     """
-    check_record("ring", ring, Ring)
+    check_record("buffer", buffer, RingBuffer)
     sizes = check_shapes(
         query=(query, "... q_len q_heads dim"),
-        keys=(ring.keys, "... size kv_heads dim"),
-        values=(ring.values, "... size kv_heads v_dim"),
+        keys=(buffer.keys, "... size kv_heads dim"),
+        values=(buffer.values, "... size kv_heads v_dim"),
     )
     check_positive(top_k=top_k)
     if top_k > sizes["size"]:
@@ -128,7 +128,7 @@ def ring_attention(query: jax.Array, ring: Ring, *, top_k: int = 32, similarity:
         raise ValueError(
             f"`query` must have a multiple of the heads of the memory; got {sizes['q_heads']} and {sizes['kv_heads']}."
         )
-    keys, values, written = jax.lax.stop_gradient(ring)
+    keys, values, written = jax.lax.stop_gradient(buffer)
     places, found = _largest(jax.lax.stop_gradient(query), keys, written, top_k)
 
     def gather(stored: jax.Array) -> jax.Array:  # -> [..., q_len, top_k, q_heads, dim]
@@ -181,14 +181,14 @@ class Memorizing(Layer):
     Args:
         features: of inputs and output.
         heads: of queries, keys and values.
-        memory_size: places of the ring.
+        memory_size: places of the buffer.
         top_k: keys found for each query and head.
-        form: `"gated"` or `"joint"`.
+        combine: `"gated"` or `"joint"`.
         head_dim: by default `features / heads`.
 
     Raises:
-        ValueError: a size is below 1; a memory smaller than `top_k`; another form; `features` not a multiple of `heads`
-            without `head_dim`; at the call, shapes do not match.
+        ValueError: a size is below 1; a memory smaller than `top_k`; another `combine`; `features` not a
+            multiple of `heads` without `head_dim`; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = Memorizing(16, heads=2, memory_size=100, top_k=4)
@@ -205,12 +205,12 @@ class Memorizing(Layer):
     heads: int
     memory_size: int
     top_k: int = 32
-    form: str = "gated"
+    combine: str = "gated"
     head_dim: int | None = None
 
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads, memory_size=self.memory_size, top_k=self.top_k)
-        check_choice("form", self.form, ("gated", "joint"))
+        check_choice("combine", self.combine, ("gated", "joint"))
         if self.head_dim is None:
             check_multiple("heads", features=self.features, heads=self.heads, unless="head_dim")
         check_positive(head_dim=self.dim)
@@ -225,7 +225,7 @@ class Memorizing(Layer):
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value` kernels, `scale [heads]`, `out.kernel`; `gate [heads]` in the gated form."""
         into = (self.features, self.heads, self.dim)
-        gate = {"gate": bias(self.heads)} if self.form == "gated" else {}
+        gate = {"gate": bias(self.heads)} if self.combine == "gated" else {}
         return {
             **{name: {"kernel": kernel(*into)} for name in ("query", "key", "value")},
             "scale": bias(self.heads, init=jax.nn.initializers.constant(8.0)),
@@ -237,12 +237,12 @@ class Memorizing(Layer):
         self,
         parameters: Mapping[str, Any],
         inputs: jax.Array,
-        memory: Ring | None = None,
+        memory: RingBuffer | None = None,
         *,
         key_inputs: jax.Array | None = None,
         mask: Any = None,
         **pieces: Any,
-    ) -> tuple[jax.Array, Ring]:
+    ) -> tuple[jax.Array, RingBuffer]:
         """`(out [..., length, features], memory for the next segment)`.
 
         Args:
@@ -260,20 +260,20 @@ class Memorizing(Layer):
             for name, source in (("query", inputs), ("key", sources["key_inputs"]), ("value", inputs))
         )
         query, key = unit(query).astype(query.dtype), unit(key).astype(key.dtype)
-        memory = empty_ring(key, value, self.memory_size) if memory is None else memory
-        check_record("memory", memory, Ring)
+        memory = empty_ring_buffer(key, value, self.memory_size) if memory is None else memory
+        check_record("memory", memory, RingBuffer)
         if memory.keys.shape[-3] != self.memory_size:
             raise ValueError(f"`memory` must have {self.memory_size} places; got keys of shape {memory.keys.shape}.")
         pieces = leave_out(pieces, "it is the cosine times the layer's `scale`", "similarity")
         similarity = Dot(parameters["scale"])
         seen = Causal() if mask is None else Causal() & as_mask(mask)
         local = partial_attention(query, key, value, similarity=similarity, mask=seen, **pieces)
-        far = ring_attention(query, memory, top_k=self.top_k, similarity=similarity)
-        if self.form == "joint":
+        far = ring_buffer_attention(query, memory, top_k=self.top_k, similarity=similarity)
+        if self.combine == "joint":
             joined = merge(local, far).out
         else:
             gate = jax.nn.sigmoid(parameters["gate"].astype(far.lse.dtype))
             gate = jnp.where(jnp.isneginf(far.lse), 0, gate)[..., None]
             joined = (gate * far.out + (1 - gate) * local.out).astype(value.dtype)
         out = jnp.einsum("...thd,hdf->...tf", joined, parameters["out"]["kernel"])
-        return out, write_ring(memory, key, value)
+        return out, write_ring_buffer(memory, key, value)

@@ -144,7 +144,7 @@ def _waves(positions: Any, frequencies: int, dtype: Any) -> tuple[jax.Array, jax
     return jnp.asarray(np.sin(angles), dtype), jnp.asarray(np.cos(angles), dtype)
 
 
-class Recurrence(NamedTuple):
+class SegmentMemory(NamedTuple):
     """What a segment leaves for the next one.
 
     states: `[..., memory_len, features]`, the newest last; constants for gradients.
@@ -155,18 +155,18 @@ class Recurrence(NamedTuple):
     filled: jax.Array
 
 
-def empty_recurrence(inputs: jax.Array, memory_len: int) -> Recurrence:
+def empty_segment_memory(inputs: jax.Array, memory_len: int) -> SegmentMemory:
     """Memory before the first segment `inputs [..., q_len, features]`."""
     *batch, _, features = inputs.shape
-    return Recurrence(jnp.zeros((*batch, memory_len, features), inputs.dtype), jnp.zeros((), jnp.int32))
+    return SegmentMemory(jnp.zeros((*batch, memory_len, features), inputs.dtype), jnp.zeros((), jnp.int32))
 
 
-def remember(memory: Recurrence, inputs: jax.Array) -> Recurrence:
+def append_segment(memory: SegmentMemory, inputs: jax.Array) -> SegmentMemory:
     """The last `memory_len` of the states before and the inputs."""
     memory_len = memory.states.shape[-2]
     joined = jnp.concatenate([memory.states, inputs.astype(memory.states.dtype)], -2)
     states = jax.lax.stop_gradient(joined[..., joined.shape[-2] - memory_len :, :])
-    return Recurrence(states, jnp.minimum(memory.filled + inputs.shape[-2], memory_len))
+    return SegmentMemory(states, jnp.minimum(memory.filled + inputs.shape[-2], memory_len))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,11 +229,11 @@ class TransformerXL(Layer):
         self,
         parameters: Mapping[str, Any],
         inputs: jax.Array,
-        memory: Recurrence | None = None,
+        memory: SegmentMemory | None = None,
         *,
         mask: Any = None,
         **pieces: Any,
-    ) -> tuple[jax.Array, Recurrence]:
+    ) -> tuple[jax.Array, SegmentMemory]:
         """`(out [..., q_len, features], memory for the next segment)`.
 
         Args:
@@ -246,13 +246,13 @@ class TransformerXL(Layer):
         """
         memory = self.check(inputs, memory)
         out = self.attend(parameters, inputs, memory.states, memory.filled, mask, **pieces)
-        return out, remember(memory, inputs)
+        return out, append_segment(memory, inputs)
 
-    def check(self, inputs: jax.Array, memory: Recurrence | None) -> Recurrence:
+    def check(self, inputs: jax.Array, memory: SegmentMemory | None) -> SegmentMemory:
         """Shapes of a call; the memory, empty where there is none."""
         check_shapes({"features": self.features}, inputs=(inputs, "... q_len features"))
-        memory = empty_recurrence(inputs, self.memory_len) if memory is None else memory
-        check_record("memory", memory, Recurrence)
+        memory = empty_segment_memory(inputs, self.memory_len) if memory is None else memory
+        check_record("memory", memory, SegmentMemory)
         known: Any = {"...": inputs.shape[:-2], "memory_len": self.memory_len, "features": self.features}
         check_shapes(known, memory=(memory.states, "... memory_len features"))
         return memory

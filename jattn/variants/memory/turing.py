@@ -33,7 +33,7 @@ class Addressing(NamedTuple):
     sharpness: jax.Array
 
 
-def address(memory: jax.Array, previous: jax.Array, aim: Addressing) -> jax.Array:
+def address(memory: jax.Array, previous: jax.Array, addressing: Addressing) -> jax.Array:
     """The weights of each head over the slots.
 
         content: w_c(i) = softmax_i(β cos(key, M_i))     gate: w_g = g w_c + (1 - g) w_previous
@@ -45,7 +45,7 @@ def address(memory: jax.Array, previous: jax.Array, aim: Addressing) -> jax.Arra
     Args:
         memory: M `[..., slots, width]`.
         previous: weights of the step before, `[..., heads, slots]`.
-        aim: key, strength, gate, shifts and sharpness of each head.
+        addressing: key, strength, gate, shifts and sharpness of each head.
 
     Returns:
         `[..., heads, slots]`, float32 (float64 for float64).
@@ -55,36 +55,36 @@ def address(memory: jax.Array, previous: jax.Array, aim: Addressing) -> jax.Arra
 
     >>> import jax.numpy as jnp
     >>> one = jnp.ones(1)
-    >>> aim = Addressing(jnp.zeros((1, 2)), one, 0 * one, jnp.array([[0.0, 0.0, 1.0]]), one)  # one step on
-    >>> print(address(jnp.zeros((4, 2)), jnp.array([[0.0, 1.0, 0.0, 0.0]]), aim))
+    >>> addressing = Addressing(jnp.zeros((1, 2)), one, 0 * one, jnp.array([[0.0, 0.0, 1.0]]), one)  # one step on
+    >>> print(address(jnp.zeros((4, 2)), jnp.array([[0.0, 1.0, 0.0, 0.0]]), addressing))
     [[0. 0. 1. 0.]]
     """
-    if not isinstance(aim, Addressing):
-        raise ValueError(f"`aim` must be an `Addressing`; got {type(aim).__name__}.")
+    if not isinstance(addressing, Addressing):
+        raise ValueError(f"`addressing` must be an `Addressing`; got {type(addressing).__name__}.")
     sizes = check_shapes(
         memory=(memory, "... slots width"),
         previous=(previous, "... heads slots"),
-        key=(aim.key, "... heads width"),
-        strength=(aim.strength, "... heads"),
-        gate=(aim.gate, "... heads"),
-        shifts=(aim.shifts, "... heads shifts"),
-        sharpness=(aim.sharpness, "... heads"),
+        key=(addressing.key, "... heads width"),
+        strength=(addressing.strength, "... heads"),
+        gate=(addressing.gate, "... heads"),
+        shifts=(addressing.shifts, "... heads shifts"),
+        sharpness=(addressing.sharpness, "... heads"),
     )
     if sizes["shifts"] % 2 == 0 or sizes["shifts"] > sizes["slots"]:
         raise ValueError(
             f"`shifts` must be an odd number of steps -reach, ..., reach, at most the {sizes['slots']} slots; got "
             f"{sizes['shifts']}."
         )
-    dtype = accumulation_dtype(memory, previous, *aim)
+    dtype = accumulation_dtype(memory, previous, *addressing)
     content = attention_weights(
-        aim.key[..., None, :, :], memory[..., :, None, :], similarity=Cosine(), scores=Scale(aim.strength)
+        addressing.key[..., None, :, :], memory[..., :, None, :], similarity=Cosine(), scores=Scale(addressing.strength)
     )[..., 0, :]
-    gate = aim.gate.astype(dtype)[..., None]
+    gate = addressing.gate.astype(dtype)[..., None]
     gated = gate * content.astype(dtype) + (1 - gate) * previous.astype(dtype)
     reach = sizes["shifts"] // 2
-    steps = aim.shifts.astype(dtype)
+    steps = addressing.shifts.astype(dtype)
     shifted = sum(jnp.roll(gated, step, -1) * steps[..., step + reach, None] for step in range(-reach, reach + 1))
-    return sharpen(jnp.asarray(shifted), aim.sharpness.astype(dtype)[..., None])
+    return sharpen(jnp.asarray(shifted), addressing.sharpness.astype(dtype)[..., None])
 
 
 def sharpen(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
@@ -195,12 +195,12 @@ class TuringMemory(Layer):
 
     def parameters(self) -> dict[str, Any]:
         """`read` and `write`, a `kernel [features, heads, numbers]` and `bias [heads, numbers]` each."""
-        aim = self.width + 2 * self.reach + 4
+        numbers = self.width + 2 * self.reach + 4
 
         def projection(numbers: int) -> dict[str, Any]:
             return {"kernel": kernel(self.features, self.heads, numbers), "bias": bias(self.heads, numbers)}
 
-        return {"read": projection(aim), "write": projection(aim + 2 * self.width)}
+        return {"read": projection(numbers), "write": projection(numbers + 2 * self.width)}
 
     def begin(self, batch: tuple[int, ...] = (), dtype: Any = jnp.float32) -> TuringState:
         """A memory of zeros of this dtype, with all heads at the first slot (in float32, or float64)."""
@@ -220,23 +220,23 @@ class TuringMemory(Layer):
             reading=(state.reading, "... heads slots"),
             writing=(state.writing, "... heads slots"),
         )
-        aim, (erase, add) = self._aim(parameters["write"], controller)
-        writing = address(state.memory, state.writing, aim)
+        addressing, (erase, add) = self._addressing(parameters["write"], controller)
+        writing = address(state.memory, state.writing, addressing)
         memory = write_slots(state.memory, writing, jax.nn.sigmoid(erase), add)
-        aim, _ = self._aim(parameters["read"], controller)
-        reading = address(memory, state.reading, aim)
+        addressing, _ = self._addressing(parameters["read"], controller)
+        reading = address(memory, state.reading, addressing)
         return read_slots(memory, reading), TuringState(memory, reading, writing)
 
-    def _aim(self, projection: Mapping[str, Any], controller: jax.Array) -> tuple[Addressing, tuple]:
+    def _addressing(self, projection: Mapping[str, Any], controller: jax.Array) -> tuple[Addressing, tuple]:
         made = jnp.einsum("...f,fhn->...hn", controller, projection["kernel"]) + projection["bias"]
         key, made = made[..., : self.width], made[..., self.width :]
         strength, gate, sharpness = (made[..., n] for n in range(3))
         shifts, rest = jnp.split(made[..., 3:], [2 * self.reach + 1], -1)
-        aim = Addressing(
+        addressing = Addressing(
             key,
             jax.nn.softplus(strength),
             jax.nn.sigmoid(gate),
             jax.nn.softmax(shifts, -1),
             1 + jax.nn.softplus(sharpness),
         )
-        return aim, tuple(jnp.split(rest, 2, -1)) if rest.shape[-1] else ()
+        return addressing, tuple(jnp.split(rest, 2, -1)) if rest.shape[-1] else ()

@@ -18,7 +18,7 @@ from ...ops.attention.api import partial_attention
 from ...ops.attention.by_example import by_example
 from ...ops.attention.checks import check_pieces
 from ...ops.attention.partial import Partial, merge
-from .taken import taken
+from .take import take_pieces
 
 HOW = ("merged", "split", "interleaved")
 Arrays = tuple[jax.Array, ...]
@@ -148,7 +148,7 @@ def strided_attention(
         own = SameSegment(order % stride) & Causal()
         if outside:
             own = own & ~window
-        pieces = {name: taken(piece, queries=order, keys=order) for name, piece in pieces.items()}
+        pieces = {name: take_pieces(piece, queries=order, keys=order) for name, piece in pieces.items()}
         arrays = tuple(jnp.take(array, order, axis=-3) for array in arrays)
         found = partial_attention(*arrays, **_restricted(pieces, own), query_positions=order, key_positions=order)
         axis = found.lse.ndim - 2
@@ -197,7 +197,7 @@ def fixed_attention(
     def columns(arrays: Arrays, pieces: Pieces, outside: bool = False) -> Partial:
         query, *rest = arrays
         own = Causal() & ~block if outside else Causal()
-        pieces = {name: taken(piece, keys=chosen) for name, piece in pieces.items()}
+        pieces = {name: take_pieces(piece, keys=chosen) for name, piece in pieces.items()}
         gathered = (jnp.take(array, chosen, axis=-3) for array in rest)
         return partial_attention(query, *gathered, **_restricted(pieces, own), query_positions=at, key_positions=chosen)
 
@@ -249,7 +249,7 @@ def _run(local: Any, columns: Any, arrays: Arrays, mask: Any, options: Pieces, h
     found = []
     for half, part in enumerate((local, columns)):
         heads = np.arange(q_heads // 2) + half * (q_heads // 2)
-        own = {name: taken(piece, heads=heads) for name, piece in pieces.items()}
+        own = {name: take_pieces(piece, heads=heads) for name, piece in pieces.items()}
         split = tuple(jnp.split(array, 2, axis=-2)[half] for array in arrays)
         found.append(part(split, own).out)
     return jnp.concatenate(found, axis=-2)
@@ -272,7 +272,7 @@ def _length(query: jax.Array, key: jax.Array, value: jax.Array) -> int:
 def _check_sizes(
     arrays: Arrays, mask: Any, similarity: Any = None, scores: Any = (), implementation: Any = None
 ) -> None:
-    """The pieces fit the call as it came: what is `taken` of them would fit in any case."""
+    """The pieces fit the call as it came: what is `take_pieces` takes of them would fit in any case."""
     del implementation  # checked by each part
     query, key, _ = arrays
     sizes = {"head": query.shape[-2], "query": query.shape[-3], "key": key.shape[-3]}

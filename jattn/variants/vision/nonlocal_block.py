@@ -16,7 +16,7 @@ from ...ops.attention.api import attention
 from ...similarities import Dot
 from .images import IMAGE_AXES, as_tokens, widened
 
-FORMS = ("gaussian", "embedded", "dot", "concat")
+PAIRWISE = ("gaussian", "embedded", "dot", "concat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,10 @@ class NonLocal(Layer):
     Args:
         channels: of x.
         hidden: of θ, φ and g; the paper takes `channels / 2`.
-        form: which of the four.
+        pairwise: which of the four.
 
     Raises:
-        ValueError: a size is below 1, an unknown form; at the call, shapes do not match.
+        ValueError: a size is below 1, an unknown `pairwise`; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = NonLocal(32, 16, "dot")
@@ -59,11 +59,11 @@ class NonLocal(Layer):
 
     channels: int
     hidden: int
-    form: Literal["gaussian", "embedded", "dot", "concat"] = "embedded"
+    pairwise: Literal["gaussian", "embedded", "dot", "concat"] = "embedded"
 
     def __post_init__(self):
         check_positive(channels=self.channels, hidden=self.hidden)
-        check_choice("form", self.form, FORMS)
+        check_choice("pairwise", self.pairwise, PAIRWISE)
 
     def parameters(self) -> dict[str, Any]:
         """`value` (g) and `out` (W_z); but for "gaussian" `query` (θ) and `key` (φ); for "concat" `pair [2 hidden]`."""
@@ -71,9 +71,9 @@ class NonLocal(Layer):
             "value": kernel(self.channels, self.hidden),
             "out": kernel(self.hidden, self.channels)._replace(init=zeros),
         }
-        if self.form != "gaussian":
+        if self.pairwise != "gaussian":
             declared |= {name: kernel(self.channels, self.hidden) for name in ("query", "key")}
-        if self.form == "concat":
+        if self.pairwise == "concat":
             declared["pair"] = kernel(2 * self.hidden)
         return declared
 
@@ -90,13 +90,13 @@ class NonLocal(Layer):
         given = dict(zip(names, widened(dtype, *(parameters[name] for name in names)), strict=True))
         x = as_tokens(images).astype(dtype)
         value = x @ given["value"]
-        query, key = (x, x) if self.form == "gaussian" else (x @ given["query"], x @ given["key"])
-        if self.form == "dot":
+        query, key = (x, x) if self.pairwise == "gaussian" else (x @ given["query"], x @ given["key"])
+        if self.pairwise == "dot":
             summary = jnp.einsum("...nd,...ne->...de", key, value) / max(x.shape[-2], 1)
             seen = query @ summary
         else:
             normalizer = None
-            if self.form == "concat":
+            if self.pairwise == "concat":
                 left, right = jnp.split(given["pair"], 2)
                 query, key = (query @ left)[..., None], (key @ right)[..., None]
                 query = jnp.concatenate([query, jnp.ones_like(query)], -1)

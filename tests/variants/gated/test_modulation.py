@@ -14,15 +14,15 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def truth(form, y, c, kernel, bias):
+def truth(kind, y, c, kernel, bias):
     out = np.zeros_like(y)
     for i in range(len(y)):
         joined = np.concatenate([c[i], y[i]])
-        if form == "gate":
+        if kind == "gate":
             out[i] = sigmoid(joined @ kernel + bias) * y[i]
-        elif form == "tanh":
+        elif kind == "tanh":
             out[i] = np.tanh(joined @ kernel + bias)
-        elif form == "scalar":
+        elif kind == "scalar":
             out[i] = sigmoid(c[i] @ kernel @ y[i] + bias) * y[i]
         else:
             out[i] = (1 + c[i] @ kernel[:, 0] + bias[0]) * y[i] + c[i] @ kernel[:, 1] + bias[1]
@@ -32,21 +32,21 @@ def truth(form, y, c, kernel, bias):
 SHAPES = {"gate": ((5, 3), (3,)), "tanh": ((5, 3), (3,)), "scalar": ((2, 3), ()), "film": ((2, 2, 3), (2, 3))}
 
 
-@pytest.mark.parametrize("form", SHAPES)
-def test_equation(form):
-    y, c, kernel, bias = normal(0, (4, 3), (4, 2), *SHAPES[form])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_equation(kind):
+    y, c, kernel, bias = normal(0, (4, 3), (4, 2), *SHAPES[kind])
     bias = np.asarray(bias, np.float32)
 
     def ours(y, c, kernel, bias):
-        return Modulation(3, 2, form)({"kernel": kernel, "bias": bias}, y, c)
+        return Modulation(3, 2, kind)({"kernel": kernel, "bias": bias}, y, c)
 
-    check(ours, lambda *arrays: truth(form, *arrays), y, c, kernel, bias)
+    check(ours, lambda *arrays: truth(kind, *arrays), y, c, kernel, bias)
 
 
-@pytest.mark.parametrize("form", SHAPES)
-def test_as_a_module(form):
+@pytest.mark.parametrize("kind", SHAPES)
+def test_as_a_module(kind):
     y, c = normal(1, (2, 4, 3), (2, 4, 2))
-    check_layer(Modulation(3, 2, form), jnp.asarray(y), jnp.asarray(c))
+    check_layer(Modulation(3, 2, kind), jnp.asarray(y), jnp.asarray(c))
 
 
 def test_film_is_the_identity_at_first():
@@ -64,7 +64,7 @@ def test_bfloat16_keeps_its_dtype():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"`form` must be one of 'gate', 'scalar', 'tanh', 'film'; got 'bilinear'"):
+    with pytest.raises(ValueError, match=r"`kind` must be one of 'gate', 'scalar', 'tanh', 'film'; got 'bilinear'"):
         Modulation(3, 2, "bilinear")
     with pytest.raises(ValueError, match=r"`context_features` must be a positive int; got 0"):
         Modulation(3, 0)

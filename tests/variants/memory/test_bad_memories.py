@@ -10,14 +10,14 @@ from jattn.variants.memory import (
     TransformerXL,
     TuringMemory,
     address,
-    ring_attention,
-    write_ring,
+    ring_buffer_attention,
+    write_ring_buffer,
 )
 
 LAYERS = {
-    "Recurrence": TransformerXL(16, 2, 8),
+    "SegmentMemory": TransformerXL(16, 2, 8),
     "CompressiveMemory": Compressive(16, heads=2, memory_len=8, compressed_len=4, rate=2),
-    "Ring": Memorizing(16, heads=2, memory_size=9, top_k=4),
+    "RingBuffer": Memorizing(16, heads=2, memory_size=9, top_k=4),
 }
 
 
@@ -40,11 +40,11 @@ def test_how_much_is_filled():
 
 def test_functions_of_memories():
     rows = jnp.ones((5, 2, 4))
-    for call in (lambda: write_ring((rows, rows), rows, rows), lambda: ring_attention(rows, None)):
-        with pytest.raises(ValueError, match="`ring` must be a Ring"):
+    for call in (lambda: write_ring_buffer((rows, rows), rows, rows), lambda: ring_buffer_attention(rows, None)):
+        with pytest.raises(ValueError, match="`buffer` must be a RingBuffer"):
             call()
     layer = TuringMemory(8, slots=16, width=4)
     with pytest.raises(ValueError, match="`state` must be a TuringState"):
         layer(layer.init(jax.random.key(0)), jnp.ones((2, 8)), None)
-    with pytest.raises(ValueError, match="`aim` must be an `Addressing`; got tuple"):
+    with pytest.raises(ValueError, match="`addressing` must be an `Addressing`; got tuple"):
         address(jnp.zeros((4, 2)), jnp.zeros((1, 4)), (1, 2))

@@ -8,11 +8,11 @@ from differences import check, close, normal
 from variant_layers import check_layer
 
 import jattn
-from jattn.variants.memory import Memorizing, empty_ring, memorizing, ring_attention, write_ring
+from jattn.variants.memory import Memorizing, empty_ring_buffer, memorizing, ring_buffer_attention, write_ring_buffer
 
 
 def ring_of(keys, values, size):
-    return write_ring(empty_ring(keys, values, size), keys, values)
+    return write_ring_buffer(empty_ring_buffer(keys, values, size), keys, values)
 
 
 def truth(query, keys, values, top_k):
@@ -34,7 +34,7 @@ def test_it_attends_the_largest_products_exactly(kv_heads, block, monkeypatch):
     query, keys, values = normal(0, (3, 4, 5), (11, kv_heads, 5), (11, kv_heads, 2))
     ring = ring_of(keys, values, 13)
     check(
-        lambda query: ring_attention(query, ring, top_k=3).out,
+        lambda query: ring_buffer_attention(query, ring, top_k=3).out,
         lambda query: truth(query, keys.astype(float), values.astype(float), 3),
         query,
     )
@@ -42,7 +42,7 @@ def test_it_attends_the_largest_products_exactly(kv_heads, block, monkeypatch):
 
 def test_all_keys_are_plain_attention_and_merge_with_others():
     query, keys, values = normal(1, (2, 3, 2, 4), (2, 9, 2, 4), (2, 9, 2, 4))
-    far = ring_attention(jnp.asarray(query), ring_of(keys[:, :6], values[:, :6], 6), top_k=6)
+    far = ring_buffer_attention(jnp.asarray(query), ring_of(keys[:, :6], values[:, :6], 6), top_k=6)
     close(far.out, jattn.attention(query, keys[:, :6], values[:, :6]), 1e-5)
     near = jattn.partial_attention(query, keys[:, 6:], values[:, 6:])
     close(jattn.merge(near, far).out, jattn.attention(query, keys, values), 1e-5)
@@ -51,9 +51,9 @@ def test_all_keys_are_plain_attention_and_merge_with_others():
 @pytest.mark.parametrize("lengths", [(3, 3, 3), (1, 6, 2), (9,), (4, 5)])
 def test_the_ring_keeps_the_newest(lengths):
     keys, values = normal(2, (2, 9, 1, 3), (2, 9, 1, 2))
-    ring, start = empty_ring(keys, values, 5), 0
+    ring, start = empty_ring_buffer(keys, values, 5), 0
     for length in lengths:
-        ring = jax.jit(write_ring)(ring, keys[:, start : start + length], values[:, start : start + length])
+        ring = jax.jit(write_ring_buffer)(ring, keys[:, start : start + length], values[:, start : start + length])
         start += length
     assert int(ring.written) == 9
     places = np.arange(4, 9) % 5
@@ -63,13 +63,13 @@ def test_the_ring_keeps_the_newest(lengths):
 
 def test_unwritten_places_are_not_found():
     query, keys, values = normal(3, (2, 1, 4), (2, 1, 4), (2, 1, 4))
-    empty = empty_ring(keys, values, 8)
-    nothing = ring_attention(query, empty, top_k=4)
+    empty = empty_ring_buffer(keys, values, 8)
+    nothing = ring_buffer_attention(query, empty, top_k=4)
     np.testing.assert_array_equal(nothing.out, 0)
     np.testing.assert_array_equal(nothing.lse, -np.inf)
-    some = ring_attention(query, write_ring(empty, keys, values), top_k=4)
+    some = ring_buffer_attention(query, write_ring_buffer(empty, keys, values), top_k=4)
     close(some.out, truth(query, keys, values, 2), 1e-5)
-    gradient = jax.grad(lambda q: ring_attention(q, empty, top_k=4).out.sum())(query)
+    gradient = jax.grad(lambda q: ring_buffer_attention(q, empty, top_k=4).out.sum())(query)
     np.testing.assert_array_equal(gradient, 0)
 
 
@@ -80,15 +80,15 @@ def test_a_ring_that_turned_is_found_whole_and_once():
     ring = ring_of(keys, values, 7)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memorizing, "BLOCK", 4)
-        close(ring_attention(query, ring, top_k=3).out, truth(query, keys[12:], values[12:], 3), 1e-5)
-        close(ring_attention(query, ring, top_k=7).out, truth(query, keys[12:], values[12:], 7), 1e-5)
+        close(ring_buffer_attention(query, ring, top_k=3).out, truth(query, keys[12:], values[12:], 3), 1e-5)
+        close(ring_buffer_attention(query, ring, top_k=7).out, truth(query, keys[12:], values[12:], 7), 1e-5)
 
 
 def test_no_gradient_into_the_ring():
     query, keys, values = normal(4, (2, 1, 4), (6, 1, 4), (6, 1, 4))
 
     def loss(query, keys, values):
-        return jnp.sin(ring_attention(query, ring_of(keys, values, 6), top_k=2).out).sum()
+        return jnp.sin(ring_buffer_attention(query, ring_of(keys, values, 6), top_k=2).out).sum()
 
     gradients = jax.grad(loss, (0, 1, 2))(query, keys, values)
     assert np.any(gradients[0])
@@ -96,17 +96,19 @@ def test_no_gradient_into_the_ring():
     np.testing.assert_array_equal(gradients[2], 0)
     # It is a constant both when it is written and when it is read.
     ring = ring_of(jnp.asarray(keys), jnp.asarray(values), 6)
-    written = jax.grad(lambda k, v, old: sum(x.sum() for x in write_ring(old, k, v)[:2]), (0, 1), allow_int=True)
+    written = jax.grad(lambda k, v, old: sum(x.sum() for x in write_ring_buffer(old, k, v)[:2]), (0, 1), allow_int=True)
     for gradient in written(keys[:2], values[:2], ring):
         np.testing.assert_array_equal(gradient, 0)
-    kept = jax.grad(lambda old: write_ring(ring._replace(keys=old), keys[:2], values[:2]).keys.sum())(ring.keys)
+    kept = jax.grad(lambda old: write_ring_buffer(ring._replace(keys=old), keys[:2], values[:2]).keys.sum())(ring.keys)
     np.testing.assert_array_equal(kept, 0)
-    read = jax.grad(lambda k, v: ring_attention(query, ring._replace(keys=k, values=v), top_k=2).out.sum(), (0, 1))
+    read = jax.grad(
+        lambda k, v: ring_buffer_attention(query, ring._replace(keys=k, values=v), top_k=2).out.sum(), (0, 1)
+    )
     for gradient in read(ring.keys, ring.values):
         np.testing.assert_array_equal(gradient, 0)
 
 
-def layer_truth(parameters, inputs, form, size, top_k, segment, key_inputs=None, window=99):
+def layer_truth(parameters, inputs, combine, size, top_k, segment, key_inputs=None, window=99):
     """One example, query by query."""
     sources = {"query": inputs, "key": inputs if key_inputs is None else key_inputs, "value": inputs}
     p = jax.tree.map(lambda x: np.asarray(x, float), parameters)
@@ -124,7 +126,7 @@ def layer_truth(parameters, inputs, form, size, top_k, segment, key_inputs=None,
             weights = np.exp(scores[places])
             return weights / weights.sum() @ v[places, h]
 
-        if form == "joint" or not len(far):
+        if combine == "joint" or not len(far):
             out[i, h] = read(np.concatenate([far, near]))
         else:
             gate = 1 / (1 + np.exp(-p["gate"][h]))
@@ -132,11 +134,11 @@ def layer_truth(parameters, inputs, form, size, top_k, segment, key_inputs=None,
     return np.einsum("thd,hdf->tf", out, p["out"]["kernel"])
 
 
-@pytest.mark.parametrize("form", ["gated", "joint"])
-def test_layer_is_its_definition_over_a_ring_that_turns(form):
-    layer = Memorizing(6, heads=2, memory_size=5, top_k=2, form=form)
+@pytest.mark.parametrize("combine", ["gated", "joint"])
+def test_layer_is_its_definition_over_a_ring_that_turns(combine):
+    layer = Memorizing(6, heads=2, memory_size=5, top_k=2, combine=combine)
     parameters = layer.init(jax.random.key(0))
-    if form == "gated":
+    if combine == "gated":
         parameters["gate"] = jnp.array([0.5, -1.0])
     (inputs,) = normal(5, (2, 12, 6))
     memory, parts, run = None, [], jax.jit(layer)
@@ -145,7 +147,7 @@ def test_layer_is_its_definition_over_a_ring_that_turns(form):
         parts.append(out)
     out = np.concatenate(parts, 1)
     for b in range(2):
-        close(out[b], layer_truth(parameters, inputs[b].astype(float), form, 5, 2, 3), 1e-5)
+        close(out[b], layer_truth(parameters, inputs[b].astype(float), combine, 5, 2, 3), 1e-5)
 
 
 def test_layer_with_keys_of_its_own_and_a_window():
@@ -162,9 +164,9 @@ def test_layer_with_keys_of_its_own_and_a_window():
     close(np.concatenate(parts), want, 1e-5)
 
 
-@pytest.mark.parametrize("form", ["gated", "joint"])
-def test_as_a_module(form):
-    layer = Memorizing(6, heads=2, memory_size=8, top_k=2, form=form)
+@pytest.mark.parametrize("combine", ["gated", "joint"])
+def test_as_a_module(combine):
+    layer = Memorizing(6, heads=2, memory_size=8, top_k=2, combine=combine)
     first, then = (jnp.asarray(x) for x in normal(6, (2, 4, 6), (2, 4, 6)))
     _, memory = layer(layer.init(jax.random.key(0)), first)
     check_layer(layer, then, memory)
@@ -186,17 +188,17 @@ def test_it_is_causal_and_bfloat16_stays():
 def test_bad_input_is_named():
     query, keys = jnp.ones((2, 1, 4)), jnp.ones((6, 1, 4))
     with pytest.raises(ValueError, match="`top_k` must be at most the size of the memory, 6; got 7"):
-        ring_attention(query, ring_of(keys, keys, 6), top_k=7)
+        ring_buffer_attention(query, ring_of(keys, keys, 6), top_k=7)
     with pytest.raises(ValueError, match="`memory_size` must be at least `top_k` = 32; got 31"):
         Memorizing(6, heads=2, memory_size=31)
-    with pytest.raises(ValueError, match="`form` must be one of 'gated', 'joint'"):
-        Memorizing(6, heads=2, memory_size=64, form="added")
+    with pytest.raises(ValueError, match="`combine` must be one of 'gated', 'joint'"):
+        Memorizing(6, heads=2, memory_size=64, combine="added")
     with pytest.raises(ValueError, match="`size` must be a positive int"):
-        empty_ring(keys, keys, 0)
+        empty_ring_buffer(keys, keys, 0)
     with pytest.raises(ValueError, match="`query` must have a multiple of the heads of the memory; got 3 and 2"):
-        ring_attention(jnp.ones((2, 3, 4)), ring_of(jnp.ones((6, 2, 4)), jnp.ones((6, 2, 4)), 6), top_k=1)
+        ring_buffer_attention(jnp.ones((2, 3, 4)), ring_of(jnp.ones((6, 2, 4)), jnp.ones((6, 2, 4)), 6), top_k=1)
     with pytest.raises(ValueError, match=r"`key` must have shape \[..., length, kv_heads, dim\] with dim = 4"):
-        write_ring(ring_of(keys, keys, 6), jnp.ones((2, 1, 3)), jnp.ones((2, 1, 4)))
+        write_ring_buffer(ring_of(keys, keys, 6), jnp.ones((2, 1, 3)), jnp.ones((2, 1, 4)))
     layer = Memorizing(6, heads=2, memory_size=8, top_k=2)
     with pytest.raises(ValueError, match="`similarity` must be left out: it is the cosine times the layer's `scale`"):
         layer(layer.init(jax.random.key(0)), jnp.ones((3, 6)), similarity=jattn.similarities.Dot())

@@ -87,18 +87,18 @@ def test_a_head_set_by_hand_copies_exactly():
     """Gate 0, one step on: written slot by slot, and read back from the start, the sequence is itself."""
     (sequence,) = normal(2, (7, 3))
     ones, slots = jnp.ones(1), 9
-    aim = Addressing(jnp.zeros((1, 3)), ones, 0 * ones, jnp.array([[0.0, 0.0, 1.0]]), ones)
+    addressing = Addressing(jnp.zeros((1, 3)), ones, 0 * ones, jnp.array([[0.0, 0.0, 1.0]]), ones)
     start = jnp.zeros((1, slots)).at[0, slots - 1].set(1)
 
     def write(state, row):
         memory, weights = state
-        weights = address(memory, weights, aim)
+        weights = address(memory, weights, addressing)
         return (write_slots(memory, weights, jnp.ones((1, 3)), row[None]), weights), None
 
     (memory, _), _ = jax.lax.scan(write, (jnp.full((slots, 3), 5.0), start), jnp.asarray(sequence))
 
     def read(weights, _):
-        weights = address(memory, weights, aim)
+        weights = address(memory, weights, addressing)
         return weights, read_slots(memory, weights)[0]
 
     _, copied = jax.lax.scan(read, start, None, length=7)
@@ -109,8 +109,8 @@ def test_a_head_set_by_hand_copies_exactly():
 def test_looking_by_content_finds_the_slot():
     (memory,) = normal(3, (8, 16))
     ones = jnp.ones(1)
-    aim = Addressing(3 * jnp.asarray(memory[5:6]), 100 * ones, ones, jnp.array([[0.0, 1.0, 0.0]]), ones)
-    weights = address(jnp.asarray(memory), jnp.full((1, 8), 1 / 8), aim)
+    addressing = Addressing(3 * jnp.asarray(memory[5:6]), 100 * ones, ones, jnp.array([[0.0, 1.0, 0.0]]), ones)
+    weights = address(jnp.asarray(memory), jnp.full((1, 8), 1 / 8), addressing)
     np.testing.assert_allclose(read_slots(memory, weights)[0], memory[5], atol=1e-4)
 
 
@@ -147,14 +147,14 @@ def test_bad_input_is_named():
         TuringMemory(0, slots=6, width=3)
     ones = jnp.ones(1)
 
-    def aim(shifts, width=3):
+    def addressing(shifts, width=3):
         return Addressing(jnp.zeros((1, width)), ones, ones, jnp.ones((1, shifts)), ones)
 
     for shifts in (2, 7):
         with pytest.raises(ValueError, match=rf"`shifts` must be an odd number .* at most the 5 slots; got {shifts}"):
-            address(jnp.zeros((5, 3)), jnp.zeros((1, 5)), aim(shifts))
+            address(jnp.zeros((5, 3)), jnp.zeros((1, 5)), addressing(shifts))
     with pytest.raises(ValueError, match=r"`key` must have shape \[..., heads, width\] with width = 3, as in `memory`"):
-        address(jnp.zeros((5, 3)), jnp.zeros((1, 5)), aim(3, width=4))
+        address(jnp.zeros((5, 3)), jnp.zeros((1, 5)), addressing(3, width=4))
     with pytest.raises(ValueError, match="`slots` must be at least 2 `reach` \\+ 1; got 4 and reach 2"):
         TuringMemory(4, slots=4, width=3, reach=2)
     with pytest.raises(ValueError, match="`width` must be a positive int"):

@@ -8,7 +8,7 @@ import numpy as np
 from ...foundation.pieces import Piece, map_fields
 
 
-def taken(tree: Any, *, heads: Any = None, queries: Any = None, keys: Any = None) -> Any:
+def take_pieces(tree: Any, *, heads: Any = None, queries: Any = None, keys: Any = None) -> Any:
     """Pieces for a call whose heads, queries or keys are `take`n by index, in another order or fewer.
 
     Formulas of positions stay as they are (the positions are taken too); arrays that ride on these axes follow.
@@ -24,5 +24,5 @@ def taken(tree: Any, *, heads: Any = None, queries: Any = None, keys: Any = None
         return value
 
     if isinstance(tree, (list, tuple)):
-        return tuple(taken(one, heads=heads, queries=queries, keys=keys) for one in tree)
+        return tuple(take_pieces(one, heads=heads, queries=queries, keys=keys) for one in tree)
     return map_fields(tree, visit) if isinstance(tree, Piece) else tree
