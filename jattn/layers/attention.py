@@ -14,7 +14,7 @@ from ..ops.attention.dropout import Dropout
 from ..parallel import Heads
 from . import learned as pieces_of
 from .caches import Contiguous, Spec
-from .decoding import State, attend_new, check_decoding, remember, spec_of
+from .decoding import State, attend_new, check_decoding, check_pieces_of_tokens, remember, spec_of
 from .layer import Initializer, Layer, Parameter, lecun_normal, zeros
 from .multi_head import multi_head, multi_head_weights
 from .norms import QKNorm, as_qk_norm
@@ -225,7 +225,8 @@ class MultiHeadAttention(Layer):
             key_valid: booleans `[..., kv_len]` or `[kv_len]`: which of the `key_inputs` are not padding.
 
         Raises:
-            ValueError: not exactly one of `length`, `cache` and `key_inputs` is given; sizes or dtypes do not match.
+            ValueError: not exactly one of `length`, `cache` and `key_inputs` is given; sizes or dtypes do not match; a
+                piece of the layer has a number for each query of one sequence.
 
         >>> import jax
         >>> layer = MultiHeadAttention(64, 8, kv_heads=2)
@@ -233,6 +234,7 @@ class MultiHeadAttention(Layer):
         >>> state.keys.shape
         (3, 100, 2, 8)
         """
+        check_pieces_of_tokens({name: getattr(self, name) for name in pieces_of.PIECES})
         if dtype is None:
             dtype = jnp.result_type(*jax.tree.leaves(parameters) or [jnp.float32]) if self.dtype is None else self.dtype
         sizes: dict[str, Any] = {"kv_heads": self.kv_heads, "k_dim": self.head_dim, "dtype": dtype}

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.arrays import describe
+from ..foundation.pieces import map_fields
 from ..masks.base import restricted
 from ..ops.attention.checks import renamed
 from ..parallel import Heads
@@ -135,6 +136,25 @@ def spec_of(length: int | None, cache: Spec | None) -> Spec:
             f"`cache` must be one of `jattn.layers.caches`, such as `Contiguous(64)`; got {describe(cache)}."
         )
     return cache
+
+
+def check_pieces_of_tokens(pieces: Mapping[str, Any]) -> None:
+    """No piece of the layer has numbers for each query of one sequence, which new tokens are not.
+
+    Raises:
+        ValueError: naming the array.
+    """
+
+    def check(value: Any, axes: tuple[str, ...], name: str) -> Any:
+        if "query" in axes and jnp.shape(value)[axes.index("query") - len(axes)] > 1:
+            raise ValueError(
+                f"`{name}` of shape {jnp.shape(value)} has a number for each query of one sequence, so a layer with it "
+                "cannot generate. Write it as a function of positions, or give it at the calls of `prefill` and `step`."
+            )
+        return value
+
+    for piece in pieces.values():
+        map_fields(piece, check)
 
 
 def check_decoding(state: Any, inputs: Any, kv_heads: int, head_dim: int, cross: bool) -> None:

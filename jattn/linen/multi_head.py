@@ -236,7 +236,7 @@ class MultiHeadAttention(nn.Module):
         """
         check_inputs(inputs=inputs)
         key = self._dropout_key(deterministic, dropout_rng)
-        layer = self._layer(inputs.shape[-1], None)
+        layer = self._layer(inputs.shape[-1], self._known_kv_features())
         return self.run("prefill", layer, inputs, state, mask=mask, valid=valid, dropout_key=key)
 
     def step(
@@ -254,7 +254,7 @@ class MultiHeadAttention(nn.Module):
         Arguments as in `prefill`; `valid [...]` says which examples advance.
         """
         key = self._dropout_key(deterministic, dropout_rng)
-        layer = self._layer(jnp.shape(inputs)[-1], None)
+        layer = self._layer(jnp.shape(inputs)[-1], self._known_kv_features())
         return self.run("step", layer, inputs, state, mask=mask, valid=valid, dropout_key=key)
 
     @nn.compact
@@ -266,6 +266,11 @@ class MultiHeadAttention(nn.Module):
     @nn.nowrap
     def _for_inputs(self, inputs: jax.Array, key_inputs: jax.Array | None) -> data.MultiHeadAttention:
         return self._layer(inputs.shape[-1], (inputs if key_inputs is None else key_inputs).shape[-1])
+
+    def _known_kv_features(self) -> int | None:
+        """Features that keys are made of, by the parameters: after cross-attention the inputs do not tell."""
+        parameters = self.get_variable("params", "key")
+        return None if parameters is None else jnp.shape(nn.unbox(parameters["kernel"]))[0]
 
     def _dropout_key(self, deterministic: bool | None, key: jax.Array | None) -> jax.Array | None:
         """A random key if weights are to be dropped, else None."""

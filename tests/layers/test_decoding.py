@@ -26,7 +26,7 @@ FOR_WINDOWS: dict[str, Any] = {"rolling": caches.Rolling(3, sinks=1)}
 
 CASES: dict[str, dict[str, Any]] = {
     "causal": dict(mask=masks.Causal()),
-    "window, grouped": dict(mask=WINDOW, kv_heads=2, rotary=True),
+    "window, grouped": dict(mask=WINDOW, kv_heads=2, rotary=True, implementation="tiled"),
     "window with the first token, one key head": dict(mask=lambda q, k: (k <= q) & ((q - k < 3) | (k < 1)), kv_heads=1),
     "ALiBi, no biases": dict(mask=masks.Causal(), scores=scores.ALiBi.standard(HEADS), use_bias=False),
     "relative buckets, learned": dict(
@@ -232,6 +232,22 @@ def test_in_nnx_and_linen():
     close(out, module(X[:, :6]))
 
 
+def test_cross_attention_in_linen():
+    """The width of what keys are made of is read from the parameters, once these are made."""
+    layer = jattn.linen.MultiHeadAttention(FEATURES, HEADS, implementation="reference")
+    memory = jnp.ones((BATCH, 5, 9))
+
+    @jax.jit
+    def run(x):
+        variables = layer.init(jax.random.key(0), x, memory)
+        state = layer.apply(variables, key_inputs=memory, method="initial_state")
+        out, state = layer.apply(variables, x[:, :4], state, method="prefill")
+        last, _ = layer.apply(variables, x[:, 4], state, method="step")
+        return jnp.concatenate([out, last[:, None]], 1), layer.apply(variables, x[:, :5], memory)
+
+    close(*run(X))
+
+
 def test_heads_over_devices():
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     options: dict[str, Any] = dict(mask=masks.Causal(), rotary=True, scores=scores.ALiBi.standard(HEADS))
@@ -268,6 +284,7 @@ def test_bad_input():
     layer, cross = layer_of(mask=masks.Causal(), kv_heads=2), layer_of(in_kv_features=9)
     parameters, others = (one.init(jax.random.key(0)) for one in (layer, cross))
     state = layer.initial_state(parameters, (BATCH,), length=4)
+    of_tokens = layer_of(mask=masks.SameSegment(np.arange(7)))
     full = layer.prefill(parameters, X[:, :4], state)[1]
     memory = jnp.ones((BATCH, 5, 9))
     remembered = cross.initial_state(others, key_inputs=memory)
@@ -277,6 +294,7 @@ def test_bad_input():
         (lambda: layer.initial_state(parameters, (2,), length=0), "`length` must be a positive int; got 0"),
         (lambda: layer.initial_state(parameters, 2, length=4), "`batch` must be a tuple of sizes"),
         (lambda: layer.initial_state(parameters, cache="rolling"), "`cache` must be one of.*'rolling'"),  # type: ignore[arg-type]
+        (lambda: of_tokens.initial_state(parameters, length=7), r"`SameSegment.query_ids` .*function of positions"),
         (lambda: layer.initial_state(parameters, length=4, dtype=int), "`dtype` must be floating-point"),
         (
             lambda: layer.initial_state(parameters, length=4, key_inputs=X),
