@@ -1,13 +1,19 @@
 """What a value is: its dtype, its numbers where they are known (also while tracing), and words for messages."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+_VALUES: ContextVar[Mapping[int, Any]] = ContextVar("_VALUES", default=MappingProxyType({}))
 
 FOREIGN = "Convert an array of another library first: `jax.numpy.asarray(array)`, or `jax.dlpack.from_dlpack(array)`."
 
@@ -76,12 +82,24 @@ def as_jax(*arrays: Any) -> tuple[Any, ...]:
 
 
 def known_values(value: Any) -> np.ndarray | None:
-    """The values of an array, if there are any to read here."""
+    """The values of an array, if they are known; of a tracer, those that `values_of` names."""
     if isinstance(value, np.ndarray):
         return value
+    if isinstance(value, Tracer):
+        value = _VALUES.get().get(id(value))
     if isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_fully_addressable:
         return np.asarray(value)
     return None
+
+
+@contextlib.contextmanager
+def values_of(tracers: Sequence[Any], arrays: Sequence[Any]) -> Iterator[None]:
+    """Within it, checks of values see the arrays that tracers stand for: a call that is only traced to be checked."""
+    token = _VALUES.set({id(tracer): array for tracer, array in zip(tracers, arrays, strict=True)})
+    try:
+        yield
+    finally:
+        _VALUES.reset(token)
 
 
 def known_range(numbers: Any) -> tuple[int, int] | None:

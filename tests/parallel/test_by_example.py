@@ -1,5 +1,6 @@
 """Layers, recurrences and variants of arrays whose examples or heads are split over Explicit mesh axes."""
 
+import dataclasses
 import re
 
 import jax
@@ -16,6 +17,7 @@ import jattn
 from jattn import scores
 from jattn.layers import Layer
 from jattn.layers.short_convolution import ShortConvolution
+from jattn.ops.attention.by_example import by_example
 from jattn.variants.gated import Modulation
 from jattn.variants.heads import Differential, MultiToken, TalkingHeads
 from jattn.variants.low_rank import Linformer, Nystromformer
@@ -252,3 +254,50 @@ def test_the_query_decides():
         jax.device_put(np.ones((2, 4, 2, 8), np.float32), NamedSharding(mesh, PartitionSpec(axis))) for axis in "xy"
     )
     assert jax.jit(lambda query, key: top_k(query, key, key, 2))(query, key).sharding.spec[0] == "x"
+
+
+def test_values_are_checked_outside_of_jit():
+    """As those of arrays on one device; and what is checked is traced once more a call, not twice."""
+    given = {name: placed(array[None].repeat(EXAMPLES, 0), "data") for name, array in inputs("scalar", 5).items()}
+    with pytest.raises(ValueError, match="`log_decay` must be at most 0"):
+        run({**given, "log_decay": given["log_decay"] + 9})
+    layer = LAYERS["attention"]
+    with pytest.raises(ValueError, match="`max_len`"):
+        x = placed(np.ones((EXAMPLES, layer.max_len, FEATURES), np.float32), "data")
+        parameters = random_parameters(layer)
+        layer.step(parameters, x[:, 0], layer.prefill(parameters, x)[1])
+
+
+def test_numpy_arrays_beside_a_split_state():
+    given = {name: array[None].repeat(EXAMPLES, 0) for name, array in inputs("delta", 5).items()}
+    state = placed(np.zeros((EXAMPLES, 2, 6, 5), np.float32), "data")
+    out, last = run(given, initial_state=state)
+    assert "data" in jax.typeof(out).sharding.spec and "data" in jax.typeof(last).sharding.spec
+    np.testing.assert_allclose(out, run(given)[0], atol=1e-6)
+
+
+def test_a_layer_with_a_list_and_how_often_it_is_traced():
+    @dataclasses.dataclass(frozen=True)
+    class Listed:
+        sizes: list
+
+    traced = []
+
+    @by_example(x="length dim")
+    def total(x, layer):
+        traced.append(x.shape)
+        return jnp.cumsum(x, -2) * layer.sizes[0]
+
+    x = placed(np.ones((EXAMPLES, 3, 2), np.float32), "data")
+    for layer in (Listed([1]), Listed([1]), Listed([2])):
+        np.testing.assert_array_equal(np.asarray(total(x, layer))[0, :, 0], np.arange(1, 4) * layer.sizes[0])
+    whole, part = (EXAMPLES, 3, 2), (1, 3, 2)
+    assert traced.count(part) == 2, "an equal layer runs the same program"
+    assert traced.count(whole) == 3, "the values of concrete arrays are checked at every call"
+    assert len(traced) == 2 + 3 + 2
+
+
+def test_calls_are_listed_once_and_whole():
+    given = {name: placed(array[None].repeat(EXAMPLES, 0), "data") for name, array in inputs("plain", 5).items()}
+    (one,) = jattn.explain_calls(run, given)
+    assert f"query ({EXAMPLES}, 5, 2, 6)" in str(one)

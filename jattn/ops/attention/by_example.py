@@ -5,21 +5,25 @@ the axes of their arrays with `by_example`, and then run on the shards of each d
 are whole on every device.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import AxisType
 
-from ...foundation.arrays import as_array
+from ...foundation.arrays import Known, as_array, values_of
 from ...foundation.pieces import Piece, indexed, map_fields
-from ...foundation.sharding import Layout, Split, layout, run_split, split_of
+from ...foundation.sharding import Layout, Split, layout, mesh_of, run_split, split_of
 from ...masks.base import as_mask
 from ...scores.base import as_score
+from ..dispatch import WATCHER
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -66,10 +70,12 @@ def by_example(
             except TypeError:
                 return function(*args, **options)  # which raises the proper error
             inputs = bound.arguments.get(deciding)
-            if not isinstance(inputs, jax.Array) or inputs.ndim < own:
+            if not isinstance(inputs, jax.Array | np.ndarray) or inputs.ndim < own:
                 return function(*args, **options)
-            if split_of(inputs, _layout(inputs, names, inputs.ndim - own)) is None:
+            riding = [one for name, one in bound.arguments.items() if name in axes or hasattr(one, "_fields")]
+            if AxisType.Explicit not in mesh_of(inputs, riding).axis_types:
                 return function(*args, **options)
+            inputs = bound.arguments[deciding] = jnp.asarray(inputs)
             batch = inputs.shape[: inputs.ndim - own]
             heads = inputs.shape[-2] if names.split()[-2:] in (["head", "dim"], ["heads", "dim"]) else None
             arguments = _settled(_flat(bound), batch, heads)
@@ -123,10 +129,21 @@ class _OfArrays:
     tree: Any
     others: tuple[Any, ...]  # None for an array
 
+    def __hash__(self) -> int:
+        return hash((self.function, self.tree, tuple(map(_hash, self.others))))
+
     def __call__(self, arrays: list[Any]) -> Any:
         rest = iter(arrays)
         leaves = [next(rest) if one is None else one for one in self.others]
         return self.function(**self.tree.unflatten(leaves))
+
+
+def _hash(leaf: Any) -> int:
+    """The hash of a leaf; of one that has none, such as a layer with a list in it, that of its type."""
+    try:
+        return hash(leaf)
+    except TypeError:
+        return hash(type(leaf))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,21 +196,21 @@ def _run(function: Callable[..., Any], arguments: dict[str, Any], inputs: jax.Ar
     call = _OfArrays(function, tree, others)
     first = next(names for array, names in zip(arrays, layouts, strict=True) if array is inputs)
     split = split_of([inputs, *arrays], [first, *layouts])
-    assert split is not None  # or the function would have run as it is
+    assert split is not None  # there are Explicit axes
     split = _dividing(split, arrays, layouts)
     rank = len(rules.batch)
     results, structure = jax.tree.flatten(_checked(call, arrays))
     if out is None:
-        twice = jax.tree.leaves(
-            _checked(call, arrays, [_twice(np.shape(a), n) for a, n in zip(arrays, layouts, strict=True)])
-        )
+        doubled = [_twice(np.shape(array), names) for array, names in zip(arrays, layouts, strict=True)]
+        twice = jax.tree.leaves(_checked(call, arrays, doubled))
         named = [
             layout(rank, *[None] * (leaf.ndim - rank)) if leaf.shape != other.shape else Layout([None] * leaf.ndim)
             for leaf, other in zip(results, twice, strict=True)
         ]
     else:
         named = [_layout(leaf, axes, rank) for leaf, axes in zip(results, jax.tree.leaves(out), strict=True)]
-    return run_split(call, (arrays,), (layouts,), structure.unflatten(named), split, shared_vary=False)
+    with _unwatched():
+        return run_split(call, (arrays,), (layouts,), structure.unflatten(named), split, shared_vary=False)
 
 
 def _twice(shape: tuple[int, ...], names: Layout) -> tuple[int, ...]:
@@ -201,24 +218,50 @@ def _twice(shape: tuple[int, ...], names: Layout) -> tuple[int, ...]:
     return tuple(2 * size if isinstance(name, int) else size for size, name in zip(shape, names, strict=True))
 
 
-def _checked(function: Callable[..., Any], arrays: list[Any], shapes: list[tuple[int, ...]] | None = None) -> Any:
-    """The shapes of the whole results. The function checks its arguments at their whole sizes."""
-    shapes = [np.shape(array) for array in arrays] if shapes is None else shapes
-    known = [
-        array if isinstance(array, np.ndarray) and array.shape == shape else None
+def _checked(function: _OfArrays, arrays: list[Any], shapes: list[tuple[int, ...]] | None = None) -> Any:
+    """The shapes of the results, for the whole arrays or for arrays of other shapes.
+
+    The function checks its arguments at their whole sizes, and the values of those that are concrete. Where none
+    is concrete it is traced once for each kind of arguments.
+    """
+    own = [np.shape(array) for array in arrays]
+    shapes = own if shapes is None else shapes
+    given = tuple(
+        Known(array)
+        if isinstance(array, np.ndarray) and array.shape == shape
+        else jax.ShapeDtypeStruct(shape, array.dtype if isinstance(array, jax.Array) else jnp.result_type(array))
         for array, shape in zip(arrays, shapes, strict=True)
-    ]
-    given = [
-        jax.ShapeDtypeStruct(shape, array.dtype if isinstance(array, jax.Array) else jnp.result_type(array))
-        for array, shape, kept in zip(arrays, shapes, known, strict=True)
-        if kept is None
-    ]
+    )
+    concrete = shapes == own and any(isinstance(one, jax.Array) and not isinstance(one, Tracer) for one in arrays)
+    if concrete or (shapes == own and WATCHER.get() is not None):
+        return _traced(function, given, arrays)
+    with _unwatched():
+        return _shapes(function, given)
 
-    def fill(given: list[Any]) -> Any:
-        rest = iter(given)
-        return function([next(rest) if one is None else one for one in known])
 
-    return jax.eval_shape(fill, given)
+@functools.lru_cache(maxsize=128)
+def _shapes(function: _OfArrays, given: tuple[Any, ...]) -> Any:
+    return _traced(function, given, None)
+
+
+def _traced(function: _OfArrays, given: tuple[Any, ...], arrays: list[Any] | None) -> Any:
+    def fill(traced: list[Any]) -> Any:
+        rest = iter(traced)
+        filled = [one.array if isinstance(one, Known) else next(rest) for one in given]
+        with values_of(filled, arrays) if arrays is not None else contextlib.nullcontext():
+            return function(filled)
+
+    return jax.eval_shape(fill, [one for one in given if not isinstance(one, Known)])
+
+
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    """Within it, calls are not listed: they were, with their whole arrays, when the function was checked."""
+    token = WATCHER.set(None)
+    try:
+        yield
+    finally:
+        WATCHER.reset(token)
 
 
 def _dividing(split: Split, arrays: list[Any], layouts: list[Layout]) -> Split:
