@@ -12,15 +12,16 @@ import jattn.nnx
 from jattn.layers import Layer
 
 
-def check_layer(layer: Layer, *inputs: Any, seed: int = 0, **options: Any) -> Any:
-    """Run `layer` as a function, in nnx and in linen, jitted, with equal parameters; its output.
+def check_layer(layer: Layer, *inputs: Any, seed: int = 0, parameters: Any = None, **options: Any) -> Any:
+    """Run `layer` as a function, in nnx and in linen, jitted, with equal parameters (by default random); its output.
 
     Every parameter must get a gradient that is finite and not zero everywhere.
     """
     # Random values: what starts as zeros would hide what it multiplies.
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0)))
-    parameters = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.5).astype(np.float32), shapes)
+    if parameters is None:
+        parameters = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.5).astype(np.float32), shapes)
     definition, state = nnx.split(nnx.eval_shape(lambda: jattn.nnx.Layer(layer, rngs=nnx.Rngs(0))))
     linen = jattn.linen.Layer(layer)
     declared = jax.eval_shape(lambda: linen.init(jax.random.key(0), *inputs, **options))["params"]

@@ -33,7 +33,7 @@ def test_what_is_no_memory(kind):
 def test_how_much_is_filled():
     layer = LAYERS["CompressiveMemory"]
     parameters, inputs = layer.init(jax.random.key(0)), jnp.ones((3, 6, 16))
-    memory = layer(parameters, inputs)[1]
+    memory = jax.jit(layer)(parameters, inputs)[1]
     with pytest.raises(ValueError, match=r"`filled` must have shape \[2\]; got \(\)"):
         layer(parameters, inputs, memory._replace(filled=jnp.zeros((), int)))
 

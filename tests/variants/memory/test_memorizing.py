@@ -27,8 +27,13 @@ def truth(query, keys, values, top_k):
     return out
 
 
-@pytest.mark.parametrize("block", [4, 4096])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("kv_heads", "block"),
+    [
+        (2, 4),
+        *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in ((1, 4), (4, 4), (1, 99), (2, 99), (4, 99))),
+    ],
+)
 def test_it_attends_the_largest_products_exactly(kv_heads, block, monkeypatch):
     monkeypatch.setattr(memorizing, "BLOCK", block)
     query, keys, values = normal(0, (3, 4, 5), (11, kv_heads, 5), (11, kv_heads, 2))
@@ -42,10 +47,17 @@ def test_it_attends_the_largest_products_exactly(kv_heads, block, monkeypatch):
 
 def test_all_keys_are_plain_attention_and_merge_with_others():
     query, keys, values = normal(1, (2, 3, 2, 4), (2, 9, 2, 4), (2, 9, 2, 4))
-    far = ring_buffer_attention(jnp.asarray(query), ring_of(keys[:, :6], values[:, :6], 6), top_k=6)
-    close(far.out, jattn.attention(query, keys[:, :6], values[:, :6]), 1e-5)
-    near = jattn.partial_attention(query, keys[:, 6:], values[:, 6:])
-    close(jattn.merge(near, far).out, jattn.attention(query, keys, values), 1e-5)
+
+    @jax.jit
+    def run(query, keys, values):
+        far = ring_buffer_attention(query, ring_of(keys[:, :6], values[:, :6], 6), top_k=6)
+        near = jattn.partial_attention(query, keys[:, 6:], values[:, 6:])
+        attended = (jattn.attention(query, keys[:, :n], values[:, :n]) for n in (6, 9))
+        return far.out, jattn.merge(near, far).out, *attended
+
+    far, both, first, whole = run(query, keys, values)
+    close(far, first, 1e-5)
+    close(both, whole, 1e-5)
 
 
 @pytest.mark.parametrize("lengths", [(3, 3, 3), (1, 6, 2), (9,), (4, 5)])
@@ -64,12 +76,13 @@ def test_the_ring_keeps_the_newest(lengths):
 def test_unwritten_places_are_not_found():
     query, keys, values = normal(3, (2, 1, 4), (2, 1, 4), (2, 1, 4))
     empty = empty_ring_buffer(keys, values, 8)
-    nothing = ring_buffer_attention(query, empty, top_k=4)
+    run = jax.jit(lambda query, ring: ring_buffer_attention(query, ring, top_k=4))
+    nothing = run(query, empty)
     np.testing.assert_array_equal(nothing.out, 0)
     np.testing.assert_array_equal(nothing.lse, -np.inf)
-    some = ring_buffer_attention(query, write_ring_buffer(empty, keys, values), top_k=4)
+    some = run(query, write_ring_buffer(empty, keys, values))
     close(some.out, truth(query, keys, values, 2), 1e-5)
-    gradient = jax.grad(lambda q: ring_buffer_attention(q, empty, top_k=4).out.sum())(query)
+    gradient = jax.jit(jax.grad(lambda q: run(q, empty).out.sum()))(query)
     np.testing.assert_array_equal(gradient, 0)
 
 
@@ -80,8 +93,11 @@ def test_a_ring_that_turned_is_found_whole_and_once():
     ring = ring_of(keys, values, 7)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memorizing, "BLOCK", 4)
-        close(ring_buffer_attention(query, ring, top_k=3).out, truth(query, keys[12:], values[12:], 3), 1e-5)
-        close(ring_buffer_attention(query, ring, top_k=7).out, truth(query, keys[12:], values[12:], 7), 1e-5)
+        for top_k in (3, 7):
+            got = jax.jit(lambda query, ring, top_k=top_k: ring_buffer_attention(query, ring, top_k=top_k).out)(
+                query, ring
+            )
+            close(got, truth(query, keys[12:], values[12:], top_k), 1e-5)
 
 
 def test_no_gradient_into_the_ring():
@@ -90,7 +106,7 @@ def test_no_gradient_into_the_ring():
     def loss(query, keys, values):
         return jnp.sin(ring_buffer_attention(query, ring_of(keys, values, 6), top_k=2).out).sum()
 
-    gradients = jax.grad(loss, (0, 1, 2))(query, keys, values)
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2)))(query, keys, values)
     assert np.any(gradients[0])
     np.testing.assert_array_equal(gradients[1], 0)
     np.testing.assert_array_equal(gradients[2], 0)
@@ -104,7 +120,7 @@ def test_no_gradient_into_the_ring():
     read = jax.grad(
         lambda k, v: ring_buffer_attention(query, ring._replace(keys=k, values=v), top_k=2).out.sum(), (0, 1)
     )
-    for gradient in read(ring.keys, ring.values):
+    for gradient in jax.jit(read)(ring.keys, ring.values):
         np.testing.assert_array_equal(gradient, 0)
 
 
@@ -168,7 +184,7 @@ def test_layer_with_keys_of_its_own_and_a_window():
 def test_as_a_module(combine):
     layer = Memorizing(6, heads=2, memory_size=8, top_k=2, combine=combine)
     first, then = (jnp.asarray(x) for x in normal(6, (2, 4, 6), (2, 4, 6)))
-    _, memory = layer(layer.init(jax.random.key(0)), first)
+    _, memory = jax.jit(layer)(layer.init(jax.random.key(0)), first)
     check_layer(layer, then, memory)
 
 
@@ -176,12 +192,12 @@ def test_it_is_causal_and_bfloat16_stays():
     layer = Memorizing(6, heads=2, memory_size=8, top_k=2)
     parameters = layer.init(jax.random.key(0))
     first, then = (jnp.asarray(x) for x in normal(7, (4, 6), (4, 6)))
-    _, memory = layer(parameters, first)
-    jacobian = jax.jacobian(lambda x: layer(parameters, x, memory)[0])(then)
+    _, memory = jax.jit(layer)(parameters, first)
+    jacobian = np.asarray(jax.jit(jax.jacobian(lambda x: layer(parameters, x, memory)[0]))(then))
     for i in range(3):
         np.testing.assert_array_equal(jacobian[i, :, i + 1 :], 0)
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters)
-    out, ring = layer(low, first.astype(jnp.bfloat16))
+    out, ring = jax.jit(layer)(low, first.astype(jnp.bfloat16))
     assert out.dtype == ring.keys.dtype == jnp.bfloat16
 
 
@@ -202,6 +218,6 @@ def test_bad_input_is_named():
     layer = Memorizing(6, heads=2, memory_size=8, top_k=2)
     with pytest.raises(ValueError, match="`similarity` must be left out: it is the cosine times the layer's `scale`"):
         layer(layer.init(jax.random.key(0)), jnp.ones((3, 6)), similarity=jattn.similarities.Dot())
-    _, memory = layer(layer.init(jax.random.key(0)), jnp.ones((3, 6)))
+    _, memory = jax.jit(layer)(layer.init(jax.random.key(0)), jnp.ones((3, 6)))
     with pytest.raises(ValueError, match="`memory` must have 9 places"):
         Memorizing(6, heads=2, memory_size=9, top_k=2)(layer.init(jax.random.key(0)), jnp.ones((3, 6)), memory)

@@ -141,26 +141,34 @@ def truth(layer, p, x):
     return np.einsum("thd,hdf->tf", out * gate, p["out"]["kernel"])
 
 
-@pytest.mark.parametrize("layer", (RECURRENT | OPTIONS).values(), ids=RECURRENT | OPTIONS)
-def test_is_its_equations(layer):
-    (x,) = normal(0, (2, 8, FEATURES))
+@pytest.mark.parametrize("name", RECURRENT | OPTIONS)
+def test_is_its_equations_and_a_module(name):
+    layer, (x,) = (RECURRENT | OPTIONS)[name], normal(0, (2, 8, FEATURES))
     parameters = random_parameters(layer)
     double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters)
-    out = jax.jit(layer.__call__)(parameters, x)
+    if name in RECURRENT:
+        out = check_layer(layer, jnp.asarray(x), parameters=parameters)
+    else:
+        out = jax.jit(layer.__call__)(parameters, x)
     for i in range(2):
         assert recurrences.relative_error(out[i], truth(layer, double, x[i].astype(np.float64))) < 1e-5
 
 
-@pytest.mark.parametrize("name", RECURRENT)
-def test_as_a_module(name):
-    layer, (x,) = RECURRENT[name], normal(2, (2, 7, FEATURES))
-    check_layer(layer, jnp.asarray(x))
-    module = jattn.nnx.Layer(layer, rngs=nnx.Rngs(0))
-    out, state = module.step(x[:, 0], module.initial_state((2,)))
-    variables, linen = {"params": module.arrays()}, jattn.linen.Layer(layer)
-    first = linen.apply(variables, (2,), method="initial_state")
-    again = linen.apply(variables, x[:, 0], first, method="step")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, (out, state))
+@pytest.mark.parametrize("name", rows(RECURRENT, FEW.intersection(RECURRENT)))
+def test_steps_of_modules_agree(name):
+    layer, (x,) = RECURRENT[name], normal(2, (2, FEATURES))
+    module, linen = jattn.nnx.Layer(layer, rngs=nnx.Rngs(0)), jattn.linen.Layer(layer)
+    definition, weights = nnx.split(module)
+
+    @jax.jit
+    def both(weights, variables, x):
+        module = nnx.merge(definition, weights)
+        first = linen.apply(variables, (2,), method="initial_state")
+        return module.step(x, module.initial_state((2,))), linen.apply(variables, x, first, method="step")
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *both(weights, {"params": module.arrays()}, x)
+    )
 
 
 def test_retention_depends_on_distances_alone():
@@ -299,7 +307,7 @@ def test_batch_axes_are_a_tuple(name):
         LAYERS[name].initial_state(LAYERS[name].init(jax.random.key(0)), 2)
 
 
-@pytest.mark.parametrize("name", rows(LAYERS, FEW))
+@pytest.mark.parametrize("name", rows(LAYERS, {"Gated DeltaNet", "AFT-full"}))
 def test_float64_is_float64_throughout(name):
     """Whole and by steps; a state that is not is refused with what makes one that is."""
     layer = LAYERS[name]

@@ -22,7 +22,7 @@ def made():
 @pytest.mark.parametrize("packed", [False, True])
 def test_is_its_equation(packed):
     parameters, (x, past) = made(), normal(1, (2, 6, 3), (2, 1, 3))
-    got, last = LAYER(parameters, x, past, IDS if packed else None)
+    got, last = jax.jit(lambda *a: LAYER(*a, IDS if packed else None))(parameters, x, past)
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters)
     for b, t in np.ndindex(2, 6):
         before = past[b, 0] if t == 0 else x[b, t - 1]
@@ -37,10 +37,11 @@ def test_is_its_equation(packed):
 
 def test_goes_on_at_every_split():
     parameters, (x,) = made(), normal(2, (2, 6, 3))
-    whole, last = LAYER(parameters, x)
+    run = jax.jit(LAYER.__call__)
+    whole, last = run(parameters, x)
     for split in range(7):
-        head, past = LAYER(parameters, x[:, :split])
-        tail, end = LAYER(parameters, x[:, split:], past)
+        head, past = run(parameters, x[:, :split])
+        tail, end = run(parameters, x[:, split:], past)
         for name in LAYER.names:
             np.testing.assert_allclose(np.concatenate([head[name], tail[name]], 1), whole[name], atol=1e-6)
         np.testing.assert_array_equal(end, last)
@@ -50,10 +51,11 @@ def test_nan_is_seen_by_its_token_and_the_next_alone():
     parameters, (x,) = made(), normal(3, (1, 6, 3))
     spoiled = x.copy()
     spoiled[0, 2, 1] = np.nan
-    clean, got = (LAYER(parameters, one)[0]["key"] for one in (x, spoiled))
+    run = jax.jit(lambda p, x: LAYER(p, x)[0]["key"])
+    clean, got = (run(parameters, one) for one in (x, spoiled))
     assert np.isnan(got[0, 2:4]).all()
     np.testing.assert_array_equal(np.delete(got, [2, 3], 1), np.delete(clean, [2, 3], 1))
-    gradient = jax.grad(lambda p, x: LAYER(p, x)[0]["key"][:, :2].sum(), (0, 1))(parameters, spoiled)
+    gradient = jax.jit(jax.grad(lambda p, x: run(p, x)[:, :2].sum(), (0, 1)))(parameters, spoiled)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 

@@ -16,7 +16,7 @@ WITHOUT_1 = masks.of(lambda q, k: k != 1)
 def test_draws_have_the_probabilities_of_the_softmax(monkeypatch):
     monkeypatch.setattr(best_keys, "TILE", 3)
     q, k, v = normal(0, (2, 2, 3), (5, 1, 3), (5, 1, 2))
-    draws = jax.vmap(lambda key: hard(q, k, v, sample=key, straight_through=False, mask=WITHOUT_1))
+    draws = jax.jit(jax.vmap(lambda key: hard(q, k, v, sample=key, straight_through=False, mask=WITHOUT_1)))
     drawn = draws(jax.random.split(jax.random.key(0), 4000))
     weights = np.asarray(jattn.attention_weights(q, k, mask=WITHOUT_1)).swapaxes(0, 1)
     share = (np.asarray(drawn.index)[..., None] == np.arange(5)).mean(0)
@@ -29,10 +29,10 @@ def test_draws_have_the_probabilities_of_the_softmax(monkeypatch):
 
 def test_without_a_sample_the_likeliest_key():
     q, k, v = normal(1, (3, 6, 2, 4), (3, 6, 2, 4), (3, 6, 2, 2))
-    drawn = hard(q, k, v, sample=None, straight_through=False, mask=masks.Causal())
+    drawn = jax.jit(lambda *a: hard(*a, sample=None, straight_through=False, mask=masks.Causal()))(q, k, v)
     weights = jattn.attention_weights(q, k, mask=masks.Causal())
     np.testing.assert_array_equal(drawn.index, np.swapaxes(np.argmax(weights, -1), 1, 2))
-    same = hard(q, k, v, sample=None, straight_through=True, mask=masks.Causal())
+    same = jax.jit(lambda *a: hard(*a, sample=None, straight_through=True, mask=masks.Causal()))(q, k, v)
     np.testing.assert_array_equal(same.out, drawn.out)
 
 
@@ -57,7 +57,7 @@ def test_reinforce_is_unbiased():
         found[int(drawn.index[0, 0])] = float(jnp.exp(drawn.log_probability[0, 0])), gradient
     assert sorted(found) == [0, 1, 2, 3]
     mean = [sum(p * gradient[i] for p, gradient in found.values()) for i in range(3)]
-    for ours, exact in zip(mean, jax.grad(expected, argnums=(0, 1, 2))(q, k, v), strict=True):
+    for ours, exact in zip(mean, jax.jit(jax.grad(expected, argnums=(0, 1, 2)))(q, k, v), strict=True):
         close(ours, exact, 1e-5)
 
 
@@ -71,7 +71,7 @@ def test_empty_rows_and_masked_nan(straight_through):
         drawn = hard(q, k, v, sample=jax.random.key(0), straight_through=straight_through, mask=mask)
         return drawn.out.sum() + drawn.log_probability.sum(), drawn
 
-    gradients, drawn = jax.grad(run, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    gradients, drawn = jax.jit(jax.grad(run, argnums=(0, 1, 2), has_aux=True))(q, k, v)
     assert (np.asarray(drawn.index)[0] == -1).all() and (np.asarray(drawn.index)[1:] >= 0).all()
     assert not np.asarray(drawn.out)[0].any() and not np.asarray(drawn.log_probability)[0].any()
     assert all(np.isfinite(one).all() for one in gradients) and not np.asarray(gradients[0])[0].any()
