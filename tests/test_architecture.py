@@ -107,6 +107,15 @@ def test_imports_only_earlier_layers(path):
         assert allowed, f"{name_of(path)} (layer {here}) imports `{name}` from the later layer {there}"
 
 
+def test_no_module_imports_itself_in_a_circle():
+    """Not by an import inside a function either. The files of packages are left out: they only gather names."""
+    files = {dotted(path): path for path in FILES if path.name != "__init__.py"}
+    left = {name: {other for other in imports(path) if other in files} for name, path in files.items()}
+    while ready := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in ready}
+    assert not left, f"these import each other: {sorted(left)}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_uses_public_jax_only(path):
     private = [name for name in imports(path) if name.startswith(("jax._", "jaxlib"))]

@@ -118,14 +118,14 @@ class CausalAttention(Generative):
                 f"`inputs` must end before position `max_len` = {self.max_len}, the capacity of the cache; they end "
                 f"at {had.max(initial=0) + length}."
             )
-        clean, wrong = split_nonfinite_rows(gather(inputs, -2))
-        ids, at = _segments(starts, wrong.shape, None if state is None else before.positions(length))
+        clean, nonfinite = split_nonfinite_rows(gather(inputs, -2))
+        ids, at = _segments(starts, nonfinite.shape, None if state is None else before.positions(length))
         dtype = computation_dtype(None, parameters, inputs)
         options: dict[str, Any] = {"rotary": self.rotary, "dtype": dtype, "norm": norm_of(None)}
         query, key, value = (projected(name, parameters, clean, at, **options) for name in ("query", "key", "value"))
-        gates = self._gates(parameters, clean, wrong)
+        gates = self._gates(parameters, clean, nonfinite)
         rows = value if gates is None else jnp.concatenate([value, gates.reshape(*value.shape[:-1], -1)], -1)
-        key_rows, rows = (jnp.where(wrong[..., None, None], jnp.nan, one) for one in (key, rows))
+        key_rows, rows = (jnp.where(nonfinite[..., None, None], jnp.nan, one) for one in (key, rows))
         if starts is None:
             view, after = before.append(key_rows, rows)
         else:  # only the last segment is continued
@@ -138,7 +138,7 @@ class CausalAttention(Generative):
             kept = None if state is None else before
             attended = self._among(query, key, value, gates, None if starts is None else ids, at, kept)
             # NaN is kept out of attention: for a query that sees it, the gradients of all other keys would be 0 · NaN.
-            attended = jnp.where(self._broken(wrong, ids)[..., None, None], jnp.nan, attended)
+            attended = jnp.where(self._sees_nonfinite(nonfinite, ids)[..., None, None], jnp.nan, attended)
         out = joined_heads(parameters, attended[..., : int(self.head_dim or 0)], dtype)
         full = before.lengths + length > self.max_len
         return split_like(jnp.where(full[..., None, None], jnp.nan, out), inputs), after
@@ -175,9 +175,9 @@ class CausalAttention(Generative):
     _gates_per_key_head = 0
     """How many numbers a subclass caches per token and key head, appended to the features of the value."""
 
-    def _gates(self, parameters: Mapping[str, Any], inputs: jax.Array, wrong: jax.Array) -> jax.Array | None:
-        """These numbers, `[..., length, heads]`, for inputs in which those that are `wrong` have been zeroed."""
-        del parameters, inputs, wrong
+    def _gates(self, parameters: Mapping[str, Any], inputs: jax.Array, nonfinite: jax.Array) -> jax.Array | None:
+        """These numbers, `[..., length, heads]`, for inputs in which those that are `nonfinite` have been zeroed."""
+        del parameters, inputs, nonfinite
         return None
 
     def _scores(self, gates: jax.Array | None, queries: Any) -> Any:
@@ -199,10 +199,10 @@ class CausalAttention(Generative):
         gates = values[..., dim:].reshape(*values.shape[:-2], self.heads)
         return values[..., :dim], jnp.where(jnp.isfinite(gates), gates, 0)
 
-    def _broken(self, wrong: jax.Array, ids: jax.Array) -> jax.Array:
-        """Which tokens see one that is wrong, `[..., length]`, of tokens in order and the ids of their segments."""
-        at = jnp.arange(wrong.shape[-1])
-        last = largest_so_far(jnp.where(wrong, at, -1)[..., None], starts_of(ids))[..., 0]
+    def _sees_nonfinite(self, nonfinite: jax.Array, ids: jax.Array) -> jax.Array:
+        """Which tokens see one that is not finite, `[..., length]`, by order and the ids of their segments."""
+        at = jnp.arange(nonfinite.shape[-1])
+        last = largest_so_far(jnp.where(nonfinite, at, -1)[..., None], starts_of(ids))[..., 0]
         return (last >= 0) & (True if self.window is None else at - last < self.window)
 
 

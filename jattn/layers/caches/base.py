@@ -91,8 +91,8 @@ class View(abc.ABC):
         """`out [batch..., ...]` of an attention over this view, NaN for sequences that have run out of places."""
         if self.overflowed is None:
             return out
-        lost = self.overflowed.reshape(*self.overflowed.shape, *[1] * (out.ndim - self.overflowed.ndim))
-        return jnp.where(lost, jnp.nan, out)
+        overflowed = self.overflowed.reshape(*self.overflowed.shape, *[1] * (out.ndim - self.overflowed.ndim))
+        return jnp.where(overflowed, jnp.nan, out)
 
 
 @jax.tree_util.register_dataclass

@@ -25,8 +25,8 @@ def begin(state: jax.Array, inputs: Any, *, zero_state: bool) -> tuple[jax.Array
     if zero_state:
         return vary(state, axes), full(state.shape[:-2], False, jnp.bool_, axes)
     state = vary(state, axes)
-    lost = ~jnp.isfinite(state).all((-2, -1))
-    return jnp.where(lost[..., None, None], 0, state), lost
+    nonfinite = ~jnp.isfinite(state).all((-2, -1))
+    return jnp.where(nonfinite[..., None, None], 0, state), nonfinite
 
 
 def clean_tokens(sequences: list[Any]) -> tuple[list[Any], jax.Array, jax.Array]:
@@ -36,15 +36,15 @@ def clean_tokens(sequences: list[Any]) -> tuple[list[Any], jax.Array, jax.Array]
     state.
     """
 
-    def bad_tokens(array) -> Any:
+    def nonfinite_tokens(array: Any) -> Any:
         return ~jnp.isfinite(jnp.abs(array).max(-1, initial=0))
 
-    flags: list[Any] = [None if one is None else bad_tokens(one) for one in sequences]
+    flags: list[Any] = [None if one is None else nonfinite_tokens(one) for one in sequences]
     clean = [
         None if one is None else jnp.where(flag[..., None], 0, one) for one, flag in zip(sequences, flags, strict=True)
     ]
-    unread, *written = flags
-    return clean, unread, functools.reduce(jnp.logical_or, [one for one in written if one is not None])
+    nonfinite_reads, *written = flags
+    return clean, nonfinite_reads, functools.reduce(jnp.logical_or, [one for one in written if one is not None])
 
 
 @jax.jit  # outside a jit, each step of the scan's tree would be several programs
@@ -61,28 +61,28 @@ def largest_so_far(x: jax.Array, starts: jax.Array | None) -> jax.Array:
     return jax.lax.associative_scan(join, (jnp.broadcast_to(starts[..., None], x.shape), x), axis=axis)[1]
 
 
-def set_nonfinite_aside(sequences: list[Any], starts: jax.Array | None, lost: jax.Array) -> tuple[Any, ...]:
+def set_nonfinite_aside(sequences: list[Any], starts: jax.Array | None, nonfinite: jax.Array) -> tuple[Any, ...]:
     """Replace NaN and inf by zeros, because a product would spread them to tokens whose weight is 0.
 
     Args:
         sequences: arrays `[..., length, heads, dim]`, or None. The first is only read; the others are written to the
             state.
         starts: `[..., length]`, where the state restarts, or None.
-        lost: whether the state before contains any, `[..., heads]`.
+        nonfinite: whether the state before contains any, `[..., heads]`.
 
     Returns:
-        The clean sequences; where the output must be NaN, `[..., length, heads]`; and `lost` after the last token.
+        The clean sequences; where the output must be NaN, `[..., length, heads]`; and `nonfinite` after the last token.
     """
-    clean, unread, bad = clean_tokens(sequences)
-    seen, before = below(bad.shape[-2], diagonal=True), lost[..., None, :]
+    clean, nonfinite_reads, nonfinite_tokens = clean_tokens(sequences)
+    seen, before = below(nonfinite_tokens.shape[-2], diagonal=True), nonfinite[..., None, :]
     if starts is not None:
         begun = (
             jnp.asarray(seen, jnp.float32) @ starts.astype(jnp.float32)[..., None]
         )  # the number of segments that began so far
         seen = seen & (begun == jnp.swapaxes(begun, -1, -2))
         before = before & (begun == 0)
-    spoiled = before | (jnp.asarray(seen, jnp.float32) @ bad.astype(jnp.float32) > 0)
-    return clean, spoiled | unread, spoiled[..., -1, :]
+    nonfinite_outputs = before | (jnp.asarray(seen, jnp.float32) @ nonfinite_tokens.astype(jnp.float32) > 0)
+    return clean, nonfinite_outputs | nonfinite_reads, nonfinite_outputs[..., -1, :]
 
 
 def below(size: int, *, diagonal: bool) -> np.ndarray:

@@ -48,10 +48,10 @@ class ForgettingAttention(CausalAttention):
     def _gates_per_key_head(self) -> int:  # type: ignore[override]  (a number in the layers without gates)
         return self.heads // int(self.kv_heads or 1)
 
-    def _gates(self, parameters: Mapping[str, Any], inputs: jax.Array, wrong: jax.Array) -> jax.Array:
+    def _gates(self, parameters: Mapping[str, Any], inputs: jax.Array, nonfinite: jax.Array) -> jax.Array:
         logits = inputs @ parameters["forget"]["kernel"] + parameters["forget"]["bias"]
         gates = jax.nn.log_sigmoid(logits.astype(accumulation_dtype(logits)))
-        return jnp.where(wrong[..., None], 0, gates)
+        return jnp.where(nonfinite[..., None], 0, gates)
 
     def _scores(self, gates: Any, queries: Any) -> Any:
         return Forget.of(jnp.swapaxes(gates, -1, -2), queries=queries)

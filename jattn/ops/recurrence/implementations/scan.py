@@ -61,24 +61,24 @@ def scan_tokens(token, sequences, starts, state, *, zero_state):
     *others, decay = sequences
     decay = None if decay is None else jnp.maximum(decay, FORGET)
     first = begin(state, (sequences, starts), zero_state=zero_state)
-    sequences, unread, bad = clean_tokens([*others, decay])
+    sequences, nonfinite_reads, nonfinite_tokens = clean_tokens([*others, decay])
 
     def over_time(array, dtype):
         return None if array is None else jnp.moveaxis(array.astype(dtype), axis, 0)
 
     def body(carried, slices):
-        state, lost = carried
-        tokens, bad, start = slices
+        state, nonfinite = carried
+        tokens, nonfinite_tokens, start = slices
         if start is not None:
             state = jnp.where(start[..., None, None, None], 0, state)
-            lost = lost & ~start[..., None]
-        lost = lost | bad
+            nonfinite = nonfinite & ~start[..., None]
+        nonfinite = nonfinite | nonfinite_tokens
         out, state = token(*tokens, state)
-        return (state, lost), (out, lost)
+        return (state, nonfinite), (out, nonfinite)
 
     tokens = jax.tree.map(lambda array: over_time(array, state.dtype), sequences)
-    slices = tokens, over_time(bad, bool), over_time(starts, bool)
-    (state, lost), (out, spoiled) = jax.lax.scan(body, first, slices)
-    out, spoiled = jnp.moveaxis(out, 0, axis), jnp.moveaxis(spoiled, 0, axis)
-    out = jnp.where((spoiled | unread)[..., None], jnp.nan, out)
-    return out, jnp.where(lost[..., None, None], jnp.nan, state)
+    slices = tokens, over_time(nonfinite_tokens, bool), over_time(starts, bool)
+    (state, nonfinite), (out, nonfinite_outputs) = jax.lax.scan(body, first, slices)
+    out, nonfinite_outputs = jnp.moveaxis(out, 0, axis), jnp.moveaxis(nonfinite_outputs, 0, axis)
+    out = jnp.where((nonfinite_outputs | nonfinite_reads)[..., None], jnp.nan, out)
+    return out, jnp.where(nonfinite[..., None, None], jnp.nan, state)

@@ -63,22 +63,22 @@ def run_chunks(
         return jnp.moveaxis(jnp.moveaxis(split, axis, 0), axis + 1, axis + 2)
 
     def step(carried, slices):
-        state, lost = carried
+        state, nonfinite = carried
         sequences, starts = slices
-        sequences, spoiled, lost = set_nonfinite_aside(sequences, starts, lost)
+        sequences, nonfinite_outputs, nonfinite = set_nonfinite_aside(sequences, starts, nonfinite)
         wide = [None if one is None else by_head(one.astype(state.dtype)) for one in sequences]
         starts = None if starts is None else jnp.squeeze(by_head(starts[..., None, None]), -1)
         state, out = body(state, wide, starts)
         out = jnp.moveaxis(jnp.moveaxis(out, axis + 2, axis + 1), 0, axis)
         out = out.reshape(*out.shape[:axis], group * chunk, *out.shape[axis + 2 :])
-        return (state, lost), jnp.where(spoiled[..., None], jnp.nan, out)
+        return (state, nonfinite), jnp.where(nonfinite_outputs[..., None], jnp.nan, out)
 
     first = begin(state, (sequences, starts), zero_state=zero_state)
     slices = jax.tree.map(cut, (sequences, starts))
-    (state, lost), out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), first, slices)
+    (state, nonfinite), out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), first, slices)
     out = jnp.moveaxis(out, 0, axis)
     out = out.reshape(*out.shape[:axis], length + missing, *out.shape[axis + 2 :])
-    return jax.lax.slice_in_dim(out, 0, length, axis=axis), jnp.where(lost[..., None, None], jnp.nan, state)
+    return jax.lax.slice_in_dim(out, 0, length, axis=axis), jnp.where(nonfinite[..., None, None], jnp.nan, state)
 
 
 def group_of(states: int, chunks: int) -> int:
