@@ -18,8 +18,8 @@ from ...foundation.varying import vary, varying_axes
 from ..dispatch import Implementation, Operation, Unsupported
 from .call import Call, Pieces
 from .partial import Partial
-from .program import Operands, Program, differentiable, differentiated, is_float
-from .reverse_mode import reverse_mode_only
+from .program import Operands, Program, differentiable, differentiated, reverse_mode_only
+from .tile import is_float
 
 
 class Streaming(Implementation):

@@ -16,8 +16,8 @@ from ...layers.layer import OWN_AXES, Initializer, Layer, bias, multi_head_param
 from ...normalizers import Softmax
 from ...ops.attention.by_example import by_example
 from ...ops.attention.call import Call, Pieces, prepare
-from ...ops.attention.finite import multiply_values
 from ...ops.attention.implementations.reference import scored
+from ...ops.attention.tile import multiply_values
 
 ROWS = 128
 

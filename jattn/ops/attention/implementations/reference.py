@@ -8,11 +8,9 @@ import jax.numpy as jnp
 from ....foundation.numerics import accumulation_dtype, shifted_exp, without_nonfinite
 from ....similarities.base import folded_scale
 from ...dispatch import Implementation, Unsupported
-from .. import pairs
+from .. import tile
 from ..call import Call
-from ..finite import multiply_values
 from ..partial import Partial, log_of_sum
-from ..program import is_float
 from ..streaming import Gradients
 
 
@@ -62,11 +60,11 @@ class Reference(Implementation):
 def _attend(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
     scores, allowed = scored(call, query, key)
     weights = _weights(call, scores, allowed)
-    if call.pieces.dropout is not None:
-        weights = weights * call.pieces.dropout.factor(call.pieces.query_positions, call.pieces.key_positions)
+    factor = tile.dropout_factor(call.pieces)
+    weights = weights if factor is None else weights * factor
     # Use the accumulation dtype; otherwise the cotangent of the weights would be rounded to the dtype of the values.
     values = jnp.swapaxes(value, -3, -2).astype(accumulation_dtype(weights, value))
-    out = jnp.swapaxes(multiply_values(weights, values, allowed), -3, -2)
+    out = jnp.swapaxes(tile.multiply_values(weights, values, allowed), -3, -2)
     lse, remainder = (jnp.swapaxes(one, -2, -1) for one in log_mass(call, scores, allowed))
     return Partial(out.astype(value.dtype), lse, remainder)
 
@@ -77,7 +75,7 @@ def _gradients(
 ) -> Gradients:
     dtype = accumulation_dtype(query, key, value)
     softmax = call.pieces.normalizer.streams_as == "softmax"
-    leaves, tree = jax.tree.flatten(call.pieces)
+    floats, rebuild = tile.floats_of(call.pieces)
     dead = jnp.isneginf(results.lse) & softmax
     d_out = jnp.where(dead[..., None], 0, cotangents.out).astype(dtype)
     along = jnp.where(dead, 0, (d_out * results.out.astype(dtype)).sum(-1))
@@ -85,30 +83,26 @@ def _gradients(
     lse, remainder = (jnp.swapaxes(jnp.where(dead, 0, one), -2, -1) for one in (results.lse, results.remainder))
 
     def shares(query, key, value, floats):
-        rest = iter(floats)
-        pieces = tree.unflatten([next(rest) if is_float(leaf) else leaf for leaf in leaves])
+        pieces = rebuild(floats)
         scores, allowed = scored(dataclasses.replace(call, pieces=pieces), query, key)
         if softmax:
             exponent = (jnp.where(allowed, scores, -jnp.inf) - lse[..., None]) - remainder[..., None]
             weights = jnp.exp(exponent)
         else:
-            normalizer, scores = pairs.for_normalizer(pieces.normalizer, scores, allowed)
+            normalizer, scores = tile.for_normalizer(pieces.normalizer, scores, allowed)
             weights = jnp.where(allowed, normalizer.activation(scores), 0)
         mass = weights.sum(-1)
-        if pieces.dropout is not None:
-            weights = weights * jax.lax.stop_gradient(pieces.dropout).factor(*at)
+        factor = tile.dropout_factor(call.pieces)
+        weights = weights if factor is None else weights * factor
         values = jnp.swapaxes(value, -3, -2).astype(accumulation_dtype(weights, value))
-        return jnp.swapaxes(multiply_values(weights, values, allowed), -3, -2), jnp.swapaxes(mass, -2, -1)
+        return jnp.swapaxes(tile.multiply_values(weights, values, allowed), -3, -2), jnp.swapaxes(mass, -2, -1)
 
-    at = call.pieces.query_positions, call.pieces.key_positions
-    floats = [leaf for leaf in leaves if is_float(leaf)]
     (out, mass), pull = jax.vjp(shares, query, key, value, floats)
     cotangent = d_mass.astype(mass.dtype) if softmax else jnp.zeros_like(mass)
     d_query, d_key, d_value, found = pull((d_out.astype(out.dtype), cotangent))
     rest = iter(found)
-    return Gradients(
-        d_query, d_key, d_value, tree.unflatten([next(rest) if is_float(leaf) else None for leaf in leaves])
-    )
+    d_pieces = jax.tree.map(lambda leaf: next(rest) if tile.is_float(leaf) else None, call.pieces)
+    return Gradients(d_query, d_key, d_value, d_pieces)
 
 
 @jax.jit
@@ -118,7 +112,7 @@ def weights_of(call: Call, query: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def _weights(call: Call, scores: jax.Array, allowed: jax.Array) -> jax.Array:
-    normalizer, scores = pairs.for_normalizer(call.pieces.normalizer, scores, allowed)
+    normalizer, scores = tile.for_normalizer(call.pieces.normalizer, scores, allowed)
     return normalizer.weights(scores, allowed)
 
 
@@ -130,10 +124,10 @@ def scored(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax
 
     def score(query, key):
         query, scale = folded_scale(pieces.similarity, query, call.scale)
-        scores = pairs.pair(pieces.similarity, query, key, allowed).astype(accumulation_dtype(query, key)) * scale
-        return pairs.modify(scores, pieces.scores, *at, allowed)
+        scores = tile.pair(pieces.similarity, query, key, allowed).astype(accumulation_dtype(query, key)) * scale
+        return tile.modify(scores, pieces.scores, *at, allowed)
 
-    allowed = None if pieces.mask is None else pieces.mask.allows(*at)
+    allowed = tile.allowed_pairs(pieces)
     # A masked pair must not reach a gradient even as 0 * NaN. Differentiate with non-finite entries set to 0, and add
     # their effect on the scores as a constant.
     clean_query, clean_key = without_nonfinite(query), without_nonfinite(key)

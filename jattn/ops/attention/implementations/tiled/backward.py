@@ -9,25 +9,11 @@ from .....foundation.numerics import accumulation_dtype, without_nonfinite
 from .....foundation.slices import put_at, slice_at
 from .....foundation.varying import full, varying_axes
 from .....similarities.base import folded_scale
-from ... import pairs
 from ...call import Pieces
-from ...finite import grouped_product
 from ...plan import Lists
-from ...program import is_float
-from .tile import allowed_pairs, fresh_rows, key_tile_at, put_rows, row_of, rows_of, slice_pieces, sweep
+from ...tile import dropout_factor, floats_of, grouped_product, pairwise_vjp, scores_vjp, weights_vjp
+from .slicing import fresh_rows, key_tile_at, own_pairs, put_rows, row_of, rows_of, slice_pieces, sweep
 from .tiling import Tiling
-
-
-def split(pieces: Pieces) -> tuple[list[Any], Any]:
-    """The floating-point leaves of the pieces, and a function that puts others in their place."""
-    leaves, tree = jax.tree.flatten(pieces)
-    floats = [leaf for leaf in leaves if is_float(leaf)]
-
-    def rebuild(new: list[Any]) -> Pieces:
-        rest = iter(new)
-        return jax.tree.unflatten(tree, [next(rest) if is_float(leaf) else leaf for leaf in leaves])
-
-    return floats, rebuild
 
 
 def gradients(
@@ -143,19 +129,14 @@ def gradients(
             (jnp.swapaxes(_by_kv_head(query_tile, group), -1, -2), jnp.swapaxes(_by_kv_head(cotangent, group), -1, -2))
         )
 
-        def scores_of(raw, tile, allowed):
-            scores = raw if left == 1.0 else raw * left
-            return pairs.modify(scores, tile.scores, tile.query_positions, tile.key_positions, allowed)
-
         def visit(place, carry, partial):
             d_query_tile, d_key_block, d_value_block, d_floats = carry
             k_index = key_tile_at(lists, place)
             starts = tiling.starts(block, q_index, k_index)
             tile = slice_pieces(pieces, tiling, starts)
-            floats, rebuild = split(tile)
             key_tile = rows_of(key, tiling, starts, keys=True)
             value_tile = rows_of(value, tiling, starts, keys=True)
-            allowed = allowed_pairs(tile, tiling, q_index, k_index, partial)
+            allowed = own_pairs(tile, tiling, q_index, k_index, partial)
             raw_key_tile = key_tile
             if allowed is not None:
                 key_tile, value_tile = without_nonfinite(key_tile), without_nonfinite(value_tile)
@@ -163,40 +144,20 @@ def gradients(
             if tile.similarity.is_dot:
                 # NaN in a masked key reaches only its own scores, which are not used.
                 raw = tile.similarity.pair(query_tile, raw_key_tile)
-                scores, pull = jax.vjp(lambda raw, floats: scores_of(raw, rebuild(floats), allowed), raw, floats)
+                scores, pull = scores_vjp(tile, raw, left, allowed)
             else:
-
-                def score(query_rows, key_tile, floats):
-                    tile = rebuild(floats)
-                    return scores_of(pairs.pair(tile.similarity, query_rows, key_tile, allowed), tile, allowed)
-
-                scores, pull = jax.vjp(score, query_tile, key_tile, floats)
+                scores, pull = pairwise_vjp(tile, query_tile, key_tile, left, allowed)
                 if allowed is not None:
                     broken = jnp.repeat(~jnp.isfinite(raw_key_tile).all(-1), group, axis=rank)
                     scores = jnp.where(broken[..., None, :], jnp.nan, scores)
 
-            factor = None
-            if tile.dropout is not None:
-                factor = tile.dropout.factor(tile.query_positions, tile.key_positions)
+            factor = dropout_factor(tile)
             d_weights = _grouped_scores(cotangent, value_tile)
             if factor is not None:
                 d_weights = d_weights * factor
-            if softmax:
-                exponent = (scores - safe_lse[..., None]) - remainder_tile[..., None]
-                if allowed is not None:
-                    exponent = jnp.where(allowed, exponent, -jnp.inf)
-                weights = jnp.exp(exponent)
-                d_scores = weights * (d_weights + shift_tile[..., None])
-            else:
-
-                def weigh(scores, floats):
-                    normalizer, scores = pairs.for_normalizer(rebuild(floats).normalizer, scores, allowed)
-                    return normalizer.activation(scores)
-
-                weights, pull_weights = jax.vjp(weigh, scores, floats)
-                if allowed is not None:
-                    weights, d_weights = jnp.where(allowed, weights, 0), jnp.where(allowed, d_weights, 0)
-                d_scores, d_floats_weights = pull_weights(d_weights)
+            weights, d_scores, d_floats_weights = weights_vjp(
+                tile, scores, safe_lse, remainder_tile, shift_tile, d_weights, allowed
+            )
             if factor is not None:
                 weights = weights * factor
 
@@ -209,7 +170,7 @@ def gradients(
             else:
                 d_query_rows, d_key_tile, d_floats_tile = pull(d_scores)
                 d_key_tile = jnp.swapaxes(d_key_tile, -1, -2)
-            if not softmax:
+            if d_floats_weights is not None:
                 d_floats_tile = jax.tree.map(jnp.add, d_floats_tile, d_floats_weights)
 
             at = [0] * (rank + 2) + [starts[rank + 2]]
@@ -225,7 +186,7 @@ def gradients(
         folded = scale if left == 1.0 else 1.0
         return d_query_tile * folded, *sums
 
-    floats, _ = split(pieces)
+    floats, _ = floats_of(pieces)
     carry = (
         zeros(query.shape, query.dtype),
         # Blocks that share key heads are summed before the result is rounded to the input's dtype.

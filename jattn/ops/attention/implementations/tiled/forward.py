@@ -8,10 +8,10 @@ from .....foundation.slices import quotient
 from .....foundation.varying import full, varying_axes
 from .....similarities.base import folded_scale
 from ...call import Pieces
-from ...finite import grouped_product, multiply_values
 from ...partial import log_of_sum
 from ...plan import Lists
-from .tile import allowed_pairs, fresh_rows, key_tile_at, modify_scores, put_rows, row_of, rows_of, slice_pieces, sweep
+from ...tile import dropout_factor, grouped_product, multiply_values, scores_of
+from .slicing import fresh_rows, key_tile_at, own_pairs, put_rows, row_of, rows_of, slice_pieces, sweep
 from .tiling import Tiling
 
 
@@ -67,13 +67,10 @@ def attend(
                 # its backward pass, which does not round, needs rows of score gradients that sum to 0.
                 value_tile = value_tile.astype(dtype)
             raw = tile.similarity.pair(query_tile, key_tile)
-            scores = modify_scores(raw, left, tile)
-            allowed = allowed_pairs(tile, tiling, q_index, k_index, partial)
-            factor = None
-            if tile.dropout is not None:
-                factor = tile.dropout.factor(tile.query_positions, tile.key_positions)
+            scores = scores_of(tile, raw, left)
+            allowed = own_pairs(tile, tiling, q_index, k_index, partial)
             update = _softmax if softmax else _elementwise
-            return update(state, scores, allowed, factor, value_tile, tile.normalizer)
+            return update(state, scores, allowed, dropout_factor(tile), value_tile, tile.normalizer)
 
         top, mass, summed = sweep(visit, row_of(lists, starts, tiling, q_index), state, apart=False)
         if softmax:

@@ -10,8 +10,8 @@ from .....foundation.arrays import is_static
 from ...call import Call
 from ...partial import Partial
 from ...plan import Plan
-from ...program import is_float
 from ...streaming import Gradients, Streaming
+from ...tile import is_float
 from . import backward, forward, tiling
 from .tiling import Schedule, Tiling
 

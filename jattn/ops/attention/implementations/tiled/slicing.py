@@ -1,4 +1,4 @@
-"""One tile: its slices of every array, its scores, and its allowed pairs."""
+"""Slices of every array for a tile, and the sweep over the tiles of a row."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +12,7 @@ from .....foundation.slices import put_at, quotient, slice_at
 from .....foundation.varying import full, vary, varying_axes
 from ...call import Pieces
 from ...plan import Lists
+from ...tile import allowed_pairs
 from .tiling import Tiling
 
 CHEAP = frozenset(("le", "lt", "ge", "gt", "eq", "ne", "and", "or", "xor", "not", "add", "sub", "mul", "iota"))
@@ -92,7 +93,7 @@ def sweep(visit: Callable[[Any, Any, Any], Any], row: tuple[Any, Any, Any], carr
     return jax.lax.fori_loop(full_stop, stop, lambda at, carry: visit(at, carry, True), carry)
 
 
-def allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, partial: Any) -> jax.Array | None:
+def own_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, partial: Any) -> jax.Array | None:
     """Allowed pairs of a tile, excluding rows and columns owned by the previous, overlapping tile. None for all pairs.
 
     Args:
@@ -105,15 +106,15 @@ def allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, part
     if partial is False or (tile.mask is None and not any(tiling.ragged)):
         return None
     if partial is True:
-        return _allowed_pairs(tile, tiling, q_index, k_index)
-    if _is_cheap(lambda: _allowed_pairs(tile, tiling, q_index, k_index)):
+        return _own_pairs(tile, tiling, q_index, k_index)
+    if _is_cheap(lambda: _own_pairs(tile, tiling, q_index, k_index)):
         # Materialize it; otherwise each of several loops over the scores would evaluate it again for every head.
-        return jax.lax.optimization_barrier(_allowed_pairs(tile, tiling, q_index, k_index))
-    shape = jax.eval_shape(lambda: _allowed_pairs(tile, tiling, q_index, k_index)).shape
+        return jax.lax.optimization_barrier(_own_pairs(tile, tiling, q_index, k_index))
+    shape = jax.eval_shape(lambda: _own_pairs(tile, tiling, q_index, k_index)).shape
     axes = varying_axes(tile, partial)
     return jax.lax.cond(
         partial,
-        lambda: vary(_allowed_pairs(tile, tiling, q_index, k_index), axes),
+        lambda: vary(_own_pairs(tile, tiling, q_index, k_index), axes),
         lambda: full(shape, True, bool, axes),
     )
 
@@ -124,10 +125,8 @@ def _is_cheap(function: Callable[[], Any]) -> bool:
     return CHEAP.union(FREE).issuperset(names) and sum(name in CHEAP for name in names) <= FEW
 
 
-def _allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> Any:
-    allowed = None
-    if tile.mask is not None:
-        allowed = tile.mask.allows(tile.query_positions, tile.key_positions)
+def _own_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> Any:
+    allowed = allowed_pairs(tile)
     fresh = fresh_rows(tiling, q_index)
     if fresh is not None:
         allowed = fresh[:, None] if allowed is None else allowed & of_rank(fresh[:, None], allowed.ndim)
@@ -135,11 +134,3 @@ def _allowed_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> 
         new = tiling.k_start(k_index) + jnp.arange(tiling.k_tile) >= k_index * tiling.k_tile
         allowed = new if allowed is None else allowed & of_rank(new, allowed.ndim)
     return allowed
-
-
-def modify_scores(raw: jax.Array, scale: float, tile: Pieces) -> jax.Array:
-    """The scores of a tile, from the numbers of its pairs."""
-    scores = raw if scale == 1.0 else raw * scale
-    for score in tile.scores:
-        scores = score.modify(scores, tile.query_positions, tile.key_positions)
-    return scores

@@ -1,9 +1,20 @@
-"""Evaluates scores so that masked pairs influence nothing, forward or backward.
+"""What a tile of scores is: its mask, its scores, its weights and their derivatives. No implementation owns it.
 
-A masked pair has a cotangent of 0, but 0 times an infinite slope (of a square root at a negative distance, say) is NaN,
-and sums over pairs would spread it to every gradient. So a function that is not finite everywhere never sees masked
-pairs: it is evaluated at the inputs of an allowed pair instead (its score, its positions, its entries of every array),
-where it is as finite as its author made it. A score of -inf excludes a pair in the same way.
+A tile is a set of queries and keys: rows of query and key, and the pieces sliced to them. Since pieces are aligned to
+`[batch..., head, query, key]` and look at absolute positions, a tile is evaluated like the whole. Every function here
+takes plain arrays and may be traced by a loop over tiles, by a kernel, or for all pairs at once.
+
+    allowed = allowed_pairs(tile)                                            which pairs may attend
+    scores = scores_of(tile, raw, scale)                                     forward
+    scores, pull = scores_vjp(tile, raw, scale, allowed)                     backward, of a dot product `raw`
+    scores, pull = pairwise_vjp(tile, query, key, scale, allowed)            backward, of any other similarity
+    weights, d_scores, d_floats = weights_vjp(tile, scores, lse, ...)        backward, of the normalizer
+
+Masked pairs influence nothing, forward or backward. A masked pair has a cotangent of 0, but 0 times an infinite slope
+(of a square root at a negative distance, say) is NaN, and sums over pairs would spread it to every gradient. So a
+function that is not finite everywhere never sees masked pairs: it is evaluated at the inputs of an allowed pair instead
+(its score, its positions, its entries of every array), where it is as finite as its author made it. A score of -inf
+excludes a pair in the same way.
 """
 
 import math
@@ -14,15 +25,138 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arrays import of_rank
+from ...foundation.numerics import accumulation_dtype, without_nonfinite
+from ...foundation.sharding import auto_devices
+from ...foundation.varying import vary, varying_axes
 from ...normalizers import Normalizer
 from ...scores.base import Score
 from ...similarities import Similarity
+from .call import Pieces
 
 SINGULAR = {"acos", "acosh", "asin", "atan2", "atanh", "cbrt", "digamma", "div", "erf_inv", "exp", "exp2", "expm1"}
-"""Primitives whose result or derivative may be infinite for finite inputs."""
 SINGULAR |= {"cosh", "custom_vjp_call", "igamma", "integer_pow", "lgamma", "log", "log1p", "pow", "rem", "rsqrt"}
 SINGULAR |= {"sinh", "sqrt", "tan"}
-"""Primitives whose result or slope may be infinite for finite numbers."""
+"""Primitives whose result or derivative may be infinite for finite inputs."""
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether an array has a gradient."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def floats_of(pieces: Pieces) -> tuple[list[Any], Callable[[list[Any]], Pieces]]:
+    """The floating-point arrays of the pieces, and a function that puts others in their place."""
+    leaves, tree = jax.tree.flatten(pieces)
+    floats = [leaf for leaf in leaves if is_float(leaf)]
+
+    def rebuild(new: list[Any]) -> Pieces:
+        rest = iter(new)
+        return jax.tree.unflatten(tree, [next(rest) if is_float(leaf) else leaf for leaf in leaves])
+
+    return floats, rebuild
+
+
+def allowed_pairs(tile: Pieces) -> jax.Array | None:
+    """Which pairs may attend, broadcastable to the scores; None for all."""
+    return None if tile.mask is None else tile.mask.allows(tile.query_positions, tile.key_positions)
+
+
+def dropout_factor(tile: Pieces) -> jax.Array | None:
+    """What weights are multiplied by, after the normalizer; None for 1."""
+    return None if tile.dropout is None else tile.dropout.factor(tile.query_positions, tile.key_positions)
+
+
+def scores_of(tile: Pieces, raw: jax.Array, scale: float) -> jax.Array:
+    """The scores of a tile. Those of masked pairs are arbitrary.
+
+    Args:
+        tile: the sliced pieces.
+        raw: the numbers of the similarity, `[batch..., head, q, k]`.
+        scale: their factor.
+    """
+    scores = raw if scale == 1.0 else raw * scale
+    for score in tile.scores:
+        scores = score.modify(scores, tile.query_positions, tile.key_positions)
+    return scores
+
+
+def scores_vjp(
+    tile: Pieces, raw: jax.Array, scale: float, allowed: jax.Array | None
+) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """`scores_of`, and the function from the gradients of the scores to those of `raw` and of floating-point arrays.
+
+    Args:
+        tile, raw, scale: as in `scores_of`.
+        allowed: as returned by `allowed_pairs`. Gradients of masked pairs must be 0.
+    """
+    floats, rebuild = floats_of(tile)
+    return jax.vjp(lambda raw, floats: _modified(rebuild(floats), raw, scale, allowed), raw, floats)
+
+
+def pairwise_vjp(
+    tile: Pieces, query: jax.Array, key: jax.Array, scale: float, allowed: jax.Array | None
+) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """As `scores_vjp`, of a similarity that is no dot product: the gradients are of query, key and the arrays.
+
+    Args:
+        tile, scale, allowed: as in `scores_vjp`.
+        query: `[batch..., q_heads, q, dim]`, finite in masked rows.
+        key: `[batch..., kv_heads, k, dim]`, likewise.
+    """
+    floats, rebuild = floats_of(tile)
+
+    def score(query, key, floats):
+        tile = rebuild(floats)
+        return _modified(tile, pair(tile.similarity, query, key, allowed), scale, allowed)
+
+    return jax.vjp(score, query, key, floats)
+
+
+def _modified(tile: Pieces, raw: jax.Array, scale: float, allowed: jax.Array | None) -> jax.Array:
+    scores = raw if scale == 1.0 else raw * scale
+    return modify(scores, tile.scores, tile.query_positions, tile.key_positions, allowed)
+
+
+def weights_vjp(
+    tile: Pieces,
+    scores: jax.Array,
+    lse: jax.Array,
+    remainder: jax.Array,
+    shift: jax.Array,
+    d_weights: jax.Array,
+    allowed: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, list[jax.Array] | None]:
+    """The weights p of a tile, the gradients of its scores, and those of the normalizer's arrays (None if it has none).
+
+        softmax normalizers:      p_ij = exp(s_ij - lse_i),    ds_ij = p_ij (dp_ij + shift_i)
+        elementwise normalizers:  p_ij = activation(s_ij),     ds_ij = activation'(s_ij) dp_ij
+
+    Args:
+        tile: the sliced pieces.
+        scores: s.
+        lse: of the whole row, `[batch..., head, q]`, finite.
+        remainder: its rounding error.
+        shift: dlse_i - dout_i · out_i, for a softmax.
+        d_weights: dp, of the weights before dropout.
+        allowed: as returned by `allowed_pairs`.
+    """
+    if tile.normalizer.streams_as == "softmax":
+        exponent = (scores - lse[..., None]) - remainder[..., None]
+        if allowed is not None:
+            exponent = jnp.where(allowed, exponent, -jnp.inf)
+        weights = jnp.exp(exponent)
+        return weights, weights * (d_weights + shift[..., None]), None
+    floats, rebuild = floats_of(tile)
+
+    def weigh(scores, floats):
+        normalizer, scores = for_normalizer(rebuild(floats).normalizer, scores, allowed)
+        return normalizer.activation(scores)
+
+    weights, pull = jax.vjp(weigh, scores, floats)
+    if allowed is not None:
+        weights, d_weights = jnp.where(allowed, weights, 0), jnp.where(allowed, d_weights, 0)
+    return weights, *pull(d_weights)
 
 
 class StandIn:
@@ -186,3 +320,38 @@ def _along(axis: int, size: int, rank: int) -> np.ndarray:
 
 def _as_layout(allowed: jax.Array, rank: int) -> jax.Array:
     return jax.lax.expand_dims(allowed, range(rank - allowed.ndim))
+
+
+def grouped_product(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """`[..., q_heads, q, k]` times `[..., kv_heads, k, d]`: `[..., q_heads, q, d]`, without repeating the values."""
+    *batch, q_heads, q_len, k_len = weights.shape
+    kv_heads, dim = values.shape[-3], values.shape[-1]
+    grouped = weights.reshape(*batch, kv_heads, q_heads // kv_heads * q_len, k_len)
+    out = jnp.einsum("...hqk,...hkd->...hqd", grouped, values, preferred_element_type=accumulation_dtype(values))
+    return out.reshape(*batch, q_heads, q_len, dim)
+
+
+def multiply_values(weights: jax.Array, values: jax.Array, allowed: jax.Array) -> jax.Array:
+    """`weights @ values`, in which a masked pair contributes nothing even if its value is NaN or inf.
+
+    Args:
+        weights: `[..., q_heads, q, k]`, 0 for masked pairs; rounded to the dtype of the values for the product.
+        values: `[..., kv_heads, k, d]`.
+        allowed: booleans, broadcastable to the weights.
+    """
+    weights = weights.astype(values.dtype)
+    # Under `vmap` inside `shard_map`, JAX does not by itself make values captured by a branch of `cond` varying.
+    allowed = vary(allowed, varying_axes(weights, values))
+    clean = grouped_product(weights, without_nonfinite(values))
+
+    def with_nonfinite():
+        reach = jnp.broadcast_to(allowed, weights.shape).astype(values.dtype)
+        signs = of_rank(np.array([1, -1]), values.ndim + 1)
+        kinds = ~(values[..., None] * signs < jnp.inf)  # counts of +inf and -inf; NaN counts as both: inf - inf
+        kinds = kinds.reshape(*values.shape[:-1], 2 * values.shape[-1]).astype(values.dtype)
+        reached = grouped_product(reach, kinds).reshape(*clean.shape, 2) > 0
+        return clean + jnp.where(reached, signs * np.inf, 0.0).sum(-1).astype(clean.dtype)
+
+    if auto_devices(weights, values) > 1:  # a test whether all values are finite would need communication
+        return with_nonfinite()
+    return jax.lax.cond(jnp.isfinite(values).all(), lambda: clean, with_nonfinite)
