@@ -244,7 +244,7 @@ def differentiable(program: Program, operands: Operands) -> tuple[jax.Array, jax
 
 
 # One derivative, in reverse mode; every other one raises a clear error. JAX implements reverse mode by tracing the
-# tangents of forward mode and transposing them; tangents are only computed if forward mode was requested. So the tangent
+# tangents of forward mode and transposing them; they are only computed if forward mode was requested. So the tangent
 # of `reverse_mode_only` is a primitive that can be transposed, but refuses to be computed or batched.
 
 REMEDY = "Use `implementation='reference'`, which has derivatives of any order in both modes."
