@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arrays import describe, of_rank
+from ..foundation.arrays import as_array, describe, of_rank
 from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import indexed
 from ..foundation.sharding import summed_einsum
@@ -18,7 +18,6 @@ from ..ops.attention.api import attention, attention_weights
 from ..ops.attention.checks import check_pieces, check_positions, reject_ambiguous_positions, renamed
 from ..ops.attention.dropout import Dropout
 from ..parallel import Heads
-from ..parallel.heads import as_arrays
 from ..positions import rotary as default_rotary
 from .norms import QKNorm, as_qk_norm
 from .options import check_dtype, check_inputs, check_parallel, check_rotary
@@ -256,7 +255,12 @@ def joined_heads(parameters: Parameters, attended: jax.Array, dtype: Any) -> jax
 
 def norm_of(qk_norm: Any) -> Callable[..., jax.Array]:
     """The function `norm(x, parameters)` for queries or keys."""
-    return (as_qk_norm(qk_norm) or QKNorm()).apply
+    given = None if qk_norm is None else as_qk_norm(qk_norm)
+
+    def norm(x: jax.Array, parameters: Any, **options: Any) -> jax.Array:
+        return (given or QKNorm()).apply(x, parameters, **options)
+
+    return norm
 
 
 def _biased(x: jax.Array, bias: Array | None, dtype: Any) -> jax.Array:
@@ -306,7 +310,7 @@ def _check(parameters: Parameters, inputs: Any, key_inputs: Any, value_inputs: A
 
 def _positions(inputs: Any, key_inputs: Any, positions: Any, key_positions: Any, rotary: Any) -> dict[str, Any]:
     """The positions of queries and keys, as keyword arguments of `attention`."""
-    positions, key_positions = as_arrays(positions, key_positions)
+    positions, key_positions = as_array(positions), as_array(key_positions)
     if key_inputs is None:
         if key_positions is not None and positions is None:
             raise ValueError("`key_positions` without `key_inputs`: in self-attention give `positions`, for both.")

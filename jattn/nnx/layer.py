@@ -57,7 +57,8 @@ class Layer(nnx.Module):
     @property
     def layer(self) -> Any:
         """Sizes and options, with the arrays of pieces that are not trained."""
-        return attach(self._layer, [one[...] for one in self.piece_arrays])
+        held = [one[...] for one in self.piece_arrays]
+        return attach(self._layer, held) if held else self._layer
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Call the layer with the module's parameters."""

@@ -139,7 +139,7 @@ def test_known_arrays_stay_known_under_jit():
         name = "looks"
 
         def refuses(self, call):
-            seen.append(jax.tree.leaves(call.mask))
+            seen.append(jax.tree.leaves(call.pieces.mask))
             return "it only looks"
 
         def run(self, call, query, key, value):
