@@ -132,7 +132,8 @@ def running_sums(terms: jax.Array) -> RunningSums:
     """
     length, last = terms.shape[-1], terms.ndim - 1
     block = (np.arange(length, dtype=np.int32) // BLOCK).reshape((1,) * last + (length,))
-    return RunningSums(*_running_sums(terms), block)
+    whole, rest, near = _running_sums(terms)
+    return RunningSums(whole, rest, near, block)
 
 
 @jax.jit  # outside a jit, each step of the tree would be several programs

@@ -8,7 +8,7 @@ from ..foundation.fields import floats, set_field
 from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import array, piece
 from .base import Prepared, Similarity
-from .bilinear import check_features, project
+from .bilinear import check_weight, project
 from .finite import finite_query
 
 WEIGHT = ("head", "dim", "feature")
@@ -62,8 +62,8 @@ class Additive(Similarity):
             )
 
     def prepare(self, query, key):
-        check_features("query_weight", self.query_weight, "query", query)
-        check_features("key_weight", self.key_weight, "key", key)
+        check_weight("query_weight", self.query_weight, "query", query)
+        check_weight("key_weight", self.key_weight, "key", key)
         query, poison = finite_query(query)
         projected = project(query, self.query_weight)
         if self.bias is not None:

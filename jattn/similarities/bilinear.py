@@ -43,7 +43,7 @@ class Bilinear(Similarity):
             set_field(self, "bias", parameter("bias", self.bias))
 
     def prepare(self, query, key):
-        check_features("weight", self.weight, "query", query, "key", key)
+        check_weight("weight", self.weight, "query", query, "key", key)
         query, poison = finite_query(query)
         scores = () if self.bias is None else (Shift(self.bias),)
         return Prepared(project(query, self.weight), key, scores=(*scores, poison))
@@ -75,7 +75,7 @@ class SharedBilinear(Similarity):
         set_field(self, "weight", floats("weight", self.weight, ("head", "dim", "rank"), shared=("head",)))
 
     def prepare(self, query, key):
-        check_features("weight", self.weight, "query", query)
+        check_weight("weight", self.weight, "query", query)
         query, poison = finite_query(query)
         projected = project(project(query, self.weight), jnp.swapaxes(self.weight, -1, -2))
         return Prepared(projected, key, scores=(poison,))
@@ -99,7 +99,7 @@ def project(vectors: jax.Array, weight: jax.Array | np.ndarray) -> jax.Array:
     return jnp.einsum("...qhd,...hde->...qhe", vectors.astype(dtype), weight)
 
 
-def check_features(name: str, weight, left: str, left_array, right: str = "", right_array=None) -> None:
+def check_weight(name: str, weight, left: str, left_array, right: str = "", right_array=None) -> None:
     """Check that the last two axes of a weight are the feature sizes of what it multiplies.
 
     Raises:
