@@ -109,6 +109,36 @@ ROWS = {
     "a list for an implementation": (attend(implementation=["tiled"]), "`implementation`", "['tiled']"),
     "words for positions": (attend(query_positions="abc"), "`query_positions`", "'abc' (str)"),
     "ragged positions": (attend(query_positions=[[1], [2, 3]]), "`query_positions`", "[[1], [2, 3]]"),
+    # Sizes of what pieces are made of, and partials that do not fit
+    "gates of another length": (
+        attend(scores=scores.Forget.of(np.zeros((4, 9), np.float32))),
+        "`Forget.of(log_gates, queries)`",
+        "(4, 9)",
+    ),
+    "an attention mask of another length": (
+        attend(mask=masks.from_attention_mask(np.ones((2, 9), int))),
+        "`attention_mask`",
+        "the call has 7",
+    ),
+    "too few lists of keys": (
+        attend(mask=masks.Selected(np.zeros((1, 3, 2), int))),
+        "`mask` is made for 3",
+        "`indices` of `Selected`",
+    ),
+    "a partial that does not fit itself": (
+        lambda: jattn.merge(*[jattn.Partial(jnp.ones((2, 3, 4)), jnp.ones(5))] * 2),
+        "`partials[0]`",
+        "`lse` (5,)",
+    ),
+    "a partial of another remainder": (
+        lambda: jattn.merge(jattn.Partial(jnp.ones((2, 4)), jnp.ones(2), jnp.ones(3))),
+        "`remainder` (3,)",
+    ),
+    "a partial without an lse": (
+        lambda: jattn.merge(jattn.Partial(jnp.ones((2, 4)), None)),
+        "`partials[0].lse`",
+        "None",  # pyright: ignore
+    ),
     # Arrays of other libraries, dtypes and sizes
     "a tensor for a query": (attend(query=TORCH), "`query`", "SimpleNamespace", "jax.numpy.asarray"),
     "a tensor for a value": (attend(value=TORCH), "`value`", "jax.numpy.asarray"),

@@ -299,13 +299,18 @@ def map_fields(tree: Any, visit: Callable[[Any, tuple[str, ...], str], Any]) -> 
         elif "constants" in metadata:
             changed.append(
                 tuple(
-                    visit(item, tuple(f"own{axis}" for axis in range(jnp.ndim(item))), f"{type(tree).__name__}.{name}")
+                    visit(item, tuple(f"own{axis}" for axis in range(jnp.ndim(item))), _name_of(tree, name))
                     for item in value
                 )
             )
         else:
-            changed.append(visit(value, metadata["axes"], f"{type(tree).__name__}.{name}"))
+            changed.append(visit(value, metadata["axes"], _name_of(tree, name)))
     return _unflatten(type(tree), aux, changed)
+
+
+def _name_of(piece: Any, field: str) -> str:
+    """What errors call a field: as the caller gave it, if the class says so in `given_as`."""
+    return getattr(type(piece), "given_as", {}).get(field, f"{type(piece).__name__}.{field}")
 
 
 def parts(self: Piece) -> list[Any]:
@@ -325,6 +330,9 @@ def indexed(tree: Any, batch: tuple[int, ...], q_heads: int, split: tuple[str, .
 def own_rank(axes: tuple[str, ...]) -> int:
     """The number of own axes that follow the layout once a field is aligned."""
     return sum(name not in LAYOUT for name in axes)
+
+
+_MADE_OF_FLAGS = " If `masks.from_attention_mask` made it: `attention_mask` needs a number for each key of the call."
 
 
 def align(tree: Any, batch: tuple[int, ...], sizes: dict[str, int]) -> Any:
@@ -360,6 +368,7 @@ def align(tree: Any, batch: tuple[int, ...], sizes: dict[str, int]) -> Any:
                 raise ValueError(
                     f"`{name}` of shape {shape} has size {have} on its {axis} axis (axes: [batch..., "
                     f"{', '.join(axes)}]), but the call has {sizes[axis]}. It must be 1 or {sizes[axis]}."
+                    f"{_MADE_OF_FLAGS if name == 'Dense.array' and own[:2] == (1, 1) else ''}"
                 )
         if axes == LAYOUT and batch and not lead and own[0] == batch[-1] == sizes["head"] > 1:
             raise ValueError(

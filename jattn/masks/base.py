@@ -68,6 +68,13 @@ class Mask(Piece, abc.ABC):
      [1 0 1]]
     """
 
+    beyond = (
+        "If tokens stand in front of its grid, such as a class token, say how many: `Shifted(mask, 1)` of "
+        "`jattn.masks`. If tokens stand behind it: `Shifted(mask, 0)`. By the grid they attend to nothing; join what "
+        "they may attend to by `|`."
+    )
+    """What to do about positions past the extent, for the error message."""
+
     @abc.abstractmethod
     def allows(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """Whether the query at position `query` may attend to the key at position `key`.

@@ -96,9 +96,7 @@ def check_extent(mask: Mask, query_positions: Any, key_positions: Any) -> None:
         if size is not None and isinstance(positions, np.ndarray) and positions.size and positions.max() >= size:
             raise ValueError(
                 f"`mask` is made for {size} positions, 0 to {size - 1}; the call has `{name}` up to {positions.max()}. "
-                "If tokens stand in front of its grid, such as a class token, say how many: `Shifted(mask, 1)` of "
-                "`jattn.masks`. If tokens stand behind it: `Shifted(mask, 0)`. By the grid they attend to nothing; "
-                "join what they may attend to by `|`."
+                f"{mask.beyond}"
             )
 
 

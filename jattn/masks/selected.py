@@ -66,6 +66,11 @@ class Selected(Mask):
         set_field(self, "size", block_sizes(self.size))
         set_field(self, "first_query", integers("first_query", self.first_query, least=0))
 
+    beyond = (
+        "`indices` of `Selected` needs a list for each block of queries. An empty one, of negative entries, selects "
+        "nothing; lists for later queries alone say where they begin, by `first_query`."
+    )
+
     def extent(self):
         if not isinstance(self.first_query, int):
             return None, None

@@ -11,7 +11,7 @@ difference loses precision in two ways, and each has its remedy:
   each block.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,10 @@ class Forget(Score):
     key_near: jax.Array | np.ndarray = array("head", "key")
     key_block: jax.Array | np.ndarray = array("head", "key")
     finite_at_zero = True
+    given_as: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("query_whole", "query_rest", "query_near", "query_block"), "Forget.of(log_gates, queries)"),
+        **dict.fromkeys(("key_whole", "key_rest", "key_near", "key_block"), "Forget.of(log_gates)"),
+    }
 
     @classmethod
     def of(cls, log_gates: Any, *, queries: Any = None) -> Self:

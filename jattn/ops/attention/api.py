@@ -237,7 +237,8 @@ def dot_product_attention(
         key_value_seq_lengths: `[batch]`; keys from there on are not attended to.
         local_window_size: `(left, right)`, or one int for both, around a query's own index.
         implementation: as in `attention`; `"xla"` means the default. `"cudnn"` is refused.
-        return_residual: also return the lse `[batch, q_len, q_heads]`, float32.
+        return_residual: also return the lse `[batch, q_len, q_heads]`, in the dtype of the query, as `jax.nn` does;
+            `partial_attention` returns it in float32.
 
     Differences from `jax.nn`: a query that may attend to nothing gets 0 (there, the mean of all values), masked NaN
     does not reach the output, memory is linear in the length, and `v_dim` is free.
@@ -288,7 +289,7 @@ def dot_product_attention(
         default = isinstance(implementation, str) and implementation == "xla"
         residual = _attend((arrays[0], arrays[1], arrays[2]), pieces, None if default else implementation)
     out, lse = (array[0] if unbatched else array for array in residual)
-    return (out, lse) if return_residual else out
+    return (out, lse.astype(query.dtype)) if return_residual else out
 
 
 _NAMES_OF_JAX = {

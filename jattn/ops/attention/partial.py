@@ -8,7 +8,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from ...foundation.arrays import as_jax, describe
+from ...foundation.arrays import as_jax, describe, dtype_of
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import unique_name
 
@@ -124,6 +124,8 @@ def merge(*partials: Partial | Iterable[Partial]) -> Partial:
     True
     """
     parts = _listed(partials)
+    for place, part in enumerate(parts):
+        _check(place, part)
     shapes = [(part.out.shape, part.lse.shape) for part in parts]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"`partials` must all have the same shapes of (out, lse); got {shapes}.")
@@ -135,6 +137,20 @@ def merge(*partials: Partial | Iterable[Partial]) -> Partial:
     share = mass / jnp.where(total == 0, 1, total)[None]
     out = sum(part.out.astype(lse.dtype) * weight[..., None] for part, weight in zip(parts, share, strict=True))
     return Partial(jnp.asarray(out).astype(as_jax(parts[0].out)[0].dtype), *log_of_sum(top, total))
+
+
+def _check(place: int, part: Partial) -> None:
+    """The arrays of a partial fit each other."""
+    arrays = {"out": part.out, "lse": part.lse, "remainder": part.remainder}
+    for name, array in arrays.items():
+        if dtype_of(array) is None or not jnp.issubdtype(dtype_of(array), jnp.floating):
+            raise ValueError(f"`partials[{place}].{name}` must be a floating-point array; got {describe(array)}.")
+    if not part.out.shape[:-1] == part.lse.shape == part.remainder.shape:
+        shapes = ", ".join(f"`{name}` {array.shape}" for name, array in arrays.items())
+        raise ValueError(
+            f"`partials[{place}]` must have `out` [..., q_len, q_heads, v_dim], and `lse` and `remainder` [..., q_len, "
+            f"q_heads]; got {shapes}. To slice or reshape all three alike, use `jax.tree.map`."
+        )
 
 
 def _listed(partials: tuple[Any, ...]) -> list[Partial]:

@@ -296,6 +296,10 @@ def test_dot_product_attention_where_jax_nn_differs():
     near(out[1, :4], exact(QUERY[1, :4], KEY[1, :4], VALUE[1, :4]).out)
     top_left = jattn.dot_product_attention(QUERY[:, :3], KEY, VALUE, is_causal=True)
     near(top_left, jattn.attention(QUERY[:, :3], KEY[:, :3], VALUE[:, :3], mask=masks.Causal()))
+    half = [jnp.asarray(array, jnp.bfloat16) for array in (QUERY, KEY, KEY)]
+    for attend in (jattn.dot_product_attention, jax.nn.dot_product_attention):
+        _, lse = jax.eval_shape(functools.partial(attend, return_residual=True), *half)
+        assert lse.dtype == jnp.bfloat16
     unbatched = jattn.dot_product_attention(QUERY[0], KEY[0], VALUE[0])
     near(unbatched, jattn.attention(QUERY, KEY, VALUE)[0])
 
