@@ -57,10 +57,10 @@ def of_rank(array: Any, rank: int) -> Any:
     return array.reshape((1,) * (rank - array.ndim) + tuple(array.shape))
 
 
-def counted(*sizes: Any, dtype: Any = np.int32) -> Any:
+def iota(*sizes: Any, dtype: Any = np.int32) -> Any:
     """0, 1, 2, ... in an array of this shape: of NumPy, unless a size is symbolic, as in `jax.export`.
 
-    >>> counted(2, 2).tolist()
+    >>> iota(2, 2).tolist()
     [[0, 1], [2, 3]]
     """
     backend: Any = np if is_static(*sizes) else jnp

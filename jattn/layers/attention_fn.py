@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arguments import check_rate
-from ..foundation.arrays import counted
+from ..foundation.arrays import iota
 from ..foundation.pieces import array, piece
 from ..masks import Dense, Mask
 from ..ops.attention.api import attention, attention_weights
@@ -170,7 +170,7 @@ def _combined(own: Mask | None, given: Any, is_causal: bool, q_len: int, kv_len:
                 "Leave it False and give the causal part in `mask`, or make the `attention_fn` with "
                 "`mask=jattn.masks.Causal()` and `query_positions`."
             )
-        causal = _IndexCausal(counted(q_len), counted(kv_len))
+        causal = _IndexCausal(iota(q_len), iota(kv_len))
         whole = causal if whole is None else whole & causal
     return whole
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arrays import FOREIGN, as_array, counted, describe, dtype_of, of_rank
+from ...foundation.arrays import FOREIGN, as_array, describe, dtype_of, iota, of_rank
 from ...masks.base import Mask, restricted
 from ...normalizers import Normalizer
 from ...scores.base import Score
@@ -284,7 +284,7 @@ def dot_product_attention(
             mask=whole,
             similarity=None if scale is None else similarities.Dot(scale),
             scores=() if bias is None else (scores.Bias(_with_four_axes("bias", bias)),),
-            query_positions=counted(query.shape[-3]),
+            query_positions=iota(query.shape[-3]),
         )
         default = isinstance(implementation, str) and implementation == "xla"
         residual = _attend((arrays[0], arrays[1], arrays[2]), pieces, None if default else implementation)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arrays import as_array, counted, known_while_tracing
+from ...foundation.arrays import as_array, iota, known_while_tracing
 from ...foundation.elementwise import mask_reads_positions, score_reads_positions
 from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.pieces import align, indexed
@@ -199,7 +199,7 @@ def _prepare_similarity(similarity: Similarity, query: jax.Array, key: jax.Array
 def _positions(name: str, positions: Any, batch: tuple[int, ...], length: int, axis: int) -> Any:
     """Positions as `[batch..., 1, length, 1]` or `[batch..., 1, 1, length]`. NumPy arrays stay NumPy arrays."""
     if positions is None:
-        positions = counted(length)
+        positions = iota(length)
     positions = as_array(positions)
     checks.check_positions(name, positions, batch, length, name.removesuffix("_positions"))
     positions = known_while_tracing(positions)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...foundation.arguments import check_key, check_rate
-from ...foundation.arrays import counted
+from ...foundation.arrays import iota
 from ...foundation.pieces import Piece, array, number, piece
 from ...foundation.varying import varying_axes
 
@@ -72,9 +72,9 @@ class Dropout(Piece):
                 "Arrays that are split over Explicit axes, and `jattn.parallel.Heads`, need nothing."
             )
         if heads is None:
-            heads = counted(q_heads, dtype=np.uint32)
+            heads = iota(q_heads, dtype=np.uint32)
         if examples is None:
-            examples = counted(*batch, dtype=np.uint32)
+            examples = iota(*batch, dtype=np.uint32)
         return self.replace(heads=heads, examples=examples)
 
     def factor(self, query: jax.Array, key: jax.Array) -> jax.Array:
