@@ -124,7 +124,11 @@ class CausalAttention(Generative):
         options: dict[str, Any] = {"rotary": self.rotary, "dtype": dtype, "norm": norm_of(None)}
         query, key, value = (projected(name, parameters, clean, at, **options) for name in ("query", "key", "value"))
         gates = self._gates(parameters, clean, nonfinite)
-        rows = value if gates is None else jnp.concatenate([value, gates.reshape(*value.shape[:-1], -1)], -1)
+        rows = (
+            value
+            if gates is None
+            else jnp.concatenate([value, gates.reshape(*value.shape[:-1], self._gates_per_key_head)], -1)
+        )
         key_rows, rows = (jnp.where(nonfinite[..., None, None], jnp.nan, one) for one in (key, rows))
         if starts is None:
             view, after = before.append(key_rows, rows)

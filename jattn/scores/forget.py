@@ -98,7 +98,9 @@ class Forget(Score):
                 f"`queries` must be integers [q_len], or [batch..., q_len] with the batch {batch}, the places of the "
                 f"queries among the keys; got {queries.dtype} of shape {queries.shape}."
             )
-        queries = queries.reshape((1,) * (log_gates.ndim - queries.ndim - 1) + (*queries.shape[:-1], 1, -1))
+        queries = queries.reshape(
+            (1,) * (log_gates.ndim - queries.ndim - 1) + (*queries.shape[:-1], 1, queries.shape[-1])
+        )
         of_queries = RunningSums(*(jnp.take_along_axis(one, queries, -1, mode="clip") for one in of_keys))
         return cls(*of_queries, *of_keys)
 
