@@ -16,7 +16,7 @@ NAMES = [name for name in LAYERS if name.startswith("AFT")]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_is_its_function(name):
+def test_is_its_function_and_a_module(name):
     layer = LAYERS[name]
     p, (inputs,) = random_parameters(layer), normal(0, (2, 7, FEATURES))
     arrays = [inputs @ np.asarray(p[key]["kernel"]) for key in ("query", "key", "value")]
@@ -31,13 +31,8 @@ def test_is_its_function(name):
         if name == "AFT-local":
             function = functools.partial(aft_local, bias=table, window=3)
     want = jax.jit(functools.partial(function, causal=True))(*arrays)
-    got = jax.jit(layer.__call__)(p, inputs)
+    got = check_layer(LAYERS[name], jnp.asarray(inputs), parameters=p)
     close(got, want @ p["out"]["kernel"], 1e-5)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_as_a_module(name):
-    check_layer(LAYERS[name], jnp.asarray(normal(1, (2, 8, FEATURES))[0]))
 
 
 @pytest.mark.parametrize("name", ["AFT-full", "AFT-local"])

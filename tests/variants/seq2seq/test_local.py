@@ -19,7 +19,7 @@ CENTERS = np.float32([0.3, 2.6, 4.0])
 
 def test_a_very_wide_window_is_global_attention():
     q, k, v = normal(2, (3, 1, 4), (7, 1, 4), (7, 1, 2))
-    close(local_p(q, k, v, CENTERS, 1e5), jattn.attention(q, k, v), 1e-5)
+    close(jax.jit(lambda *a: local_p(*a, CENTERS, 1e5))(q, k, v), jax.jit(jattn.attention)(q, k, v), 1e-5)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -46,8 +46,8 @@ def test_the_layer():
     layer = LuongLocal(4, hidden=5)
     check_layer(LuongLocal(4), jnp.asarray(states), jnp.asarray(sources), 2.3, lengths=np.array([6, 4]))
     wide = layer.init(jax.random.key(0))
-    same = LuongGlobal(4)({"out": wide["out"]}, jnp.asarray(states), jnp.asarray(sources))
-    close(layer(wide, jnp.asarray(states), jnp.asarray(sources), 1e5), same, 1e-5)
+    same = jax.jit(LuongGlobal(4).__call__)({"out": wide["out"]}, states, sources)
+    close(jax.jit(lambda *a: layer(*a, 1e5))(wide, states, sources), same, 1e-5)
 
 
 def test_the_window_ends_with_what_is_as_far_as_it_reaches():
@@ -112,4 +112,5 @@ def test_centers_in_bfloat16_are_near_the_same_keys():
 def test_local_p_without_scores():
     q, k, v = normal(5, (7, 1, 4), (7, 1, 4), (7, 1, 2))
     centers = np.linspace(0, 6, 7, dtype=np.float32)
-    np.testing.assert_array_equal(local_p(q, k, v, centers, 2.0, scores=None), local_p(q, k, v, centers, 2.0))
+    run = jax.jit(lambda **options: local_p(q, k, v, centers, 2.0, **options))
+    np.testing.assert_array_equal(run(scores=None), run())

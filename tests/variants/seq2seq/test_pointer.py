@@ -49,9 +49,8 @@ def test_log_probabilities_of_words_that_can_come():
 
 
 def test_a_word_that_cannot_come():
-    log_p, gradients = jax.value_and_grad(lambda *a: pointer_log_probabilities(*a, IDS, SIZE)[0, 4], (0, 1, 2))(
-        *arrays()
-    )
+    graded = jax.value_and_grad(lambda *a: pointer_log_probabilities(*a, IDS, SIZE)[0, 4], (0, 1, 2))
+    log_p, gradients = jax.jit(graded)(*arrays())
     assert log_p == -np.inf
     assert all(np.all(gradient == 0) for gradient in gradients)
 
@@ -69,20 +68,22 @@ def test_of_targets(targets):
 def test_of_targets_is_an_entry_of_all():
     logits, gate, scores = (np.stack([a, -a]) for a in arrays(1))
     ids = np.stack([IDS, IDS[::-1]])
-    every = pointer_log_probabilities(logits, gate, scores, ids, SIZE)
+    every = jax.jit(pointer_log_probabilities, static_argnums=4)(logits, gate, scores, ids, SIZE)
+    run = jax.jit(lambda words: pointer_log_probability(logits, gate, scores, ids, words))
     for word in range(SIZE):
-        one = pointer_log_probability(logits, gate, scores, ids, np.full((2, 3), word))
+        one = run(np.full((2, 3), word))
         np.testing.assert_allclose(one, every[..., word], rtol=1e-6)
     np.testing.assert_allclose(np.exp(every).sum(-1), 1, rtol=1e-6)
-    assert np.all(pointer_log_probability(logits, gate, scores, ids, np.full((2, 3), -1)) == -np.inf)
+    assert np.all(run(np.full((2, 3), -1)) == -np.inf)
 
 
 def test_a_sure_gate_is_the_plain_vocabulary_or_the_plain_attention():
     logits, _, scores = arrays()
-    made = pointer_log_probabilities(logits, jnp.full(3, jnp.inf), scores, IDS, SIZE)
+    run = jax.jit(lambda gate: pointer_log_probabilities(logits, gate, scores, IDS, SIZE))
+    made = run(np.full(3, np.inf, np.float32))
     np.testing.assert_allclose(made[:, :4], jax.nn.log_softmax(logits), rtol=1e-6)
     assert np.all(made[:, 4:] == -np.inf)
-    copied = jnp.exp(pointer_log_probabilities(logits, jnp.full(3, -jnp.inf), scores, IDS, SIZE))
+    copied = np.exp(run(np.full(3, -np.inf, np.float32)))
     attended = jax.nn.softmax(np.where(IDS >= 0, scores, -np.inf))
     np.testing.assert_allclose(copied[:, 5], attended[:, 1] + attended[:, 2], rtol=1e-6)
     assert np.all(copied[:, 1] == 0)
@@ -91,11 +92,11 @@ def test_a_sure_gate_is_the_plain_vocabulary_or_the_plain_attention():
 def test_nothing_underflows():
     """A copied word whose weight is exp(-300), by a gate of exp(-200)."""
     logits, gate, scores = jnp.zeros((1, 2)), jnp.full(1, 200.0), jnp.array([[0.0, -300.0]])
-    every = pointer_log_probabilities(logits, gate, scores, np.array([0, 2]), 3)
+    every = jax.jit(lambda *a: pointer_log_probabilities(*a, np.array([0, 2]), 3))(logits, gate, scores)
     np.testing.assert_allclose(every[0, 2], -500, rtol=1e-6)
     one = lambda *a: pointer_log_probability(*a, np.array([0, 2]), np.array([2]))[0]  # noqa: E731
-    np.testing.assert_allclose(one(logits, gate, scores), -500, rtol=1e-6)
-    gradients = jax.grad(one, (1, 2))(logits, gate, scores)
+    value, gradients = jax.jit(jax.value_and_grad(one, (1, 2)))(logits, gate, scores)
+    np.testing.assert_allclose(value, -500, rtol=1e-6)
     np.testing.assert_allclose(gradients[0], [-1], rtol=1e-6)
     np.testing.assert_allclose(gradients[1], [[-1, 1]], rtol=1e-6)
 

@@ -83,7 +83,12 @@ def stacked(found):
 
 
 each = pytest.mark.parametrize(
-    ("kind", "single_root"), [(kind, single) for kind in KINDS for single in (True, False)], ids=str
+    ("kind", "single_root"),
+    [
+        *((kind, True) for kind in KINDS),
+        *(pytest.param(kind, False, marks=pytest.mark.exhaustive) for kind in KINDS),
+    ],
+    ids=str,
 )
 
 
