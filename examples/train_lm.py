@@ -34,7 +34,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from lm import devices, pictures, text
-from lm.checkpoints import Checkpoints, saved_settings
+from lm.checkpoints import Checkpoints
 from lm.model import GPT, SIZES, Size, bits_per_byte
 from lm.sample import sample
 from tqdm import tqdm
@@ -156,15 +156,20 @@ def train(state: Any, size: Size, given: argparse.Namespace, steps: tuple, texts
     return state, history
 
 
-def sizes_of(given: argparse.Namespace, mesh: Mesh) -> Size:
+def sizes_of(given: argparse.Namespace, mesh: Mesh, saved: dict[str, Any] | None) -> Size:
     """The requested sizes, with a batch that the mesh divides.
+
+    Args:
+        given: the command line.
+        mesh: of all devices.
+        saved: the settings of the checkpoint that the run goes on from, if there is one.
 
     Raises:
         SystemExit: the mesh divides neither the requested batch nor the heads.
     """
     chosen = {name: getattr(given, name) for name in ("steps", "batch", "length")}
     if given.resume and given.batch is None:  # a run that began on fewer devices may have a smaller batch
-        chosen["batch"] = (saved_settings(given.out / "checkpoints") or {}).get("batch")
+        chosen["batch"] = (saved or {}).get("batch")
     size = dataclasses.replace(
         SIZES[given.size], **{name: value for name, value in chosen.items() if value is not None}
     )
@@ -195,7 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     devices.join_processes(given.coordinator, given.processes, given.process)
     began = time.perf_counter()
     mesh = devices.make_mesh(given.devices, given.model_parallel)
-    size = sizes_of(given, mesh)
+    keep = Checkpoints(given.out / "checkpoints", mesh, resume=given.resume)
+    size = sizes_of(given, mesh, keep.saved_settings())
     dtype = given.dtype if given.dtype != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
     texts = text.load()
     bytes_of = [part.data for part in texts]
@@ -219,10 +225,10 @@ def main(argv: list[str] | None = None) -> int:
         f"{len(bytes_of[0]):,} bytes to train on, {len(bytes_of[1]):,} held out"
     )
     given.out.mkdir(parents=True, exist_ok=True)
-    settings = {**dataclasses.asdict(size), "mask": given.mask, "dtype": dtype, "seed": given.seed}
+    keep.settings = {**dataclasses.asdict(size), "mask": given.mask, "dtype": dtype, "seed": given.seed}
     steps = make_steps(definition, transform, given.mask, shardings)
     try:
-        with Checkpoints(given.out / "checkpoints", settings, mesh, resume=given.resume) as keep:
+        with keep:
             (params, _), history = train(state, size, given, steps, texts, keep)
     except KeyboardInterrupt:
         say(
@@ -233,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     whole = devices.fetch(params)
     if devices.is_first():  # the rest needs only one device
         model = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))), whole)
-        results = {**baselines, "parameters": count, **settings, "history": history}
+        results = {**baselines, "parameters": count, **keep.settings, "history": history}
         report(given, model, texts, size, baselines, results)
         print(f"pictures in {given.out}; {time.perf_counter() - began:.0f} s in all")
     devices.wait_for_all("the report is written")

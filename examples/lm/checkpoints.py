@@ -14,19 +14,28 @@ class Checkpoints:
     """The last two checkpoints of a run, under `directory`.
 
     All processes of the run write to one shared folder, in the background. A checkpoint becomes visible only when it is
-    complete, and can be restored on a different number of devices and processes.
+    complete, and can be restored on a different number of devices and processes. Set `settings` before the first
+    `save` or `restore`.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any], mesh: jax.sharding.Mesh, *, resume: bool):
+    settings: dict[str, Any]
+
+    def __init__(self, directory: Path, mesh: jax.sharding.Mesh, *, resume: bool):
         if not resume:
             if is_first():
                 shutil.rmtree(directory, ignore_errors=True)
             wait_for_all("old checkpoints are gone")
-        self.settings = settings
         self.mesh = mesh
         self.manager = ocp.CheckpointManager(
             directory.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
         )
+
+    def saved_settings(self) -> dict[str, Any] | None:
+        """The settings of the last checkpoint, or None if there is none."""
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        return self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
 
     def save(self, step: int, state: Any, history: dict[str, Any]) -> None:
         """Write the state, by the names of its arrays. They are copied first: the next step donates them."""
@@ -46,10 +55,9 @@ class Checkpoints:
         Raises:
             SystemExit: the checkpoint was made with other settings.
         """
-        step = self.manager.latest_step()
-        if step is None:
+        step, saved = self.manager.latest_step(), self.saved_settings()
+        if step is None or saved is None:
             return None
-        saved = self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
         if saved != self.settings:
             different = {name: saved.get(name) for name in self.settings if saved.get(name) != self.settings[name]}
             raise SystemExit(
@@ -75,17 +83,6 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.manager.close()  # waits for checkpoints that are still being written
-
-
-def saved_settings(directory: Path) -> dict[str, Any] | None:
-    """The settings of the last checkpoint in a folder, or None if there is none."""
-    if not directory.exists():
-        return None
-    with ocp.CheckpointManager(directory.resolve()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return None
-        return manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
 
 
 def _name(path: Any) -> str:

@@ -242,8 +242,10 @@ def test_bad_flags(lm, capsys, tmp_path, flags, message):
 
 def test_the_batch_is_made_to_fit_the_devices(lm, whole, tmp_path, capsys):
     given = lm.script.arguments(["--size=small", "--out", str(whole)])
-    assert lm.script.sizes_of(given, lm.devices.make_mesh(1, 1)).batch == 8, "of the checkpoint"
+    mesh = lm.devices.make_mesh(1, 1)
+    with lm.script.Checkpoints(whole / "checkpoints", mesh, resume=True) as keep:
+        assert lm.script.sizes_of(given, mesh, keep.saved_settings()).batch == 8, "of the checkpoint"
     given = lm.script.arguments(["--size=small", "--out", str(tmp_path)])
-    assert lm.script.sizes_of(given, lm.devices.make_mesh(None, 1)).batch == 8
+    assert lm.script.sizes_of(given, lm.devices.make_mesh(None, 1), None).batch == 8
     assert "8 rows in a step instead of 6" in capsys.readouterr().out
-    assert lm.script.sizes_of(given, lm.devices.make_mesh(2, 1)).batch == 6
+    assert lm.script.sizes_of(given, lm.devices.make_mesh(2, 1), None).batch == 6
