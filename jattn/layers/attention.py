@@ -14,7 +14,7 @@ from ..ops.attention.dropout import Dropout
 from ..parallel import Heads
 from . import learned as pieces_of
 from .caches import Contiguous, Spec
-from .decoding import State, attend_new, check_decoding, check_pieces_of_tokens, remember, spec_of
+from .decoding import State, attend_new, check_cache, check_decoding, check_pieces_of_tokens, remember, spec_of
 from .layer import Initializer, Layer, Parameter, lecun_normal, zeros
 from .multi_head import multi_head, multi_head_weights
 from .norms import QKNorm, as_qk_norm
@@ -51,6 +51,7 @@ class MultiHeadAttention(Layer):
         kernel_init, out_kernel_init, bias_init: initializers of the projections. As in Flax, they see a kernel as a
             matrix. `out_kernel_init` is by default `kernel_init`.
         parallel: `jattn.parallel.Heads(...)` to split the heads across devices.
+        cache: the cache that `initial_state` makes unless it is told otherwise, such as `caches.Contiguous(1024)`.
 
     Raises:
         ValueError: sizes do not match; a piece is of the wrong kind; at the call, as in `multi_head`.
@@ -86,6 +87,7 @@ class MultiHeadAttention(Layer):
     out_kernel_init: Initializer | None = None
     bias_init: Initializer = zeros
     parallel: Heads | None = None
+    cache: Spec | None = None
 
     def __post_init__(self):
         check_options(
@@ -102,6 +104,7 @@ class MultiHeadAttention(Layer):
             use_bias=self.use_bias,
             qk_norm=self.qk_norm,
         )
+        check_cache(self.cache)
         sizes = Sizes(
             self.in_features, self.q_heads, self.kv_heads, self.head_dim, self.in_kv_features, self.out_features
         )
@@ -218,7 +221,7 @@ class MultiHeadAttention(Layer):
             parameters: the layer's parameters. Only their dtype is used, unless `key_inputs` are given.
             batch: the batch axes of the inputs to come; by default none, or those of `key_inputs`.
             length: the capacity in tokens per example; short for `cache=caches.Contiguous(length)`.
-            cache: another kind of cache instead of `length`, such as `caches.Rolling(window)`.
+            cache: another kind of cache instead of `length`, such as `caches.Rolling(window)`; by default the layer's.
             dtype: the dtype of the cached keys and values, by default the one that the layer computes in.
             key_inputs: `[..., kv_len, features]`, for cross-attention: keys and values are computed here, once.
             value_inputs: `[..., kv_len, features]`; by default `key_inputs`.
@@ -246,7 +249,7 @@ class MultiHeadAttention(Layer):
                     "`key_inputs` must be given: keys are made of other inputs, as `in_kv_features` "
                     f"{self.in_kv_features} differs from `in_features` {self.in_features}."
                 )
-            return spec_of(length, cache).create(() if batch is None else batch, **sizes)
+            return spec_of(length, cache, self.cache).create(() if batch is None else batch, **sizes)
         if length is not None or cache is not None:
             raise ValueError("`length` and `cache` are for self-attention; `key_inputs` bring their own length.")
         value_inputs = key_inputs if value_inputs is None else value_inputs

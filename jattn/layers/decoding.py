@@ -118,24 +118,34 @@ def attend_view(
         return view.checked(parallel.attention(query, view.key, view.value, **pieces, **at))
 
 
-def spec_of(length: int | None, cache: Spec | None) -> Spec:
+def spec_of(length: int | None, cache: Spec | None, default: Spec | None) -> Spec:
     """The requested cache: a contiguous one of this length, or another.
 
     Raises:
-        ValueError: neither or both are given; `cache` is something else.
+        ValueError: both are given, or neither and there is no default; `cache` is something else.
     """
-    if (length is None) == (cache is None):
+    if length is not None and cache is None:
+        return Contiguous(length)
+    cache = default if cache is None else cache
+    if cache is None or length is not None:
         raise ValueError(
             "`length` must be the number of places for each example, or `cache` another cache, such as "
             f"`jattn.layers.caches.Rolling(window)`; got length {length} and cache {cache}."
         )
-    if cache is None:
-        return Contiguous(length)  # type: ignore[arg-type]  (one of the two is given)
-    if not isinstance(cache, Spec):
+    check_cache(cache)
+    return cache
+
+
+def check_cache(cache: Any) -> None:
+    """None, or how keys and values are kept.
+
+    Raises:
+        ValueError: `cache` is something else, such as a class.
+    """
+    if cache is not None and not isinstance(cache, Spec):
         raise ValueError(
             f"`cache` must be one of `jattn.layers.caches`, such as `Contiguous(64)`; got {describe(cache)}."
         )
-    return cache
 
 
 def check_pieces_of_tokens(pieces: Mapping[str, Any]) -> None:

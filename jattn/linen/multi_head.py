@@ -39,7 +39,7 @@ class MultiHeadAttention(nn.Module):
         head_dim: features of a head, by default `in_features / q_heads`.
         in_kv_features: features of the inputs that keys and values are computed from, by default inferred from them.
         out_features: features of the output, by default `in_features`.
-        use_bias, qk_norm, rotary, dtype, kernel_init, out_kernel_init, bias_init, parallel: as in
+        use_bias, qk_norm, rotary, dtype, kernel_init, out_kernel_init, bias_init, parallel, cache: as in
             `jattn.layers.MultiHeadAttention`.
         mask, similarity, scores, normalizer, implementation: as in `jattn.attention`.
         learned: the names of pieces whose floating-point arrays are parameters: `"normalizer"` trains a sink.
@@ -80,6 +80,7 @@ class MultiHeadAttention(nn.Module):
     out_kernel_init: Callable[..., Any] | None = None
     bias_init: Callable[..., Any] = nn.initializers.zeros_init()
     parallel: Heads | None = None
+    cache: Spec | None = None
 
     def __post_init__(self) -> None:
         check_positive(q_heads=self.q_heads)
@@ -116,6 +117,7 @@ class MultiHeadAttention(nn.Module):
             out_kernel_init=self.out_kernel_init,
             bias_init=self.bias_init,
             parallel=self.parallel,
+            cache=self.cache,
         )
 
     def __call__(

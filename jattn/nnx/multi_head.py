@@ -31,7 +31,7 @@ class MultiHeadAttention(Layer):
         in_features: features of the inputs.
         q_heads: number of query heads.
         kv_heads, head_dim, in_kv_features, out_features: other sizes, as in `jattn.layers.MultiHeadAttention`.
-        use_bias, qk_norm, rotary, dtype, kernel_init, out_kernel_init, bias_init, parallel: likewise.
+        use_bias, qk_norm, rotary, dtype, kernel_init, out_kernel_init, bias_init, parallel, cache: likewise.
         mask, similarity, scores, normalizer, implementation: as in `jattn.attention`.
         learned: the names of pieces whose floating-point arrays are `nnx.Param`s: `"normalizer"` trains a sink,
             `"scores"` a bias table. Other JAX arrays in pieces are `PieceArray`s: state that is not trained. NumPy
@@ -88,6 +88,7 @@ class MultiHeadAttention(Layer):
         out_kernel_init: Callable[..., Any] | None = None,
         bias_init: Callable[..., Any] = nnx.initializers.zeros_init(),
         parallel: Heads | None = None,
+        cache: Spec | None = None,
         rngs: nnx.Rngs,
     ):
         check_flags(deterministic=deterministic)
@@ -113,6 +114,7 @@ class MultiHeadAttention(Layer):
             out_kernel_init=out_kernel_init,
             bias_init=bias_init,
             parallel=parallel,
+            cache=cache,
         )
         super().__init__(layer, param_dtype=param_dtype, rngs=rngs)
         self.dropout_rate = dropout_rate

@@ -83,6 +83,15 @@ def test_a_gate_of_zero_forgets_and_has_no_gradient_elsewhere():
     assert np.abs(gradients[0][0, :4]).max() < 1e-6 and not np.any(gradients[1][:3])
 
 
+def test_queries_of_each_example():
+    """Examples of a batch that are at different places of a cache."""
+    gates, queries = np.stack([gates_of(one, 2, 7) for one in (5, 6)]), np.array([[1, 4], [3, 6]])
+    together = Forget.of(gates, queries=queries)
+    for i in range(2):
+        alone = Forget.of(gates[i], queries=queries[i])
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[min(i, len(a) - 1)], b, atol=1e-6), together, alone)
+
+
 def test_a_million_tokens_that_forget_everything_do_not_overflow():
     sums = forget.running_sums(jnp.full(1_000_000, -jnp.inf))
     assert (np.diff(sums.whole) < -1000).all()

@@ -1,6 +1,7 @@
 """What every layer that generates promises, and that one takes another's place in a block."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from tiers import rows
 
 import jattn.linen
 import jattn.nnx
+from jattn.layers.caches import Contiguous
 
 BATCH = 2
 
@@ -198,8 +200,9 @@ class Model(nnx.Module):
         return x, after
 
 
+SOFTMAX: Any = dict(mask=jattn.masks.Causal(), cache=Contiguous(LENGTH))
 MIXERS = {
-    "softmax": lambda rngs: jattn.nnx.MultiHeadAttention(FEATURES, 2, mask=jattn.masks.Causal(), rngs=rngs),
+    "softmax": lambda rngs: jattn.nnx.MultiHeadAttention(FEATURES, 2, **SOFTMAX, rngs=rngs),
     **{name: functools.partial(lambda layer, rngs: jattn.nnx.Layer(layer, rngs=rngs), LAYERS[name]) for name in LAYERS},
 }
 
@@ -215,8 +218,6 @@ def test_takes_the_place_of_multi_head_attention(name):
     def run(weights, inputs):
         model = nnx.merge(definition, weights)
         whole, front = model(inputs), model(inputs[:, :3])
-        if name == "softmax":
-            return whole, front, None
 
         def token(states, x):
             x, states = model.step(x, states)
@@ -227,8 +228,7 @@ def test_takes_the_place_of_multi_head_attention(name):
 
     whole, front, steps = run(weights, inputs)
     equal(front, whole[:, :3])
-    if name != "softmax":
-        equal(steps, whole)
+    equal(steps, whole)
 
 
 class LinenBlock(linen.Module):
@@ -249,16 +249,16 @@ class LinenBlock(linen.Module):
     "name", rows(["softmax", "RWKV-6", "GLA, grouped, convolved", "Hedgehog", "AFT-local"], ["softmax", "RWKV-6"])
 )
 def test_takes_its_place_in_linen(name):
-    softmax = jattn.linen.MultiHeadAttention(FEATURES, 2, mask=jattn.masks.Causal())
-    block = LinenBlock(softmax if name == "softmax" else jattn.linen.Layer(LAYERS[name]))
+    mixer = (
+        jattn.linen.MultiHeadAttention(FEATURES, 2, **SOFTMAX) if name == "softmax" else jattn.linen.Layer(LAYERS[name])
+    )
+    block = LinenBlock(mixer)
     (inputs,) = normal(7, (BATCH, LENGTH, FEATURES))
     variables = jax.jit(block.init)(jax.random.key(0), inputs)
     whole, _ = jax.jit(block.apply)(variables, inputs)
     equal(jax.jit(block.apply)(variables, inputs[:, :3])[0], whole[:, :3])
-    if name == "softmax":
-        return
-    layer, parameters = LAYERS[name], variables["params"]["mixer"]
-    state, step = layer.initial_state(parameters, (BATCH,)), jax.jit(block.apply)
+    state = mixer.apply({"params": variables["params"]["mixer"]}, (BATCH,), method="initial_state")
+    step = jax.jit(block.apply)
     for t in range(LENGTH):
         out, state = step(variables, inputs[:, t], state)
         equal(out, whole[:, t])
