@@ -110,6 +110,16 @@ def alibi(slopes: Num):
     return lambda scores, query, key: scores - per_head(slopes) * np.abs(query - key).astype(scores.value.dtype)
 
 
+def gaussian_window(centers: Num, distance: Num):
+    """Luong et al. (arXiv:1508.04025): the log of a Gaussian around centers [b, h, query], σ half of distance [h]."""
+
+    def modify(scores, query, key):
+        away = key.astype(scores.value.dtype) - reshape(centers, (*centers.shape, 1))
+        return scores - away * away * 2 / (per_head(distance) * per_head(distance))
+
+    return modify
+
+
 def forget(log_gates: Num):
     """FoX (arXiv:2503.02130): the sum of log gates [b, h, key] behind the earlier of two tokens, up to the later."""
 

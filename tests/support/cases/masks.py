@@ -127,6 +127,18 @@ MASKS = [
         arrays=draw(dense=lambda rng: rng.random((2, 1, 37, 37)) < 0.3),
     ),
     mask_row(
+        "flags of queries and keys, and of heads that see summaries",
+        lambda a: masks.Flagged(a["rows"], a["columns"]) | masks.OnHeads([True, False]) & masks.Summaries(5, 2),
+        lambda a: (
+            lambda q, k: (
+                a["rows"][:, None, :, None]
+                | a["columns"][:, None, None, :]
+                | np.array([True, False])[:, None, None] & (k % 5 >= 3)
+            )
+        ),
+        arrays=draw(rows=lambda rng: rng.random((2, 37)) < 0.2, columns=lambda rng: rng.random((2, 37)) < 0.2),
+    ),
+    mask_row(
         "a function over an array",
         lambda a: masks.of(lambda q, k: (k <= q) & (a["group"][q] == a["group"][k])),
         lambda a: lambda q, k: (k <= q) & (a["group"][q] == a["group"][k]),

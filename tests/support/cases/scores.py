@@ -124,6 +124,21 @@ SCORES = [
         draw(log_gates=lambda rng: -rng.exponential(size=(2, 4, 37)).astype(np.float32)),
         q_heads=4,
     ),
+    Case(
+        "a window and a Gaussian around centers",
+        lambda a: {
+            "mask": masks.Near(a["centers"], a["distance"]),
+            "scores": scores.GaussianWindow(a["centers"], a["distance"]),
+        },
+        lambda a: {
+            "mask": lambda q, k: abs(k - a["centers"].value[..., None]) <= a["distance"].value[:, None, None],
+            "scores": [oracle.gaussian_window(a["centers"], a["distance"])],
+        },
+        draw(
+            centers=lambda rng: rng.uniform(-3, 40, (2, 2, 37)).astype(np.float32),
+            distance=lambda rng: rng.uniform(3, 9, 2).astype(np.float32),
+        ),
+    ),
     score_row("soft cap", lambda a: scores.SoftCap(1.5), lambda a: [oracle.soft_cap(1.5)], spread=1.5, vmap=False),
     Case(
         "bias, then soft cap, then alibi, causal",

@@ -9,9 +9,6 @@ from variant_layers import check_layer
 
 import jattn
 from jattn import masks
-from jattn.masks import Near
-from jattn.ops.attention.call import Pieces, prepare
-from jattn.ops.attention.plan import make_plan
 from jattn.variants.seq2seq import LuongGlobal, LuongLocal, local_m, local_p
 
 CENTERS = np.float32([0.3, 2.6, 4.0])
@@ -20,17 +17,6 @@ CENTERS = np.float32([0.3, 2.6, 4.0])
 def test_a_very_wide_window_is_global_attention():
     q, k, v = normal(2, (3, 1, 4), (7, 1, 4), (7, 1, 2))
     close(jax.jit(lambda *a: local_p(*a, CENTERS, 1e5))(q, k, v), jax.jit(jattn.attention)(q, k, v), 1e-5)
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_tiles_out_of_reach_are_skipped(known):
-    centers = np.linspace(0, 4000, 64, dtype=np.float32)
-    q, k = jnp.zeros((64, 1, 1)), jnp.zeros((4096, 1, 1))
-    mask = Near(centers if known else jnp.asarray(centers), 100.0)
-    pieces = prepare(q, k, k, Pieces(mask))[0].pieces
-    plan = make_plan(pieces.mask, pieces.query_positions, pieces.key_positions, 16, 256)
-    assert plan.known == known
-    assert int((np.asarray(plan.states) != 0).sum()) < 0.5 * plan.states.size
 
 
 def test_local_m_refuses():
@@ -100,13 +86,6 @@ def test_what_cannot_be():
         local_p(q, q, q, CENTERS, 1.0, normalizer=jattn.normalizers.Sigmoid())
     with pytest.raises(ValueError, match=r"`sources` must have shape \[..., kv_len, features\]"):
         LuongLocal(4)({}, jnp.ones((2, 3, 4)), jnp.ones((2, 3, 5)), 1.0)
-
-
-def test_centers_in_bfloat16_are_near_the_same_keys():
-    """Beyond 256 bfloat16 has even numbers only: positions must not be compared in it."""
-    mask = Near(jnp.array([402.0], jnp.bfloat16), 2.0)
-    weights = jattn.attention_weights(jnp.ones((1, 1, 4)), jnp.ones((600, 1, 4)), mask=mask, queries=[0], heads=[0])
-    np.testing.assert_array_equal(np.flatnonzero(weights), np.arange(400, 405))
 
 
 def test_local_p_without_scores():
