@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import Tracer
 
 
@@ -34,7 +35,8 @@ def same_code(function: Callable[..., Any]) -> Hashable | None:
     """A value that two functions share only if they run the same code on the same objects; None if none is known.
 
     A `lambda` that is evaluated again is a new function with the same code. The objects that it can reach are those in
-    its closure, its defaults, the globals that its code names, and the attributes that it names of modules.
+    its closure, its defaults, the globals that its code names, and the attributes that it names of modules. Of arrays
+    only shape and dtype count: what a function computes with them is in its jaxpr, and in that of its derivative.
     """
     seen: set[int] = set()
 
@@ -43,6 +45,8 @@ def same_code(function: Callable[..., Any]) -> Hashable | None:
             return type(value), repr(value)
         if isinstance(value, Tracer):
             return Only(object())  # do not keep a tracer alive
+        if isinstance(value, (jax.Array, np.ndarray)):
+            return "array", value.shape, value.dtype
         if isinstance(value, tuple):
             return tuple(of_object(one, names) for one in value)
         if isinstance(value, types.ModuleType) and id(value) not in seen:

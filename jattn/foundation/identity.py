@@ -3,7 +3,7 @@
 JAX compiles once per function object, and an inline `lambda` is a new object in each call. What it computes is in its
 jaxpr: primitives, parameters, literals. `identity` collects all of these in a hashable value, without variable names
 and source lines. A parameter that cannot be compared (the derivative rule of `jax.custom_jvp`, a callback) equals only
-itself, unless `same_code` proves more.
+itself, unless `same_code` and the derivative prove more.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jax.extend.linear_util import WrappedFun
 
 from .code import Only, same_code
@@ -57,7 +57,31 @@ def identity(jaxpr: Jaxpr, function: Callable[..., Any] | None = None) -> Identi
     code = None if function is None else same_code(function)
     if code is None:
         return Identity((value, tuple(Only(one) for one in found)), opaque=True)
-    return Identity((value, code), opaque=True)
+    return Identity((value, code, _of_derivative(jaxpr)), opaque=True)
+
+
+def _of_derivative(jaxpr: Jaxpr) -> Hashable:
+    """What a jaxpr's derivative computes, with derivative rules in their place; arrays that these hold equal only
+    themselves. Rules within derivatives of rules are not looked at: those of the same code are the same."""
+    shapes = [jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype) for one in (*jaxpr.constvars, *jaxpr.invars)]
+    count = len(jaxpr.constvars)
+    floats = [place for place, one in enumerate(shapes) if jax.numpy.issubdtype(one.dtype, jax.numpy.inexact)]
+
+    def pulled_back(values: list[Any]) -> Any:
+        def run(given: list[Any]) -> Any:
+            filled = list(values)
+            for place, one in zip(floats, given, strict=True):
+                filled[place] = one
+            return jaxpr_as_fun(ClosedJaxpr(jaxpr, filled[:count]))(*filled[count:])
+
+        out, pull = jax.vjp(run, [values[place] for place in floats])
+        return out, pull([jax.numpy.ones_like(one) for one in out])
+
+    try:
+        traced = jax.make_jaxpr(pulled_back)(shapes)
+    except (TypeError, NotImplementedError):  # it has no derivative
+        return None
+    return _of_jaxpr(traced.jaxpr, []), tuple(_of_array(one) for one in traced.consts)
 
 
 def _of_jaxpr(jaxpr: Jaxpr, opaque: list[Any]) -> Hashable:

@@ -74,12 +74,36 @@ def _plus(number):
     return scores.of(lambda s, q, k: s + number(q).astype(jnp.float32))
 
 
+def _relu_plus(table):
+    return scores.of(lambda s, q, k: jax.nn.relu(s + table[q]))
+
+
+def _of_new(rule, table):
+    return scores.of(lambda s, q, k: rule(s + table[q]))
+
+
+def _held_by_its_rule(table):
+    """A function whose derivative rule holds an array that the function itself does not."""
+
+    @jax.custom_jvp
+    def bent(x):
+        return x
+
+    @bent.defjvp
+    def _(primals, tangents):
+        return primals[0], tangents[0] * table.sum()
+
+    return scores.of(lambda s, q, k: bent(s))
+
+
 SAME = {
     "a number": lambda: scores.of(lambda s, q, k: s * 0.5),
     "NaN": lambda: scores.of(lambda s, q, k: jnp.where(q < k, s, jnp.nan)),
     "other names": lambda: scores.of(lambda a, b, c: jnp.where(b < c, a, jnp.nan)),
     "jax.nn.relu": lambda: scores.of(lambda s, q, k: jax.nn.relu(s)),
     "a rule of its own": lambda: _score_with(STEEP),
+    "jax.nn.relu of a new array": lambda: _relu_plus(jnp.arange(5.0)),
+    "jax.nn.softplus of a new array": lambda: _of_new(jax.nn.softplus, np.arange(5.0, dtype=np.float32)),
     "an array": lambda: scores.of(lambda s, q, k: s + NUMBERS[q]),
     "an array in a jitted function": lambda: scores.of(lambda s, q, k: s + BOUND(q)),
     "a NumPy array": lambda: scores.of(lambda s, q, k: s + jnp.asarray(np.arange(5.0, dtype=np.float32))[q]),
@@ -105,6 +129,7 @@ DIFFERENT = {
         scores.of(lambda s, q, k: jax.nn.relu(s)),  # the same values, another derivative at 0
     ],
     "arguments": lambda: [masks.of(lambda q, k: q < k), masks.of(lambda q, k: k < q), masks.of(lambda q, k: q > k)],
+    "arrays in rules": lambda: [_held_by_its_rule(jnp.full(3, value)) for value in (1.0, 2.0)],
     "rules": lambda: [_score_with(rule) for rule in (PLAIN, STEEP)],
     "arrays": lambda: [_plus(lambda q, table=table: table[q]) for table in (NUMBERS, OTHERS, NUMBERS[:4])],
     "arrays in jitted functions": lambda: [_plus(BOUND), _plus(BOUND_OTHERS)],
