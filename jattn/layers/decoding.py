@@ -21,10 +21,11 @@ from ..masks.base import restricted
 from ..ops.attention.checks import renamed
 from ..parallel import Heads
 from .caches import Cache, Contiguous, Spec, View
+from .caches.base import exportable
 from .multi_head import computation_dtype, joined_heads, norm_of, projected
 
 
-@jax.tree_util.register_dataclass
+@exportable
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """The state of cross-attention: keys and values computed once, from other inputs than the queries.

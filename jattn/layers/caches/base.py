@@ -2,22 +2,38 @@
 
 import abc
 import dataclasses
+import json
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
 from ...foundation.arguments import check_batch, check_counts, check_positive
-from ...foundation.arrays import describe, dtype_of, known_values
-from ...foundation.pieces import array, piece
+from ...foundation.arrays import describe, dtype_of, known_values, of_rank
+from ...foundation.pieces import array, piece, unique_name
 from ...foundation.shapes import check_shapes
 from ...foundation.sharding import gather, split_like
 from ...masks import Mask
 from ...masks.base import restricted
 from ...ops.attention.api import attention
 from ..options import check_dtype
+
+CacheType = TypeVar("CacheType", bound=type)
+
+
+def exportable(cls: CacheType) -> CacheType:
+    """Register a frozen dataclass as a pytree that `jax.export` can serialize; its static fields are integers."""
+    cls = jax.tree_util.register_dataclass(cls)
+    jax.export.register_pytree_node_serialization(
+        cls,
+        serialized_name=unique_name(cls),
+        serialize_auxdata=lambda static: json.dumps(static).encode(),
+        deserialize_auxdata=lambda data: tuple(json.loads(data)),
+    )
+    return cls
 
 
 @piece
@@ -134,7 +150,7 @@ class Cache(abc.ABC):
         """
         check_counts(new=new)
         if valid is None:
-            return self.lengths[..., None] + jnp.arange(new, dtype=jnp.int32)
+            return self.lengths[..., None] + of_rank(jnp.arange(new, dtype=jnp.int32), self.lengths.ndim + 1)
         real = as_valid(valid, (*self.lengths.shape, new))
         return jnp.maximum(self.lengths[..., None] + jnp.cumsum(real, -1, dtype=jnp.int32) - 1, 0)
 

@@ -10,10 +10,10 @@ import numpy as np
 from ...foundation.arguments import check_positive
 from ...masks import Lengths
 from ...masks.base import restricted
-from .base import ArrayView, Cache, RealQueries, Spec, check_room, check_sizes, over_batch, put_rows
+from .base import ArrayView, Cache, RealQueries, Spec, check_room, check_sizes, exportable, over_batch, put_rows
 
 
-@jax.tree_util.register_dataclass
+@exportable
 @dataclasses.dataclass(frozen=True)
 class ContiguousCache(Cache):
     """Token t of a sequence is in place t: `keys [batch..., places, kv_heads, k_dim]`, and `values` likewise."""

@@ -21,7 +21,7 @@ from ...normalizers import Softmax
 from ...ops.attention.api import partial_attention
 from ...ops.attention.checks import check_pieces
 from ...ops.attention.partial import Partial, merge
-from .base import Cache, RealQueries, Spec, View, check_room, check_sizes
+from .base import Cache, RealQueries, Spec, View, check_room, check_sizes, exportable
 
 
 @jax.tree_util.register_dataclass
@@ -114,7 +114,7 @@ def _ride_on_keys(pieces: Any) -> bool:
     return any(found)
 
 
-@jax.tree_util.register_dataclass
+@exportable
 @dataclasses.dataclass(frozen=True)
 class PagedCache(Cache):
     """Token t of a sequence is in place `t mod page_size` of page `table[..., t // page_size]` of the pool.

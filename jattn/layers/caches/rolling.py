@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from ...foundation.arguments import check_counts, check_positive
+from ...foundation.arrays import of_rank
 from ...foundation.pieces import piece
 from ...masks import Mask
 from ...masks.base import restricted
-from .base import ArrayView, Cache, RealQueries, Spec, check_sizes, put_rows
+from .base import ArrayView, Cache, RealQueries, Spec, check_sizes, exportable, put_rows
 
 
 @piece
@@ -24,7 +25,7 @@ class Kept(Mask):
         return (key >= 0) & ((query - key < self.window) | (key < self.sinks))
 
 
-@jax.tree_util.register_dataclass
+@exportable
 @dataclasses.dataclass(frozen=True)
 class RollingCache(Cache):
     """Token t is in place t if it is a sink, else in place `sinks + (t - sinks) mod window`, until another one comes.
@@ -42,9 +43,9 @@ class RollingCache(Cache):
     def kept_positions(self) -> jax.Array:
         """The position of the token in each place, int32 `[batch..., sinks + window]`; -1 where there is none yet."""
         last = self.lengths[..., None] - 1
-        place = jnp.arange(self.window, dtype=jnp.int32) + self.sinks
-        ring = last - (last - place) % self.window
-        first = jnp.arange(self.sinks, dtype=jnp.int32)
+        place = of_rank(jnp.arange(self.sinks + self.window, dtype=jnp.int32), last.ndim)
+        first, later = place[..., : self.sinks], place[..., self.sinks :]
+        ring = last - (last - later) % self.window
         first = jnp.where(first <= last, first, -1)
         return jnp.concatenate([first, jnp.where(ring >= self.sinks, ring, -1)], -1)
 

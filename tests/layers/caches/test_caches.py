@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,6 +34,12 @@ KINDS = {
     "paged": (caches.Paged(pages=11, page_size=3, slots=4, block=5), masks.Causal()),
 }
 """A cache, and the mask that it adds to those of the call."""
+
+
+@pytest.fixture(autouse=True)
+def no_rank_is_promoted():
+    with jax.numpy_rank_promotion("raise"):
+        yield
 
 
 def random(seed, batch=(2,), length=LENGTH) -> list[Any]:
@@ -191,6 +198,17 @@ def test_half_precision_and_what_is_kept(kind):
 
     got, want = (one.astype(np.float32) for one in both(cache))
     np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_in_an_exported_function(kind):
+    pytest.importorskip("flatbuffers", reason="jax.export serializes with it")
+    spec, _ = KINDS[kind]
+    key, value = random(8)[1:]
+    exported = jax.export.export(jax.jit(lambda cache: cache.append(key, value)[1]))(create(spec, (2,)))
+    again = jax.export.deserialize(exported.serialize()).call(create(spec, (2,)))
+    assert jax.tree.structure(again) == jax.tree.structure(create(spec, (2,)))
+    np.testing.assert_array_equal(again.lengths, [LENGTH] * 2)
 
 
 @each_kind

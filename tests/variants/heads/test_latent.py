@@ -33,6 +33,12 @@ CACHES = {"DeepSeek": caches.Contiguous(8), "pieces": caches.Rolling(3, sinks=1)
 each_layer = pytest.mark.parametrize("name", LAYERS)
 
 
+@pytest.fixture(autouse=True)
+def no_rank_is_promoted():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
 def random(*shape) -> Any:
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
 
@@ -80,13 +86,20 @@ def test_the_definition():
 
 @each_layer
 def test_prefill_and_steps_are_the_whole(name):
-    """At every split, in values; of prompt and steps, also in the gradients of all parameters."""
+    """Token by token, in two chunks, and in the gradients of prompt and steps."""
     layer, x = LAYERS[name], random(2, LENGTH, FEATURES)
     parameters = parameters_of(layer)
     whole, prefill = jax.jit(layer.__call__)(parameters, x), jax.jit(layer.prefill)
     empty = layer.initial_state(parameters, (2,), cache=CACHES[name])
-    for split in range(LENGTH + 1) if name == "DeepSeek" else (2, 4):
-        head, state = prefill(parameters, x[:, :split], empty)  # from latents
+
+    def step(state, token):
+        out, state = layer.step(parameters, token, state)
+        return state, out
+
+    _, steps = jax.jit(lambda x: jax.lax.scan(step, empty, x))(np.moveaxis(x, 1, 0))
+    np.testing.assert_allclose(np.moveaxis(steps, 0, 1), whole, rtol=1e-5, atol=1e-5)
+    for split in (1, 3) if name == "DeepSeek" else (3,):
+        head, state = prefill(parameters, x[:, :split], empty)
         tail, state = prefill(parameters, x[:, split:], state)
         np.testing.assert_allclose(np.concatenate([head, tail], 1), whole, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(state.lengths, [LENGTH] * 2)
