@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +62,6 @@ class MultiHeadAttention(Layer):
     >>> layer(parameters, jax.numpy.ones((2, 10, 64))).shape
     (2, 10, 64)
     """
-
-    own_axes: ClassVar = {"prefill": "length features", "step": "features"}
 
     in_features: int
     q_heads: int

@@ -271,22 +271,30 @@ def test_heads_over_devices():
     close(*run(parameters, X))
 
 
-@pytest.mark.parametrize("axes", [("x", None, None)], ids=["examples"])
-def test_examples_over_devices(axes):
-    """Over Explicit axes each device generates for its own examples."""
-    layer = layer_of(mask=masks.Causal(), rotary=True)
-    parameters = layer.init(jax.random.key(1))
-    mesh = jax.make_mesh((BATCH,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
-    split = jax.device_put(X, jax.sharding.NamedSharding(mesh, jax.P(*axes)))
+@pytest.mark.parametrize("heads", [False, True], ids=["examples", "examples and heads"])
+def test_over_explicit_axes(heads):
+    """Each device generates for its own examples, and the outputs and the cache are split as the inputs are."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    options: dict[str, Any] = dict(mask=masks.Causal(), rotary=True, dropout_rate=0.3)
+    plain, layer = (
+        layer_of(**options, parallel=one) for one in (None, Heads("model", batch="data", mesh=mesh) if heads else None)
+    )
+    parameters = plain.init(jax.random.key(1))
+    split = jax.device_put(X, jax.sharding.NamedSharding(mesh, jax.P("data")))
 
-    @jax.jit
-    def run(parameters, x):
-        state = layer.initial_state(parameters, (BATCH,), length=8)
-        front, state = layer.prefill(parameters, x[:, :4], state)
-        last, state = layer.step(parameters, x[:, 4], state)
-        return front, last
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(layer, parameters, x):
+        def loss(parameters, x):
+            state = layer.initial_state(parameters, (BATCH,), length=8)
+            front, state = layer.prefill(parameters, x[:, :4], state, dropout_key=jax.random.key(2))
+            last, state = layer.step(parameters, x[:, 4], state)
+            return jnp.sin(front).sum() + last.sum(), (front, last, state)
 
-    close(run(parameters, split), run(parameters, X))
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(parameters, x)
+
+    (got, gradients), (want, wanted) = run(layer, parameters, split), run(plain, parameters, X)
+    close(jax.tree.map(np.asarray, (got, gradients)), jax.tree.map(np.asarray, (want, wanted)))
+    assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves(got[1])} == {"data"}
 
 
 def test_bad_input():
