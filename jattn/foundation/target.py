@@ -162,8 +162,16 @@ def by_target(function: Callable[..., Any], *arrays: Any) -> Any:
     leaves, tree = jax.tree.flatten(arrays)
     expected, flat = expected_target(*leaves), _Flat(function, tree)
     closed, shapes = jax.make_jaxpr(functools.partial(function, expected), return_shape=True)(*arrays)
-    out = _by_target.bind(*leaves, closed=closed, expected=expected, function=flat)
+    out = _by_target.bind(*leaves, traced=_Traced(closed), expected=expected, function=flat)
     return jax.tree.structure(shapes).unflatten(out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    """A jaxpr that JAX does not look for among the parameters of the primitive: it wants a rule of its own to rewrite
+    one in which there are primitives that it rewrites (custom derivatives) before they are lowered."""
+
+    closed: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,20 +190,22 @@ _by_target.multiple_results = True
 
 
 @_by_target.def_abstract_eval
-def _shapes(*avals: Any, closed: Any, **others: Any) -> list[Any]:
+def _shapes(*avals: Any, traced: _Traced, **others: Any) -> list[Any]:
     del avals, others
-    return list(closed.out_avals)
+    return list(traced.closed.out_avals)
 
 
 @_by_target.def_impl
-def _run(*leaves: Any, expected: Target, function: _Flat, closed: Any) -> list[Any]:  # with `jax.disable_jit`
-    del closed
+def _run(*leaves: Any, expected: Target, function: _Flat, traced: _Traced) -> list[Any]:  # with `jax.disable_jit`
+    del traced
     return function(target_of(*leaves) or expected, *leaves)
 
 
-def _lowered(platform: str | None, context: Any, *operands: Any, closed: Any, expected: Target, function: _Flat) -> Any:
+def _lowered(
+    platform: str | None, context: Any, *operands: Any, traced: _Traced, expected: Target, function: _Flat
+) -> Any:
     name = context.module_context.platforms[0] if platform is None else platform
-    program = jaxpr_as_fun(closed) if name == expected.platform else functools.partial(function, Target(name))
+    program = jaxpr_as_fun(traced.closed) if name == expected.platform else functools.partial(function, Target(name))
     return mlir.lower_fun(program, multiple_results=True)(context, *operands)
 
 
