@@ -1,4 +1,4 @@
-"""Layers in place of attention whose cost is linear, or nearly linear, in the length."""
+"""Replacements for attention whose cost is linear, or nearly linear, in the length."""
 
 from .aft import aft_full, aft_local, aft_simple, aft_state, aft_step, relative_bias
 from .aft_layers import AFTConv, AFTFull, AFTLocal, AFTSimple, AFTState

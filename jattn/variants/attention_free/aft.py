@@ -1,4 +1,4 @@
-"""Attention-free transformers: each channel is a softmax over positions, whatever the query."""
+"""Attention-free transformers: each channel has a softmax over positions that does not depend on the query."""
 
 from typing import Any
 
@@ -18,17 +18,17 @@ from ...similarities import Dot
 
 
 def aft_full(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, *, causal: bool = False) -> jax.Array:
-    """AFT-full: a gated mean of the values, weighted by the keys and a number for each pair of positions.
+    """AFT-full: a gated mean of the values, weighted by the keys and a bias for each pair of positions.
 
         out_t = σ(query_t) ⊙ Σ_s exp(key_s + bias_ts) ⊙ value_s / Σ_s exp(key_s + bias_ts)
 
-    Zhai et al. 2021 (arXiv:2105.14103). This is `jattn.attention` with a head for each feature, keys of one number
-    and queries of 1: streamed, skipped where masked, and safe for keys of any size; O(n² features) time, and only the
-    bias takes O(n²) memory.
+    Zhai et al. 2021 (arXiv:2105.14103). This is `jattn.attention` with one head per feature, scalar keys, and queries
+    equal to 1: it streams, skips masked tiles and does not overflow. Time is O(n² features), and only the bias takes
+    O(n²) memory.
 
     Args:
         query: `[..., length, features]`.
-        key: likewise; -inf for padding, which has no weight.
+        key: `[..., length, features]`; -inf for padding, which then has no weight.
         value: likewise.
         bias: w, `[length, length]`, from row t to column s.
         causal: whether to sum over s ≤ t only.
@@ -58,12 +58,12 @@ def aft_simple(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bo
 
         out_t = σ(query_t) ⊙ Σ_s softmax_s(key)_s ⊙ value_s
 
-    Zhai et al. 2021 (arXiv:2105.14103). The causal form is the prefix sums of the monoid `jattn.merge` of
-    `Partial(value_s, key_s)`, which carries the log of the sum: no key is too large or too small.
+    Zhai et al. 2021 (arXiv:2105.14103). The causal form computes prefix sums with the associative operation
+    `jattn.merge` of `Partial(value_s, key_s)`. These carry the log of the sum, so no key overflows or underflows.
 
     Args:
         query: `[..., length, features]`.
-        key: likewise; -inf for padding, which has no weight.
+        key: `[..., length, features]`; -inf for padding, which then has no weight.
         value: likewise.
         causal: whether to sum over s ≤ t only.
 
@@ -87,19 +87,19 @@ def aft_simple(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bo
 
 
 def aft_step(query: jax.Array, key: jax.Array, value: jax.Array, state: Partial) -> tuple[jax.Array, Partial]:
-    """One token of causal `aft_simple`, in O(1): the state is the `Partial` of all tokens before.
+    """One token of causal `aft_simple`, in O(1): the state is the `Partial` of all previous tokens.
 
     Args:
         query: `[..., features]`.
         key: likewise.
         value: likewise.
-        state: of the tokens before; `aft_state((..., features))` before the first.
+        state: the state before this token; `aft_state((..., features))` before the first.
 
     Returns:
-        `[..., features]`, and the state behind this token.
+        `[..., features]`, and the state after this token.
 
     Raises:
-        ValueError: shapes do not match; a state of another dtype.
+        ValueError: shapes do not match; the state has another dtype.
 
     >>> import jax.numpy as jnp
     >>> out, state = aft_step(jnp.zeros(1), jnp.ones(1), jnp.full(1, 3.0), aft_state((1,)))
@@ -118,11 +118,11 @@ def aft_state(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Partial:
     """The state of `aft_step` before the first token: the empty `Partial`.
 
     Args:
-        shape: of keys, `(..., features)`.
-        dtype: of sums: float32, or float64 where keys or values are.
+        shape: shape of the keys, `(..., features)`.
+        dtype: dtype of sums: float32, or float64 where keys or values are.
 
     Raises:
-        ValueError: `shape` is no tuple of sizes.
+        ValueError: `shape` is not a tuple of sizes.
 
     >>> aft_state((2, 8)).out.shape
     (2, 8, 1)
@@ -139,15 +139,15 @@ def aft_local(
         out_t = σ(query_t) ⊙ Σ_s exp(key_s + w_ts) ⊙ value_s / Σ_s exp(key_s + w_ts)
         w_ts = bias_ts where |t - s| < window, else 0
 
-    Zhai et al. 2021 (arXiv:2105.14103). All positions are still seen: those outside the window by the prefix sums of
-    `aft_simple`, those inside by `jattn.attention`, which skips the others; `jattn.merge` joins them.
+    Zhai et al. 2021 (arXiv:2105.14103). All positions are seen: those outside the window through the prefix sums of
+    `aft_simple`, those inside through `jattn.attention`, which skips the others; `jattn.merge` combines the two.
 
     Args:
         query: `[..., length, features]`.
-        key: likewise; -inf for padding, which has no weight.
+        key: `[..., length, features]`; -inf for padding, which then has no weight.
         value: likewise.
         bias: `[heads, length, length]` or `[length, length]`; consecutive features share a head. With
-            `bias_ts = u_{s - t}` for each head this is AFT-conv in one dimension (`relative_bias` makes it of u).
+            `bias_ts = u_{s - t}` for each head, which `relative_bias` makes from u, this is AFT-conv in one dimension.
         window: s in the paper.
         causal: whether to sum over s ≤ t only.
 
@@ -155,7 +155,7 @@ def aft_local(
         `[..., length, features]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes do not match; heads that do not divide the features; a window below 1.
+        ValueError: shapes do not match; the heads do not divide the features; `window` is below 1.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((2, 50, 8))
@@ -177,7 +177,7 @@ def aft_local(
     key, value, nonfinite = split_nonfinite_keys(key, value, causal)
     near = SlidingWindow(window - 1, 0 if causal else window - 1)
     parts = [windowed(key, value, bias, near, length)]
-    # What is `window` or more before, and (by the same on reversed positions) behind.
+    # Positions `window` or more before, and (by the same function of the reversed sequence) after.
     parts.append(_shift(prefixes(key, value), window))
     if not causal:
         behind = _shift(prefixes(key[..., ::-1, :], value[..., ::-1, :]), window)
@@ -190,14 +190,14 @@ def relative_bias(table: jax.Array, length: int) -> jax.Array:
     """bias_ts = table_{s - t + window - 1}, and 0 outside the table: AFT-conv's bias for `aft_local`.
 
     Args:
-        table: `[heads, 2 window - 1]`, from the farthest before to the farthest behind.
-        length: of the sequence.
+        table: `[heads, 2 window - 1]`, from the farthest previous position to the farthest later one.
+        length: length of the sequence.
 
     Returns:
         `[heads, length, length]`.
 
     Raises:
-        ValueError: a table of another shape, or of an even size; a length that is no int, or below 0.
+        ValueError: the table has another shape or an even size; `length` is not an int, or is negative.
 
     >>> import jax.numpy as jnp
     >>> print(relative_bias(jnp.array([[1.0, 2.0, 3.0]]), 3)[0])
@@ -219,14 +219,14 @@ def _check(query: Any, key: Any, value: Any) -> int:
 
 
 def gate(query: jax.Array, mean: jax.Array) -> jax.Array:
-    """σ(query) ⊙ mean; a query that is NaN is kept apart, so that the gradient of its mean has no 0 times it."""
+    """σ(query) ⊙ mean, without 0 · NaN in the gradient of the mean where the query is NaN."""
     dtype, nan = accumulation_dtype(query), jnp.isnan(query)
     gated = jax.nn.sigmoid(jnp.where(nan, 0, query).astype(dtype)) * mean.astype(dtype)
     return jnp.where(nan, jnp.nan, gated).astype(mean.dtype)
 
 
 def _heads(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries of 1 and keys and values of one number, a head for each feature."""
+    """Queries equal to 1 and scalar keys and values, with one head per feature."""
     return jnp.ones((*key.shape, 1), key.dtype), key[..., None], value[..., None]
 
 
@@ -235,7 +235,7 @@ def _present(key: jax.Array) -> jax.Array:
 
 
 def _absent(key: jax.Array) -> Bias:
-    """Keys of -inf as a bias: 0 times infinity, in a gradient of their product with the query, is NaN."""
+    """Keys of -inf as a bias, because the gradient of their product with the query would contain 0 · inf = NaN."""
     return Bias(jnp.where(jnp.isneginf(jnp.moveaxis(key, -1, -2)), -jnp.inf, 0.0)[..., None, :])
 
 
@@ -245,9 +245,9 @@ def _partial(key: jax.Array, value: jax.Array) -> Partial:
 
 
 def split_nonfinite_keys(key: jax.Array, value: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Keys and values without what is not finite, and the outputs that it makes NaN; a key of -inf has no weight.
+    """Keys and values with nonfinite ones replaced, and which outputs these make NaN; a key of -inf has no weight.
 
-    Kept apart, it cannot reach the gradients of the outputs before it, through sums of 0 times NaN.
+    This way, they cannot reach the gradients of earlier outputs as 0 · NaN.
     """
     bad_key = jnp.isnan(key) | jnp.isposinf(key)
     value, nonfinite = split_nonfinite(value)
@@ -257,14 +257,14 @@ def split_nonfinite_keys(key: jax.Array, value: jax.Array, causal: bool) -> tupl
 
 
 def windowed(key: jax.Array, value: jax.Array, bias: jax.Array, mask: Any, queries: int) -> Partial:
-    """The part of the keys near a query, for the last `queries` of the positions of the keys.
+    """The partial of the keys near a query, for the last `queries` positions of the keys.
 
     Args:
         key: `[..., length, features]`.
         value: likewise.
         bias: `[features or 1, queries, length]`.
-        mask: of who is near.
-        queries: how many.
+        mask: which pairs are near.
+        queries: number of queries.
     """
     length = key.shape[-2]
     ones, keys, values = _heads(_present(key), value)
@@ -280,11 +280,11 @@ def windowed(key: jax.Array, value: jax.Array, bias: jax.Array, mask: Any, queri
     )
 
 
-@jax.jit  # outside a jit, each step of the scan's tree would be many programs
+@jax.jit  # outside a jit, each step of the associative scan would be many programs
 def prefixes(key: jax.Array, value: jax.Array, before: Partial | None = None) -> Partial:
-    """The partial of all positions up to and with each: out `[..., length, features, 1]`.
+    """The partial of all positions up to and including each: out `[..., length, features, 1]`.
 
-    With `before`, of one position, it stands first and is part of all: `[..., 1 + length, features, 1]`.
+    `before`, the partial of one position, is prepended and included in all: `[..., 1 + length, features, 1]`.
     """
     one = _partial(key, value)
     axis = key.ndim - 2
@@ -294,7 +294,7 @@ def prefixes(key: jax.Array, value: jax.Array, before: Partial | None = None) ->
 
 
 def _shift(partial: Partial, by: int) -> Partial:
-    """Each position gets the partial of `by` positions before, and the first ones the empty partial."""
+    """Each position gets the partial of the position `by` before it; the first ones get the empty partial."""
     length = partial.lse.shape[-2]
     by = min(by, length)
     front = Partial.empty(partial.out[..., :by, :, :])

@@ -20,12 +20,12 @@ from .aft import at_positions, gate, prefixes, split_nonfinite_keys, windowed
 
 
 class AFTState(NamedTuple):
-    """What decoding remembers: a window of keys and values, and one sum for all before it.
+    """The decoding state: a window of keys and values, and one sum over everything before it.
 
-    keys: the last `window - 1`, `[..., window - 1, features]`, float32 (float64); -inf where there were none.
+    keys: the last `window - 1`, `[..., window - 1, features]`, float32 (float64); -inf where there are none yet.
     values: likewise.
-    older: what came before them, as attention over these keys: `Partial(out [..., features, 1], lse [..., features])`.
-    position: of the next token, an integer.
+    older: the earlier tokens, as attention over their keys: `Partial(out [..., features, 1], lse [..., features])`.
+    position: position of the next token, an integer.
     """
 
     keys: jax.Array
@@ -41,11 +41,11 @@ class AFT(Generative):
         q, k, v = x W_q, x W_k, x W_v
         out_t = (σ(q_t) ⊙ Σ_{s ≤ t} exp(k_s + w_ts) ⊙ v_s / Σ_{s ≤ t} exp(k_s + w_ts)) W_o
 
-    A subclass gives w, which is 0 for positions `window` or more apart. Keys in the window are kept for decoding, and
-    all older ones as one sum. Packed segments are refused.
+    Subclasses define w, which is 0 for positions `window` or more apart. For decoding, the keys in the window are kept,
+    and all older ones are summed. Packed segments are rejected.
 
     Args:
-        features: of inputs and outputs.
+        features: features of inputs and outputs.
 
     Raises:
         ValueError: a size is below 1; at the call, shapes do not match; `segment_ids`.
@@ -59,11 +59,11 @@ class AFT(Generative):
     @property
     @abc.abstractmethod
     def _window(self) -> int:
-        """Positions that w reaches, the token's own among them; 0 where there is no w."""
+        """How many positions w reaches, the token's own included; 0 without w."""
 
     @abc.abstractmethod
     def _bias(self, parameters: Mapping[str, Any], query_at: jax.Array, key_at: jax.Array) -> jax.Array:
-        """w, `[heads, queries, keys]`, within the window, of positions; consecutive features share a head."""
+        """w within the window, `[heads, queries, keys]`, at these positions; consecutive features share a head."""
 
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value` and `out`."""
@@ -72,7 +72,7 @@ class AFT(Generative):
     def initial_state(
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
     ) -> AFTState:
-        """As of `Generative`: no keys."""
+        """As in `Generative`: no keys."""
         del parameters
         check_batch(batch)
         empty = jnp.zeros((*batch, max(self._window - 1, 0), self.features), dtype)
@@ -87,7 +87,7 @@ class AFT(Generative):
         *,
         segment_ids: Any = None,
     ) -> tuple[jax.Array, AFTState]:
-        """As of `Generative`, without segments."""
+        """As in `Generative`, without segments."""
         length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
         if segment_ids is not None:
             raise ValueError(
@@ -101,7 +101,7 @@ class AFT(Generative):
         keys, values, nonfinite = split_nonfinite_keys(*((key, wide_value) if state is None else joined), True)
         recent = keys.shape[-2] - length  # of the state
 
-        # Sums over the first 0, 1, ... keys behind `older`, as far as these leave the window.
+        # `older` plus the first 0, 1, ... keys that leave the window.
         left = max(recent + length - max(self._window - 1, 0), 0)
         sums = prefixes(keys[..., :left, :], values[..., :left, :], before.older)
         counts = np.maximum(np.arange(length) + recent - self._window + 1, 0)
@@ -122,12 +122,12 @@ class AFT(Generative):
         return out, AFTState(keys, values, older, before.position + length)
 
     def _check_end(self, position: Any, length: int) -> None:
-        """Whether w has numbers for so many tokens; `position` is None where it is not known."""
+        """Check that w is defined for this many tokens; `position` is None if it is not known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AFTSimple(AFT):
-    """AFT-simple: w = 0, in linear time, O(1) a token when decoding (`aft_simple`).
+    """AFT-simple: w = 0, in linear time, O(1) per token when decoding (`aft_simple`).
 
     Zhai et al. 2021 (arXiv:2105.14103).
 
@@ -153,14 +153,14 @@ class AFTLocal(AFT):
 
     Zhai et al. 2021 (arXiv:2105.14103).
 
-    u and r have `rank` numbers for each position, the paper's factorized form of w. A token takes O(window) time when
-    decoding. Positions from `max_len` on are refused where they are known, and give NaN where they are traced.
+    u and r have `rank` features for each position, the paper's factorized form of w. Decoding takes O(window) time per
+    token. Positions from `max_len` on raise where they are known, and give NaN where they are traced.
 
     Args:
-        features: of inputs and outputs.
-        max_len: the longest sequence.
+        features: features of inputs and outputs.
+        max_len: length of the longest sequence.
         window: s in the paper.
-        rank: of w.
+        rank: rank of w.
 
     Equation and errors as in `AFT`.
 
@@ -183,7 +183,7 @@ class AFTLocal(AFT):
         return self.window
 
     def parameters(self) -> dict[str, Any]:
-        """Those of `AFT`, and `bias` with `query` (u) and `key` (r), `[max_len, rank]`."""
+        """The parameters of `AFT`, plus `bias` with `query` (u) and `key` (r), `[max_len, rank]`."""
         factors = {name: bias(self.max_len, self.rank, init=normal(0.1)) for name in ("query", "key")}
         return {**super().parameters(), "bias": factors}
 
@@ -204,16 +204,16 @@ class AFTLocal(AFT):
 
 @dataclasses.dataclass(frozen=True)
 class AFTFull(AFTLocal):
-    """AFT-full: w_ts = u_t·r_s for all positions (`aft_full`); a token takes O(max_len) time when decoding.
+    """AFT-full: w_ts = u_t·r_s for all positions (`aft_full`); decoding takes O(max_len) time per token.
 
     Zhai et al. 2021 (arXiv:2105.14103).
 
     Args:
-        features: of inputs and outputs.
-        max_len: the longest sequence.
-        rank: of w.
+        features: features of inputs and outputs.
+        max_len: length of the longest sequence.
+        rank: rank of w.
 
-    The rest as in `AFTLocal`, with `window` = `max_len`.
+    Everything else as in `AFTLocal`, with `window` = `max_len`.
 
     >>> import jax
     >>> layer = AFTFull(16, max_len=100)
@@ -230,16 +230,16 @@ class AFTFull(AFTLocal):
 
 @dataclasses.dataclass(frozen=True)
 class AFTConv(AFT):
-    """AFT-conv: w depends on the distance, a number for each head and each distance below `window`; else it is 0.
+    """AFT-conv: w depends on the head and the distance, and is 0 for distances from `window` on.
 
     Zhai et al. 2021 (arXiv:2105.14103).
 
     Args:
-        features: of inputs and outputs.
-        window: how many distances, 0 among them.
-        heads: of w; consecutive features share one. `features` is a multiple of it.
+        features: features of inputs and outputs.
+        window: number of distances, 0 included.
+        heads: number of heads of w; consecutive features share one. `features` is a multiple of it.
 
-    The paper's is a convolution of images or of both directions; this is the causal one, `aft_local` with a
+    In the paper this is a convolution over images, or over both directions; here it is causal, `aft_local` with a
     `relative_bias`. Equation and errors as in `AFT`.
 
     >>> import jax
@@ -261,7 +261,7 @@ class AFTConv(AFT):
         return self.window
 
     def parameters(self) -> dict[str, Any]:
-        """Those of `AFT`, and `bias [heads, window]`, of distance 0 first."""
+        """The parameters of `AFT`, plus `bias [heads, window]`, distance 0 first."""
         return {**super().parameters(), "bias": bias(self.heads, self.window, init=normal(0.1))}
 
     def _bias(self, parameters, query_at, key_at):

@@ -1,4 +1,4 @@
-"""Hyena: long implicit convolutions between gates, in place of attention."""
+"""Hyena: gated long convolutions with implicit filters, instead of attention."""
 
 import dataclasses
 import math
@@ -20,11 +20,11 @@ TAIL = 1e-2  # what is left of the window at its nominal length
 
 
 class HyenaState(NamedTuple):
-    """What decoding remembers: O(max_len) numbers a feature and order.
+    """The decoding state: O(max_len) numbers per feature and order.
 
     recent: the last `short - 1` projections, `[..., short - 1, (order + 1) features]`, float32 (float64).
     past: inputs of the long convolutions, the newest first, `[..., order, max_len, features]`, likewise.
-    filters: `[order, max_len, features]`, made once of the parameters.
+    filters: `[order, max_len, features]`, computed once from the parameters.
     """
 
     recent: jax.Array
@@ -34,44 +34,44 @@ class HyenaState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Hyena(Generative):
-    """Hyena: gates between convolutions as long as the sequence, in O(n log n).
+    """Hyena: gated convolutions as long as the sequence, in O(n log n).
 
         v, x¹, ..., xᴺ = short(inputs W + b)                 N + 1 projections, each convolved with `short` taps
         z = v;    z ← xⁿ ⊙ (hⁿ * z + Dₙ z)    n = 1 ... N
         out = z W_o + b_o
         hⁿ_t = exp(-α t / max_len) FFN(t)ₙ    FFN: two hidden layers of sin(f (...)), f learned, then a linear one
 
-    Poli et al. 2023 (arXiv:2302.10866). The FFN sees t / max_len and sines and cosines of its first multiples; α is
-    spread over the features, so that the window falls to 1/100 between `fast` and `slow` times `max_len`. The filters
-    have `max_len` taps whatever the length of the call: what is further back than that is not seen, and a call on a
-    part of a sequence is the same part of the output. As in the paper, order N has N long convolutions; the authors'
-    code at order 2 has one, and two gates.
+    Poli et al. 2023 (arXiv:2302.10866). The inputs of the FFN are t / max_len and sines and cosines of its first
+    multiples. α varies over the features, so that the windows fall to 1/100 between `fast` and `slow` times `max_len`.
+    The filters have `max_len` taps whatever the length of the call, so inputs further back are not seen, and a call on
+    the first part of a sequence gives the first part of the output. As in the paper, order N has N long convolutions;
+    at order 2 the authors' code has one, and two gates.
 
-    The filters do not start as in the authors' `HyenaFilter`, so a first training may go another way. Kernels are LeCun
-    normal and biases 0; theirs are PyTorch's uniform numbers, kernels 1/√3 as wide. There are two hidden layers of sin;
-    theirs has three. f starts at 10; theirs (`w`) at 1. The FFN sees multiples 1 to `bands` of 2πt / max_len; theirs
-    0 to `bands` - 1, so that their default of one band leaves time alone. Time is t / max_len; theirs
-    t / (max_len - 1). The lengths of the windows are spread evenly over the features; of theirs it is the rates α. D
-    starts as theirs, normal.
+    The filters are initialized differently from the authors' `HyenaFilter`, so training may differ at first. Kernels
+    are LeCun normal and biases 0; theirs are uniform, PyTorch's default, with kernels 1/√3 as wide. There are two
+    hidden layers of sin; theirs has three. f starts at 10; theirs (`w`) at 1. The inputs of the FFN are the multiples 1
+    to `bands` of 2πt / max_len; theirs are 0 to `bands` - 1, so that with their default of one band only time is left.
+    Time is t / max_len; theirs is t / (max_len - 1). Here the lengths of the windows are evenly spaced over the
+    features; in their code the rates α are. D is initialized as theirs, normal.
 
-    `step` decodes one token with the inputs of each long convolution kept: O(max_len) time and memory a token, not
-    O(1). A NaN or inf makes the outputs NaN from its position on, and none before it. Packed segments are refused: an
-    FFT mixes the whole row.
+    `step` keeps the inputs of each long convolution, so decoding takes O(max_len) time and memory per token, not O(1).
+    A NaN or inf makes all outputs from its position on NaN, and no earlier one. Packed segments are rejected, because
+    an FFT mixes the whole row.
 
     Demonstrated in `examples/experiments/associative_recall.py`.
 
     Args:
-        features: of inputs and output.
+        features: features of inputs and output.
         max_len: taps of the filters; at least the training length.
         order: N; 2 is the paper's.
         short: taps of the short convolution.
-        width: of the FFN.
+        width: width of the FFN.
         bands: how many multiples of t the FFN sees.
-        frequency: what f starts at. Higher fits sharper filters.
-        fast, slow: where the windows end, in parts of `max_len`.
+        frequency: the initial value of f. Higher values fit sharper filters.
+        fast, slow: where the windows end, as fractions of `max_len`.
 
     Raises:
-        ValueError: a size is below 1; `fast` and `slow` out of order; at the call, shapes do not match.
+        ValueError: a size is below 1; `fast` and `slow` are out of order; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = Hyena(16, max_len=64)
@@ -121,7 +121,7 @@ class Hyena(Generative):
     def initial_state(
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
     ) -> HyenaState:
-        """As of `Generative`: nothing seen."""
+        """As in `Generative`: no inputs."""
         check_batch(batch)
         recent = jnp.zeros((*batch, self.short - 1, self._short.channels), dtype)
         past = jnp.zeros((*batch, self.order, self.max_len, self.features), dtype)
@@ -135,7 +135,7 @@ class Hyena(Generative):
         *,
         segment_ids: Any = None,
     ) -> tuple[jax.Array, HyenaState]:
-        """As of `Generative`, without segments; any length."""
+        """As in `Generative`, without segments; any length."""
         length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
         if segment_ids is not None:
             raise ValueError("`segment_ids` are not for Hyena, whose FFT mixes a whole row: give each sequence a row.")
@@ -146,20 +146,20 @@ class Hyena(Generative):
         past = []
         for n, gate in enumerate(gates):
             seen = value
-            if state is not None:  # what was seen before stands in front, the oldest first
+            if state is not None:  # previous inputs are prepended, the oldest first
                 seen = jnp.concatenate([before.past[..., n, ::-1, :].astype(value.dtype), value], -2)
             convolved = long_convolution(seen, before.filters[n], parameters["skip"][n])
             past.append(self._newest_first(seen, before.past.dtype))
             value = gate * convolved[..., convolved.shape[-2] - length :, :]
         after = HyenaState(recent, jnp.stack(past, -3), before.filters)
-        if length:  # what goes on behind NaN is NaN
+        if length:  # everything after NaN is NaN
             last = nonfinite[..., -1:, :]
             recent, seen = jnp.where(last, jnp.nan, recent), jnp.where(last[..., None], jnp.nan, after.past)
             after = HyenaState(recent, seen, before.filters)
         return jnp.where(nonfinite, jnp.nan, _dense(parameters["out"], value)), after
 
     def step(self, parameters: Mapping[str, Any], inputs: jax.Array, state: HyenaState) -> tuple[jax.Array, HyenaState]:
-        """As of `Generative`, in O(max_len) time: a sum over what each long convolution has seen."""
+        """As in `Generative`, in O(max_len) time: a sum over the past inputs of each long convolution."""
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
         before = self.checked(parameters, inputs, inputs.shape[:-1], state)
         nonfinite = ~(jnp.isfinite(before.past).all((-3, -2, -1)) & jnp.isfinite(inputs).all(-1))
@@ -172,7 +172,7 @@ class Hyena(Generative):
             convolved = (wide * before.filters[n]).sum(-2, keepdims=True) + parameters["skip"][n] * wide[..., :1, :]
             value = gate * convolved.astype(gate.dtype)
         out = jnp.where(nonfinite[..., None], jnp.nan, _dense(parameters["out"], value[..., 0, :]))
-        # What goes on behind NaN is NaN, also when it has left the filters.
+        # Everything after NaN is NaN, even when the NaN is out of reach of the filters.
         recent, seen = (
             jnp.where(nonfinite.reshape(*nonfinite.shape, *[1] * axes), jnp.nan, one)
             for one, axes in ((recent, 2), (jnp.stack(past, -3), 3))

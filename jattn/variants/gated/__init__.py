@@ -1,4 +1,4 @@
-"""Attention with learned gates: keys that fade, and outputs modulated by a context."""
+"""Attention with learned gates: forget gates for keys, and outputs modulated by a context."""
 
 from .forgetting import ForgettingAttention
 from .modulation import Modulation

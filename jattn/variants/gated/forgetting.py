@@ -1,4 +1,4 @@
-"""Forgetting Attention: softmax attention whose keys fade by learned gates (Lin et al. 2025)."""
+"""Forgetting attention: softmax attention with learned forget gates (Lin et al. 2025)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from ...scores import Forget
 
 @dataclasses.dataclass(frozen=True)
 class ForgettingAttention(CausalAttention):
-    """Forgetting attention (FoX): softmax attention in which the forget gate of each token fades all keys before it.
+    """Forgetting attention (FoX): softmax attention in which each token's forget gate down-weights all earlier keys.
 
         f_t = σ(w_f·x_t + b_f),    out_t = (Σ_{s ≤ t} softmax_s(q_t·k_s / √head_dim + Σ_{s < l ≤ t} log f_l) v_s) W_o
 
-    Lin, Nikishin, He & Courville 2025 (arXiv:2503.02130), a gate for each head of queries, by `jattn.scores.Forget`.
-    The rest is `CausalAttention`, whose cache here holds the log gates, too. As in the paper's "LLaMA" architecture,
-    there is no rotation unless `rotary` asks for it. Of its "Pro" architecture nothing is built in: a gate and a norm
-    of the output, norms of queries and keys, and keys and values mixed with those of the token before. Heads may share
-    keys, which the authors' code leaves out.
+    Lin, Nikishin, He & Courville 2025 (arXiv:2503.02130), with a gate per query head, by `jattn.scores.Forget`. The
+    rest is `CausalAttention`, whose cache here also holds the log gates. As in the paper's "LLaMA" architecture, there
+    is no rotation unless `rotary` is set. Its "Pro" architecture is not built in: output gate and norm, norms of
+    queries and keys, and mixing of keys and values with those of the previous token. Unlike in the authors' code, heads
+    may share keys.
 
     Args and errors as in `jattn.layers.CausalAttention`; `rotary` is False.
 
@@ -40,7 +40,7 @@ class ForgettingAttention(CausalAttention):
     rotary: bool = False
 
     def parameters(self) -> dict[str, Any]:
-        """Those of `CausalAttention`, and `forget`: a `kernel [features, heads]` and `bias [heads]`."""
+        """The parameters of `CausalAttention`, plus `forget`: a `kernel [features, heads]` and a `bias [heads]`."""
         gate = {"kernel": kernel(self.features, self.heads), "bias": bias(self.heads)}
         return {**super().parameters(), "forget": gate}
 

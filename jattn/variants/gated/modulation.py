@@ -1,4 +1,4 @@
-"""An output modulated by a context vector, in the four forms that give a vector back."""
+"""An output modulated by a context vector, in four forms."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,24 +17,24 @@ KINDS = ("gate", "scalar", "tanh", "film")
 
 @dataclasses.dataclass(frozen=True)
 class Modulation(Layer):
-    """Context modulation: what a context c does to the output y of an attention (or of anything).
+    """Context modulation: a context c modulates the output y of an attention (or of anything else).
 
-        "gate"      σ(W [c; y] + b) ⊙ y                one gate for each feature
-        "scalar"    σ(cᵀ W y + b) y                    one gate for all of them
+        "gate"      σ(W [c; y] + b) ⊙ y                one gate per feature
+        "scalar"    σ(cᵀ W y + b) y                    one gate for all features
         "tanh"      tanh(W [c; y] + b)                 the two joined, as in Luong et al. 2015 (arXiv:1508.04025)
         "film"      (1 + W_γ c + b_γ) ⊙ y + W_β c + b_β   Perez et al. 2018 (arXiv:1709.07871)
 
-    The bare bilinear form cᵀ W y is one number, so that it cannot stand for an output: it is of use only as a score
-    (`jattn.similarities.Bilinear`) or behind a sigmoid, as in "scalar". FiLM's scale is written 1 + ..., and its
-    kernel starts at zero: at first y passes as it is.
+    The bilinear form cᵀ W y by itself is a single number and cannot replace an output: it is only useful as a score
+    (`jattn.similarities.Bilinear`) or inside a sigmoid, as in "scalar". FiLM's scale is written 1 + ..., and its kernel
+    is initialized to zero, so that at first y is unchanged.
 
     Args:
-        features: of y and of the result.
-        context_features: of c.
-        kind: which of the four.
+        features: features of y and of the result.
+        context_features: features of c.
+        kind: one of the four.
 
     Raises:
-        ValueError: a size is below 1, an unknown `kind`; at the call, shapes do not match.
+        ValueError: a size is below 1; `kind` is unknown; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = Modulation(16, 8, "film")
@@ -56,7 +56,7 @@ class Modulation(Layer):
     def parameters(self) -> dict[str, Any]:
         """`kernel` and `bias`.
 
-        "gate" and "tanh": `[context_features + features, features]`, of the context first, and `[features]`.
+        "gate" and "tanh": `[context_features + features, features]`, context first, and `[features]`.
         "scalar": `[context_features, features]` and `[]`. "film": `[context_features, 2, features]` and
         `[2, features]`, γ first.
         """
@@ -73,8 +73,8 @@ class Modulation(Layer):
         Args:
             parameters: the layer's parameters.
             outputs: y, `[..., features]`.
-            context: c, `[..., context_features]`, with the same axes in front: repeat a context that many outputs
-                share (`jax.numpy.broadcast_to`).
+            context: c, `[..., context_features]`, with the same leading axes; repeat a context shared by many outputs
+                with `jax.numpy.broadcast_to`.
         """
         known = {"features": self.features, "context_features": self.context_features}
         check_shapes(known, outputs=(outputs, "... features"), context=(context, "... context_features"))

@@ -25,26 +25,26 @@ EPSILON = 1e-5
 def differential(
     query: jax.Array, key: jax.Array, value: jax.Array, amount: jax.Array | float, **pieces: Any
 ) -> jax.Array:
-    """What two softmaxes have in common is taken away.
+    """The difference of two softmaxes, which cancels what they have in common.
 
         out_h = (softmax(q_2h k_2hᵀ / √dim) - λ softmax(q_2h+1 k_2h+1ᵀ / √dim)) v_h
 
-    Ye et al. 2024 (arXiv:2410.05258). Heads 2h and 2h + 1 belong together, as in the authors' code. Two calls of
-    `jattn.attention` on the same values, with all that it skips and streams.
+    Ye et al. 2024 (arXiv:2410.05258). Heads 2h and 2h + 1 form a pair, as in the authors' code. Computed by two
+    streamed calls of `jattn.attention` on the same values.
 
     Args:
         query: `[..., q_len, 2 * heads, dim]`.
         key: `[..., kv_len, 2 * kv_heads, dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`; the paper has v_dim = 2 * dim.
-        amount: λ, a number or an array without axes or `[heads]`.
+        amount: λ, a number, or an array of shape [] or `[heads]`.
         **pieces: arguments of `jattn.attention`, the same for both softmaxes, with `heads` heads.
 
     Returns:
         `[..., q_len, heads, v_dim]`, in the dtype of `value`. Rows of weights sum to 1 - λ.
 
     Raises:
-        ValueError: an odd number of heads, a λ of another shape, dropout (whose bits both would share); as in
-            `jattn.attention`.
+        ValueError: the number of heads is odd; λ has another shape; dropout is given (both calls would drop the same
+            pairs); as in `jattn.attention`.
 
     >>> import jax
     >>> q, k = (jax.random.normal(jax.random.key(i), (2, 10, 8, 16)) for i in range(2))
@@ -88,13 +88,13 @@ class Differential(Layer):
         λ = exp(λ_q1·λ_k1) - exp(λ_q2·λ_k2) + λ_init,    λ_init = 0.8 - 0.6 exp(-0.3 (depth - 1))
         out = W_o [(1 - λ_init) rms_norm(head_h)]_h
 
-    Ye et al. 2024 (arXiv:2410.05258): values are as wide as both queries together, λ is shared by the heads, each
-    head is normalized by its own root mean square (ε 1e-5) with a gain that the heads share, as in the authors' code.
+    Ye et al. 2024 (arXiv:2410.05258): values are as wide as two queries, λ is shared by the heads, and each head is
+    normalized by its root mean square (ε = 1e-5) with a gain shared by the heads, as in the authors' code.
 
     Args:
-        features: of inputs and outputs, a multiple of `2 * heads`.
-        heads: pairs of softmaxes, half as many as a usual layer of this size would have heads.
-        depth: of the layer, from 1.
+        features: features of inputs and outputs, a multiple of `2 * heads`.
+        heads: number of pairs of softmaxes, usually half the number of heads of an ordinary layer.
+        depth: depth of the layer, counted from 1.
 
     Raises:
         ValueError: sizes do not match; at the call, as in `differential`.
@@ -144,7 +144,7 @@ class Differential(Layer):
         return next(pairs) - next(pairs) + self.initial_amount
 
     def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array, **pieces: Any) -> Any:
-        """`[..., length, features]`.
+        """Apply the layer; the result is `[..., length, features]`.
 
         Args:
             parameters: the layer's parameters.

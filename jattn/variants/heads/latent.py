@@ -1,4 +1,4 @@
-"""Multi-head latent attention (MLA): keys and values from one latent per token, which is all that a cache keeps."""
+"""Multi-head latent attention (MLA): keys and values are computed from one latent per token, the only thing cached."""
 
 import dataclasses
 import functools
@@ -32,15 +32,15 @@ CAUSAL = Causal()
 
 @dataclasses.dataclass(frozen=True)
 class LatentAttention(Layer):
-    """Multi-head latent attention (MLA): all keys and values come from one latent per token, all that a cache keeps.
+    """Multi-head latent attention (MLA): keys and values come from one latent per token, the only thing cached.
 
         c_t = norm(x_t W_c),    r_t = R_t x_t W_r                        one latent and one rotated key for all heads
         q_th = [q'_th ; R_t q''_th],    k_sh = [c_s U_h ; r_s],    v_sh = c_s V_h,    with q = norm(x W_d) W_q or x W_q
         out_t = Σ_h (Σ_s softmax_s(scale q_th·k_sh) v_sh) O_h
 
-    DeepSeek-AI 2024 (arXiv:2405.04434), the attention of DeepSeek-V2, V3 and R1. U_h and V_h make the keys and values
-    of head h from the latent c. A cache keeps c and r alone, `kv_rank + rope_dim` numbers per token whatever the number
-    of heads, and decoding does not compute keys and values again: by
+    DeepSeek-AI 2024 (arXiv:2405.04434), the attention of DeepSeek-V2, V3 and R1. U_h and V_h map the latent c to the
+    keys and values of head h. A cache keeps only c and r, `kv_rank + rope_dim` numbers per token whatever the number of
+    heads, and decoding never computes keys and values from them: by
 
         (c_s U_h)·q' = c_s·(U_h q'),    Σ_s w_s (c_s V_h) = (Σ_s w_s c_s) V_h
 
@@ -60,28 +60,28 @@ class LatentAttention(Layer):
     | `out.kernel [heads, v_dim, features]` | `o_proj.T`, reshaped |
 
     with `head_dim` for `qk_nope_head_dim`, `rope_dim` for `qk_rope_head_dim`, `v_dim` for `v_head_dim`, `kv_rank` and
-    `q_rank` for `kv_lora_rank` and `q_lora_rank`. Where its rotation is scaled by YaRN, so is `rotary` here, by
+    `q_rank` for `kv_lora_rank` and `q_lora_rank`. If its rotation is scaled by YaRN, pass `rotary` as
     `functools.partial(rotary, pairs="interleaved", scaling=YaRN(factor, original_length, ramp="index", ...))`, and
     `scale` is multiplied by `(0.1 * mscale_all_dim * log(factor) + 1) ** 2`.
 
     Args:
-        features: of inputs and outputs.
-        heads: of queries.
+        features: features of inputs and outputs.
+        heads: number of query heads.
         kv_rank: features of the latent.
         head_dim: features of a head's queries and keys that are not rotated.
         rope_dim: features that are rotated, an even number.
         v_dim: features of a head's values, by default `head_dim`.
-        q_rank: features of the latent that queries are made of; None makes them of the inputs.
+        q_rank: features of the latent that queries are computed from; None computes them from the inputs.
         use_bias: whether `query_down`, `latent` and `out` add a bias.
-        scale: of the scores, by default `1 / √(head_dim + rope_dim)`.
-        epsilon: of the norms.
-        rotary: what rotates, a function of `x [..., length, heads, dim]` and positions. By default base 10,000, with
+        scale: scale of the scores, by default `1 / √(head_dim + rope_dim)`.
+        epsilon: ε of the norms.
+        rotary: the rotation, a function of `x [..., length, heads, dim]` and positions. By default base 10,000 with
             interleaved pairs.
         mask, scores, normalizer, implementation: as in `jattn.attention`. By default causal.
 
     Raises:
-        ValueError: a size is below 1, an odd `rope_dim`, wrong pieces; at the call, shapes do not match, and as in
-            `jattn.attention` and the cache.
+        ValueError: a size is below 1; `rope_dim` is odd; a piece is of the wrong kind; at the call, shapes do not
+            match, and as in `jattn.attention` and the cache.
 
     >>> import jax
     >>> from jattn.variants.heads import LatentAttention
@@ -144,7 +144,7 @@ class LatentAttention(Layer):
             object.__setattr__(self, name, value)
 
     def parameters(self) -> dict[str, Any]:
-        """`query`, `latent`, `latent_norm`, `key`, `value` and `out`; with `q_rank` `query_down` and `query_norm`."""
+        """`query`, `latent`, `latent_norm`, `key`, `value` and `out`; with `q_rank`, `query_down` and `query_norm`."""
         v_dim, width = int(self.v_dim or 0), self.kv_rank + self.rope_dim
         biases = self.use_bias
         tree: dict[str, Any] = {}
@@ -198,10 +198,10 @@ class LatentAttention(Layer):
             batch: the batch axes of the inputs to come.
             length: places for so many tokens of each example, `caches.Contiguous(length)`.
             cache: another cache, such as `caches.Rolling(window)`, in place of `length`.
-            dtype: of the latents that are kept, by default that of the parameters.
+            dtype: dtype of the latents that are kept, by default that of the parameters.
 
         Raises:
-            ValueError: neither, or both, of `length` and `cache`; sizes or a dtype that do not fit.
+            ValueError: neither, or both, of `length` and `cache`; sizes or a dtype that do not match.
         """
         dtype = jnp.result_type(*jax.tree.leaves(parameters) or [jnp.float32]) if dtype is None else dtype
         return spec_of(length, cache).create(batch, 1, self.kv_rank + self.rope_dim, 0, dtype)
@@ -216,12 +216,12 @@ class LatentAttention(Layer):
         valid: Any = None,
         first: bool = False,
     ) -> tuple[jax.Array, Cache]:
-        """The next tokens of each example, all at once: their outputs, and the state behind them.
+        """The next tokens of each example, all at once: their outputs, and the state after them.
 
         Args:
             parameters: the layer's parameters.
             inputs: `[..., new, features]`.
-            state: of `initial_state`, `prefill` or `step`.
+            state: returned by `initial_state`, `prefill` or `step`.
             mask: restricts the layer's own. It sees the positions of the whole sequence.
             valid: booleans `[..., new]` or `[new]`, which of the inputs are tokens: see `caches.Cache.append`.
             first: whether the state is empty, so that these tokens attend to themselves alone. The keys and values of
@@ -254,7 +254,7 @@ class LatentAttention(Layer):
     def step(
         self, parameters: Mapping[str, Any], inputs: jax.Array, state: Any, *, mask: Any = None, valid: Any = None
     ) -> tuple[jax.Array, Cache]:
-        """The next token of each example, `[..., features]`: its output, and the state behind it.
+        """The next token of each example, `[..., features]`: its output, and the state after it.
 
         Arguments and errors as in `prefill`; `valid [...]` says which examples go on.
         """

@@ -37,18 +37,18 @@ def multi_token(
     query_positions: Any = None,
     key_positions: Any = None,
 ) -> jax.Array:
-    """A weight depends on the scores of nearby queries and keys, and of other heads.
+    """Attention whose weights depend on the scores of nearby queries and keys, and of other heads.
 
         S_ij = score(q_i, k_j) where i may attend j, else 0
         C_ij = Σ_{a=0}^{A-1} Σ_{b=-⌊B/2⌋}^{⌈B/2⌉-1} filters[a, b + ⌊B/2⌋] S_{i-a, j-b}     in each head
         W = softmax(C | mask),    out = W v
 
-    Golovneva et al. 2025 (arXiv:2504.00927), key-query convolution in its masked form: masked scores are 0 before it
-    and out after it, so with a causal mask nothing of the future is seen, neither of query i nor of an earlier one.
-    Queries and keys beyond the ends count as 0. `before` mixes the heads of C within groups, `after` those of W. The
-    paper's normalization of each head afterwards is left to the caller.
+    Golovneva et al. 2025 (arXiv:2504.00927), key-query convolution in its masked form: masked scores are set to 0
+    before it and excluded after it, so with a causal mask no future is seen, neither by query i nor by earlier queries.
+    Scores of queries and keys beyond the ends are 0. `before` mixes the heads of C within groups, `after` those of W.
+    The paper's normalization of each head afterward is left to the caller.
 
-    Convolved scores are no dot products: every row is computed in full, whatever the mask, `ROWS` queries at a time
+    Convolved scores are not dot products, so every row is computed in full whatever the mask, `ROWS` queries at a time,
     and again in the backward pass. Time is quadratic; memory is ROWS x kv_len for each head, not q_len x kv_len.
 
     Args:
@@ -56,11 +56,12 @@ def multi_token(
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
         filters: `[heads, A, B]`; 1 at `[:, 0, B // 2]` and 0 elsewhere is plain attention.
-        before: `[groups, size, size]`, `groups * size` = heads: `C'_h = Σ_g before[., h, g] C_g` in the group of h.
-        after: likewise of the weights.
+        before: `[groups, size, size]`, with `groups * size` = heads: `C'_h = Σ_g before[., h, g] C_g` in the group of
+            h.
+        after: the same for the weights.
         mask: as in `jattn.attention`, like all that follow.
-        similarity: from a query and a key to a number.
-        scores: what happens to it, before the convolution.
+        similarity: maps a query and a key to a number.
+        scores: modify it, before the convolution.
         query_positions: absolute.
         key_positions: absolute.
 
@@ -68,7 +69,7 @@ def multi_token(
         `[..., q_len, heads, v_dim]`, in the dtype of `value`; 0 for a query that may attend to nothing.
 
     Raises:
-        ValueError: filters or a mixture that do not fit the heads; as in `jattn.attention`.
+        ValueError: `filters`, `before` or `after` do not match the heads; as in `jattn.attention`.
 
     >>> import jax, jax.numpy as jnp
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 4, 16)) for i in range(3))
@@ -107,7 +108,7 @@ def multi_token(
             reach = mix(reach.astype(weights.dtype), jnp.ones_like(after)) > 0
         return multiply_values(weights, jnp.swapaxes(value, -3, -2), reach)
 
-    # The last block starts early, so that it is whole.
+    # The last block is shifted back to end with the array, so that all blocks have the same size.
     starts = np.minimum(np.arange(0, call.q_len, rows), call.q_len - rows)
     blocks = jax.lax.map(block, jnp.asarray(starts, jnp.int32))
     out = jnp.moveaxis(blocks, 0, rank + 1)  # [batch..., heads, blocks, rows, v_dim]
@@ -118,7 +119,7 @@ def multi_token(
 
 
 def convolve(scores: jax.Array, filters: jax.Array) -> jax.Array:
-    """C of S: `[..., heads, q, k]` with `[heads, A, B]`, zeros beyond the ends."""
+    """C from S: convolve `[..., heads, q, k]` with `[heads, A, B]`, with zeros beyond the ends."""
     heads, queries, keys = filters.shape
     flat = scores.reshape(-1, *scores.shape[-3:])
     # XLA's convolution is a correlation: out[j] = Σ_t kernel[t] in[j + t - pad]; here in[j - b], b = t - ⌊B/2⌋.
@@ -135,7 +136,7 @@ def convolve(scores: jax.Array, filters: jax.Array) -> jax.Array:
 
 
 def mix(heads: jax.Array, mixture: jax.Array) -> jax.Array:
-    """`[..., heads, q, k]` with `[groups, size, size]`: head h of a group is the mixture's row h of the group."""
+    """`[..., heads, q, k]` with `[groups, size, size]`: head h of a group is mixed by row h of the group's matrix."""
     groups, size, _ = mixture.shape
     grouped = heads.reshape(*heads.shape[:-3], groups, size, *heads.shape[-2:])
     return jnp.einsum("...ghqk,gfh->...gfqk", grouped, mixture.astype(heads.dtype)).reshape(heads.shape)
@@ -154,15 +155,16 @@ class MultiToken(Layer):
 
         out = W_o multi_token(x W_q, x W_k, x W_v, filters, before, after)
 
-    Golovneva et al. 2025 (arXiv:2504.00927), without its normalization of each head. Window and mixtures start as the
-    identity, so that at first it is multi-head attention.
+    Golovneva et al. 2025 (arXiv:2504.00927), without its normalization of each head. Filters and mixtures are
+    initialized to the identity, so at first this is multi-head attention.
 
     Args:
-        features: of inputs and outputs, a multiple of `heads`.
-        heads: of queries, keys and values.
-        queries: A, how many queries a filter spans; the paper's 6.
-        keys: B, how many keys; the paper's 11.
-        group: heads that are mixed with each other, before the softmax and after it; divides `heads`. 1 mixes none.
+        features: features of inputs and outputs, a multiple of `heads`.
+        heads: number of heads.
+        queries: A, how many queries a filter spans; 6 in the paper.
+        keys: B, how many keys it spans; 11 in the paper.
+        group: how many heads are mixed with one another, before and after the softmax; must divide `heads`. 1 mixes
+            none.
 
     Raises:
         ValueError: sizes do not match; at the call, as in `multi_token`.
@@ -198,7 +200,7 @@ class MultiToken(Layer):
         return tree
 
     def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array, **pieces: Any) -> jax.Array:
-        """`[..., length, features]`.
+        """Apply the layer; the result is `[..., length, features]`.
 
         Args:
             parameters: the layer's parameters.
@@ -213,5 +215,5 @@ class MultiToken(Layer):
 
 
 def _starts_as(array: np.ndarray) -> Initializer:
-    """The first value of a parameter, whatever the key."""
+    """An initializer that ignores its key."""
     return lambda key, shape, dtype: jnp.asarray(array, dtype).reshape(shape)

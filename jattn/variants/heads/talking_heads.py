@@ -32,11 +32,11 @@ def talking_heads(
 
         J_h = Σ_i before[i, h] scale q_i·k_i,    W = softmax(J | mask),    out_j = Σ_h after[h, j] W_h v_j
 
-    Shazeer et al. 2020 (arXiv:2003.02436). Both mixtures are linear, so they go into the arrays and one call of
-    `jattn.attention` streams it all: head h has the query [before[i, h] q_i]_i and shares the key [k_i]_i, and value
-    [v_j]_j, with all others; `after` mixes what comes out. Memory stays linear and tiles are skipped, for
-    `softmax_heads` times as many multiplications as without mixing, where mixing scores that are held in memory
-    would take 2 softmax_heads / dim times as many.
+    Shazeer et al. 2020 (arXiv:2003.02436). Both mixtures are linear, so they can be moved into the arrays, and one call
+    of `jattn.attention` streams it all: head h has the query [before[i, h] q_i]_i and shares the key [k_i]_i and the
+    value [v_j]_j with all others; `after` mixes the outputs. Memory stays linear and tiles are skipped, at
+    `softmax_heads` times the multiplications of attention without mixing. Mixing scores held in memory would only add 2
+    softmax_heads / dim times as many.
 
     Args:
         query: `[..., q_len, qk_heads, dim]`.
@@ -44,15 +44,16 @@ def talking_heads(
         value: `[..., kv_len, v_heads, v_dim]`.
         before: `[qk_heads, softmax_heads]`; the identity leaves the scores as they are.
         after: `[softmax_heads, v_heads]`.
-        scale: of the dot products, by default 1/√dim (the paper has none, and takes it into its initialization).
-        **pieces: arguments of `jattn.attention`, except the similarity. Scores, masks and sinks ride on the softmax
+        scale: scale of the dot products, by default 1/√dim (the paper has no scale, and absorbs it into its
+            initialization).
+        **pieces: arguments of `jattn.attention`, except the similarity. Heads of scores, masks and sinks are softmax
             heads.
 
     Returns:
         `[..., q_len, v_heads, v_dim]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes do not match; a similarity; as in `jattn.attention`.
+        ValueError: shapes do not match; a similarity is given; as in `jattn.attention`.
 
     >>> import jax, jax.numpy as jnp
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 4, 16)) for i in range(3))
@@ -89,13 +90,14 @@ class TalkingHeads(Layer):
 
         out = W_o talking_heads(x W_q, x W_k, x W_v, before, after)
 
-    Shazeer et al. 2020 (arXiv:2003.02436). Both mixtures start as random projections of the heads, like any kernel.
+    Shazeer et al. 2020 (arXiv:2003.02436). Both mixtures are initialized like any kernel, to random projections of the
+    heads.
 
     Args:
-        features: of inputs and outputs, a multiple of `heads`.
-        heads: of queries, keys and values.
-        softmax_heads: over which the softmax goes; by default as many.
-        use_bias: on the projections of features.
+        features: features of inputs and outputs, a multiple of `heads`.
+        heads: number of heads.
+        softmax_heads: number of heads that the softmax is taken in; by default `heads`.
+        use_bias: whether the projections of features have a bias.
 
     Raises:
         ValueError: sizes do not match; at the call, as in `talking_heads`.
@@ -119,7 +121,7 @@ class TalkingHeads(Layer):
 
     @property
     def mixtures(self) -> int:
-        """How many softmaxes there are."""
+        """The number of softmax heads."""
         return self.heads if self.softmax_heads is None else self.softmax_heads
 
     def parameters(self) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class TalkingHeads(Layer):
         return multi_head_parameters(self.features, self.heads, use_bias=self.use_bias) | mixed
 
     def __call__(self, parameters: Mapping[str, Any], inputs: jax.Array, **pieces: Any) -> jax.Array:
-        """`[..., length, features]`.
+        """Apply the layer; the result is `[..., length, features]`.
 
         Args:
             parameters: the layer's parameters.

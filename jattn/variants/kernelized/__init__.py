@@ -1,4 +1,4 @@
-"""Attention whose weights are products of features: linear in the length, O(1) a token when decoding."""
+"""Attention whose weights are products of features: linear in the length, O(1) per token when decoding."""
 
 from .attention import KernelState, kernel_state, kernelized_attention, kernelized_step
 from .features import ELU, Cosine, FeatureMap, Function, Learned, Taylor

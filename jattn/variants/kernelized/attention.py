@@ -1,4 +1,4 @@
-"""Kernelized attention: weights φ(q)·φ(k), so that the keys and values are summed once for all queries."""
+"""Kernelized attention: weights φ(q)·φ(k), so that keys and values are summed once for all queries."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from .features import FeatureMap, check_at, check_features
 
 
 class KernelState(NamedTuple):
-    """What kernelized attention remembers of the keys and values before.
+    """The state of kernelized attention: sums over previous keys and values.
 
     sums: `[..., heads, features, v_dim + 1]`, Σ exp(c_j - top) φ(k_j) [v_j, 1]ᵀ, float32 (float64).
     top: `[..., heads]`, the largest c so far; 0 for feature maps without a stabilizer.
@@ -51,37 +51,37 @@ def kernelized_attention(
         out_i = Σ_j φ(q_i)·φ(k_j) v_j / (Σ_j φ(q_i)·φ(k_j) + ε)          j ≤ i when causal
               = φ(q_i)ᵀ S / (φ(q_i)ᵀ z + ε),    S = Σ_j φ(k_j) v_jᵀ,   z = Σ_j φ(k_j)
 
-    Katharopoulos et al. 2020 (arXiv:2006.16236), with any feature map. The causal form is
-    `jattn.linear_recurrence`, with a column of ones beside the values for z. Where the map has a stabilizer
-    c (random features), keys are summed relative to the largest c so far, a running maximum that enters as a decay; it
-    cancels in a normalized output. Without `normalize`, out_i = Σ_j φ(q_i)·φ(k_j) v_j, stabilizers multiplied back.
+    Katharopoulos et al. 2020 (arXiv:2006.16236), with any feature map. The causal form is `jattn.linear_recurrence`,
+    with a column of ones appended to the values for z. If the map has a stabilizer c (random features), keys are summed
+    relative to the largest c so far: a running maximum, which enters as a decay and cancels in a normalized output.
+    Without `normalize`, out_i = Σ_j φ(q_i)·φ(k_j) v_j, with the stabilizers multiplied back in.
 
     Args:
-        query: `[..., q_len, heads, qk_dim]`. The map scales, not this function.
+        query: `[..., q_len, heads, qk_dim]`. Scaling is up to the map.
         key: `[..., kv_len, heads, qk_dim]`.
         value: `[..., kv_len, heads, v_dim]`.
         features: the feature map, such as `ELU()`.
         causal: whether query i sees keys up to i only; needs `q_len == kv_len`.
-        mask: booleans `[..., kv_len]`, False for keys that are padding. φ(k) is 0 there, and what they hold (NaN too)
-            has no effect.
+        mask: booleans `[..., kv_len]`, False for keys that are padding. φ(k) is 0 there, and the contents of padding,
+            NaN included, have no effect.
         normalize: whether to divide by the sum of the weights.
-        epsilon: ε, at least 0. The paper's code has 1e-6. With a stabilizer it is relative to the stabilized sum.
-        positions: of queries, integers `[..., q_len]`, for maps that look at them; by default 0, 1, ...
+        epsilon: ε, at least 0; 1e-6 in the paper's code. With a stabilizer it is added to the stabilized sum.
+        positions: positions of queries, integers `[..., q_len]`, for maps that look at them; by default 0, 1, ...
         key_positions: likewise; by default `positions` in the causal form, else 0, 1, ...
-        initial_state: of keys and values before these.
-        segment_ids: integers `[..., length]` that never decrease: packed sequences, causal form only.
-        implementation: of the recurrence, as in `jattn.linear_recurrence`.
-        chunk: of the recurrence.
+        initial_state: the state after the keys and values before these.
+        segment_ids: integers `[..., length]` nondecreasing: packed sequences, causal form only.
+        implementation: implementation of the recurrence, as in `jattn.linear_recurrence`.
+        chunk: chunk length of the recurrence.
 
     Returns:
-        `[..., q_len, heads, v_dim]` in the value's dtype, and the `KernelState` behind the last key. Features and sums
-        are float32 (float64). A query whose weights do not sum to more than 0 gets 0: with no keys, with features
-        that are all 0, or with a map that broke its promise to be nonnegative. NaN and inf in a key or value reach, in
-        the causal form, no earlier output, no earlier gradient, and no other head.
+        `[..., q_len, heads, v_dim]` in the value's dtype, and the `KernelState` after the last key. Features and sums
+        are float32 (float64). A query whose weights have no positive sum gets 0: without keys, if all features are 0,
+        or if a map declared nonnegative is not. In the causal form, NaN and inf in a key or value reach no earlier
+        output, no earlier gradient and no other head.
 
     Raises:
-        ValueError: shapes do not match; a map whose weights may be negative with `normalize`; a negative `epsilon`;
-            segments or unequal lengths in a form that has no place for them; all that the recurrence raises.
+        ValueError: shapes do not match; `normalize` with a map whose weights may be negative; a negative `epsilon`;
+            segments in the noncausal form, or unequal lengths in the causal form; as in the recurrence.
 
     >>> import jax
     >>> from jattn.variants.kernelized import ELU
@@ -160,23 +160,23 @@ def kernelized_step(
     epsilon: float = 0.0,
     position: Any = 0,
 ) -> tuple[jax.Array, KernelState]:
-    """One token of causal `kernelized_attention`: time and memory do not depend on how many came before.
+    """One token of causal `kernelized_attention`: time and memory do not depend on the number of previous tokens.
 
     Args:
         query: `[..., heads, qk_dim]`.
-        key: as `query`.
+        key: `[..., heads, qk_dim]`.
         value: `[..., heads, v_dim]`.
         features: the feature map.
-        state: of the tokens before; `kernel_state` before the first.
+        state: the state before this token; `kernel_state` before the first.
         normalize: as in `kernelized_attention`.
         epsilon: likewise.
-        position: of this token, an integer or integers `[...]`, for maps that look at it.
+        position: position of this token, an integer or integers `[...]`, for maps that look at it.
 
     Returns:
-        `[..., heads, v_dim]` in the value's dtype, and the state behind this token.
+        `[..., heads, v_dim]` in the value's dtype, and the state after this token.
 
     Raises:
-        ValueError: as `kernelized_attention`; a position that is no integer, or of another shape.
+        ValueError: as `kernelized_attention`; the position is not an integer, or has another shape.
 
     >>> import jax
     >>> from jattn.variants.kernelized import ELU
@@ -207,18 +207,18 @@ def kernelized_step(
 def kernel_state(
     features: FeatureMap, batch: tuple[int, ...], heads: int, qk_dim: int, v_dim: int, dtype: Any = jnp.float32
 ) -> KernelState:
-    """The state before the first token: nothing summed.
+    """The state before the first token: sums of 0.
 
     Args:
         features: the feature map.
         batch: the batch axes of the tokens to come.
-        heads: of keys.
-        qk_dim: of a key.
-        v_dim: of a value.
-        dtype: of sums.
+        heads: number of key heads.
+        qk_dim: features of a key.
+        v_dim: features of a value.
+        dtype: dtype of sums.
 
     Raises:
-        ValueError: `batch` is no tuple of sizes.
+        ValueError: `batch` is not a tuple of sizes.
 
     >>> from jattn.variants.kernelized import ELU
     >>> kernel_state(ELU(), (2,), 4, 8, 16).sums.shape
@@ -250,7 +250,7 @@ def _check(query: Any, key: Any, value: Any, q_len: str, kv_len: str, features: 
 
 
 def _checked(state: KernelState | None, keys: jax.Array, values: jax.Array, *, stabilized: bool) -> KernelState:
-    """The state, by default of nothing, in the shapes that these features need."""
+    """The state, by default the initial one, after checking its shapes against these features."""
     batch, heads = keys.shape[:-3], keys.shape[-2]
     shapes = ((*batch, heads, keys.shape[-1], values.shape[-1]), (*batch, heads))
     dtype = values.dtype
@@ -290,7 +290,7 @@ def _split_nonfinite_keys(key: jax.Array, value: jax.Array, mask: Any) -> tuple[
 
 
 def _tops(shift: jax.Array, first: jax.Array, starts: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """The running maximum of stabilizers, and the log decay of a sum that is kept relative to it."""
+    """The running maximum of stabilizers, and the log decay of a sum kept relative to it."""
     first = first[..., None, :]
     shift = jax.lax.stop_gradient(shift)
     joined = jnp.concatenate([jnp.broadcast_to(first, (*shift.shape[:-2], 1, shift.shape[-1])), shift], -2)
@@ -298,7 +298,7 @@ def _tops(shift: jax.Array, first: jax.Array, starts: jax.Array | None) -> tuple
         starts = jnp.pad(starts, [(0, 0)] * (starts.ndim - 1) + [(1, 0)])
     tops = largest_so_far(joined, starts)
     before, tops = tops[..., :-1, :], tops[..., 1:, :]
-    # Nothing has been summed where the maximum was -inf; at the start of a segment the recurrence forgets by itself.
+    # If the maximum was -inf, nothing has been summed yet. At the start of a segment, the recurrence resets itself.
     decay = jnp.where(jnp.isneginf(before), 0, jnp.minimum(before - jnp.where(jnp.isneginf(tops), 0, tops), 0))
     return tops, decay
 
@@ -314,7 +314,7 @@ def _finish(sums: jax.Array, shift: Any, tops: Any, normalize: bool, epsilon: fl
     values, weights = sums[..., :-1], sums[..., -1:]
     if normalize:
         total = weights + epsilon
-        # Not `total > 0`: a sum that is NaN, behind a state that was, stays so.
+        # Not `total > 0`, because a NaN sum, from a NaN state, must stay NaN.
         return jnp.where(total <= 0, 0, values / jnp.where(total <= 0, 1, total))
     if tops is None:
         return values

@@ -1,4 +1,4 @@
-"""Feature maps: φ with which exp(q·k), or another kernel, is φ(q)·φ(k)."""
+"""Feature maps φ such that exp(q·k), or another kernel, is equal or close to φ(q)·φ(k)."""
 
 import abc
 import math
@@ -18,7 +18,7 @@ from ...ops.attention.checks import check_positions
 class FeatureMap(Piece):
     """A map of queries and keys, `[..., length, heads, dim] -> [..., length, heads, features]`.
 
-    A subclass is a frozen piece (decorated with `@jattn.foundation.pieces.piece`) whose arrays are leaves.
+    Subclasses are pieces, decorated with `@jattn.foundation.pieces.piece`; their arrays are leaves.
     """
 
     nonnegative = True
@@ -29,13 +29,13 @@ class FeatureMap(Piece):
         """φ of queries at `positions [..., length]`."""
 
     def key(self, x: jax.Array, positions: Any) -> jax.Array:
-        """φ of keys; by default as of queries."""
+        """φ of keys; by default the same as for queries."""
         return self.query(x, positions)
 
     def log_scale(self, x: jax.Array) -> jax.Array | None:
-        """c for each key, `[..., length, heads]`: `key` returns φ exp(-c). None where features need no stabilizer.
+        """c for each key, `[..., length, heads]`: `key` returns φ exp(-c). None if the features need no stabilizer.
 
-        Whoever sums keys of different c rescales them to a common one.
+        Sums over keys with different c rescale them to a common one.
         """
         del x
         return None
@@ -52,7 +52,7 @@ class ELU(FeatureMap):
 
     def query(self, x, positions):
         del positions
-        # Not elu(x) + 1, which loses exp(x) to rounding where x is far below 0.
+        # Not elu(x) + 1, which rounds exp(x) to 0 for very negative x.
         return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
 
 
@@ -60,12 +60,12 @@ class ELU(FeatureMap):
 class Cosine(FeatureMap):
     """cosFormer: φ(x_i) = [relu(x_i) cos(π i / 2M), relu(x_i) sin(π i / 2M)] (Qin et al. 2022, arXiv:2202.08791).
 
-    So that the weight of a pair is relu(q_i)·relu(k_j) cos(π (i - j) / 2M): nearer ones more. Features may be 0 all
-    together (a row of no weight is 0); weights are not negative as long as |i - j| ≤ M.
+    The weight of a pair is thus relu(q_i)·relu(k_j) cos(π (i - j) / 2M), which favors nearby keys. All features may be
+    0 (a query without weights gets 0). Weights are nonnegative as long as |i - j| ≤ M.
 
     Args:
-        max_len: M, at least the length; positions are in [0, M], refused beyond where they are known, and NaN where
-            they are traced.
+        max_len: M, at least the length. Positions outside [0, M] raise where they are known, and give NaN where they
+            are traced.
 
     >>> import jax.numpy as jnp
     >>> Cosine(8).query(jnp.ones((5, 2, 4)), jnp.arange(5)).shape
@@ -98,7 +98,7 @@ class Taylor(FeatureMap):
     """Based: φ(x) = [1, x', x'⊗x' / √2], x' = x / dim^¼ (Arora et al. 2024, arXiv:2402.18668).
 
     φ(q)·φ(k) = 1 + s + s²/2 with s = q·k / √dim: the second-order Taylor polynomial of exp(s), at least 1/2, though
-    features may be negative. It has 1 + dim + dim² features: project to a small dim (16) first.
+    features may be negative. It has 1 + dim + dim² features: project to a small dim, such as 16, first.
 
     >>> import jax.numpy as jnp
     >>> Taylor().query(jnp.ones((5, 2, 4)), None).shape
@@ -116,16 +116,17 @@ class Taylor(FeatureMap):
 class Learned(FeatureMap):
     """Hedgehog: φ(x) = [softmax(Wx + b), softmax(-Wx - b)] (Zhang et al. 2024, arXiv:2402.04347).
 
-    The paper's stable form of [exp(Wx), exp(-Wx)], each half normalized over its features. W starts as the identity.
+    The paper's stable form of [exp(Wx), exp(-Wx)]: each half is normalized over its features. W is initialized to the
+    identity.
 
     Args:
-        kernel: `[heads, dim, features]`, of queries.
-        bias: `[heads, features]`, of queries.
-        key_kernel: of keys.
-        key_bias: of keys.
+        kernel: `[heads, dim, features]`, for queries.
+        bias: `[heads, features]`, for queries.
+        key_kernel: the kernel for keys.
+        key_bias: the bias for keys.
 
     Raises:
-        ValueError: at the call, arrays that do not fit its heads and dim, or one another.
+        ValueError: at the call, the arrays do not match the heads and dim, or one another.
 
     >>> import jax.numpy as jnp
     >>> kernel, bias = jnp.stack([jnp.eye(4)] * 2), jnp.zeros((2, 4))
@@ -157,12 +158,12 @@ def _both(x: jax.Array, kernel: Any, bias: Any) -> jax.Array:
 
 @piece
 class Function(FeatureMap):
-    """Any function as a feature map, of queries and keys alike.
+    """Any function as a feature map, the same for queries and keys.
 
     Args:
         function: `[..., dim] -> [..., features]`.
-        nonnegative: a promise that no weight φ(q)·φ(k) is below 0, as when no feature is. It is not checked; without
-            it, weights cannot be normalized.
+        nonnegative: asserts that no weight φ(q)·φ(k) is negative, for example because no feature is. It is not checked.
+            Without it, weights cannot be normalized.
 
     Raises:
         ValueError: `function` is not callable; at the call, it changes other axes than the last.
@@ -190,10 +191,10 @@ class Function(FeatureMap):
 
 
 def check_features(features: Any, normalize: bool) -> None:
-    """A feature map, and one that can be normalized if it must be.
+    """Check that `features` is a feature map, and that its weights can be normalized if they must be.
 
     Raises:
-        ValueError: with the remedy.
+        ValueError: it is not; the message says what to do.
     """
     if not isinstance(features, FeatureMap):
         raise ValueError(
@@ -207,7 +208,7 @@ def check_features(features: Any, normalize: bool) -> None:
 
 
 def check_at(positions: Any, batch: tuple[int, ...], length: int, of: str) -> Any:
-    """Positions of a call, by default 0, 1, ..."""
+    """The positions of a call, by default 0, 1, ..."""
     if positions is None:
         return np.arange(length)
     positions = positions if isinstance(positions, jax.Array) else np.asarray(positions)

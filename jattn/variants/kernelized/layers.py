@@ -20,7 +20,7 @@ TO_HEADS = "...f,fhd->...hd"
 
 
 class LayerState(NamedTuple):
-    """What decoding remembers: the sums of one `KernelState`, and the position of the next token."""
+    """The decoding state: the sums of one `KernelState`, and the position of the next token."""
 
     kernel: KernelState
     position: jax.Array
@@ -28,18 +28,18 @@ class LayerState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class KernelizedAttention(Generative):
-    """Base of the layers: projections to heads, `kernelized_attention`, and back. A subclass gives the feature map.
+    """Base of the layers: projections to heads, `kernelized_attention`, and back. A subclass defines the feature map.
 
     Args:
-        features: of inputs and output.
-        heads: as many for queries as for keys.
-        causal: whether a token sees itself and those before it only; `step` needs it.
-        head_dim: of values, by default `features / heads`.
-        qk_dim: of queries and keys, by default `head_dim`.
-        epsilon: of the normalizer.
+        features: features of inputs and output.
+        heads: number of heads, of queries and keys alike.
+        causal: whether a token sees only itself and previous tokens; required by `step`.
+        head_dim: features of values, by default `features / heads`.
+        qk_dim: features of queries and keys, by default `head_dim`.
+        epsilon: ε of the normalizer.
 
     Raises:
-        ValueError: a size is below 1, or heads that do not divide the features; as in `kernelized_attention`.
+        ValueError: a size is below 1, or the heads do not divide the features; as in `kernelized_attention`.
     """
 
     features: int
@@ -63,13 +63,13 @@ class KernelizedAttention(Generative):
         """φ, with the layer's parameters."""
 
     def redrawn(self, parameters: Mapping[str, Any], redraw: jax.Array | None) -> FeatureMap:
-        """φ, drawn anew with a key where one is given; only maps that are random can be."""
+        """φ, redrawn if a key is given; only random maps can be."""
         if redraw is not None:
             raise ValueError(f"`redraw` is for random features; the feature map of {type(self).__name__} has none.")
         return self.feature_map(parameters)
 
     def parameters(self) -> dict[str, Any]:
-        """`query`, `key`, `value` and `out`, named and shaped as those of `jattn.layers.multi_head`, no biases."""
+        """`query`, `key`, `value` and `out`, with the names and shapes of `jattn.layers.multi_head`; no biases."""
         narrow, wide = int(self.qk_dim or 0), int(self.head_dim or 0)
         return {
             "query": {"kernel": kernel(self.features, self.heads, narrow)},
@@ -88,26 +88,26 @@ class KernelizedAttention(Generative):
         segment_ids: Any = None,
         redraw: jax.Array | None = None,
     ) -> jax.Array:
-        """`[..., length, features]`.
+        """Apply the layer; the result is `[..., length, features]`.
 
         Args:
             parameters: the layer's parameters.
             inputs: `[..., length, features]`.
-            key_inputs: what keys and values are made of, `[..., kv_len, features]`; by default `inputs`.
+            key_inputs: the source of keys and values, `[..., kv_len, features]`; by default `inputs`.
             mask: booleans `[..., kv_len]`, False for padding.
-            segment_ids: of packed sequences, causal form only.
-            redraw: a key for other random features than the layer's own.
+            segment_ids: ids of packed sequences, causal form only.
+            redraw: a random key, for other random features than the layer's own.
         """
         return self._run(parameters, inputs, key_inputs, mask=mask, segment_ids=segment_ids, redraw=redraw)[0]
 
     def prefill(
         self, parameters: Mapping[str, Any], inputs: jax.Array, state: LayerState | None = None, **options: Any
     ) -> tuple[jax.Array, LayerState]:
-        """The causal call, going on behind `state` if given, and the state behind its last token."""
+        """The causal call, continuing from `state` if given, and the state after its last token."""
         self._check_causal()
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
         before = self.checked(parameters, inputs, inputs.shape[:-2], state)
-        # Positions that are known are checked against a map's longest.
+        # Known positions are checked against the map's `max_len`.
         positions = None if state is None else before.position + jnp.arange(inputs.shape[-2])
         kernel_state = None if state is None else before.kernel
         out, last = self._run(parameters, inputs, positions=positions, initial_state=kernel_state, **options)
@@ -116,14 +116,14 @@ class KernelizedAttention(Generative):
     def initial_state(
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
     ) -> LayerState:
-        """The state before the first token, for sequences in these batch axes."""
+        """The state before the first token, for sequences with these batch axes."""
         sizes = (self.heads, int(self.qk_dim or 0), int(self.head_dim or 0))
         return LayerState(kernel_state(self.feature_map(parameters), batch, *sizes, dtype), jnp.zeros((), jnp.int32))
 
     def step(
         self, parameters: Mapping[str, Any], inputs: jax.Array, state: LayerState, *, redraw: jax.Array | None = None
     ) -> tuple[jax.Array, LayerState]:
-        """One token, O(1): `[..., features]` and the state before it -> `[..., features]` and the state behind it."""
+        """One token, O(1): `[..., features]` and the state before it -> `[..., features]` and the state after it."""
         self._check_causal()
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
         state = self.checked(parameters, inputs, inputs.shape[:-1], state)
@@ -183,10 +183,10 @@ class Performer(KernelizedAttention):
     Args:
         random_features: m, rows of the projection; by default 2 `qk_dim`.
         kind: `"positive"`, `"hyperbolic"` or `"relu"`.
-        seed: of the projection, which is made of it at each call. Give the call a key as `redraw` for another one,
-            such as every thousand steps of training; a `step` needs the same key as its prefill.
+        seed: seed of the projection. To redraw it, for example every thousand training steps, pass a key to the call as
+            `redraw`; a `step` needs the same key as its prefill.
 
-    Others, and errors, as in `KernelizedAttention`.
+    Other arguments and errors as in `KernelizedAttention`.
 
     >>> import jax
     >>> layer = Performer(16, 2, random_features=32)
@@ -221,10 +221,10 @@ class CosFormer(KernelizedAttention):
     """cosFormer: ReLU features, weighted by the cosine of the distance (`Cosine`). Qin et al. 2022 (arXiv:2202.08791).
 
     Args:
-        max_len: M: the longest sequence. Positions beyond it are refused where they are known, and give NaN where they
-            are traced.
+        max_len: M, the length of the longest sequence. Positions beyond it raise where they are known, and give NaN
+            where they are traced.
 
-    Others, and errors, as in `KernelizedAttention`.
+    Other arguments and errors as in `KernelizedAttention`.
 
     >>> import jax
     >>> layer = CosFormer(16, 2, max_len=100)
@@ -241,9 +241,9 @@ class CosFormer(KernelizedAttention):
 
 @dataclasses.dataclass(frozen=True)
 class Hedgehog(KernelizedAttention):
-    """Hedgehog: feature maps that are learned (`Learned`), one for each head. Zhang et al. 2024 (arXiv:2402.04347).
+    """Hedgehog: learned feature maps (`Learned`), one per head. Zhang et al. 2024 (arXiv:2402.04347).
 
-    The paper trains them to mimic a softmax; here they train with the rest.
+    The paper trains them to mimic a softmax; here they are trained with the rest of the model.
 
     Arguments and errors as in `KernelizedAttention`.
 
@@ -276,7 +276,7 @@ class Based(KernelizedAttention):
     The state has (1 + qk_dim + qk_dim²) numbers for each feature of a value, so `qk_dim` is 16 unless given. The
     paper's model alternates it with windows of 64 tokens: `MultiHeadAttention(mask=jattn.masks.SlidingWindow(63, 0))`.
 
-    Others, and errors, as in `KernelizedAttention`.
+    Other arguments and errors as in `KernelizedAttention`.
 
     >>> import jax
     >>> layer = Based(16, 2)
@@ -296,6 +296,6 @@ def _join(parameters: Mapping[str, Any], heads: jax.Array) -> jax.Array:
 
 
 def _identities(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Identity matrices below each other."""
+    """Identity matrices, stacked."""
     del key
     return jnp.tile(jnp.eye(shape[1], dtype=dtype), (shape[0] // shape[1], 1))

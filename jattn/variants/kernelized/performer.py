@@ -1,4 +1,4 @@
-"""Random features of the softmax kernel (FAVOR+), and the orthogonal projections they are made with."""
+"""Random features of the softmax kernel (FAVOR+), and the orthogonal projections they use."""
 
 import math
 from typing import Any
@@ -19,20 +19,20 @@ def orthogonal_projection(key: jax.Array, features: int, dim: int, *, dtype: Any
     """The rows of W, normal vectors of `dim` numbers, orthogonal within each block of `dim` rows.
 
     Each block is a Haar-distributed rotation (the Q of a normal matrix, times the signs of the diagonal of R: LAPACK's
-    own Q is not Haar distributed), each row scaled by the norm of a normal vector (χ of `dim`). Each row alone is a
-    standard normal vector; together they estimate better than independent ones (arXiv:2009.14794).
+    own Q is not Haar distributed), each row scaled by the norm of a normal vector (χ of `dim`). Each row by itself is a
+    standard normal vector; together they have a lower variance than independent rows (arXiv:2009.14794).
 
     Args:
-        key: of the random numbers. Draw again with another key.
+        key: a random key.
         features: rows.
         dim: columns.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         `[features, dim]`.
 
     Raises:
-        ValueError: a size is below 1; a `key` that is no random key.
+        ValueError: a size is below 1; `key` is not a random key.
 
     >>> import jax
     >>> orthogonal_projection(jax.random.key(0), 100, 16).shape
@@ -50,16 +50,17 @@ def orthogonal_projection(key: jax.Array, features: int, dim: int, *, dtype: Any
 
 @piece
 class RandomFeatures(FeatureMap):
-    """FAVOR+: random features whose products estimate exp(q·k / √dim), without bias, or a ReLU kernel.
+    """FAVOR+: random features whose products estimate exp(q·k / √dim) without bias, or a ReLU kernel.
 
         positive     φ(x) = exp(W x' - |x'|²/2 - c) / √m                      x' = x / dim^¼
         hyperbolic   φ(x) = [exp(W x' ...), exp(-W x' ...)] / √(2m)
         relu         φ(x) = relu(W x') / √m                                   another kernel; no exponential
 
     Choromanski et al. 2021 (arXiv:2009.14794). The stabilizer c cancels in the normalized output. For queries it is the
-    largest exponent among the features. For keys also over positions; `kernelized_attention` takes that, or in the
-    causal form a running maximum (of chunks), from `log_scale`. `epsilon` is added to each feature behind the
-    exponential, as in the authors' code, which has 1e-6; 0, the default, leaves the estimate without bias.
+    largest exponent among the features. For keys, `log_scale` returns the same per key, and `kernelized_attention`
+    takes the maximum over positions, or in the causal form a running maximum over chunks. `epsilon` is added to each
+    feature after the exponential, as in the authors' code, where it is 1e-6; the default, 0, leaves the estimate
+    unbiased.
 
     Args:
         projection: W, `[m, dim]`, as in `orthogonal_projection`.
@@ -67,7 +68,7 @@ class RandomFeatures(FeatureMap):
         epsilon: at least 0.
 
     Raises:
-        ValueError: an unknown kind; a negative `epsilon`; at the call, a projection of another dim.
+        ValueError: the kind is unknown; `epsilon` is negative; at the call, the projection has another dim.
 
     >>> import jax, jax.numpy as jnp
     >>> features = RandomFeatures(orthogonal_projection(jax.random.key(0), 64, 16))

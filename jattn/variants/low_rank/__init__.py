@@ -1,4 +1,4 @@
-"""Low rank: attention through fewer keys than there are, each a mixture of many."""
+"""Low rank: attention to a fixed number of keys, each a mixture of many."""
 
 from .linformer import Linformer, convolution_projection, linformer_attention, pooling_projection
 from .nystromformer import Nystromformer, nystrom_attention, pseudo_inverse

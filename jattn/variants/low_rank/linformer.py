@@ -37,29 +37,29 @@ def linformer_attention(
 
         out = softmax(Q (E K)ᵀ / √dim) (F V)        E, F: [projected, kv_len]
 
-    Wang et al. 2020 (arXiv:2006.04768). It is softmax attention exactly if E = F = I, and else another layer: E and F
-    are learned; random ones do not approximate softmax, whatever `projected`. The scores are a call of
-    `jattn.attention` over the projected keys.
+    Wang et al. 2020 (arXiv:2006.04768). It equals softmax attention only if E = F = I, and otherwise is a different
+    layer: E and F are learned, and random ones do not approximate the softmax, however large `projected` is. Computed
+    by `jattn.attention` over the projected keys.
 
-    Every mixture holds every position, so no mask can be kept, a causal one least of all.
+    Every mixture contains every position, so no mask can be respected, not even a causal one.
 
     Args:
         query: Q, `[..., q_len, heads, dim]`.
         key: K, `[..., kv_len, kv_heads, dim]`.
         value: V, `[..., kv_len, kv_heads, v_dim]`.
         key_projection: E, `[projected, longest]`, for all heads, or `[kv_heads, projected, longest]`. Shorter inputs
-            are as if filled with zeros up to `longest`.
-        value_projection: F, likewise; None shares E.
-        lengths: how many keys are no padding, integers `[...]` of the batch; the others are 0 in E K and F V.
-        mask: refused.
+            are padded with zeros to `longest`.
+        value_projection: F, of the same shape; None shares E.
+        lengths: the number of keys that are not padding, integers `[...]` for the batch; padding is 0 in E K and F V.
+        mask: rejected.
         **options: arguments of `jattn.attention`, over the projected keys: `similarity`, `implementation`, `dropout`.
 
     Returns:
-        `[..., q_len, heads, v_dim]`, in the dtype of the value; projected in float32 at least, then rounded.
+        `[..., q_len, heads, v_dim]`, in the dtype of the value; the projection is at least float32, then rounded.
 
     Raises:
-        ValueError: shapes do not match; more keys than `longest`.
-        Unsupported: a mask, with the reason.
+        ValueError: shapes do not match; there are more keys than `longest`.
+        Unsupported: a mask is given; the message gives the reason.
 
     >>> import jax, jax.numpy as jnp
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 60, 4, 8)) for i in range(3))
@@ -116,13 +116,13 @@ def _projected(name: str, projection: Any, array: jax.Array, sizes: dict[str, in
 
 
 def pooling_projection(longest: int, projected: int) -> np.ndarray:
-    """The projection that takes means: row i is 1/size over the i-th of `projected` segments, as equal as can be.
+    """The projection that takes means: row i is 1/size on the i-th of `projected` segments of nearly equal size.
 
     Returns:
         float32 `[projected, longest]`.
 
     Raises:
-        ValueError: fewer positions than segments.
+        ValueError: there are fewer positions than segments.
 
     >>> pooling_projection(3, 2)
     array([[0.5, 0.5, 0. ],
@@ -133,19 +133,19 @@ def pooling_projection(longest: int, projected: int) -> np.ndarray:
 
 
 def convolution_projection(weights: jax.Array, longest: int) -> jax.Array:
-    """The projection that is a strided convolution with kernel and stride alike: `weights` along every segment.
+    """The projection that is a convolution with stride equal to its width: `weights` along every segment.
 
-    The kernel is one for all features of a head. The last segment may be cut off.
+    All features of a head share the kernel. The last segment may be cut off.
 
     Args:
         weights: `[width]`, or `[kv_heads, width]`.
-        longest: positions.
+        longest: number of positions.
 
     Returns:
         `[⌈longest / width⌉, longest]`, or `[kv_heads, ⌈longest / width⌉, longest]`.
 
     Raises:
-        ValueError: `weights` without a number, or no floating-point array; `longest` below 1.
+        ValueError: `weights` is empty or not a floating-point array; `longest` is below 1.
 
     >>> convolution_projection(np.array([1.0, 2.0]), 3)
     Array([[1., 2., 0.],
@@ -161,7 +161,7 @@ def convolution_projection(weights: jax.Array, longest: int) -> jax.Array:
 
 
 def _segments(longest: int, projected: int) -> np.ndarray:
-    """Which positions are in which segment: the first ones are longer by one where they do not divide."""
+    """Which positions are in which segment; if the length is not a multiple, the first segments are longer by one."""
     check_positive(longest=longest, projected=projected)
     if projected > longest:
         raise ValueError(f"`projected` must be at most `longest`, {longest}; got {projected}.")
@@ -173,26 +173,26 @@ def _segments(longest: int, projected: int) -> np.ndarray:
 class Linformer(Layer):
     """Linformer: self-attention over keys and values projected to a fixed length.
 
-    Multi-head self-attention by `linformer_attention`, with projections E and F that it learns.
+    Multi-head self-attention by `linformer_attention`, with learned projections E and F.
 
-    Wang et al. 2020 (arXiv:2006.04768). How E and F are shared: `"none"`, each head has both its own; `"heads"`, one E
-    and one F for all heads; `"kv"`, one E that is F too; `"layers"`, likewise one, which the caller keeps for all
-    layers and gives to each call (as `projection`). Pooling: `"linear"`, any matrix; `"mean"`, means over segments
-    (nothing learned); `"convolution"`, weights along a segment, the same for all segments. The paper's convolution
-    has weights for each feature too; here all features of a head share them.
+    Wang et al. 2020 (arXiv:2006.04768). Sharing of E and F: `"none"`, each head has its own E and F; `"heads"`, one E
+    and one F for all heads; `"kv"`, one matrix for both; `"layers"`, also one matrix, which the caller keeps for all
+    layers and passes to each call as `projection`. Pooling: `"linear"`, any matrix; `"mean"`, means over segments, with
+    nothing learned; `"convolution"`, weights along a segment, the same for all segments. The paper's convolution has
+    separate weights for each feature; here all features of a head share them.
 
     Args:
-        features: of inputs and outputs.
-        heads: how many; must divide `features`.
-        longest: the length that E and F are made for; shorter inputs are as if filled with zeros.
-        projected: mixtures of keys, at most `longest`.
+        features: features of inputs and outputs.
+        heads: number of heads; must divide `features`.
+        longest: the length of E and F; shorter inputs are padded with zeros.
+        projected: number of mixtures of keys, at most `longest`.
         sharing: one of "none", "heads", "kv", "layers".
         pooling: one of "linear", "mean", "convolution".
-        use_bias: on the projections of features.
+        use_bias: whether the projections of features have a bias.
 
     Raises:
-        ValueError: sizes do not match; an unknown `sharing` or `pooling`; at the call, `projection` where E is the
-            layer's own, or none where it is not.
+        ValueError: sizes do not match; `sharing` or `pooling` is unknown; at the call, `projection` is given although E
+            belongs to the layer, or is missing although it does not.
 
     >>> import jax
     >>> layer = Linformer(16, heads=2, longest=64, projected=8)
@@ -227,11 +227,11 @@ class Linformer(Layer):
 
     @property
     def width(self) -> int:
-        """Positions of a segment of the convolution."""
+        """The number of positions in a segment of the convolution."""
         return -(-self.longest // self.projected)
 
     def parameters(self) -> dict[str, Any]:
-        """`query`, `key`, `value`, `out`: kernels and biases; `key_projection`, `value_projection` where learned."""
+        """`query`, `key`, `value`, `out`: kernels and biases; `key_projection`, `value_projection` if learned."""
         tree = multi_head_parameters(self.features, self.heads, use_bias=self.use_bias)
         if self.pooling != "mean" and self.sharing != "layers":
             tree["key_projection"] = self.projection_parameter()
@@ -240,7 +240,7 @@ class Linformer(Layer):
         return tree
 
     def projection_parameter(self) -> Parameter:
-        """What a projection is made of: `[projected, longest]` or the convolution's `[width]`, heads in front."""
+        """The parameter of a projection: `[projected, longest]`, or `[width]` for a convolution, preceded by heads."""
         shape = (self.projected, self.longest) if self.pooling == "linear" else (self.width,)
         heads = (self.heads,) if self.sharing == "none" else ()
         return Parameter((*heads, *shape), normal(shape[-1] ** -0.5), 0)
@@ -255,14 +255,14 @@ class Linformer(Layer):
         mask: Any = None,
         **options: Any,
     ) -> jax.Array:
-        """`[..., length, features]`.
+        """Apply the layer; the result is `[..., length, features]`.
 
         Args:
             parameters: the layer's parameters.
             inputs: `[..., length, features]`.
-            lengths: how many positions are no padding, integers `[...]`.
+            lengths: the number of positions that are not padding, integers `[...]`.
             projection: for `sharing="layers"`, an array of the shape of `projection_parameter()`.
-            mask: refused, as by `linformer_attention`.
+            mask: rejected, as by `linformer_attention`.
             **options: as in `linformer_attention`.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))

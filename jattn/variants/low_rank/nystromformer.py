@@ -39,37 +39,37 @@ def nystrom_attention(
         out = softmax(Q K̃ᵀ/√d) · softmax(Q̃ K̃ᵀ/√d)⁺ · softmax(Q̃ Kᵀ/√d) V  (+ convolution of V along the length)
 
     Xiong et al. 2021 (arXiv:2102.03902). Q̃ and K̃ are the means of Q and K over `landmarks` segments, and A⁺ is the
-    iterated pseudo-inverse (from Z = Aᵀ / (‖A‖₁ ‖A‖_∞), of order 3),
+    pseudo-inverse, approximated by a third-order iteration from Z = Aᵀ / (‖A‖₁ ‖A‖_∞),
 
         Z ← ¼ Z (13 I - A Z (15 I - A Z (7 I - A Z))).
 
-    With as many landmarks as positions it tends to softmax attention as the iterations go on. The outer factors are
-    calls of `jattn.attention`, which stream.
+    With as many landmarks as positions, it converges to softmax attention as iterations increase. The outer factors are
+    streamed calls of `jattn.attention`.
 
-    Where it differs from the paper's code: that scales Z by the largest norm of all heads and sequences of the batch;
-    here each matrix has its own, so that an output does not depend on what else is in the batch. Lengths need not be
-    a multiple of `landmarks`: the first segments are longer by one.
+    Differences from the paper's code: there, the initial Z is scaled by the largest norm over all heads and sequences
+    of the batch; here each matrix has its own, so that an output does not depend on the rest of the batch. Lengths need
+    not be multiples of `landmarks`: the first segments are longer by one.
 
-    A landmark mixes its whole segment, so no mask can be kept, a causal one least of all.
+    A landmark mixes its whole segment, so no mask can be respected, not even a causal one.
 
     Args:
         query: Q, `[..., length, heads, dim]`.
         key: K, the same shape.
         value: V, `[..., length, heads, v_dim]`.
-        landmarks: at least 1, at most `length`.
-        iterations: of the pseudo-inverse, at least 0.
+        landmarks: number of landmarks, from 1 to `length`.
+        iterations: iterations of the pseudo-inverse, at least 0.
         convolution: weights `[heads, width]` of a depthwise convolution of V along the length, centered, `width` odd
             (the paper's 33); None for none.
-        lengths: how many positions are no padding, integers `[...]` of the batch. Padding takes no part in the
-            landmarks, is attended by nothing, and its output is 0; a landmark of padding alone is left out.
-        mask: refused.
+        lengths: the number of positions that are not padding, integers `[...]` for the batch. Padding is excluded from
+            the landmarks, is not attended to, and its output is 0; a landmark of padding alone is left out.
+        mask: rejected.
 
     Returns:
-        `[..., length, heads, v_dim]`, in the dtype of the value; the pseudo-inverse in float32 at least.
+        `[..., length, heads, v_dim]`, in the dtype of the value; the pseudo-inverse is computed in at least float32.
 
     Raises:
-        ValueError: shapes do not match; more landmarks than positions; an even width.
-        Unsupported: a mask, with the reason.
+        ValueError: shapes do not match; there are more landmarks than positions; the width is even.
+        Unsupported: a mask is given; the message gives the reason.
 
     >>> import jax
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 50, 4, 8)) for i in range(3))
@@ -95,7 +95,7 @@ def nystrom_attention(
         jnp.einsum("...ml,...lhd->...mhd", weights, array, preferred_element_type=wide).astype(array.dtype)
         for array in (query, key)
     )
-    # Segments are filled from the front, so landmarks without a token are the last ones: a length of their own.
+    # Segments are filled from the front, so empty landmarks are the last ones and can be masked by a length.
     between = seen_by = sees = None
     if inside is not None:
         tokens, used = inside.sum(-1), (count > 0).sum(-1)
@@ -115,10 +115,10 @@ def nystrom_attention(
 def pseudo_inverse(matrix: jax.Array, iterations: int = 6) -> jax.Array:
     """The iterated Moore-Penrose inverse of `[..., rows, columns]` (Razavi et al. 2014), as in `nystrom_attention`.
 
-    A matrix of zeros has the inverse 0.
+    The inverse of a matrix of zeros is 0.
 
     Raises:
-        ValueError: no floating-point matrix, or an empty one; `iterations` below 0.
+        ValueError: the matrix is not floating-point, or is empty; `iterations` is negative.
 
     >>> import jax.numpy as jnp
     >>> print(pseudo_inverse(jnp.array([[2.0, 0.0], [0.0, 4.0]]), 8).round(3))
@@ -137,7 +137,7 @@ def pseudo_inverse(matrix: jax.Array, iterations: int = 6) -> jax.Array:
     return _iterated(matrix, found, identity, iterations)
 
 
-# Or every call outside of `jit` would compile its loop again.
+# Without this, every call outside of `jit` would compile its loop again.
 @functools.partial(jax.jit, static_argnames="iterations")
 def _iterated(matrix: jax.Array, found: jax.Array, identity: jax.Array, iterations: int) -> jax.Array:
     def step(found: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -185,15 +185,15 @@ class Nystromformer(Layer):
     Xiong et al. 2021 (arXiv:2102.03902).
 
     Args:
-        features: of inputs and outputs.
-        heads: how many; must divide `features`.
-        landmarks: at most the length of an input.
-        iterations: of the pseudo-inverse.
+        features: features of inputs and outputs.
+        heads: number of heads; must divide `features`.
+        landmarks: number of landmarks, at most the length of an input.
+        iterations: iterations of the pseudo-inverse.
         convolution: the width of the convolution of the values, odd; None for none.
-        use_bias: on the projections.
+        use_bias: whether the projections have a bias.
 
     Raises:
-        ValueError: sizes do not match; at the call, as `nystrom_attention`.
+        ValueError: sizes do not match; at the call, as in `nystrom_attention`.
 
     >>> import jax
     >>> layer = Nystromformer(16, heads=2, landmarks=4, convolution=3)
@@ -220,7 +220,7 @@ class Nystromformer(Layer):
                 raise ValueError(f"`convolution` must be odd, so that it has a center; got {self.convolution}.")
 
     def parameters(self) -> dict[str, Any]:
-        """`query`, `key`, `value`, `out`: kernels and biases; perhaps `convolution.kernel [width, heads]`."""
+        """`query`, `key`, `value`, `out`: kernels and biases; `convolution.kernel [width, heads]` if there is one."""
         tree = multi_head_parameters(self.features, self.heads, use_bias=self.use_bias)
         if self.convolution is not None:
             tree["convolution"] = {"kernel": kernel(self.convolution, self.heads)}
@@ -229,13 +229,14 @@ class Nystromformer(Layer):
     def __call__(
         self, parameters: Mapping[str, Any], inputs: jax.Array, *, lengths: Any = None, mask: Any = None
     ) -> jax.Array:
-        """`[..., length, features]`.
+        """Apply the layer; the result is `[..., length, features]`.
 
         Args:
             parameters: the layer's parameters.
             inputs: `[..., length, features]`.
-            lengths: how many positions are no padding, integers `[...]`; the output of padding is `out.bias`.
-            mask: refused, as by `nystrom_attention`.
+            lengths: the number of positions that are not padding, integers `[...]`; the output of padding is
+                `out.bias`.
+            mask: rejected, as by `nystrom_attention`.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
         query, key, value = project_heads(parameters, inputs)

@@ -1,4 +1,4 @@
-"""Padding, for attention that mixes positions before any mask could hide them."""
+"""Padding, for attention that mixes positions before a mask could hide them."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from ...foundation.shapes import token_mask
 
 
 def present(lengths: Any, batch: tuple[int, ...], length: int) -> jax.Array | None:
-    """Booleans `[..., length]`, True where a token is no padding; None if there is none.
+    """Booleans `[..., length]`, False for padding; None if there is no padding.
 
     Raises:
-        ValueError: lengths that are no integers, of another shape than the batch, or too long.
+        ValueError: the lengths are not integers, do not have the shape of the batch, or are too long.
     """
     if lengths is None:
         return None
@@ -20,7 +20,7 @@ def present(lengths: Any, batch: tuple[int, ...], length: int) -> jax.Array | No
 
 
 def without_padding(lengths: Any, **arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays `[..., length, heads, dim]` with 0 where there is padding, NaN among it."""
+    """The arrays `[..., length, heads, dim]` with padding, even NaN, replaced by 0."""
     found = []
     for array in arrays.values():
         own = present(lengths, array.shape[:-3], array.shape[-3])

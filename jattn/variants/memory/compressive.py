@@ -1,4 +1,4 @@
-"""Compressive memory (Rae et al. 2020): what falls out of memory is compressed, not forgotten."""
+"""Compressive memory (Rae et al. 2020): states evicted from memory are compressed rather than dropped."""
 
 import dataclasses
 import math
@@ -18,11 +18,11 @@ from .transformer_xl import TransformerXL
 
 
 class CompressiveMemory(NamedTuple):
-    """What a segment leaves for the next one; the newest last, constants for gradients.
+    """The memory that a segment leaves for the next one, the newest last; no gradient flows into it.
 
     compressed: `[..., compressed_len, features]`.
     states: `[..., memory_len, features]`.
-    filled: int32 `[2]`, how many of each, from the end, hold anything.
+    filled: int32 `[2]`, how many of each, counted from the end, are filled.
     """
 
     compressed: jax.Array
@@ -32,29 +32,29 @@ class CompressiveMemory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Compressive(Layer):
-    """Compressive memory: Transformer-XL whose evicted memory is kept, `rate` states compressed into one.
+    """Compressive memory: Transformer-XL that keeps evicted states, compressing every `rate` of them into one.
 
-    Of a segment of n inputs, the n oldest states leave the memory; a convolution of width and stride `rate` makes
-    n / rate of them, which enter the compressed memory as its oldest leave. Attention is over [compressed, memory,
-    segment], with distances counted in places, as in `relative_attention`. Rae et al. 2020 (arXiv:1911.05507), with
-    its attention-reconstruction loss:
+    A segment of n inputs evicts the n oldest states of the memory. A convolution of width and stride `rate` compresses
+    them to n / rate states, which enter the compressed memory while its oldest leave. Attention is over [compressed,
+    memory, segment], with distances counted in places, as in `relative_attention`. Rae et al. 2020 (arXiv:1911.05507),
+    with its attention-reconstruction loss:
 
         loss = mean ‖attn(h, evicted) - attn(h, compress(evicted))‖²,  attn(h, m) = softmax(hQ (mK)ᵀ / √dim) mV
 
-    by content alone. Its gradient reaches the convolution and nothing else, and no other gradient reaches that: the
+    by content alone. Its gradient reaches only the convolution, and no other gradient reaches the convolution: the
     caller adds it to the model's loss.
 
     Args:
-        features: of inputs and output.
-        heads: of queries, keys and values.
-        memory_len: how many states are kept as they are, a multiple of `rate`.
-        compressed_len: how many compressed ones.
-        rate: how many states become one.
+        features: features of inputs and output.
+        heads: number of heads.
+        memory_len: number of uncompressed states, a multiple of `rate`.
+        compressed_len: number of compressed states.
+        rate: how many states are compressed into one.
         head_dim: by default `features / heads`.
 
     Raises:
-        ValueError: a size is below 1; `memory_len` no multiple of `rate`; at the call, a segment that is no multiple of
-            `rate`, or longer than `memory_len`, or of more than `rate * compressed_len`; shapes do not match; as
+        ValueError: a size is below 1; `memory_len` is not a multiple of `rate`; at the call, the length of the segment
+            is not a multiple of `rate`, or exceeds `memory_len` or `rate * compressed_len`; shapes do not match; as in
             `TransformerXL`.
 
     >>> import jax
@@ -83,11 +83,11 @@ class Compressive(Layer):
 
     @property
     def recent(self) -> TransformerXL:
-        """The attention, over memory of both kinds."""
+        """The attention over both memories."""
         return TransformerXL(self.features, self.heads, self.memory_len, self.head_dim)
 
     def parameters(self) -> dict[str, Any]:
-        """Those of `TransformerXL`, and `compress.kernel [rate, features, features]`, `compress.bias`."""
+        """The parameters of `TransformerXL`, plus `compress.kernel [rate, features, features]`, `compress.bias`."""
         compress = {"kernel": kernel(self.rate, self.features, self.features, inputs=2), "bias": bias(self.features)}
         return {**self.recent.parameters(), "compress": compress}
 
@@ -99,7 +99,7 @@ class Compressive(Layer):
         Args:
             parameters: the layer's parameters.
             inputs: `[..., q_len, features]`.
-            memory: what the segment before returned; None before the first.
+            memory: the memory returned by the previous segment; None for the first.
             **pieces: arguments of `jattn.attention`; positions of a `mask` count from the oldest place of compressed
                 memory.
         """
@@ -107,7 +107,7 @@ class Compressive(Layer):
         q_len = inputs.shape[-2]
         before = jnp.concatenate([memory.compressed, memory.states], -2)
         mask = pieces.pop("mask", None)
-        # Between the two memories nothing is missing: the older one holds something only once the newer is full.
+        # There is no gap between the two memories: the older one is filled only once the newer is full.
         out = self.recent.attend(parameters, inputs, before, memory.filled.sum(), mask, **pieces)
 
         evicted = memory.states[..., :q_len, :]

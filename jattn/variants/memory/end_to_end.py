@@ -1,4 +1,4 @@
-"""End-to-end memory networks (Sukhbaatar et al. 2015): a question reads a set of facts, hop after hop."""
+"""End-to-end memory networks (Sukhbaatar et al. 2015): a question reads a set of facts in several hops."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,22 +25,22 @@ def memory_hops(
     between: jax.Array | None = None,
     real: jax.Array | None = None,
 ) -> jax.Array:
-    """u <- H u + Σ_i softmax_i(u·m_i) c_i, once for each pair of keys and values.
+    """Apply u <- H u + Σ_i softmax_i(u·m_i) c_i once for each pair of keys and values.
 
-    Sukhbaatar et al. 2015 (arXiv:1503.08895). Every hop is `jattn.attention` of one query, with `Dot()`.
+    Sukhbaatar et al. 2015 (arXiv:1503.08895). Every hop is `jattn.attention` with a single query and `Dot()`.
 
     Args:
         question: u `[..., features]`.
         keys: m of each hop, `[..., facts, features]`.
         values: c of each hop, `[..., facts, features]`.
-        between: H `[features, features]`, of layerwise tying; by default the identity.
-        real: booleans `[..., facts]`, which facts there are; by default all. A question without facts reads 0.
+        between: H `[features, features]`, for layerwise tying; by default the identity.
+        real: booleans `[..., facts]`, False for padding; by default all True. A question without facts reads 0.
 
     Returns:
         `[..., features]`.
 
     Raises:
-        ValueError: shapes do not match; no hop, or not as many keys as values.
+        ValueError: shapes do not match; there is no hop; the numbers of keys and values differ.
 
     >>> import jax.numpy as jnp
     >>> facts = 9 * jnp.eye(3)
@@ -74,14 +74,14 @@ def position_encoding(present: jax.Array, features: int) -> jax.Array:
     """l_kj = (1 - j/J) - (k/d)(1 - 2j/J), for word j of a sentence of J words and feature k of d, both from 1.
 
     Args:
-        present: booleans `[..., words]`, which words there are, from the first on; J is their number.
+        present: booleans `[..., words]`, True for the words, which come first; J is their number.
         features: d.
 
     Returns:
         `[..., words, features]`, float32.
 
     Raises:
-        ValueError: `present` is no boolean array; `features` below 1.
+        ValueError: `present` is not a boolean array; `features` is below 1.
 
     >>> import jax.numpy as jnp
     >>> print(position_encoding(jnp.array([True, True]), 2))
@@ -103,25 +103,26 @@ class MemoryNetwork(Layer):
         m_i = Σ_j l_j ∘ A x_ij + T_A(i),  c_i = Σ_j l_j ∘ C x_ij + T_C(i),  u = Σ_j l_j ∘ B q_j
         u <- u + Σ_i softmax_i(u·m_i) c_i, hops times;  answer = W u
 
-    Sukhbaatar, Szlam, Weston & Fergus 2015 (arXiv:1503.08895), with T(i) a vector of the sentence's age, 0 for the
-    last one. Tying, as in its section 2.2: `"adjacent"`, A of a hop is C of the hop before, B is the first A, and Wᵀ
-    the last C; `"layerwise"`, one A and one C for all hops, and u <- H u + ... between them. Sentences that say
-    nothing (all padding) are masked out. Word 0 is padding.
+    Sukhbaatar, Szlam, Weston & Fergus 2015 (arXiv:1503.08895), with T(i) a learned vector for the sentence's age, which
+    is 0 for the last one. Tying, as in section 2.2: `"adjacent"`, A of a hop is C of the previous hop, B is the first
+    A, and Wᵀ the last C; `"layerwise"`, one A and one C for all hops, and u <- H u + ... between them. Empty sentences
+    (all padding) are masked out. Word 0 is padding.
 
     Demonstrated in `examples/experiments/memory_network.py`.
 
     Args:
         words: size of the vocabulary, padding included.
-        features: of u.
-        hops: how many readings.
-        sentences: how many sentences a story may have.
+        features: features of u.
+        hops: number of readings.
+        sentences: the largest number of sentences of a story.
         tying: `"adjacent"` or `"layerwise"`.
         encoding: `"position"` (l as in `position_encoding`) or `"bag"` (l = 1).
-        standard_deviation: of the first embeddings; the paper's is 0.1. A larger one starts with sharper attention.
+        standard_deviation: standard deviation of the initial embeddings; the paper's is 0.1. A larger one starts with
+            sharper attention.
 
     Raises:
-        ValueError: a size is below 1; another tying or encoding; a deviation below 0; at the call, stories of more
-            sentences, words that are no integers or beyond the vocabulary, shapes do not match.
+        ValueError: a size is below 1; `tying` or `encoding` is unknown; the deviation is negative; at the call, a story
+            has too many sentences, word ids are not integers or exceed the vocabulary, shapes do not match.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = MemoryNetwork(words=20, features=8, hops=3, sentences=10)
@@ -152,7 +153,7 @@ class MemoryNetwork(Layer):
             raise ValueError(f"`standard_deviation` must be a number of at least 0; got {self.standard_deviation!r}.")
 
     def parameters(self) -> dict[str, Any]:
-        """`embedding.N`, `age.N` of each matrix in turn (A first), and what layerwise tying needs besides.
+        """`embedding.N` and `age.N` for each matrix in turn (A first), plus what layerwise tying needs.
 
         Adjacent: hops + 1 of each. Layerwise: 0 is A, 1 is C; `question.embedding` B, `between.kernel` H and
         `answer.kernel` W.
@@ -174,7 +175,7 @@ class MemoryNetwork(Layer):
 
         Args:
             parameters: the layer's parameters.
-            story: word ids `[..., sentences, words of a sentence]`, in the order told, 0 behind a sentence's end. Ids
+            story: word ids `[..., sentences, words of a sentence]`, in order, with 0 after the end of a sentence. Ids
                 that are not known at trace time are not checked.
             question: word ids `[..., words of a question]`.
         """

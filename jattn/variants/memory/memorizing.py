@@ -25,11 +25,11 @@ BLOCK = 4096
 
 
 class RingBuffer(NamedTuple):
-    """Past keys and values; the newest overwrite the oldest. Constants for gradients.
+    """Past keys and values in a ring buffer; the newest overwrite the oldest. No gradient flows into them.
 
     keys: `[..., size, kv_heads, dim]`.
     values: `[..., size, kv_heads, v_dim]`.
-    written: int32 `[]`, how many were ever written; the next goes to place `written % size`.
+    written: int32 `[]`, how many have ever been written; the next one is written at index `written % size`.
     """
 
     keys: jax.Array
@@ -38,10 +38,10 @@ class RingBuffer(NamedTuple):
 
 
 def empty_ring_buffer(key: jax.Array, value: jax.Array, size: int) -> RingBuffer:
-    """A ring buffer of `size` places for keys and values like these `[..., length, kv_heads, dim]`.
+    """An empty ring buffer of `size` places for keys and values like these `[..., length, kv_heads, dim]`.
 
     Raises:
-        ValueError: `size` is below 1; keys or values that are no floating-point arrays of three axes and more.
+        ValueError: `size` is below 1; keys or values are not floating-point arrays with at least three axes.
 
     >>> import jax.numpy as jnp
     >>> empty_ring_buffer(jnp.ones((2, 5, 4, 8)), jnp.ones((2, 5, 4, 8)), 100).keys.shape
@@ -54,10 +54,10 @@ def empty_ring_buffer(key: jax.Array, value: jax.Array, size: int) -> RingBuffer
 
 
 def write_ring_buffer(buffer: RingBuffer, key: jax.Array, value: jax.Array) -> RingBuffer:
-    """The buffer after these keys and values, in their order; of more than it holds, the last stay.
+    """The buffer after writing these keys and values in order; if they exceed its size, the last ones stay.
 
     Args:
-        buffer: before.
+        buffer: the buffer to write to.
         key: `[..., length, kv_heads, dim]`.
         value: `[..., length, kv_heads, v_dim]`.
 
@@ -89,25 +89,25 @@ def write_ring_buffer(buffer: RingBuffer, key: jax.Array, value: jax.Array) -> R
 
 @by_example(by_shape=True, query="length heads dim")
 def ring_buffer_attention(query: jax.Array, buffer: RingBuffer, *, top_k: int = 32, similarity: Any = None) -> Partial:
-    """Attention of each query, in each head, over the `top_k` keys of the buffer with the largest dot product.
+    """Attention of each query, in each head, over the `top_k` keys of the buffer with the largest dot products.
 
-    Wu, Rabe, Hutchins & Szegedy 2022 (arXiv:2203.08913), with an exact search in place of their approximate one. The
+    Wu, Rabe, Hutchins & Szegedy 2022 (arXiv:2203.08913), with an exact search instead of their approximate one. The
     buffer is scored in blocks of 4096 places, so memory is O(q_len · (4096 + top_k)). No gradient flows into it;
-    that to the query is of the attention over the keys found.
+    the gradient of the query is that of attention over the keys found.
 
     Args:
         query: `[..., q_len, q_heads, dim]`.
-        buffer: its heads divide `q_heads`; not yet written places are not found.
-        top_k: how many keys are found, at most the size of the buffer.
-        similarity: from query and found key to the score; by default `ScaledDot()`. Found are always the largest
-            q·k, which is the same for a `Dot` or `ScaledDot`, and for a `Cosine` where all keys have one norm.
+        buffer: its number of heads divides `q_heads`; places not written yet are never found.
+        top_k: how many keys to find, at most the size of the buffer.
+        similarity: the score of a query and a found key; by default `ScaledDot()`. The search itself always uses q·k,
+            which gives the same order for `Dot`, `ScaledDot`, and for `Cosine` if all keys have the same norm.
 
     Returns:
-        `Partial(out [..., q_len, q_heads, v_dim], lse [..., q_len, q_heads])`, of which `jattn.merge` makes one
-        attention with that over other keys.
+        `Partial(out [..., q_len, q_heads, v_dim], lse [..., q_len, q_heads])`, which `jattn.merge` combines with
+        attention over other keys.
 
     Raises:
-        ValueError: a buffer smaller than `top_k`; shapes do not match.
+        ValueError: the buffer is smaller than `top_k`; shapes do not match.
 
     >>> import jax
     >>> q, k = jax.random.normal(jax.random.key(0), (5, 2, 4)), jax.random.normal(jax.random.key(1), (9, 2, 4))
@@ -143,7 +143,7 @@ def ring_buffer_attention(query: jax.Array, buffer: RingBuffer, *, top_k: int = 
 
 
 def _largest(query: jax.Array, keys: jax.Array, written: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
-    """Places `[..., q_heads, q_len, top_k]` of the largest dot products, and whether there is a key at all."""
+    """The places `[..., q_heads, q_len, top_k]` of the largest dot products, and whether there is a key there."""
     size = keys.shape[-3]
     block = max(min(BLOCK, size), top_k)
     query, keys = jnp.swapaxes(query, -2, -3), jnp.swapaxes(keys, -2, -3)
@@ -167,28 +167,28 @@ def _largest(query: jax.Array, keys: jax.Array, written: jax.Array, top_k: int) 
 
 @dataclasses.dataclass(frozen=True)
 class Memorizing(Layer):
-    """Memorizing attention: causal attention over the segment and the `top_k` best keys of all earlier ones.
+    """Memorizing attention: causal attention over the segment and the `top_k` best keys of all earlier segments.
 
         gated: out = g mem + (1 - g) local, g = sigmoid(b) of each head, each of the two with its own softmax
         joint: one softmax over the keys found and the local ones, a `merge` of their partials
 
-    Wu et al. 2022 (arXiv:2203.08913) is the gated form. Queries and keys are of unit norm, times a learned scale of
-    each head, so that keys stored long ago still compare. The memory takes the keys of a segment after it was read,
-    and no gradient. Where it is empty yet, the gated form is the local attention alone.
+    Wu et al. 2022 (arXiv:2203.08913) is the gated form. Queries and keys are normalized to unit norm, times a learned
+    scale per head, so that keys stored long ago remain comparable. The keys of a segment are written to the memory
+    after the segment has read it, without gradient. While the memory is empty, the gated form is local attention alone.
 
     Demonstrated in `examples/experiments/memorizing.py`.
 
     Args:
-        features: of inputs and output.
-        heads: of queries, keys and values.
-        memory_size: places of the buffer.
+        features: features of inputs and output.
+        heads: number of heads.
+        memory_size: size of the buffer.
         top_k: keys found for each query and head.
         combine: `"gated"` or `"joint"`.
         head_dim: by default `features / heads`.
 
     Raises:
-        ValueError: a size is below 1; a memory smaller than `top_k`; another `combine`; `features` not a
-            multiple of `heads` without `head_dim`; at the call, shapes do not match.
+        ValueError: a size is below 1; the memory is smaller than `top_k`; `combine` is unknown; without `head_dim`,
+            `features` is not a multiple of `heads`; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = Memorizing(16, heads=2, memory_size=100, top_k=4)
@@ -248,9 +248,9 @@ class Memorizing(Layer):
         Args:
             parameters: the layer's parameters.
             inputs: `[..., length, features]`.
-            memory: what the segment before returned; None before the first.
-            key_inputs: `[..., length, features]` that keys are made of; by default the inputs.
-            mask: of the local attention, besides causality.
+            memory: the memory returned by the previous segment; None for the first.
+            key_inputs: `[..., length, features]`, the source of the keys; by default the inputs.
+            mask: an additional mask for the local attention, which is causal anyway.
             **pieces: arguments of `jattn.attention`, for the local attention, without a `similarity`.
         """
         sources = {"inputs": inputs, "key_inputs": inputs if key_inputs is None else key_inputs}

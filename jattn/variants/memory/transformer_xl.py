@@ -38,18 +38,18 @@ def relative_attention(
     key_positions: Any = None,
     **pieces: Any,
 ) -> jax.Array:
-    """Attention by content and by distance, a dot product in disguise which skips and streams like any other.
+    """Attention by content and by distance. It reduces to a dot product, so it streams and skips tiles.
 
         score_ij = ((q_i + u)·k_j + (q_i + v)·W_r R_{i-j}) / √dim,  R_δ = [sin(δ θ), cos(δ θ)]
 
     Dai et al. 2019 (arXiv:1901.02860), section 3.3; θ_f = 10000^(-f / frequencies), sines before cosines as in the
-    authors' code. With a = W_rᵀ(q_i + v) = [a_s, a_c], the theorem of addition splits the second term by position:
+    authors' code. With a = W_rᵀ(q_i + v) = [a_s, a_c], the angle addition formulas split the second term by position:
 
         a·R_{i-j} = (a_c cos iθ + a_s sin iθ)·cos jθ + (a_c sin iθ - a_s cos iθ)·sin jθ
 
-    so that a query is [q + u, a turned by i] and a key is [k, cos jθ, sin jθ]: no table of distances, no shift, and
-    keys after the query (δ < 0) are as good as any. Angles of positions known at trace time are exact; of traced
-    ones, float32, with an error of about 1e-7 of the position.
+    so a query is [q + u, a rotated by i] and a key is [k, cos jθ, sin jθ]. There is no table of distances and no shift,
+    and keys after the query (δ < 0) need no special treatment. Angles of positions known at trace time are exact; those
+    of traced positions are float32, with an error of about 1e-7 times the position.
 
     Args:
         query: `[..., q_len, q_heads, dim]`.
@@ -58,8 +58,8 @@ def relative_attention(
         position_kernel: W_r `[position_dim, q_heads, dim]`, an even `position_dim`.
         content_bias: u `[q_heads, dim]`.
         position_bias: v `[q_heads, dim]`.
-        query_positions: integers `[q_len]` or `[..., q_len]`; by default the last ones of the keys, for a memory in
-            front of the segment.
+        query_positions: integers `[q_len]` or `[..., q_len]`; by default those of the last keys, for a memory that
+            precedes the segment.
         key_positions: likewise `[kv_len]`; by default 0, 1, ...
         **pieces: arguments of `jattn.attention`: `mask`, `scores`, `normalizer`, ... No `similarity`.
 
@@ -67,8 +67,8 @@ def relative_attention(
         `[..., q_len, q_heads, v_dim]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes do not match; an odd `position_dim`; more queries than keys without `query_positions`;
-            as in `attention`.
+        ValueError: shapes do not match; `position_dim` is odd; there are more queries than keys without
+            `query_positions`; as in `attention`.
 
     >>> import jax
     >>> q, k, v, w = (jax.random.normal(jax.random.key(i), (5, 2, 4)) for i in range(4))
@@ -128,7 +128,7 @@ def relative_attention(
 
 
 def _positions(name: str, positions: Any, batch: tuple[int, ...], length: int, of: str) -> Any:
-    """Positions as an array, of NumPy where they are known."""
+    """Positions as an array, a NumPy array if they are known."""
     positions = positions if isinstance(positions, jax.Array) else np.asarray(positions)
     check_positions(name, positions, batch, length, of)
     return positions
@@ -145,10 +145,10 @@ def _waves(positions: Any, frequencies: int, dtype: Any) -> tuple[jax.Array, jax
 
 
 class SegmentMemory(NamedTuple):
-    """What a segment leaves for the next one.
+    """The memory that a segment leaves for the next one.
 
-    states: `[..., memory_len, features]`, the newest last; constants for gradients.
-    filled: int32 `[]`, how many of them, from the end, hold anything.
+    states: `[..., memory_len, features]`, the newest last; no gradient flows into them.
+    filled: int32 `[]`, how many of them, counted from the end, are filled.
     """
 
     states: jax.Array
@@ -156,13 +156,13 @@ class SegmentMemory(NamedTuple):
 
 
 def empty_segment_memory(inputs: jax.Array, memory_len: int) -> SegmentMemory:
-    """Memory before the first segment `inputs [..., q_len, features]`."""
+    """The memory before the first segment `inputs [..., q_len, features]`."""
     *batch, _, features = inputs.shape
     return SegmentMemory(jnp.zeros((*batch, memory_len, features), inputs.dtype), jnp.zeros((), jnp.int32))
 
 
 def append_segment(memory: SegmentMemory, inputs: jax.Array) -> SegmentMemory:
-    """The last `memory_len` of the states before and the inputs."""
+    """The last `memory_len` of the previous states and the inputs."""
     memory_len = memory.states.shape[-2]
     joined = jnp.concatenate([memory.states, inputs.astype(memory.states.dtype)], -2)
     states = jax.lax.stop_gradient(joined[..., joined.shape[-2] - memory_len :, :])
@@ -173,18 +173,18 @@ def append_segment(memory: SegmentMemory, inputs: jax.Array) -> SegmentMemory:
 class TransformerXL(Layer):
     """Transformer-XL: relative attention over a segment and a memory of the inputs of earlier segments.
 
-    Dai et al. 2019 (arXiv:1901.02860). No gradient flows into the memory. With a memory that covers all that came
-    before, segment by segment equals one full pass over the same inputs. Feed-forward, norm and residual are the
-    caller's; so is one memory for each layer.
+    Dai et al. 2019 (arXiv:1901.02860). No gradient flows into the memory. With a memory that covers all previous
+    inputs, processing segment by segment equals one full pass over the same inputs. Feed-forward layers, norms,
+    residual connections and one memory per layer are up to the caller.
 
     Args:
-        features: of inputs and output.
-        heads: of queries, keys and values.
+        features: features of inputs and output.
+        heads: number of heads.
         memory_len: how many states are kept.
         head_dim: by default `features / heads`.
 
     Raises:
-        ValueError: a size is below 1; `features` not a multiple of `heads` without `head_dim`, or odd; at the call,
+        ValueError: a size is below 1; without `head_dim`, `features` is not a multiple of `heads`, or odd; at the call,
             shapes do not match.
 
     >>> import jax
@@ -239,9 +239,10 @@ class TransformerXL(Layer):
         Args:
             parameters: the layer's parameters.
             inputs: `[..., q_len, features]`.
-            memory: what the segment before returned; None before the first.
-            mask: besides causality and the memory's filling; its positions count from the oldest place of memory, so
-                the first input is at `memory_len`. `masks.SlidingWindow(memory_len, 0)` gives every query as many.
+            memory: the memory returned by the previous segment; None for the first.
+            mask: an additional mask; the attention is causal anyway and ignores unfilled memory. Positions count from
+                the oldest place of the memory, so the first input is at `memory_len`.
+                `masks.SlidingWindow(memory_len, 0)` lets every query see equally many keys.
             **pieces: arguments of `jattn.attention`.
         """
         memory = self.check(inputs, memory)
@@ -249,7 +250,7 @@ class TransformerXL(Layer):
         return out, append_segment(memory, inputs)
 
     def check(self, inputs: jax.Array, memory: SegmentMemory | None) -> SegmentMemory:
-        """Shapes of a call; the memory, empty where there is none."""
+        """Check the shapes of a call; returns the memory, an empty one if there is none."""
         check_shapes({"features": self.features}, inputs=(inputs, "... q_len features"))
         memory = empty_segment_memory(inputs, self.memory_len) if memory is None else memory
         check_record("memory", memory, SegmentMemory)

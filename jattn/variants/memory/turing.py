@@ -1,4 +1,4 @@
-"""The memory of a neural Turing machine (Graves et al. 2014): where to look, what to read, what to write."""
+"""The memory of a neural Turing machine (Graves et al. 2014): addressing, reading and writing."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from ...similarities import Cosine
 
 
 class Addressing(NamedTuple):
-    """Where each head wants to look.
+    """The address that each head asks for.
 
     key: `[..., heads, width]`, compared with every slot.
     strength: β `[..., heads]`, at least 0.
-    gate: g `[..., heads]` in [0, 1]: 1 looks by content, 0 stays where it was.
+    gate: g `[..., heads]` in [0, 1]: 1 addresses by content, 0 keeps the previous weights.
     shifts: s `[..., heads, 2 reach + 1]`, probabilities of the steps -reach, ..., reach.
     sharpness: γ `[..., heads]`, at least 1.
     """
@@ -44,14 +44,14 @@ def address(memory: jax.Array, previous: jax.Array, addressing: Addressing) -> j
 
     Args:
         memory: M `[..., slots, width]`.
-        previous: weights of the step before, `[..., heads, slots]`.
+        previous: weights of the previous step, `[..., heads, slots]`.
         addressing: key, strength, gate, shifts and sharpness of each head.
 
     Returns:
         `[..., heads, slots]`, float32 (float64 for float64).
 
     Raises:
-        ValueError: shapes do not match; an even number of shifts, or more shifts than slots.
+        ValueError: shapes do not match; the number of shifts is even, or exceeds the number of slots.
 
     >>> import jax.numpy as jnp
     >>> one = jnp.ones(1)
@@ -88,7 +88,7 @@ def address(memory: jax.Array, previous: jax.Array, addressing: Addressing) -> j
 
 
 def sharpen(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
-    """w^γ / Σ w^γ over the last axis; weights of 0 stay 0, with finite gradients in both, and all 0 stay all 0.
+    """w^γ / Σ w^γ over the last axis; weights of 0 stay 0, with finite gradients, also if all weights are 0.
 
     >>> import jax.numpy as jnp
     >>> [f"{weight:.2f}" for weight in sharpen(jnp.array([0.75, 0.25, 0.0]), jnp.array(2.0))]
@@ -147,7 +147,7 @@ def write_slots(memory: jax.Array, weights: jax.Array, erase: jax.Array, add: ja
 
 
 class TuringState(NamedTuple):
-    """Memory `[..., slots, width]`, and the weights of reading and writing heads `[..., heads, slots]`."""
+    """The memory `[..., slots, width]`, and the weights of read heads and write heads `[..., heads, slots]`."""
 
     memory: jax.Array
     reading: jax.Array
@@ -156,22 +156,22 @@ class TuringState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TuringMemory(Layer):
-    """Neural Turing machine: one step of memory under a controller, which first writes and then reads.
+    """Neural Turing machine: one memory step driven by a controller, which first writes and then reads.
 
-    One step of memory under a controller: every writing head writes, then every reading head reads.
+    Every write head writes, then every read head reads.
 
     Projections of the controller's state make the `Addressing` of a head, β = softplus, g = sigmoid, s = softmax,
-    γ = 1 + softplus, and e = sigmoid and a of a writing one. Graves et al. 2014 (arXiv:1410.5401).
+    γ = 1 + softplus, and for write heads e = sigmoid and a. Graves et al. 2014 (arXiv:1410.5401).
 
     Args:
-        features: of the controller's state.
-        slots: of memory.
-        width: of a slot.
-        heads: of reading, and of writing.
+        features: features of the controller's state.
+        slots: number of memory slots.
+        width: width of a slot.
+        heads: number of read heads, and of write heads.
         reach: how far a head may shift in one step.
 
     Raises:
-        ValueError: a size is below 1; more shifts than slots; at the call, shapes do not match.
+        ValueError: a size is below 1; there are more shifts than slots; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = TuringMemory(8, slots=16, width=4)

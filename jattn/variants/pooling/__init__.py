@@ -1,4 +1,4 @@
-"""A sequence summed up by attention."""
+"""Pooling: a sequence summarized by attention."""
 
 from .learned_queries import AttentionPooling
 

@@ -1,4 +1,4 @@
-"""Attention pooling: a sequence summed up by queries that are parameters."""
+"""Attention pooling: a sequence summarized by learned queries."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ from ...similarities import Dot
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPooling(Layer):
-    """Attention pooling: learned queries sum up a sequence, with one weight per input and query.
+    """Attention pooling: learned queries summarize a sequence, with one weight per input and query.
 
         u_s = tanh(W x_s + b),    out = Σ_s softmax_s(q·u_s) x_s
 
-    Yang et al. 2016 (Hierarchical Attention Networks, NAACL). Without `hidden`, u_s = x_s. `jattn.attention` with
-    queries that the whole batch shares; padding is masked as always.
+    Yang et al. 2016 (Hierarchical Attention Networks, NAACL). Without `hidden`, u_s = x_s. This is `jattn.attention`
+    with queries shared by the whole batch; mask padding as usual.
 
     Args:
-        features: of the inputs.
-        hidden: of u; None for u = x.
-        queries: how many.
+        features: features of the inputs.
+        hidden: features of the hidden layer of u; None for u = x.
+        queries: number of queries.
 
     Raises:
         ValueError: a size is below 1; at the call, shapes do not match; as in `jattn.attention`.

@@ -1,4 +1,4 @@
-"""Variants: a state in place of a cache, in time linear in the length."""
+"""Recurrent variants: a state of fixed size instead of a cache, in time linear in the length."""
 
 from .delta_net import DeltaNet
 from .gated_delta_net import GatedDeltaNet

@@ -22,15 +22,15 @@ def _step_sizes(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array
 
 
 def log_rate(heads: int) -> Parameter:
-    """a: exp(a) is drawn between 1 and 16, as in the authors' code."""
+    """Initializer of a: exp(a) is uniform between 1 and 16, as in the authors' code."""
     return bias(heads, init=_rates)
 
 
 def step_size_bias(*shape: int) -> Parameter:
-    """b: softplus(b) is drawn between .001 and .1, evenly in its logarithm.
+    """Initializer of b: softplus(b) is log-uniform between 0.001 and 0.1.
 
-    So an average token keeps, by softplus(b) exp(a), from .2 to .999 of the state, in half of the heads more than .9:
-    where every head starts at a half, a row is forgotten before it is known what to keep.
+    An average token then keeps exp(-softplus(b) exp(a)) of the state: from 0.2 to 0.999, and more than 0.9 in half of
+    the heads. If every head started at one half, a state would be forgotten before training finds out what to keep.
 
     >>> import jax
     >>> import jax.numpy as jnp

@@ -22,26 +22,26 @@ class DeltaNet(Recurrent):
         q, k ← q / ‖q‖, k / ‖k‖
         S_t = (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ,    out_t = norm(S_tᵀ q_t) W_o
 
-    Yang et al. 2024 (arXiv:2406.06484), after Schlag et al. 2021 (arXiv:2102.11174). short is a causal convolution of
-    each channel with `taps` taps. The norm is the root mean square of a head, times a learned scale. Options have the
-    names of flash-linear-attention, whose defaults are `scale=k_dim**-0.5` and `norm_eps=1e-5`.
+    Yang et al. 2024 (arXiv:2406.06484), after Schlag et al. 2021 (arXiv:2102.11174). `short` is a causal convolution of
+    each channel with `taps` taps. The norm is the root mean square norm of a head, with a learned scale. Options are
+    named as in flash-linear-attention, whose defaults differ: `scale=k_dim**-0.5` and `norm_eps=1e-5`.
 
     Demonstrated in `examples/experiments/associative_recall_delta.py`.
 
     Args:
-        features: of inputs and outputs.
-        heads: of queries and keys.
-        k_dim: of a head's keys.
-        v_dim: of a head's values.
-        taps: of the short convolution.
-        num_v_heads: heads of values, β and states, by default `heads`, a multiple of it; values that are neighbors
-            share a query and a key.
-        scale: of the unit queries. Only the ε of the norm tells it from 1.
+        features: features of inputs and outputs.
+        heads: number of query and key heads.
+        k_dim: features of a head's keys.
+        v_dim: features of a head's values.
+        taps: taps of the short convolution.
+        num_v_heads: heads of values, β and states, by default `heads`; a multiple of `heads`, with consecutive values
+            sharing a query and a key.
+        scale: scale of the unit queries. Because outputs are normalized, it matters only relative to `norm_eps`.
         allow_neg_eigval: whether β is twice the sigmoid (Grazzi et al. 2024, arXiv:2411.12537).
         norm_eps: ε of the norm.
 
     Raises:
-        ValueError: a size is below 1; heads that do not divide; at the call, shapes do not match.
+        ValueError: a size is below 1; heads do not divide; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = DeltaNet(16, 2, 4, 8)

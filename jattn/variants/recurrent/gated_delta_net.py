@@ -16,14 +16,14 @@ from .layer import RecurrenceInputs, RecurrentState, projection, to_heads
 
 @dataclasses.dataclass(frozen=True)
 class GatedDeltaNet(DeltaNet):
-    """Gated DeltaNet: the delta rule with a gate that forgets, and one on the output.
+    """Gated DeltaNet: the delta rule with a forget gate and an output gate.
 
         α_t = exp(-exp(a) softplus(x_t w_α + b)),    S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ
         out_t = (swish(x_t W_g) ⊙ norm(S_tᵀ q_t)) W_o
 
     Yang, Kautz & Hatamizadeh 2024 (arXiv:2412.06464); q, k, v and β with their short convolutions, sizes and errors as
-    in `DeltaNet`. The decay is Mamba-2's, with a and b learned for each head of values and first drawn as there.
-    Qwen3-Next's layers have fewer heads of keys than of values, `scale=k_dim**-0.5`, and one scale of the norm for all
+    in `DeltaNet`. The decay is that of Mamba-2, with a and b learned for each value head and initialized as there. The
+    layers of Qwen3-Next have fewer key heads than value heads, `scale=k_dim**-0.5`, and one norm scale shared by all
     heads.
 
     Demonstrated in `examples/experiments/associative_recall_delta.py`.
@@ -35,7 +35,7 @@ class GatedDeltaNet(DeltaNet):
     """
 
     def parameters(self) -> dict[str, Any]:
-        """Those of `DeltaNet`, `decay` and `swish`."""
+        """The parameters of `DeltaNet`, plus `decay` and `swish`."""
         return {
             **super().parameters(),
             "decay": {

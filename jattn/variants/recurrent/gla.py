@@ -15,30 +15,30 @@ from .low_rank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class GLA(Grouped):
-    """GLA: gated linear attention, a state whose every channel has a gate that depends on the token.
+    """GLA: gated linear attention, a state in which every key channel has a token-dependent forget gate.
 
         α_t = σ(x_t W₁ W₂ + b)^(1/16),    S_t = diag(α_t) S_{t-1} + k_t v_tᵀ,    o_t = S_tᵀ q_t / √k_dim
         out_t = (swish(x_t W_r) ⊙ norm(o_t)) W_o
 
-    Yang et al. 2023 (arXiv:2312.06635). The gate's logits have rank `gate_rank`; τ = 16 keeps gates near 1. The norm
-    is the root mean square of a head, times a learned scale.
+    Yang et al. 2023 (arXiv:2312.06635). The gate's logits have rank `gate_rank`; τ = 16 keeps gates near 1. The norm is
+    the root mean square norm of a head, with a learned scale.
 
     Demonstrated in `examples/experiments/extrapolation.py`.
 
     Args:
-        features: of inputs and outputs.
-        heads: how many.
-        k_dim: of a head's keys.
-        v_dim: of a head's values.
-        kv_heads: heads of keys, values, gates and states, by default `heads`, a multiple of it; queries that are
-            neighbors share one. The paper does not group.
-        gate_rank: of the gate's logits.
+        features: features of inputs and outputs.
+        heads: number of heads.
+        k_dim: features of a head's keys.
+        v_dim: features of a head's values.
+        kv_heads: heads of keys, values, gates and states, by default `heads`; must divide `heads`, and consecutive
+            queries share one. The paper does not group heads.
+        gate_rank: rank of the gate's logits.
         temperature: τ.
-        taps: of a short convolution with swish on q, k and v, such as 4; None, as in the paper, for none.
+        taps: taps of a short convolution with swish on q, k and v, such as 4; None, as in the paper, for none.
         norm_eps: ε of the norm.
 
     Raises:
-        ValueError: a size is below 1; heads that do not divide; at the call, shapes do not match.
+        ValueError: a size is below 1; heads do not divide; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = GLA(16, 4, 4, 8, kv_heads=2, taps=4)
@@ -72,7 +72,7 @@ class GLA(Grouped):
         return (0, 0) if self._convolution is None else (self._convolution.taps - 1, self._convolution.channels)
 
     def parameters(self) -> dict[str, Any]:
-        """`query`, `key`, `value`, `swish`, `gate` of low rank, `norm` and `out`; perhaps `convolution`."""
+        """`query`, `key`, `value`, `swish`, a low-rank `gate`, `norm`, `out`, and `convolution` if there are `taps`."""
         made = {
             **super().parameters(),
             "swish": projection(self.features, self.heads, self.v_dim),

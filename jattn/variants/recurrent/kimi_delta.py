@@ -17,21 +17,21 @@ from .low_rank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class KimiDelta(DeltaNet):
-    """Kimi Delta Attention: the delta rule with a forget gate per channel of the keys, and one on the output.
+    """Kimi Delta Attention: the delta rule with a forget gate per key channel, and an output gate.
 
         α_t = exp(-exp(a) softplus(x_t W₁ W₂ + b)),    S_t = (I - β_t k_t k_tᵀ) diag(α_t) S_{t-1} + β_t k_t v_tᵀ
         out_t = (σ(x_t W₃ W₄ + c) ⊙ norm(S_tᵀ q_t)) W_o
 
     Kimi Team 2025 (arXiv:2510.26692); q, k, v and β with their short convolutions, sizes, options and errors as in
-    `DeltaNet`. a is learned for each head and b for each channel, both first drawn as in Mamba-2. Both gates have rank
+    `DeltaNet`. a is learned for each head and b for each channel, both initialized as in Mamba-2. Both gates have rank
     `gate_rank`.
 
     Defaults differ from the paper's: there q is multiplied by 1 / √k_dim (`scale=k_dim**-0.5`), and ε of the norm is
-    1e-5 (`norm_eps`). The norm has a scale for each head, the paper's one for all; c is 0 in the Kimi Linear model. The
-    paper does not say how b starts; in flash-linear-attention it did at 0.
+    1e-5 (`norm_eps`). The norm has a scale per head, where the paper shares one; the Kimi Linear model has c = 0. The
+    paper does not say how b is initialized; in flash-linear-attention it was 0.
 
     Args:
-        gate_rank: of both gates; by default `v_dim`, as in the authors' code.
+        gate_rank: rank of both gates; by default `v_dim`, as in the authors' code.
 
     >>> import jax
     >>> layer = KimiDelta(16, 2, 4, 8)
@@ -51,7 +51,7 @@ class KimiDelta(DeltaNet):
         return LowRank(self.features, int(self.gate_rank or 0), (self._memories, dim))
 
     def parameters(self) -> dict[str, Any]:
-        """Those of `DeltaNet`, `decay` of low rank with the `log` of its rate, and `gate` of low rank."""
+        """The parameters of `DeltaNet`, plus a low-rank `decay` with the `log` of its rate, and a low-rank `gate`."""
         return {
             **super().parameters(),
             "decay": {

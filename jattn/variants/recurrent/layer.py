@@ -1,4 +1,4 @@
-"""What the layers of this folder share: projections to heads, the state, and how a sequence and a token run."""
+"""What the layers of this folder share: projections to heads, the state, and the runs over a sequence and a token."""
 
 import abc
 import dataclasses
@@ -20,12 +20,12 @@ from ...ops.recurrence.arguments import check_segments
 
 
 class RecurrentState(NamedTuple):
-    """What a recurrent layer remembers: as much after a million tokens as after one.
+    """The state of a recurrent layer. Its size does not depend on the number of tokens.
 
     memory: S, `[..., heads, k_dim, v_dim]`, float32 (float64).
-    past: what the short convolution or the token shift sees of the tokens before, `[..., taps - 1, channels]`; for
-        layers without one it is empty.
-    position: of the next token, an integer.
+    past: the previous tokens that the short convolution or the token shift sees, `[..., taps - 1, channels]`; empty for
+    layers with neither.
+    position: position of the next token, an integer.
     """
 
     memory: jax.Array
@@ -34,12 +34,12 @@ class RecurrentState(NamedTuple):
 
 
 class RecurrenceInputs(NamedTuple):
-    """What the recurrence of a layer takes, made of its inputs.
+    """What the recurrence of a layer takes, computed from the layer's inputs.
 
-    sequences: arrays with a length, by the names that the recurrence has for them.
-    constants: arrays without.
-    gate: of the output, before its swish, `[..., length, heads, v_dim]`; or None.
-    past: as of the state.
+    sequences: arrays with a length axis, by the argument names of the recurrence.
+    constants: arrays without one.
+    gate: the output gate before its activation, `[..., length, heads, v_dim]`; or None.
+    past: as in the state.
     """
 
     sequences: dict[str, jax.Array]
@@ -54,7 +54,7 @@ def projection(features: int, heads: int, dim: int) -> dict[str, Parameter]:
 
 
 def scale(*shape: int) -> dict[str, Parameter]:
-    """`scale`, ones at first."""
+    """`scale`, initialized to ones."""
     return {"scale": bias(*shape, init=ones)}
 
 
@@ -70,10 +70,10 @@ def l2_normalized(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
 
 
 def check_above_zero(**numbers: Any) -> None:
-    """Finite numbers above 0.
+    """Check that numbers are finite and above 0.
 
     Raises:
-        ValueError: naming the number.
+        ValueError: names the number that is not.
     """
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
@@ -82,9 +82,9 @@ def check_above_zero(**numbers: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Recurrent(Generative):
-    """A layer whose state is a matrix for each head. Subclasses give `_make`; sizes of their own come after these.
+    """A layer whose state is a matrix for each head. Subclasses define `_make`; their own sizes come after these.
 
-    All of them have `norm_eps`, the ε of the norm before the output, as a keyword.
+    All of them take the keyword `norm_eps`, the ε of the norm before the output.
     """
 
     features: int
@@ -110,7 +110,7 @@ class Recurrent(Generative):
     def initial_state(
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
     ) -> RecurrentState:
-        """Before the first token: zeros, at position 0."""
+        """The state before the first token: zeros, at position 0."""
         del parameters
         check_batch(batch)
         memory = jnp.zeros((*batch, self._memories, self.k_dim, self.v_dim), dtype)
@@ -124,7 +124,7 @@ class Recurrent(Generative):
         *,
         segment_ids: Any = None,
     ) -> tuple[jax.Array, RecurrentState]:
-        """As of `Generative`."""
+        """As in `Generative`."""
         length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
         check_segments(segment_ids, inputs[..., None])
         before = self.checked(parameters, inputs, inputs.shape[:-2], state)
@@ -136,7 +136,7 @@ class Recurrent(Generative):
     def step(
         self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState
     ) -> tuple[jax.Array, RecurrentState]:
-        """As of `Generative`, in time and memory that do not depend on how many tokens came before."""
+        """As in `Generative`, in time and memory that do not depend on how many tokens came before."""
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
         axis = inputs.ndim - 1
         before = self.checked(parameters, inputs, inputs.shape[:-1], state)
@@ -148,17 +148,17 @@ class Recurrent(Generative):
 
     @property
     def _memories(self) -> int:
-        """How many matrices the state has."""
+        """The number of matrices in the state."""
         return self.heads
 
     @property
     def _key_heads(self) -> int:
-        """How many heads keys have."""
+        """The number of key heads."""
         return self._memories
 
     @property
     def _out_heads(self) -> int:
-        """How many heads the output has."""
+        """The number of output heads."""
         return self.heads
 
     @property
@@ -170,7 +170,7 @@ class Recurrent(Generative):
     def _make(
         self, parameters: Mapping[str, Any], inputs: jax.Array, state: RecurrentState, segment_ids: Any
     ) -> RecurrenceInputs:
-        """What the recurrence takes, of inputs `[..., length, features]` behind a state."""
+        """The arguments of the recurrence, for inputs `[..., length, features]` that continue a state."""
 
     def _whole(self, **arrays: Any) -> tuple[jax.Array, jax.Array]:
         return linear_recurrence(**arrays)
@@ -185,7 +185,7 @@ class Recurrent(Generative):
         return jnp.einsum("...hd,hdf->...f", heads, parameters["out"]["kernel"])
 
     def _normalized(self, parameters: Mapping[str, Any], out: jax.Array) -> jax.Array:
-        """Of `[..., heads, v_dim]`."""
+        """Normalize `[..., heads, v_dim]`."""
         return rms_norm(out, parameters["scale"], self.norm_eps)
 
     def _activation(self, gate: jax.Array) -> jax.Array:
@@ -197,7 +197,7 @@ class Recurrent(Generative):
 
 @dataclasses.dataclass(frozen=True)
 class Grouped(Recurrent):
-    """A recurrent layer in which several queries may read one state: `kv_heads` keys, values, gates and states."""
+    """A recurrent layer in which query heads may share `kv_heads` keys, values, gates and states."""
 
     kv_heads: int | None = None
 

@@ -1,4 +1,4 @@
-"""Numbers that a token chooses through a few dimensions: gates, and how much of the token before to mix in."""
+"""Low-rank functions of a token, for gates and for how much of the previous token to mix in."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ class LowRank(Layer):
     """base + f(x W₁) W₂: GLA's gate, with f the identity, and RWKV-6's "lora", with f = tanh.
 
     Args:
-        features: of x.
-        rank: between W₁ and W₂.
-        shape: of the result.
-        base: what the base, which is learned, starts as.
-        curved: whether f is tanh, not the identity.
+        features: features of x.
+        rank: the inner dimension of W₁ W₂.
+        shape: shape of the result.
+        base: the initial value of the base, which is learned.
+        curved: whether f is tanh rather than the identity.
 
     Raises:
         ValueError: a size is below 1.

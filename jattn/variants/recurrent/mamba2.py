@@ -28,27 +28,27 @@ def ssd(
     skip: jax.Array | None = None,
     **options: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """The state space model with a scalar decay: attention whose keys are B, queries C and values Δ x.
+    """The state space model with scalar decay, as linear attention with keys B, queries C and values Δ x.
 
         h_t = exp(-Δ_t A) h_{t-1} + Δ_t B_t x_tᵀ,    y_t = h_tᵀ C_t + D x_t
 
-    Dao & Gu 2024 (arXiv:2405.21060). The paper writes A with its minus sign.
+    Dao & Gu 2024 (arXiv:2405.21060). In the paper, A includes the minus sign.
 
     Args:
         x: `[..., length, heads, dim]`.
         step_size: Δ ≥ 0, `[..., length, heads]`.
         rate: A ≥ 0, `[heads]`.
-        entry: B, `[..., length, groups, state_dim]`; heads that are neighbors share a group's.
+        entry: B, `[..., length, groups, state_dim]`; consecutive heads share a group.
         readout: C, `[..., length, groups, state_dim]`.
         skip: D, `[heads]`, or None.
-        **options: arguments of `jattn.linear_recurrence`, on which it runs: `initial_state`, `segment_ids`,
+        **options: arguments of `jattn.linear_recurrence`, which computes it: `initial_state`, `segment_ids`,
             `implementation`, `chunk`.
 
     Returns:
         y `[..., length, heads, dim]` in the dtype of x, and the last state `[..., heads, state_dim, dim]`.
 
     Raises:
-        ValueError: shapes do not match; groups that do not divide the heads; a negative Δ or A, where it is known.
+        ValueError: shapes do not match; `groups` does not divide the heads; a negative Δ or A, where it is known.
 
     >>> import jax.numpy as jnp
     >>> x, sizes, shared = jnp.ones((10, 2, 4)), jnp.ones((10, 2)), jnp.ones((10, 1, 3))
@@ -80,7 +80,7 @@ def ssd_step(
         entry: B, `[..., groups, state_dim]`.
         readout: C, likewise.
         skip: D, `[heads]`, or None.
-        state: of the tokens before, `[..., heads, state_dim, dim]`, float32; zeros for the first.
+        state: the state before this token, `[..., heads, state_dim, dim]`, float32; zeros for the first.
 
     Returns:
         y `[..., heads, dim]` in the dtype of x, and the new state.
@@ -126,25 +126,25 @@ class Mamba2(Recurrent):
         x', B, C = swish(short([x W_x, x W_B, x W_C]) + c),    Δ_t = softplus(x_t W_Δ + b)
         out_t = norm(ssd(x', Δ, exp(a), B, C, D)_t ⊙ swish(x_t W_z)) W_o
 
-    Dao & Gu 2024 (arXiv:2405.21060). short is a causal convolution of each channel with `taps` taps. B and C are
-    shared by the heads of a group. The norm is the root mean square of `group_size` channels, times a learned scale: a
-    head, unless given. In the authors' code and Hugging Face's it is a group of heads, `heads * v_dim // groups`, with
-    `norm_eps=1e-5`; other ports normalize all channels together, `heads * v_dim`. exp(a) is first drawn between 1 and
-    16 and softplus(b) between .001 and .1, as in the authors' code, so that most heads start by keeping nine tenths or
-    more of their state at each token.
+    Dao & Gu 2024 (arXiv:2405.21060). `short` is a causal convolution of each channel with `taps` taps. B and C are
+    shared by the heads of a group. The norm is the root mean square norm of `group_size` channels, by default a head,
+    with a learned scale. In the authors' code and Hugging Face's it is a group of heads, `heads * v_dim // groups`,
+    with `norm_eps=1e-5`; other ports normalize all channels together, `heads * v_dim`. Initially, exp(a) is between 1
+    and 16 and softplus(b) between 0.001 and 0.1, as in the authors' code, so that at first most heads keep at least
+    nine tenths of their state at each token.
 
     Args:
-        features: of inputs and outputs.
-        heads: how many.
+        features: features of inputs and outputs.
+        heads: number of heads.
         k_dim: the size of the state, N in the paper.
-        v_dim: of a head, P in the paper.
-        groups: of heads; `heads` is a multiple of it.
-        taps: of the short convolution.
+        v_dim: features of a head, P in the paper.
+        groups: groups of heads; `heads` is a multiple of it.
+        taps: taps of the short convolution.
         group_size: how many neighboring channels of all heads are normalized together; by default `v_dim`.
         norm_eps: ε of the norm.
 
     Raises:
-        ValueError: a size is below 1; groups that do not divide the heads, or channels; at the call, shapes do not
+        ValueError: a size is below 1; `groups` does not divide the heads, or channels; at the call, shapes do not
             match.
 
     >>> import jax
@@ -180,8 +180,8 @@ class Mamba2(Recurrent):
     def parameters(self) -> dict[str, Any]:
         """`value`, `entry`, `readout`, `convolution`, `swish`, `step_size`, `rate`, `skip`, `norm` and `out`.
 
-        The channels of the convolution are those of value, entry and readout, in this order; of the rate it is the
-        logarithm that is learned.
+        The channels of the convolution are those of `value`, `entry` and `readout`, in this order; the rate is learned
+        as its logarithm.
         """
         common = super().parameters()
         return {

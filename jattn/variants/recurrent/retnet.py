@@ -14,30 +14,30 @@ from .layer import Grouped, RecurrenceInputs, RecurrentState, projection, to_hea
 
 @dataclasses.dataclass(frozen=True)
 class RetNet(Grouped):
-    """RetNet: multi-scale retention, a state that decays at a fixed rate in each head.
+    """RetNet: multi-scale retention, a state that decays at a fixed rate per head.
 
         γ_h = 1 - 2^(-5-h),    S_t = γ_h S_{t-1} + (R_t k_t) v_tᵀ,    o_t = S_tᵀ (R_t q_t) / √k_dim
         out_t = (swish(x_t W_g) ⊙ norm(o_t)) W_o
 
     Sun et al. 2023 (arXiv:2307.08621). R_t turns the pairs of features (2i, 2i + 1) by t θ_i, the paper's e^{itθ}, with
     θ from 1 to 1/10000 in a geometric row, as in the authors' code; with the decay it makes xPos. Only relative
-    positions matter, so packed segments need no positions of their own. The norm (the paper's group norm, a group a
-    head) is the root mean square, as in the authors' code, times a scale that is learned, which their code does not
-    have; the paper's three normalizations before it change nothing but the ε of the norm, and are left out.
+    positions matter, so packed segments need no separate positions. The norm (in the paper a group norm with one group
+    per head) is the root mean square norm, as in the authors' code, but with a learned scale, which their code does not
+    have. The paper's three normalizations before it are equivalent to another ε in the norm, and are left out.
 
     Demonstrated in `examples/experiments/extrapolation.py`.
 
     Args:
-        features: of inputs and outputs.
-        heads: how many.
-        k_dim: of a head's keys, even.
-        v_dim: of a head's values.
-        kv_heads: heads of keys, values and states, by default `heads`, a multiple of it; queries that are neighbors
-            share one. h counts these, from 0. The paper does not group.
+        features: features of inputs and outputs.
+        heads: number of heads.
+        k_dim: features of a head's keys, even.
+        v_dim: features of a head's values.
+        kv_heads: heads of keys, values and states, by default `heads`; must divide `heads`, and consecutive queries
+            share one. h counts these heads, from 0. The paper does not group heads.
         norm_eps: ε of the norm. The authors' code has 1e-6 (`layernorm_eps`), flash-linear-attention 1e-5.
 
     Raises:
-        ValueError: a size is below 1; heads that do not divide; an odd `k_dim`; at the call, shapes do not match.
+        ValueError: a size is below 1; heads do not divide; an odd `k_dim`; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = RetNet(16, 2, 4, 8)

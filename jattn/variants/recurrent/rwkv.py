@@ -18,28 +18,28 @@ from .token_shift import TokenShift
 
 @dataclasses.dataclass(frozen=True)
 class RWKV(Recurrent):
-    """RWKV-6: a gate per channel that depends on the token, and a bonus for the current token.
+    """RWKV-6: a token-dependent forget gate per channel, and a bonus for the current token.
 
         x^r, x^k, x^v, x^g, x^d = each a mixture of x_t and x_{t-1} (`TokenShift`)
         α_t = exp(-exp(w + tanh(x_t^d W₁) W₂)),    S_t = diag(α_t) S_{t-1} + k_t v_tᵀ
         o_t = (S_{t-1} + diag(u) k_t v_tᵀ)ᵀ r_t,    out_t = (swish(x_t^g W_g) ⊙ norm(o_t)) W_o
 
     Peng et al. 2024 (arXiv:2404.05892), the time mixing of the "finch" version; r, k and v are projections of their
-    mixtures. The norm is the root mean square of a head, times a learned scale; with `group_norm` it is the paper's, a
-    layer norm of each head with scale and bias (`ln_x` in the authors' code, whose ε is `norm_eps=64e-5`).
+    mixtures. The norm is the root mean square norm of a head, with a learned scale; with `group_norm` it is the
+    paper's, a layer norm of each head with scale and bias (`ln_x` in the authors' code, whose ε is `norm_eps=64e-5`).
 
     Args:
-        features: of inputs and outputs.
-        heads: how many.
-        k_dim: of a head's keys.
-        v_dim: of a head's values.
-        gate_rank: of what the decay learns of the token.
-        shift_rank: of what each mixture learns of the token.
+        features: features of inputs and outputs.
+        heads: number of heads.
+        k_dim: features of a head's keys.
+        v_dim: features of a head's values.
+        gate_rank: rank of the decay's function of the token.
+        shift_rank: rank of each mixture's function of the token.
         group_norm: whether the norm is a layer norm with a bias.
         norm_eps: ε of the norm.
 
     Raises:
-        ValueError: a size is below 1; a flag that is neither True nor False; at the call, shapes do not match.
+        ValueError: a size is below 1; a flag is not a boolean; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = RWKV(16, 2, 4, 8)
@@ -69,7 +69,7 @@ class RWKV(Recurrent):
         return (1, self.features)
 
     def parameters(self) -> dict[str, Any]:
-        """`query` (r), `key`, `value`, `swish`, `shift`, `decay` of low rank, `bonus`, `norm` and `out`."""
+        """`query` (r), `key`, `value`, `swish`, `shift`, a low-rank `decay`, `bonus`, `norm` and `out`."""
         made = {
             **super().parameters(),
             "swish": projection(self.features, self.heads, self.v_dim),

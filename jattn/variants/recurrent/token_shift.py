@@ -1,4 +1,4 @@
-"""Token shift: each input mixed with the one before, in a proportion that depends on both (Peng et al. 2024)."""
+"""Token shift: each input is mixed with the previous one, in a proportion that depends on both (Peng et al. 2024)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ HALF = jax.nn.initializers.constant(0.5)
 
 @dataclasses.dataclass(frozen=True)
 class TokenShift(Layer):
-    """The data-dependent linear interpolation between a token and the one before, once for each of several uses.
+    """Data-dependent linear interpolation between a token and the previous one, once for each of several uses.
 
         mixed_n = x_t + (x_{t-1} - x_t) ⊙ (λ_n + tanh(y W₁ⁿ) W₂ⁿ),    y = x_t + (x_{t-1} - x_t) ⊙ μ
 
-    Peng et al. 2024 (arXiv:2404.05892), "ddlerp". Before the first token stands 0; μ and λ start at 1/2 (in the
-    paper at numbers that depend on channel and layer).
+    Peng et al. 2024 (arXiv:2404.05892), "ddlerp". The token before the first is 0. μ and λ are initialized to 1/2 (in
+    the paper, to values that depend on channel and layer).
 
     Args:
-        features: of inputs and outputs.
-        names: of the uses.
-        rank: of W₁.
+        features: features of inputs and outputs.
+        names: names of the uses.
+        rank: rank of W₁.
 
     Raises:
         ValueError: a size is below 1.
@@ -53,7 +53,7 @@ class TokenShift(Layer):
         return LowRank(self.features, self.rank, (self.features,), base=0.5, curved=True)
 
     def parameters(self) -> dict[str, Any]:
-        """`shared`, μ; and for each use λ and the two matrices, as `LowRank` names them."""
+        """`shared`, μ; and for each use λ and the two matrices, named as in `LowRank`."""
         return {
             "shared": bias(self.features, init=HALF),
             **{name: self._share.parameters() for name in self.names},
@@ -62,17 +62,17 @@ class TokenShift(Layer):
     def __call__(
         self, parameters: Mapping[str, Any], inputs: jax.Array, past: jax.Array | None = None, segment_ids: Any = None
     ) -> tuple[dict[str, jax.Array], jax.Array]:
-        """The mixed inputs of each use, and the last token `[..., 1, features]`, the `past` of the next call.
+        """The mixed inputs for each use, and the last token `[..., 1, features]`, to pass as `past` to the next call.
 
         Args:
             parameters: the layer's parameters.
             inputs: `[..., length, features]`.
-            past: the token before the first, `[..., 1, features]`, of the first segment; by default 0.
-            segment_ids: `[..., length]` or `[length]`; no token is mixed with one of another segment.
+            past: the token before the first segment, `[..., 1, features]`; by default 0.
+            segment_ids: `[..., length]` or `[length]`; tokens of different segments are not mixed.
         """
         seen = shifts(inputs, 2, past, segment_ids)
         here, before = seen.values
-        # Of NaN and inf no mixture is made; it is put back behind, where it was seen.
+        # Mix without NaN and inf; the outputs that depend on them are set to NaN afterward.
         nonfinite = jnp.stack(seen.nonfinite).any((0, -1))[..., None]
         share = self._share
         rough = here + (before - here) * parameters["shared"]

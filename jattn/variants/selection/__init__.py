@@ -1,4 +1,4 @@
-"""Each query attends to its best keys only, or to one that is drawn."""
+"""Selection: each query attends only to its best keys, or to one sampled key."""
 
 from .hard import Drawn, hard, reinforce
 from .top_k import top_k

@@ -1,6 +1,6 @@
-"""The best keys of each query, found a tile of keys at a time, and a call restricted to them.
+"""The best keys of each query, found tile by tile, and a call restricted to them.
 
-Not public: what top-k and hard attention are made of. Memory is q_len x (tile + count), never q_len x kv_len.
+Not public; used by top-k and hard attention. Memory is q_len x (tile + count), never q_len x kv_len.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ TILE = 512
 def best_keys(
     call: Call, query: jax.Array, key: jax.Array, count: int, noise: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The `count` keys with the largest scores among those that a query may attend, the largest first.
+    """The `count` allowed keys with the largest scores of each query, the largest first.
 
-    Of equal scores, the earlier key. Without gradient.
+    Ties go to the earlier key. There is no gradient.
 
     Args:
-        call: prepared.
+        call: the prepared call.
         query: prepared, `[batch..., q_len, q_heads, dim]`.
         key: prepared, `[batch..., kv_len, kv_heads, dim]`, `kv_len` at least `count`.
-        count: how many.
-        noise: random keys `[batch..., q_heads]`; standard Gumbel numbers are then added to the scores, so that the
-            largest is a sample of their softmax, and the `count` largest a sample without replacement.
+        count: number of keys.
+        noise: random keys `[batch..., q_heads]`; standard Gumbel noise is then added to the scores, so that the largest
+            is a sample from their softmax, and the `count` largest are a sample without replacement.
 
     Returns:
-        Indices and whether there is such a key, both `[batch..., q_heads, q_len, count]`.
+        Indices, and whether there is such a key, both `[batch..., q_heads, q_len, count]`.
     """
     rank, tile = len(call.batch), min(TILE, call.kv_len)
     call = _map(call, jax.lax.stop_gradient)
@@ -49,7 +49,7 @@ def best_keys(
             scores = scores + _gumbel(noise, index, scores)
         places = jnp.broadcast_to(start + jnp.arange(tile, dtype=jnp.int32), scores.shape)
         scores = jnp.where(allowed & (places >= index * tile), scores, -jnp.inf)
-        # What was kept comes first, and `top_k` keeps the first of equals.
+        # The keys kept so far come first, and `top_k` keeps the first of ties.
         values, order = jax.lax.top_k(jnp.concatenate([best[0], scores], -1), count)
         return (values, jnp.take_along_axis(jnp.concatenate([best[1], places], -1), order, -1)), None
 
@@ -62,7 +62,7 @@ def best_keys(
 
 
 def _gumbel(keys: jax.Array, index: jax.Array, like: jax.Array) -> jax.Array:
-    """Of a tile, from the random key of each example and head: the same wherever they are computed."""
+    """Gumbel noise of a tile, from the random key of each example and head; independent of the tiling."""
 
     def draw(key: jax.Array) -> jax.Array:
         return jax.random.gumbel(jax.random.fold_in(key, index), like.shape[-2:], like.dtype)
@@ -73,17 +73,17 @@ def _gumbel(keys: jax.Array, index: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def score_chosen(call: Call, query: jax.Array, key: jax.Array, chosen: jax.Array) -> tuple[Call, jax.Array, jax.Array]:
-    """The call in which each query is a batch element of its own, and its keys are the chosen ones; and its scores.
+    """A call in which each query is its own batch element with its chosen keys, and the scores of that call.
 
     Args:
-        call: prepared.
-        query: prepared.
-        key: prepared.
+        call: the prepared call.
+        query: the prepared queries.
+        key: the prepared keys.
         chosen: indices `[batch..., q_heads, q_len, count]`.
 
     Returns:
-        The call, and scores and who may attend, both `[batch..., q_len, q_heads, 1, count]`. Differentiable in the
-        arrays and in all that the pieces hold.
+        The call, and the scores and allowed pairs, both `[batch..., q_len, q_heads, 1, count]`. Differentiable in the
+        arrays and in those of the pieces.
     """
     rank = len(call.batch)
 
@@ -105,7 +105,7 @@ def score_chosen(call: Call, query: jax.Array, key: jax.Array, chosen: jax.Array
 
 
 def take_chosen(array: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Of `[batch..., kv_len, kv_heads, d]`, the chosen: `[batch..., q_len, count, q_heads, d]`."""
+    """Gather the chosen keys of `[batch..., kv_len, kv_heads, d]`: `[batch..., q_len, count, q_heads, d]`."""
     *batch, q_heads, q_len, count = chosen.shape
     per_head = jnp.swapaxes(array, -3, -2)
     kv_heads, dim = per_head.shape[-3], per_head.shape[-1]
@@ -115,5 +115,5 @@ def take_chosen(array: jax.Array, chosen: jax.Array) -> jax.Array:
 
 
 def _map(call: Call, function: Any) -> Call:
-    """Every aligned array of the call's pieces and its positions, changed by `function`."""
+    """Apply `function` to every aligned array of the call's pieces and to its positions."""
     return dataclasses.replace(call, pieces=jax.tree.map(function, call.pieces))

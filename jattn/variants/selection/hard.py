@@ -1,4 +1,4 @@
-"""Hard attention: one key, drawn from the weights."""
+"""Hard attention: one key, sampled from the weights."""
 
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ from .best_keys import best_keys, score_chosen, take_chosen
 
 
 class Drawn(NamedTuple):
-    """What hard attention drew.
+    """The result of hard attention.
 
-    out: `[..., q_len, q_heads, v_dim]`, the value of the key that was drawn; 0 where a query may attend to nothing.
-    index: int32 `[..., q_len, q_heads]`, of that key; -1 where there is none.
+    out: `[..., q_len, q_heads, v_dim]`, the value of the sampled key; 0 where a query may attend to nothing.
+    index: int32 `[..., q_len, q_heads]`, the index of that key; -1 where there is none.
     log_probability: `[..., q_len, q_heads]`, the log of its weight, float32 (float64); 0 where there is none.
     """
 
@@ -35,32 +35,32 @@ def hard(
     straight_through: bool,
     **pieces: Any,
 ) -> Drawn:
-    """Hard attention: each query takes the value of one key, drawn with its softmax weight as probability.
+    """Hard attention: each query takes the value of one key, sampled from its softmax weights.
 
         j ~ softmax(score_i),    out_i = value_j
 
-    Xu et al. 2015 (arXiv:1502.03044). Drawn by the Gumbel-max trick over scores that are computed a tile of keys at a
-    time; the probability from the lse of `jattn.partial_attention`. Time is quadratic, memory linear.
+    Xu et al. 2015 (arXiv:1502.03044). Keys are sampled with the Gumbel-max trick over scores computed tile by tile; the
+    probability comes from the log-sum-exp of `jattn.partial_attention`. Time is quadratic, memory linear.
 
     Two estimators of a gradient through the choice:
 
-    - REINFORCE (`straight_through=False`): `out` has the gradient of `value_j` alone. Add
+    - REINFORCE (`straight_through=False`): only `value_j` passes a gradient to `out`. Add
       `reinforce(loss, log_probability, baseline)` to the loss; the sum is unbiased.
     - straight-through (`straight_through=True`; Bengio et al. 2013, arXiv:1308.3432): `out` has the gradient of soft
-      attention, in all arrays. Biased, of low variance.
+      attention, in all arrays. Biased, with low variance.
 
     Args:
         query: `[..., q_len, q_heads, qk_dim]`.
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
-        sample: a random key; None takes the likeliest key (of equals the first), as at test time.
+        sample: a random key; None takes the likeliest key, as at test time, and the first of ties.
         straight_through: which estimator.
         **pieces: arguments of `jattn.attention`, except the normalizer, which is the softmax: `mask`, `similarity`,
             `scores`, positions.
 
     Raises:
-        ValueError: a normalizer, or dropout; a `sample` that is no key; `straight_through` that is neither
-            True nor False; as in `jattn.attention`.
+        ValueError: a normalizer or dropout is given; `sample` is not a random key; `straight_through` is not a boolean;
+            as in `jattn.attention`.
 
     >>> import jax
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 4, 16)) for i in range(3))
@@ -96,7 +96,7 @@ def _hard(
     straight_through: bool,
     **pieces: Any,
 ) -> Drawn:
-    """With a random key of each example and head."""
+    """`hard`, with a random key for each example and head."""
     plain = {name: pieces.get(name) for name in ("mask", "similarity", "query_positions", "key_positions")}
     unknown = pieces.keys() - plain.keys() - {"scores", "implementation"}
     if unknown:
@@ -118,19 +118,21 @@ def _hard(
 
 
 def reinforce(loss: jax.Array, log_probability: jax.Array, baseline: Any = 0.0) -> jax.Array:
-    """A term of value 0 that gives `loss` its gradient through what was drawn.
+    """A term of value 0 whose gradient is the REINFORCE gradient of `loss` through the samples.
 
-        (loss - baseline) ∇ log p,    of expectation ∇ E[loss] - E[∇ loss]
+        (loss - baseline) ∇ log p,    with expectation ∇ E[loss] - E[∇ loss]
 
-    Williams 1992. A baseline that does not depend on the draw (a moving mean of losses) changes only the variance.
+    Williams 1992. A baseline that does not depend on the samples, such as a moving mean of losses, changes only the
+    variance.
 
     Args:
-        loss: of each example, any shape.
-        log_probability: of what was drawn for that example, of the same shape: summed over its queries and heads.
+        loss: loss of each example, any shape.
+        log_probability: log-probability of the samples of each example, summed over its queries and heads; the shape of
+            `loss`.
         baseline: a number, or an array of the shape of `loss`.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: the shapes differ.
 
     >>> import jax, jax.numpy as jnp
     >>> jax.grad(lambda logits: reinforce(jnp.array(3.0), jax.nn.log_softmax(logits)[0], 1.0))(jnp.zeros(2))

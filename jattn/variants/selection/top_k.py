@@ -1,4 +1,4 @@
-"""Attention over the best keys alone."""
+"""Attention over the best keys only."""
 
 from typing import Any
 
@@ -31,22 +31,22 @@ def top_k(
 
         K_i = the `count` largest of { score_ij : j allowed },    out_i = Σ_{j in K_i} w_ij value_j
 
-    with w the normalizer's weights over K_i. Exact; of equal scores the earlier key is kept. The gradient is that of
-    attention over K_i, the set itself being constant. After Zhao et al. 2019 (arXiv:1912.11637), which keeps what
-    equals the smallest score kept, and so may keep more.
+    with w the normalizer's weights over K_i. The selection is exact; ties go to the earlier key. The gradient is that
+    of attention over K_i, with the set held constant. After Zhao et al. 2019 (arXiv:1912.11637), who keep all keys tied
+    with the smallest selected score, and so may keep more.
 
-    Scores are computed a tile of keys at a time for a running best, then once more for the chosen: time is quadratic
-    (no tile is skipped, whatever the mask), memory is q_len x (tile + count x dims).
+    Scores are computed tile by tile with a running top-k, then again for the selected keys: time is quadratic (no tile
+    is skipped, whatever the mask), and memory is q_len x (tile + count x dims).
 
     Args:
         query: `[..., q_len, q_heads, qk_dim]`.
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
-        count: at least 1; more than kv_len is all of them.
+        count: number of keys, at least 1; if it exceeds kv_len, all keys.
         mask: as in `jattn.attention`, like all that follow.
-        similarity: from a query and a key to a number.
-        scores: what happens to it, before the best are chosen.
-        normalizer: from the chosen scores to weights.
+        similarity: maps a query and a key to a number.
+        scores: modify it, before the best are chosen.
+        normalizer: maps the chosen scores to weights.
         query_positions: absolute.
         key_positions: absolute.
 

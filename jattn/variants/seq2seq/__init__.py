@@ -1,4 +1,4 @@
-"""Attention of a decoder to its source: where Luong et al. look, and what See et al. copy and cover."""
+"""Attention of a decoder to its source: global and local attention, coverage, and copying."""
 
 from .coverage import Attended, CoverageAttention, coverage_loss, coverage_of
 from .local_m import local_m

@@ -1,4 +1,4 @@
-"""Coverage: attention that knows where it has looked before, and the loss for looking there again."""
+"""Coverage: attention that sees the sum of its earlier weights, and a loss against repeated attention."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from ...layers.layer import OWN_AXES, Layer, bias, kernel
 
 
 class Attended(NamedTuple):
-    """A step of attention.
+    """The result of one step of attention.
 
     Attributes:
         context: `[..., source_features]`, Σ_i a_i h_i, in the dtype of the sources.
         weights: a, `[..., kv_len]`.
         scores: e, before the softmax, -inf where masked, for `pointer_log_probabilities`.
-        coverage: for the next step: the one that came, and a.
+        coverage: the coverage for the next step: the sum of the current one and a.
     """
 
     context: jax.Array
@@ -37,16 +37,16 @@ class CoverageAttention(Layer):
         a^t = softmax(e^t),    c^t = Σ_{t' < t} a^{t'},    context_t = Σ_i a_i^t h_i
 
     See, Liu & Manning 2017 (arXiv:1704.04368), equations 1 to 3, 10 and 11. c^t sums the earlier steps only: at the
-    first step it is zero. With `coverage=False` the term w_c is left out, and a step is that of Bahdanau et al.
-    2015 (arXiv:1409.0473): the same numbers as `jattn.attention(..., similarity=jattn.similarities.Additive(...))`,
-    which is the way to go where all steps are known at once. Coverage cannot be: each step's scores need the weights
-    of those before it. A step costs O(kv_len) time and memory.
+    first step it is zero. With `coverage=False` the term w_c is left out, and a step is that of Bahdanau et al. 2015
+    (arXiv:1409.0473) and equals `jattn.attention(..., similarity=jattn.similarities.Additive(...))`, which is
+    preferable if all steps are known at once. With coverage, steps are sequential: the scores of each need the weights
+    of all earlier ones. A step takes O(kv_len) time and memory.
 
     Args:
-        state_features: of the decoder's state s.
-        source_features: of the encoder's states h.
-        features: of the hidden layer.
-        coverage: whether scores see c.
+        state_features: features of the decoder's state s.
+        source_features: features of the encoder's states h.
+        features: features of the hidden layer.
+        coverage: whether scores depend on c.
 
     Raises:
         ValueError: a size is below 1; at a call, shapes do not match.
@@ -74,7 +74,7 @@ class CoverageAttention(Layer):
         return {name: getattr(self, name) for name in ("state_features", "source_features", "features")}
 
     def parameters(self) -> dict[str, Any]:
-        """`source`, `state`: kernels to `features`; `coverage` (zero at first), `vector`, `bias`: `[features]`."""
+        """`source`, `state`: kernels to `features`; `coverage` (initially zero), `vector`, `bias`: `[features]`."""
         declared = {
             "source": kernel(self.source_features, self.features),
             "state": kernel(self.state_features, self.features),
@@ -84,7 +84,7 @@ class CoverageAttention(Layer):
         return declared | ({"coverage": bias(self.features)} if self.coverage else {})
 
     def keys(self, parameters: Mapping[str, Any], sources: jax.Array, allowed: jax.Array | None = None) -> jax.Array:
-        """W_h h + b, `[..., kv_len, features]`, float32 (float64): once for all steps.
+        """W_h h + b, `[..., kv_len, features]`, float32 (float64), computed once for all steps.
 
         Args:
             parameters: the layer's parameters.
@@ -105,15 +105,16 @@ class CoverageAttention(Layer):
         sources: jax.Array,
         allowed: jax.Array | None = None,
     ) -> Attended:
-        """One step, for the body of a `jax.lax.scan`: carry the `coverage`, zeros `[..., kv_len]` at first.
+        """One step, for the body of a `jax.lax.scan` that carries the `coverage`, initially zeros `[..., kv_len]`.
 
         Args:
             parameters: the layer's parameters.
             coverage: c, `[..., kv_len]`, of earlier steps.
             state: s, `[..., state_features]`.
-            keys: of `keys`.
+            keys: the result of `keys`.
             sources: h, `[..., kv_len, source_features]`.
-            allowed: booleans `[..., kv_len]`, False for padding; by default all are. With none the context is 0.
+            allowed: booleans `[..., kv_len]`, False for padding; by default all True. If none is True, the context is
+                0.
         """
         check_shapes(
             self._sizes(),
@@ -140,7 +141,7 @@ class CoverageAttention(Layer):
         sources: jax.Array,
         allowed: jax.Array | None = None,
     ) -> Attended:
-        """All steps, where the states are known beforehand: each array with a `steps` axis before its last.
+        """All steps, if the states are known beforehand: each array has a `steps` axis before its last.
 
         Args:
             parameters: the layer's parameters.
@@ -164,7 +165,7 @@ class CoverageAttention(Layer):
 
 
 def _without_padding(sources: jax.Array, allowed: jax.Array | None) -> jax.Array:
-    """What padding holds, NaN too, reaches neither the scores nor the context, nor a gradient."""
+    """Replace padding, so that its contents, NaN included, reach neither scores, context nor gradients."""
     if allowed is None:
         return sources
     check_shapes(kind=jnp.bool_, allowed=(allowed, " ".join(map(str, sources.shape[:-1]))))
@@ -172,16 +173,16 @@ def _without_padding(sources: jax.Array, allowed: jax.Array | None) -> jax.Array
 
 
 def coverage_of(weights: jax.Array) -> jax.Array:
-    """c^t = Σ_{t' < t} a^{t'}: what each step has seen before it.
+    """c^t = Σ_{t' < t} a^{t'}, the coverage before each step.
 
     Args:
         weights: a, `[..., steps, kv_len]`.
 
     Returns:
-        Of the same shape, float32 (float64); zero at the first step.
+        The same shape, float32 (float64); zero at the first step.
 
     Raises:
-        ValueError: fewer than two axes.
+        ValueError: there are fewer than two axes.
 
     >>> import jax.numpy as jnp
     >>> print(coverage_of(jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])))
@@ -195,7 +196,7 @@ def coverage_of(weights: jax.Array) -> jax.Array:
 
 
 def coverage_loss(weights: jax.Array) -> jax.Array:
-    """Σ_i min(a_i^t, c_i^t) for each step t: attention to what was attended before.
+    """Σ_i min(a_i^t, c_i^t) for each step t: attention to positions that were attended before.
 
     See et al. 2017 (arXiv:1704.04368), equation 12. Between 0 and 1; 0 at the first step. The paper adds it to the
     step's negative log-likelihood, with weight 1, after training without it.
@@ -207,7 +208,7 @@ def coverage_loss(weights: jax.Array) -> jax.Array:
         `[..., steps]`, float32 (float64).
 
     Raises:
-        ValueError: fewer than two axes.
+        ValueError: there are fewer than two axes.
 
     >>> import jax.numpy as jnp
     >>> print(coverage_loss(jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])))

@@ -13,22 +13,23 @@ def local_m(
 ) -> jax.Array:
     """Luong local-m: attention to the keys in `[t - distance, t + distance]`, with t the position of the query.
 
-    Luong, Pham & Manning 2015 (arXiv:1508.04025), "local-m": source and target are assumed to be aligned. It is
-    `jattn.attention` with the mask `SlidingWindow(distance, distance)`, whose other tiles are skipped.
+    Luong, Pham & Manning 2015 (arXiv:1508.04025), "local-m", which assumes that source and target are aligned. This is
+    `jattn.attention` with the mask `SlidingWindow(distance, distance)`; tiles outside the window are skipped.
 
     Args:
         query: `[..., q_len, q_heads, qk_dim]`.
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
         distance: D, an integer of at least 0.
-        mask: a further mask, `jattn.masks.Lengths` for padded sources.
-        **pieces: arguments of `jattn.attention`; with as many queries as keys there is no need for `query_positions`.
+        mask: an additional mask, such as `jattn.masks.Lengths` for padded sources.
+        **pieces: arguments of `jattn.attention`; if there are as many queries as keys, `query_positions` are not
+            needed.
 
     Returns:
         `[..., q_len, q_heads, v_dim]`.
 
     Raises:
-        ValueError: a negative `distance`; as in `jattn.attention`.
+        ValueError: `distance` is negative; as in `jattn.attention`.
 
     >>> import jax
     >>> h, s = (jax.random.normal(jax.random.key(i), (2, 20, 1, 16)) for i in range(2))

@@ -30,33 +30,33 @@ def local_p(
     scores: Any = (),
     **pieces: Any,
 ) -> jax.Array:
-    """Attention inside a window around each query's center, times a Gaussian there.
+    """Attention inside a window around each query's center, with weights multiplied by a Gaussian.
 
         a_is = softmax_{s: |s - p_i| <= D}(score_is) exp(-(s - p_i)² / (2 σ²)),    σ = D / 2,    out_i = Σ_s a_is v_s
 
-    Luong, Pham & Manning 2015 (arXiv:1508.04025), "local-p". The weights are *not* normalized again, so they sum to
-    less than 1. The gradient reaches the centers through the Gaussian; the edge of the window has none.
+    Luong, Pham & Manning 2015 (arXiv:1508.04025), "local-p". The weights are *not* renormalized, so they sum to less
+    than 1. The gradient reaches the centers through the Gaussian, not through the edges of the window.
 
-    Two calls of `jattn.attention`, both of which skip the tiles out of reach: with the logarithm of the Gaussian
-    among the scores, the softmax is the wanted weights up to the ratio of the two calls' masses,
-    exp(lse with it - lse without), by which each output is multiplied.
+    Computed by two calls of `jattn.attention`, which skip tiles outside the windows. With the logarithm of the Gaussian
+    added to the scores, the softmax gives the desired weights up to a factor for each query, exp(lse with the Gaussian
+    - lse without), by which the output is multiplied.
 
     Args:
         query: `[..., q_len, q_heads, qk_dim]`.
         key: `[..., kv_len, kv_heads, qk_dim]`.
         value: `[..., kv_len, kv_heads, v_dim]`.
         centers: p, floating-point `[..., q_heads or 1, q_len]`, or `[q_len]` for all, in key positions.
-        distance: D, a number above 0, or an array `[..., q_heads]` or without axes, so that it can be annealed. Traced
-            values are not checked; one that is not above 0 gives a window with nothing in it.
-        mask: a further mask; `jattn.masks.Lengths` for padded sources.
-        scores: of `jattn.attention`.
-        **pieces: likewise, but for the normalizer, which is the softmax, and dropout.
+        distance: D, a positive number, or an array of shape `[..., q_heads]` or `[]`, so that it can be annealed.
+            Traced values are not checked; one that is not positive gives an empty window.
+        mask: an additional mask, such as `jattn.masks.Lengths` for padded sources.
+        scores: as in `jattn.attention`.
+        **pieces: arguments of `jattn.attention`, except the normalizer, which is the softmax, and dropout.
 
     Returns:
-        `[..., q_len, q_heads, v_dim]`; 0 where no key is in reach.
+        `[..., q_len, q_heads, v_dim]`; 0 if the window is empty.
 
     Raises:
-        ValueError: a normalizer or dropout; centers of another shape; a distance that is not above 0; as in
+        ValueError: a normalizer or dropout is given; the centers have another shape; a distance is not positive; as in
             `jattn.attention`.
 
     >>> import jax, jax.numpy as jnp
@@ -79,22 +79,22 @@ def local_p(
 
 @dataclasses.dataclass(frozen=True)
 class LuongLocal(Layer):
-    """Luong local-p: attention in a window and a Gaussian around a position that the decoder state predicts.
+    """Luong local-p: attention in a Gaussian window around a position predicted from the decoder state.
 
         p_t = S sigmoid(v_pᵀ tanh(W_p h_t)),    c_t = local_p(h_t, h̄, h̄, p_t, D),    out_t = tanh(W_c [c_t; h_t])
 
-    Luong, Pham & Manning 2015 (arXiv:1508.04025), with S the length of each example's own source and positions
-    0, ..., S - 1. A narrow window gives p no gradient from afar: start with a wide one and anneal it. For local-m use
-    `LuongGlobal` with `mask=jattn.masks.SlidingWindow(D, D)`.
+    Luong, Pham & Manning 2015 (arXiv:1508.04025), with S the length of each example's source and positions 0, ..., S -
+    1. With a narrow window, p gets no gradient from distant positions: start with a wide window and anneal it. For
+    local-m use `LuongGlobal` with `mask=jattn.masks.SlidingWindow(D, D)`.
 
     Demonstrated in `examples/experiments/local_p.py`.
 
     Args:
-        features: of decoder states, source states and the output.
-        hidden: features of W_p; by default as many.
+        features: features of decoder states, source states and the output.
+        hidden: output features of W_p; by default `features`.
 
     Raises:
-        ValueError: a size is below 1; at the call, shapes do not match, lengths beyond the sources; as in `local_p`.
+        ValueError: a size is below 1; at the call, shapes do not match, or lengths exceed the sources; as in `local_p`.
 
     >>> import jax
     >>> layer = LuongLocal(16)
@@ -152,8 +152,8 @@ class LuongLocal(Layer):
             states: h, `[..., q_len, features]`.
             sources: h̄, `[..., kv_len, features]`.
             distance: D, as in `local_p`.
-            lengths: of the sources, integers `[...]`, or one for all; what is beyond is padding. By default kv_len.
-            mask: a further mask.
+            lengths: lengths of the sources, integers `[...]`, or one for all; the rest is padding. By default kv_len.
+            mask: an additional mask.
             **pieces: arguments of `local_p`.
         """
         check_shapes(

@@ -1,4 +1,4 @@
-"""Location attention: weights that depend on the query alone."""
+"""Location attention: weights that depend only on the query."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ from ...similarities import Dot
 
 @dataclasses.dataclass(frozen=True)
 class Location(Layer):
-    """Location attention: softmax(W h) over positions, whatever the sources there hold.
+    """Location attention: softmax(W h) over positions, independent of the contents of the sources.
 
         c_t = Σ_s softmax_s(W h_t)_s h̄_s
 
-    Luong, Pham & Manning 2015 (arXiv:1508.04025), "location". Row s of W is what the s-th place has for a key, so it
-    is `jattn.attention` by dot products, which streams; there is a longest length, and no bias as in the paper.
+    Luong, Pham & Manning 2015 (arXiv:1508.04025), "location". Row s of W acts as the key of position s, so this is a
+    streamed `jattn.attention` with dot products. The source length is limited, and, as in the paper, there is no bias.
 
     Args:
-        features: of the states.
-        max_length: rows of W, the largest kv_len.
+        features: features of the states.
+        max_length: number of rows of W, the largest kv_len.
 
     Raises:
-        ValueError: a size is below 1; at the call, more than `max_length` sources, shapes do not match, and as in
-            `jattn.attention`.
+        ValueError: a size is below 1; at the call, there are more than `max_length` sources or shapes do not match; as
+            in `jattn.attention`.
 
     >>> import jax
     >>> layer = Location(16, max_length=50)
@@ -56,7 +56,7 @@ class Location(Layer):
         Args:
             parameters: the layer's parameters.
             states: h, `[..., q_len, features]`.
-            sources: h̄, `[..., kv_len, v_dim]`; the s-th is at place s.
+            sources: h̄, `[..., kv_len, v_dim]`; source s is at position s.
             **pieces: arguments of `jattn.attention`, except the similarity: `mask` (`jattn.masks.Lengths`), `scores`,
                 ...
         """

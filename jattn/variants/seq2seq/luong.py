@@ -15,7 +15,7 @@ from ...ops.attention.api import attention
 
 @dataclasses.dataclass(frozen=True)
 class LuongGlobal(Layer):
-    """Luong global attention: a decoder state attends over all source states, and is joined with its context.
+    """Luong global attention: a decoder state attends to all source states and is combined with its context.
 
         c_t = Σ_s softmax_s(score(h_t, h̄_s)) h̄_s
         out_t = tanh(W_c [c_t; h_t])
@@ -25,7 +25,7 @@ class LuongGlobal(Layer):
     `out_{t-1}` to the next decoder input.
 
     Args:
-        features: of decoder states, source states and the output.
+        features: features of decoder states, source states and the output.
 
     Raises:
         ValueError: `features` is below 1; at the call, shapes do not match; as in `jattn.attention`.
@@ -45,7 +45,7 @@ class LuongGlobal(Layer):
         check_positive(features=self.features)
 
     def parameters(self) -> dict[str, Any]:
-        """`out.kernel [2 features, features]`, of the context first."""
+        """`out.kernel [2 features, features]`, context first."""
         return {"out": {"kernel": kernel(2 * self.features, self.features)}}
 
     def __call__(self, parameters: Mapping[str, Any], states: jax.Array, sources: jax.Array, **pieces: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Pointer-generator: the next word is made from the vocabulary or copied from the source."""
+"""Pointer-generator: the next word is generated from the vocabulary or copied from the source."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ class GenerationGate(Layer):
 
         p_gen = σ(w_h · context + w_s · state + w_x · input + b)
 
-    See, Liu & Manning 2017 (arXiv:1704.04368), equation 8. The logit, not p_gen, is what `pointer_log_probabilities`
-    takes: log p_gen and log (1 - p_gen) are then exact however sure the gate is.
+    See, Liu & Manning 2017 (arXiv:1704.04368), equation 8. `pointer_log_probabilities` takes the logit rather than
+    p_gen, so that log p_gen and log (1 - p_gen) are accurate even if the gate saturates.
 
     Args:
-        context_features: of the attention's output.
-        state_features: of the decoder's state.
-        input_features: of the decoder's input.
+        context_features: features of the attention's output.
+        state_features: features of the decoder's state.
+        input_features: features of the decoder's input.
 
     Raises:
         ValueError: a size is below 1; at the call, shapes do not match.
@@ -88,32 +88,33 @@ def pointer_log_probabilities(
     source_ids: jax.Array,
     extended_size: int,
 ) -> jax.Array:
-    """Pointer-generator: log P of every word, made by the vocabulary or copied from the source.
+    """Pointer-generator: log P of every word, generated from the vocabulary or copied from the source.
 
         P(w) = p_gen P_vocab(w) + (1 - p_gen) Σ_{i: source_i = w} a_i
         P_vocab = softmax(vocabulary_logits),  p_gen = σ(generation_logit),  a = softmax(attention_scores)
 
-    See, Liu & Manning 2017 (arXiv:1704.04368), equation 9. The extended vocabulary is the vocabulary and behind it the
-    words that only the source has; there P_vocab is 0. All in logarithms, so that no probability underflows: the
-    scatter of a is a scattered logsumexp.
+    See, Liu & Manning 2017 (arXiv:1704.04368), equation 9. The extended vocabulary is the vocabulary followed by the
+    words that only the source has; for these P_vocab is 0. Everything is computed in logarithms, so that no probability
+    underflows: the scatter of a is a scattered logsumexp.
 
     Demonstrated in `examples/experiments/copying_unknown.py`.
 
     Args:
         vocabulary_logits: `[..., steps, vocabulary]`.
-        generation_logit: of p_gen, `[..., steps]`, as in `GenerationGate`; `inf` only makes words, `-inf` only copies.
+        generation_logit: logit of p_gen, `[..., steps]`, as in `GenerationGate`; `inf` only generates, `-inf` only
+            copies.
         attention_scores: before the softmax, `[..., steps, kv_len]`; -inf where a position may not be copied.
-        source_ids: the source's words in the extended vocabulary, integers `[..., kv_len]`. A negative id is padding,
-            never copied: it has no part in the softmax over the scores.
-        extended_size: of the extended vocabulary.
+        source_ids: the source's words in the extended vocabulary, integers `[..., kv_len]`. A negative id is padding:
+            it is never copied and is excluded from the softmax over the scores.
+        extended_size: size of the extended vocabulary.
 
     Returns:
-        `[..., steps, extended_size]`, float32 (float64), -inf for a word that cannot come. P sums to 1; where the
-        source is all padding, to p_gen.
+        `[..., steps, extended_size]`, float32 (float64), -inf for an impossible word. P sums to 1, or to p_gen if the
+        source is all padding.
 
     Raises:
-        ValueError: shapes do not match; `extended_size` below the vocabulary's; a source id from `extended_size` on,
-            where ids are known. Under `jit` they are not, and such an id counts as padding.
+        ValueError: shapes do not match; `extended_size` is below the size of the vocabulary; a source id is at least
+            `extended_size`, where ids are known. Under `jit` they are not, and such an id counts as padding.
 
     >>> import jax.numpy as jnp
     >>> scores, ids = jnp.zeros((1, 4)), jnp.array([0, 5, 5, -1])
@@ -148,7 +149,7 @@ def pointer_log_probability(
     source_ids: jax.Array,
     targets: jax.Array,
 ) -> jax.Array:
-    """log P of one word for each step, as training needs it: no extended vocabulary is laid out.
+    """log P of one word for each step, as needed in training, without materializing the extended vocabulary.
 
     It is the entry of `pointer_log_probabilities` at the target; arguments as there.
 
@@ -207,14 +208,14 @@ def _check_ids(name: str, ids: Any, size: int) -> None:
 
 
 def _log_weights(scores: jax.Array, ids: jax.Array) -> jax.Array:
-    """log softmax over the positions that are no padding, -inf at the others (whatever score they have)."""
+    """log softmax over the positions that are not padding, and -inf for padding, whatever its score."""
     scores = jnp.where(ids[..., None, :] >= 0, scores, -jnp.inf)
     total = log_sum_exp(scores, keepdims=True)
     return scores - jnp.where(jnp.isneginf(total), 0, total)
 
 
 def _scatter_logsumexp(scores: jax.Array, ids: jax.Array, empty: jax.Array) -> jax.Array:
-    """`[steps, kv_len]` to `[steps, len(empty)]`: logsumexp of the scores that go to each entry."""
+    """`[steps, kv_len]` -> `[steps, len(empty)]`: logsumexp of the scores that go to each entry."""
     size = empty.shape[0]
     at = jnp.where(ids >= 0, ids, size)  # one entry more takes the padding
     steps = scores.shape[0]

@@ -1,4 +1,4 @@
-"""BigBird: blocks at random, blocks nearby, and blocks that see and are seen by all (Zaheer et al. 2020)."""
+"""BigBird: random blocks, neighboring blocks, and global blocks (Zaheer et al. 2020)."""
 
 from typing import Any
 
@@ -21,26 +21,26 @@ def bigbird_mask(length: int, block: int, random_blocks: Any) -> Mask:
         all blocks                                        for i = 0 and i = n - 1,
         {0, n-1} ∪ {i-1, i, i+1} ∪ R_i                    for the others,    R_i = random_blocks[head, i - 1].
 
-    Zaheer et al. 2020 (arXiv:2007.14062). It is the plain union: a widely used implementation draws R only in
-    training, and in evaluation repeats block 0 in the softmax. The last block may be shorter. Padding is
-    `& Lengths(key_lengths, query_lengths)`. The mask is for sequences of this length: positions behind the last block
-    attend nothing, and nothing attends them.
+    Zaheer et al. 2020 (arXiv:2007.14062). The pattern is the union of these blocks. A widely used implementation draws
+    R only in training, and in evaluation repeats block 0 in the softmax. The last block may be shorter. For padding,
+    add `& Lengths(key_lengths, query_lengths)`. The mask is for sequences of this length: positions after the last
+    block see nothing and are not seen.
 
-    A mask skips tiles, head by head. Random blocks are scattered: tiles much larger than a block visit nearly all of
-    the pairs, so choose them alike, with `Tiled(q_tile=block, k_tile=block)` for an `implementation`; a table in
-    NumPy is known at trace time.
+    Tiles are skipped head by head. Random blocks are scattered, so tiles much larger than a block visit nearly all
+    pairs: choose tiles of the size of a block, `implementation=Tiled(q_tile=block, k_tile=block)`. A NumPy table is
+    known at trace time.
 
     Demonstrated in `examples/experiments/bigbird_parts.py`.
 
     Args:
-        length: of the sequence.
-        block: tokens of a block, at least 1.
-        random_blocks: R, integers `[heads or 1, n - 2, r]`, none among the other blocks of its row
-            (`random_blocks` draws them); the batch may stand in front. Traced ones are not checked.
+        length: length of the sequence.
+        block: tokens per block, at least 1.
+        random_blocks: R, integers `[heads or 1, n - 2, r]`, none of which the row sees anyway (`random_blocks` draws
+            such a table); batch axes may precede. Traced tables are not checked.
 
     Raises:
-        ValueError: fewer than r + 6 blocks, of which rows would see all: then use no mask, or smaller blocks; a table
-            of another shape; one that names a block twice, or one that does not exist.
+        ValueError: there are fewer than r + 6 blocks, so that rows would see everything: use no mask, or smaller
+            blocks; the table has another shape, repeats a block in a row, or names one that does not exist.
 
     >>> print(bigbird_mask(7, 1, [[[4], [5], [0], [1], [2]]]).picture(7, 7))
     Traceback (most recent call last):
@@ -55,18 +55,18 @@ def bigbird_mask(length: int, block: int, random_blocks: Any) -> Mask:
 def bigbird_etc_mask(length: int, block: int, random_blocks: Any, global_tokens: int) -> Mask:
     """BigBird ETC: window and random blocks and g extra global tokens, as a mask over g + length positions.
 
-    Zaheer et al. 2020 (arXiv:2007.14062). Positions 0, ..., g - 1 are the extra tokens, which see and are seen by all.
-    The sequence follows, and its block row i sees {i-1, i, i+1} ∪ R_i, R_i = random_blocks[head, i]; no block of it is
-    global.
+    Zaheer et al. 2020 (arXiv:2007.14062). Positions 0, ..., g - 1 are the extra tokens, which see everything and are
+    seen by all. The sequence follows; its block row i sees {i-1, i, i+1} ∪ R_i, R_i = random_blocks[head, i], and none
+    of its blocks is global.
 
     Args:
-        length: of the sequence, without the extra tokens.
+        length: length of the sequence, without the extra tokens.
         block: as in `bigbird_mask`.
-        random_blocks: R, integers `[heads or 1, n, r]`: every row has some.
+        random_blocks: R, integers `[heads or 1, n, r]`, for every row.
         global_tokens: g, at least 1.
 
     Raises:
-        ValueError: as `bigbird_mask`, with fewer than r + 4 blocks; `global_tokens` below 1.
+        ValueError: as in `bigbird_mask`, but for fewer than r + 4 blocks; `global_tokens` is below 1.
 
     >>> table = random_blocks(7, 1, heads=1, count=1, seed=0, internal=False)
     >>> print(bigbird_etc_mask(7, 1, table, global_tokens=2).picture(9, 9).splitlines()[1])
@@ -78,21 +78,21 @@ def bigbird_etc_mask(length: int, block: int, random_blocks: Any, global_tokens:
 
 
 def random_blocks(length: int, block: int, *, heads: int, count: int, seed: int, internal: bool = True) -> np.ndarray:
-    """A table R of random blocks: for each head and row, `count` different ones that the row does not see anyway.
+    """A table R of random blocks: for each head and row, `count` different blocks that the row does not see anyway.
 
     Args:
-        length: of the sequence.
-        block: tokens of a block.
-        heads: how many different patterns.
+        length: length of the sequence.
+        block: tokens per block.
+        heads: number of different patterns.
         count: r, at least 0.
-        seed: of NumPy's generator, an int of at least 0.
-        internal: for `bigbird_mask`; False for `bigbird_etc_mask`.
+        seed: seed of NumPy's generator, a nonnegative int.
+        internal: True for `bigbird_mask`, False for `bigbird_etc_mask`.
 
     Returns:
         int32 `[heads, n - 2, r]` (`[heads, n, r]` for `bigbird_etc_mask`), each row ascending.
 
     Raises:
-        ValueError: as `bigbird_mask`.
+        ValueError: as in `bigbird_mask`.
 
     >>> random_blocks(10, 1, heads=2, count=2, seed=0).shape
     (2, 8, 2)
@@ -106,7 +106,7 @@ def random_blocks(length: int, block: int, *, heads: int, count: int, seed: int,
 
 
 def _seen_anyway(blocks: int, internal: bool) -> np.ndarray:
-    """Of each row that has random blocks, the blocks that it sees without them: the window, and what is global."""
+    """For each row with random blocks, the blocks that it sees without them: the window and the global blocks."""
     rows = np.arange(1, blocks - 1) if internal else np.arange(blocks)
     seen = abs(rows[:, None] - np.arange(blocks)) <= 1
     if internal:
@@ -115,7 +115,7 @@ def _seen_anyway(blocks: int, internal: bool) -> np.ndarray:
 
 
 def _enough(length: int, block: int, count: int, internal: bool) -> int:
-    """How many blocks there are, if that leaves some that are not seen."""
+    """The number of blocks, after checking that enough remain to draw from."""
     blocks, needed = -(-length // block), count + (6 if internal else 4)
     if blocks < needed:
         raise ValueError(
@@ -126,7 +126,7 @@ def _enough(length: int, block: int, count: int, internal: bool) -> int:
 
 
 def _table(length: int, block: int, chosen: Any, *, internal: bool) -> Any:
-    """Which blocks see which: booleans `[..., heads, n, n]`; NumPy if the random ones are."""
+    """Which blocks see which: booleans `[..., heads, n, n]`, a NumPy array if the random blocks are."""
     check_positive(length=length, block=block)
     chosen = as_known(chosen)
     check_shapes(kind=jnp.integer, random_blocks=(chosen, "... heads rows count"))
@@ -166,6 +166,6 @@ def _check_chosen(chosen: np.ndarray, seen: np.ndarray) -> None:
 
 
 def _again(flat: np.ndarray) -> np.ndarray:
-    """Where an entry was in its row before."""
+    """Where an entry repeats an earlier one of its row."""
     same = flat[..., :, None] == flat[..., None, :]
     return np.tril(same, -1).any(-1)

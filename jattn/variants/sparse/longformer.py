@@ -1,4 +1,4 @@
-"""Longformer: a dilated window for each head, and a few tokens that see and are seen by all (Beltagy et al. 2020)."""
+"""Longformer: a dilated window for each head, and a few global tokens (Beltagy et al. 2020)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,26 +29,27 @@ def longformer_mask(
     length: int | None = None,
     causal: bool = False,
 ) -> Mask:
-    """The pattern as a mask, for one set of projections:
+    """Longformer's pattern as a mask, for a single set of projections:
 
         |i - j| ≤ w · d and (i - j) mod d = 0,    or i ∈ G,    or j ∈ G        w = reach, d = dilation
 
-    Beltagy, Peters & Cohan 2020 (arXiv:2004.05150), where `attention_window` counts both sides: 2 w. In the causal
-    form j ≤ i besides. Padding is `& Lengths(key_lengths, query_lengths)`, packed documents `& SameSegment(ids)`.
+    Beltagy, Peters & Cohan 2020 (arXiv:2004.05150), where `attention_window` counts both sides: 2 w. The causal form
+    also requires j ≤ i. For padding, add `& Lengths(key_lengths, query_lengths)`; for packed documents,
+    `& SameSegment(ids)`.
 
-    Tiles are skipped head by head. A head with a dilation visits the tiles that its window spans, w · d on either
-    side; a global token, one column and one row of tiles.
+    Tiles are skipped head by head. A head with dilation visits the tiles that its window spans, w · d on either side; a
+    global token adds a column and a row of tiles.
 
     Args:
-        reach: w, keys on either side, at least 0; an integer, or a tuple or array `[heads]`.
+        reach: w, keys on either side, nonnegative; an integer, or a tuple or array `[heads]`.
         dilation: d, at least 1; an integer, or a tuple or array `[heads]`.
-        global_tokens: G: booleans `[..., length]`, or positions `[..., count]` (integers, -1 for none), the batch in
-            front; None for none. NumPy arrays are known at trace time, and so are the tiles.
-        length: of the sequence, where `global_tokens` are positions.
-        causal: without the future.
+        global_tokens: G: booleans `[..., length]`, or positions `[..., count]` (integers, -1 for none), with batch axes
+            first; None for none. With NumPy arrays, the tiles are known at trace time.
+        length: length of the sequence, where `global_tokens` are positions.
+        causal: whether to exclude the future.
 
     Raises:
-        ValueError: numbers below their least; global positions beyond `length`, or without it.
+        ValueError: a number is below its minimum; global positions exceed `length`, or are given without it.
 
     >>> print(longformer_mask(1, global_tokens=[0], length=5).picture(5, 5).rsplit(chr(10), 2)[0])
     █████
@@ -66,12 +67,13 @@ def longformer_mask(
 
 
 def global_flags(global_tokens: Any, length: int | None = None) -> Any:
-    """Booleans `[..., length]` of global tokens that are given so, or as positions `[..., count]` (-1 for none).
+    """Booleans `[..., length]` for global tokens given as booleans or as positions `[..., count]` (-1 for none).
 
-    Positions that are not known at trace time are not checked: those beyond `length` flag nothing.
+    Positions that are not known at trace time are not checked; those beyond `length` have no effect.
 
     Raises:
-        ValueError: neither booleans nor integers; positions without `length`, or outside -1 to `length - 1`.
+        ValueError: they are neither booleans nor integers; positions are given without `length`, or are outside -1 to
+            `length - 1`.
 
     >>> global_flags([[0, 2], [1, -1]], 3).astype(int)
     array([[1, 0, 1],
@@ -100,27 +102,28 @@ def global_flags(global_tokens: Any, length: int | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Longformer(Layer):
-    """Longformer: a dilated window per head, and global tokens with projections of their own.
+    """Longformer: a dilated window per head, and global tokens with their own projections.
 
         i ∉ G:  y_i = attention(q_i; k_j, v_j)          over the window of i, and j ∈ G
         i ∈ G:  y_i = attention(q'_i; k'_j, v'_j)       over all j
         out = y W_o + b_o,    q = x W_q + b_q, ...,    q' = x W'_q + b'_q, ...
 
-    Beltagy et al. 2020 (arXiv:2004.05150). Others see a global token through its k and v, not its k' and v'. Both are
-    calls of `jattn.attention`, which skip each other's rows, and every tile out of the window without a global token.
+    Beltagy et al. 2020 (arXiv:2004.05150). Other tokens see a global token through its k and v, not its k' and v'. Both
+    lines are calls of `jattn.attention`; each skips the rows of the other, and tiles outside the window without global
+    tokens.
 
     Demonstrated in `examples/experiments/far_key.py`.
 
     Args:
-        features: of inputs and outputs.
-        heads: how many; must divide `features`.
+        features: features of inputs and outputs.
+        heads: number of heads; must divide `features`.
         reach: keys on either side of the query; the same for all heads, or a tuple with one for each.
-        dilation: the step between them; likewise.
-        causal: without the future, in both.
-        use_bias: on the projections, as in the paper's models.
+        dilation: the step between these keys; likewise.
+        causal: whether to exclude the future, in both calls.
+        use_bias: whether the projections have a bias, as in the paper's models.
 
     Raises:
-        ValueError: sizes below their least; heads that do not divide; a tuple that has not one number for each head.
+        ValueError: a size is below its minimum; heads do not divide; a tuple does not have one number per head.
 
     >>> import jax
     >>> layer = Longformer(16, heads=2, reach=3, dilation=(1, 2))
@@ -170,18 +173,18 @@ class Longformer(Layer):
         mask: Mask | Any = None,
         **options: Any,
     ) -> jax.Array:
-        """`[..., length, features]`.
+        """Apply the layer; the result is `[..., length, features]`.
 
         Args:
             parameters: the layer's parameters.
             inputs: x, `[..., length, features]`.
             global_tokens: G, as in `longformer_mask`.
-            mask: further restricts both: `Lengths(lengths, lengths)` for padding, whose output is `out.bias`;
-                `SameSegment(ids)` for packed documents, in which a global token sees its own.
+            mask: restricts both calls further: `Lengths(lengths, lengths)` for padding, whose output is `out.bias`;
+                `SameSegment(ids)` for packed documents, where a global token sees only its own document.
             **options: arguments of `jattn.attention`, for both: `query_positions`, `dropout`, `implementation`, ...
 
         Raises:
-            ValueError: shapes do not match; as `longformer_mask` and `jattn.attention`.
+            ValueError: shapes do not match; as in `longformer_mask` and `jattn.attention`.
         """
         length = check_shapes({"features": self.features}, inputs=(inputs, "... length features"))["length"]
         own = longformer_mask(self.reach, dilation=self.dilation)
@@ -200,6 +203,6 @@ class Longformer(Layer):
             heads = attend("", own)
         else:
             rows = Flagged(query_flags=flags)
-            # A row that may attend to nothing is 0, so each call leaves the other's rows alone.
+            # Rows that may attend to nothing are 0, so the two calls can be added.
             heads = attend("", (own | Flagged(key_flags=flags)) & ~rows) + attend("global_", rows)
         return project(parameters["out"], heads, "...qhd,hdf->...qf")

@@ -1,4 +1,4 @@
-"""Many continuations of one prefix, attended once for all; and the positions of documents in one row."""
+"""Many continuations of one prefix, which is stored and attended once; and positions in packed documents."""
 
 from typing import Any
 
@@ -15,17 +15,17 @@ from ...ops.attention.partial import merge
 
 
 def shared_prefix_mask(ids: Any) -> Mask:
-    """A row of a prefix and, behind it, several continuations of it, as a causal mask:
+    """A causal mask for a row that holds a prefix, followed by several continuations of it:
 
-        j ≤ i,  and j is of the prefix (ids[j] = 0) or of the same continuation (ids[j] = ids[i])
+        j ≤ i,  and j is in the prefix (ids[j] = 0) or in the same continuation (ids[j] = ids[i])
 
-    Positions may start again behind the prefix in each continuation (`query_positions`), as rotary embeddings want.
+    For rotary embeddings, positions may restart after the prefix in each continuation (`query_positions`).
 
     Args:
         ids: integers `[..., length]`: 0 for the prefix, another number for each continuation.
 
     Raises:
-        ValueError: no integers.
+        ValueError: `ids` are not integers.
 
     >>> print(shared_prefix_mask([0, 0, 1, 1, 2]).picture(5, 5).rsplit(chr(10), 2)[0])
     █····
@@ -49,30 +49,31 @@ def shared_prefix_attention(
     mask: Mask | Any = None,
     **options: Any,
 ) -> jax.Array:
-    """Shared prefix: continuations attend to a prefix that is kept once, and to themselves.
+    """Shared prefix: continuations attend to a prefix that is stored once, and to themselves.
 
-    Continuations attend a prefix that is kept once, and themselves: the merge of two partial results,
+    This is the merge of two partial results,
 
         merge(partial_attention(all queries, prefix), partial_attention(query, key, value, mask))
 
-    in which the queries of all continuations go over the prefix in one call, without copies of it
+    in which the queries of all continuations attend to the prefix in one call, without copying it
     (Juravsky et al. 2024, arXiv:2402.05099).
 
     Args:
         query: `[..., continuations, q_len, heads, dim]`.
-        key: `[..., continuations, kv_len, kv_heads, dim]`: a continuation's own keys.
+        key: `[..., continuations, kv_len, kv_heads, dim]`: the keys of each continuation.
         value: `[..., continuations, kv_len, kv_heads, v_dim]`.
         prefix_key: `[..., prefix_len, kv_heads, dim]`, seen by every query.
         prefix_value: `[..., prefix_len, kv_heads, v_dim]`.
-        mask: among a continuation's own queries and keys, positions counted from its start, by default `Causal()`.
-        **options: of `jattn.partial_attention` over the own keys: `query_positions`, ...; `similarity` and
-            `implementation` of both.
+        mask: the mask within a continuation, with positions counted from its start; by default `Causal()`.
+        **options: arguments of `jattn.partial_attention` within continuations, such as `query_positions`; `similarity`
+            and `implementation` also apply to the prefix.
 
     Returns:
         `[..., continuations, q_len, heads, v_dim]`.
 
     Raises:
-        ValueError: shapes do not match; `scores` or `dropout`, whose positions would differ; as `partial_attention`.
+        ValueError: shapes do not match; `scores` or `dropout` are given, whose positions would differ between the
+            calls; as in `partial_attention`.
 
     >>> import jax
     >>> rows = jax.random.normal(jax.random.key(0), (3, 5, 2, 4))
@@ -106,14 +107,14 @@ def positions_in_documents(ids: Any) -> Any:
 
     Krell et al. 2021 (arXiv:2107.02027).
 
-    With `key_positions=positions_in_documents(ids)`, which holds for the queries too, and `mask & SameSegment(ids)`,
-    any mask of positions holds in each document as if it stood alone.
+    With `key_positions=positions_in_documents(ids)`, which then applies to the queries too, and
+    `mask & SameSegment(ids)`, any mask of positions applies to each document separately.
 
     Args:
         ids: integers `[..., length]`; a document is a run of equal ids.
 
     Raises:
-        ValueError: no integers.
+        ValueError: `ids` are not integers.
 
     >>> positions_in_documents([7, 7, 7, 9, 9])
     array([0, 1, 2, 0, 1], dtype=int32)

@@ -1,4 +1,4 @@
-"""The strided and the fixed pattern of the Sparse Transformer (Child et al. 2019)."""
+"""The strided and fixed patterns of the Sparse Transformer (Child et al. 2019)."""
 
 from typing import Any
 
@@ -26,29 +26,30 @@ Pieces = dict[str, Any]
 
 
 def strided_mask(stride: int, how: str = "merged", *, q_heads: int | None = None, layer: int | None = None) -> Mask:
-    """A window and every `stride`-th earlier key, as a mask:
+    """The strided pattern as a mask: a window, and every `stride`-th earlier key,
 
         window: 0 ≤ i - j < l        columns: j ≤ i and (i - j) mod l = 0        l = stride
 
-    Child et al. 2019 (arXiv:1904.10509). As in the paper's code, the window has l keys, the query's own among them;
-    as the paper writes it, it has l + 1, but the one more is also a column. Window and columns one after the other
-    reach every earlier position, so two layers see everything.
+    Child et al. 2019 (arXiv:1904.10509). As in the paper's code, the window has l keys, the query's own included; in
+    the paper's text it has l + 1, but the additional one is in the columns anyway. A window followed by columns reaches
+    every earlier position, so two layers see everything.
 
-    The three ways of giving the two parts to heads: `"merged"`, each head sees their union; `"split"`, the first half
+    Three ways of assigning the two parts to heads: `"merged"`, each head sees their union; `"split"`, the first half
     of the heads has the window, the second the columns; `"interleaved"`, layers 0, 2, ... have the window and layers
     1, 3, ... the columns.
 
-    A mask skips tiles. Columns closer than a tile fill all causal tiles; `strided_attention` computes the same with
-    the columns brought together. Packed documents: `strided_mask(...) & SameSegment(ids)`.
+    Tiles are skipped, but columns closer than a tile fill all causal tiles; `strided_attention` computes the same with
+    the columns gathered. For packed documents, use `strided_mask(...) & SameSegment(ids)`.
 
     Args:
         stride: l, at least 1; about √length.
         how: one of "merged", "split", "interleaved".
-        q_heads: how many heads there are, for "split"; even.
-        layer: which layer this is, for "interleaved".
+        q_heads: number of heads, for "split"; even.
+        layer: index of this layer, for "interleaved".
 
     Raises:
-        ValueError: a stride below 1; an unknown `how`; `q_heads` or `layer` missing where needed, or given where not.
+        ValueError: `stride` is below 1; `how` is unknown; `q_heads` or `layer` is missing, or given although not
+            needed.
 
     >>> print(strided_mask(2).picture(5, 5).rsplit(chr(10), 2)[0])
     █····
@@ -64,24 +65,24 @@ def strided_mask(stride: int, how: str = "merged", *, q_heads: int | None = None
 def fixed_mask(
     stride: int, summaries: int = 1, how: str = "merged", *, q_heads: int | None = None, layer: int | None = None
 ) -> Mask:
-    """The query's own block up to itself, and the last few keys of every block, as a mask:
+    """The fixed pattern as a mask: the query's own block up to itself, and the last few keys of every block,
 
         block: j ≤ i and ⌊j/l⌋ = ⌊i/l⌋        summaries: j ≤ i and j mod l ≥ l - c        l = stride, c = summaries
 
-    Child et al. 2019 (arXiv:1904.10509), `how` as in `strided_mask`. Alone, the summaries leave the queries before the
-    first of them with nothing to attend: their output is 0. Blocks count from position 0: packed documents are
-    `fixed_mask(...) & SameSegment(ids)`, with positions that start again in each (`positions_in_documents`) where
-    blocks are to start with the document.
+    Child et al. 2019 (arXiv:1904.10509), `how` as in `strided_mask`. In heads with summaries only, queries before the
+    first summary see nothing, and their output is 0. Blocks count from position 0. For packed documents, use
+    `fixed_mask(...) & SameSegment(ids)`, with positions that restart in each (`positions_in_documents`) if blocks
+    should start with the document.
 
-    A mask skips tiles; `fixed_attention` computes the same with the summaries brought together.
+    Tiles are skipped; `fixed_attention` computes the same with the summaries gathered.
 
     Args:
         stride: l, the size of a block, at least 1.
-        summaries: c, from 1 to `stride`; the paper's are 8, 16 or 32 of a block of 128.
+        summaries: c, from 1 to `stride`; 8, 16 or 32 in blocks of 128 in the paper.
         how, q_heads, layer: as in `strided_mask`.
 
     Raises:
-        ValueError: as `strided_mask`; `summaries` not within 1 to `stride`.
+        ValueError: as in `strided_mask`; `summaries` is not within 1 to `stride`.
 
     >>> print(fixed_mask(2).picture(5, 5).rsplit(chr(10), 2)[0])
     █····
@@ -108,26 +109,27 @@ def strided_attention(
 ) -> jax.Array:
     """Sparse Transformer, strided: a window and every `stride`-th earlier key, gathered so that tiles are skipped.
 
-    `attention` with the mask `strided_mask`, at the cost of its pairs. Child et al. 2019 (arXiv:1904.10509).
+    Equals `attention` with the mask `strided_mask`, at a cost proportional to its pairs. Child et al. 2019
+    (arXiv:1904.10509).
 
-    For the columns, queries and keys are put in the order of their residues modulo `stride`: all that see each other
-    lie together, and tiles of different residues are skipped. Where a head has both parts, the two partial results
-    are merged. Work is O(length · stride + length² / stride) as soon as tiles are no larger than `length / stride`.
+    For the columns, queries and keys are sorted by their residues modulo `stride`, so that those that see one another
+    are adjacent, and tiles of different residues are skipped. If a head has both parts, the two partial results are
+    merged. Work is O(length · stride + length² / stride) as soon as tiles are no larger than `length / stride`.
 
     Args:
         query: `[..., length, heads, dim]`.
         key: `[..., length, kv_heads, dim]`: self-attention.
         value: `[..., length, kv_heads, v_dim]`.
         stride, how, layer: as in `strided_mask`.
-        mask: further restricts it: `SameSegment(ids)` for packed documents, `Lengths` for padding. Positions are
+        mask: an additional mask: `SameSegment(ids)` for packed documents, `Lengths` for padding. Positions are
             0, 1, ..., length - 1.
-        **options: `similarity`, `scores` and `implementation` of `attention`; scores read the same positions.
+        **options: `similarity`, `scores` and `implementation` of `attention`; scores see the same positions.
 
     Returns:
         `[..., length, heads, v_dim]`.
 
     Raises:
-        ValueError: as `strided_mask`; `length` differs between query and key; as `attention`.
+        ValueError: as in `strided_mask` and `attention`; `length` differs between query and key.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (50, 2, 4)) for i in range(3))
@@ -170,14 +172,15 @@ def fixed_attention(
     mask: Mask | Any = None,
     **options: Any,
 ) -> jax.Array:
-    """Sparse Transformer, fixed: the own block and the last keys of every block, gathered.
+    """Sparse Transformer, fixed: a query's own block and the last keys of every block, gathered to skip tiles.
 
-    `attention` with the mask `fixed_mask`, at the cost of its pairs. Child et al. 2019 (arXiv:1904.10509).
+    Equals `attention` with the mask `fixed_mask`, at a cost proportional to its pairs. Child et al. 2019
+    (arXiv:1904.10509).
 
-    The summaries of all blocks are gathered into one short row of keys; where a head has both parts, the partial
-    results over the own block and over the summaries of earlier blocks are merged.
+    The summaries of all blocks are gathered into one short sequence of keys. If a head has both parts, the partial
+    results over its own block and over the summaries of earlier blocks are merged.
 
-    Args, returns and raises: as `strided_attention` and `fixed_mask`.
+    Args, returns and raises: as in `strided_attention` and `fixed_mask`.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (50, 2, 4)) for i in range(3))
@@ -205,7 +208,7 @@ def fixed_attention(
 
 
 def _given(parts: tuple[Mask, Mask], how: str, q_heads: int | None, layer: Any) -> Mask:
-    """The two parts, in one of the three ways."""
+    """The two parts, assigned in one of the three ways."""
     check_choice("how", how, HOW)
     for name, given, owner in (("q_heads", q_heads, "split"), ("layer", layer, "interleaved")):
         if (given is not None) != (how == owner):
@@ -219,7 +222,7 @@ def _given(parts: tuple[Mask, Mask], how: str, q_heads: int | None, layer: Any) 
 
 
 def _run(local: Any, columns: Any, arrays: Arrays, mask: Any, options: Pieces, how: str, layer: Any) -> Any:
-    """Both parts on the heads that have them."""
+    """Run each part on the heads that have it."""
     check_choice("how", how, HOW)
     if (layer is not None) != (how == "interleaved"):
         raise ValueError(f"`layer` is for `how='interleaved'` and needed there; got layer {layer!r}, how {how!r}.")
@@ -272,7 +275,7 @@ def _length(query: jax.Array, key: jax.Array, value: jax.Array) -> int:
 def _check_sizes(
     arrays: Arrays, mask: Any, similarity: Any = None, scores: Any = (), implementation: Any = None
 ) -> None:
-    """The pieces fit the call as it came: what is `take_pieces` takes of them would fit in any case."""
+    """Check the pieces against the original call, because pieces after `take_pieces` would always match."""
     del implementation  # checked by each part
     query, key, _ = arrays
     sizes = {"head": query.shape[-2], "query": query.shape[-3], "key": key.shape[-3]}
@@ -281,6 +284,6 @@ def _check_sizes(
 
 
 def _restricted(pieces: Pieces, mask: Mask) -> Pieces:
-    """The pieces of a call, with a part's own mask added to theirs."""
+    """The pieces of a call, with the mask of a part added."""
     extra = pieces["mask"]
     return {**pieces, "mask": mask if extra is None else mask & extra}

@@ -1,4 +1,4 @@
-"""Pieces of a call whose heads, queries or keys are taken by index."""
+"""Pieces for a call whose heads, queries or keys are selected by index."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from ...foundation.pieces import Piece, map_fields
 
 
 def take_pieces(tree: Any, *, heads: Any = None, queries: Any = None, keys: Any = None) -> Any:
-    """Pieces for a call whose heads, queries or keys are `take`n by index, in another order or fewer.
+    """Pieces for a call whose heads, queries or keys are a selection by index (`jnp.take`).
 
-    Formulas of positions stay as they are (the positions are taken too); arrays that ride on these axes follow.
+    Functions of positions are unchanged, because the positions are selected too; arrays along these axes are indexed.
     """
     orders = {"head": heads, "query": queries, "key": keys}
 

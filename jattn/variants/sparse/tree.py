@@ -1,4 +1,4 @@
-"""Trees of candidate continuations, which speculative decoding verifies in one call."""
+"""Trees of candidate continuations, verified by speculative decoding in one call."""
 
 import math
 from typing import Any
@@ -18,17 +18,18 @@ def tree_mask(parents: Any, prefix_length: Integers = 0) -> Mask:
 
         k < P,    or q - P is k - P or a descendant of it        P = prefix_length
 
-    The keys are the P cached ones and behind them the nodes; the queries, the nodes, are at the positions
-    P, P + 1, ... (`query_positions`), whatever their depth. Rotary embeddings and the like want the depth instead:
-    `P + tree_depths(parents)`. Miao et al. 2023 (arXiv:2305.09781); Cai et al. 2024 (arXiv:2401.10774).
+    The keys are P cached ones followed by the nodes. The queries are the nodes, at positions P, P + 1, ...
+    (`query_positions`), whatever their depth. Rotary embeddings need the depth instead: `P + tree_depths(parents)`.
+    Miao et al. 2023 (arXiv:2305.09781); Cai et al. 2024 (arXiv:2401.10774).
 
     Args:
-        parents: integers `[..., nodes]`: the parent of each node, -1 for a node right behind the prefix. In any order.
-        prefix_length: P, an integer, or an array `[...]`, one for each sequence of the batch. A cache that is longer
-            than its P holds keys at P, P + 1, ... that are nodes here.
+        parents: integers `[..., nodes]`: the parent of each node, -1 for a node directly after the prefix. Nodes may be
+            in any order.
+        prefix_length: P, an integer, or an array `[...]` with one for each sequence of the batch. In a cache longer
+            than P, the keys from P on are treated as nodes.
 
     Raises:
-        ValueError: parents that are no nodes, or go round in a circle (not checked where they are traced).
+        ValueError: parents are not nodes, or form a cycle; not checked if they are traced.
 
     >>> mask = tree_mask([-1, 0, 0, 1], prefix_length=1)
     >>> print(mask.picture(4, 5, query_positions=[1, 2, 3, 4]).rsplit(chr(10), 2)[0])
@@ -42,10 +43,10 @@ def tree_mask(parents: Any, prefix_length: Integers = 0) -> Mask:
 
 
 def tree_depths(parents: Any) -> Any:
-    """How many ancestors each node has: `[..., nodes]`, int32.
+    """The number of ancestors of each node: `[..., nodes]`, int32.
 
     Raises:
-        ValueError: as `tree_mask`.
+        ValueError: as in `tree_mask`.
 
     >>> tree_depths([-1, 0, 0, 1])
     array([0, 1, 1, 2], dtype=int32)
@@ -62,7 +63,7 @@ def _checked(parents: Any) -> Any:
                 f"`parents` must be nodes, from 0 to {nodes - 1}, or -1 for none; got {parents.min()} to "
                 f"{parents.max()}."
             )
-        # From every node the way up ends before it has passed all nodes.
+        # The path from a node to the prefix has fewer steps than there are nodes.
         at = np.broadcast_to(np.arange(nodes), parents.shape)
         for _ in range(nodes):
             at = np.where(at < 0, -1, np.take_along_axis(parents, np.maximum(at, 0), -1))
@@ -72,7 +73,7 @@ def _checked(parents: Any) -> Any:
 
 
 def _ancestors(parents: Any) -> Any:
-    """Booleans `[..., node, ancestor or the node itself]`, by doubling the length of the way up."""
+    """Booleans `[..., node, ancestor or the node itself]`, by doubling the length of paths."""
     backend: Any = np if isinstance(parents, np.ndarray) else jnp
     nodes = parents.shape[-1]
     steps = (parents[..., None] == np.arange(nodes)) | np.eye(nodes, dtype=bool)

@@ -1,4 +1,4 @@
-"""Structured attention: weights are marginals of segmentations and of dependency trees."""
+"""Structured attention: weights are marginals of segmentations and dependency trees."""
 
 from .chain import chain_log_partition, chain_marginals
 from .layer import SoftParents

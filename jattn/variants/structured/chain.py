@@ -1,13 +1,13 @@
 """Linear-chain conditional random fields: log Z and marginals by normalized forward and backward messages.
 
-The forward message at position t is the logarithm of the summed weight of all prefixes that end in each state. It grows
-with t, and its rounding error with it, until that exceeds the differences between states that marginals are made of. So
-every message is normalized, and log Z is the sum of the logarithms of the normalizers:
+The forward message at position t is the log of the total weight of all prefixes that end in each state. It grows with
+t, and so does its rounding error, until it exceeds the differences between states that determine the marginals.
+Therefore every message is normalized, and log Z is the sum of the logs of the normalizers:
 
     a_t = θ_t + log Σ_from exp(a_{t-1} + θ(from, to)),    c_t = log Σ exp(a_t),    a_t <- a_t - c_t,    log Z = Σ_t c_t
 
-and likewise from the other end. Marginals of positions and of pairs are normalized products of the two, so no error
-adds up along the chain. They are the gradient of log Z.
+and likewise from the other end. Marginals of positions and of pairs are normalized products of both messages, so errors
+do not accumulate along the chain. They are the gradient of log Z.
 """
 
 from typing import Any, NamedTuple
@@ -23,12 +23,12 @@ from .log_space import normalized
 
 
 class Chain(NamedTuple):
-    """A checked chain, in float32 (float64), with the length in front.
+    """A checked chain, in float32 (float64), with the length axis first.
 
-    potentials: `[length, ..., states]`; 0 behind an example's length.
-    transitions: `[length - 1, ..., states, states]`, or `[1, ..., states, states]` for one that is shared.
+    potentials: `[length, ..., states]`; 0 beyond an example's length.
+    transitions: `[length - 1, ..., states, states]`, or `[1, ..., states, states]` if it is shared.
     joined: `[length - 1, ...]`, whether both ends of a step are within the length.
-    own: `[length, ...]`.
+    own: `[length, ...]`, whether a position is within the length.
     """
 
     potentials: jax.Array
@@ -43,21 +43,21 @@ def chain_log_partition(potentials: jax.Array, transitions: jax.Array, *, length
         Z = Σ_z exp(Σ_i θ_i(z_i) + Σ_i θ(z_{i-1}, z_i)),  over all z of {0, ..., states - 1}^length
 
     By the forward algorithm in log space, O(length · states²), one step of a `lax.scan` for each position. Messages are
-    normalized, so neither Z nor its gradient, `chain_marginals`, loses digits in a long chain.
+    normalized, so neither log Z nor its gradient, `chain_marginals`, loses precision in a long chain.
 
     Args:
         potentials: θ_i, floating-point `[..., length, states]`; -inf forbids a state.
         transitions: θ(from, to) `[states, states]`, shared by all steps and examples, or
             `[..., length - 1, states, states]`, one for each step of each example; -inf forbids.
-        lengths: integers `[...]`, one for each example, or one for all; by default the length of the arrays. What
-            stands behind is not read.
+        lengths: integers `[...]`, one for each example, or one for all; by default the length of the arrays. Entries
+            beyond are ignored.
 
     Returns:
-        `[...]`, float32 (float64 for float64); -inf where nothing is allowed, with zero gradients. Z = 1 at length 0.
+        `[...]`, float32 (float64 for float64); -inf if nothing is allowed, with zero gradients. Z = 1 at length 0.
         Differentiable to any order.
 
     Raises:
-        ValueError: shapes do not match; `lengths` that are no integers, of another shape, or too long.
+        ValueError: shapes do not match; `lengths` are not integers, have another shape, or are too long.
 
     >>> import jax.numpy as jnp
     >>> print(chain_log_partition(jnp.zeros((3, 2)), jnp.zeros((2, 2))).round(4), jnp.log(8.0).round(4))
@@ -68,13 +68,13 @@ def chain_log_partition(potentials: jax.Array, transitions: jax.Array, *, length
 
 
 def chain_marginals(potentials: jax.Array, transitions: jax.Array, *, lengths: Any = None) -> jax.Array:
-    """p(z_i = s) under the field of `chain_log_partition`, as the gradient of log Z in θ_i(s).
+    """p(z_i = s) under the CRF of `chain_log_partition`, the gradient of log Z with respect to θ_i(s).
 
     Arguments and errors as there.
 
     Returns:
-        `[..., length, states]`, summing to 1 over the states; 0 behind an example's length, and everywhere in an
-        example in which nothing is allowed. Differentiable.
+        `[..., length, states]`, summing to 1 over the states; 0 beyond an example's length, and everywhere in an
+        example where nothing is allowed. Differentiable.
 
     >>> import jax.numpy as jnp
     >>> print(chain_marginals(jnp.zeros((3, 2)), jnp.array([[2.0, 0.0], [0.0, 2.0]])).round(3))
@@ -87,17 +87,17 @@ def chain_marginals(potentials: jax.Array, transitions: jax.Array, *, lengths: A
 
 
 class _Messages(NamedTuple):
-    """Forward, or backward in reversed order: normalized, before θ_t was added, and the logarithm of the normalizer."""
+    """Forward messages, or backward ones in reversed order: normalized, before adding θ_t, and the log normalizers."""
 
     messages: jax.Array
     arriving: jax.Array
     totals: jax.Array
 
 
-# Or every call outside of `jit` would compile its loop again.
+# Without this, every call outside of `jit` would compile its loop again.
 @jax.jit
 def _run(potentials: jax.Array, transitions: jax.Array, joined: jax.Array) -> _Messages:
-    """Messages from the front; `transitions` with one step for all, or one for each."""
+    """Forward messages; `transitions` has one step for all, or one for each."""
     length = potentials.shape[0]
     if length == 0:
         return _Messages(potentials, potentials, potentials[..., 0])
@@ -118,7 +118,7 @@ def _run(potentials: jax.Array, transitions: jax.Array, joined: jax.Array) -> _M
 
 
 def _messages(chain: Chain) -> tuple[_Messages, _Messages]:
-    """Forward and backward, in one loop; both in the order of the chain."""
+    """Forward and backward messages, computed in one loop; both in the order of the chain."""
 
     def both(array, other):
         return jnp.stack([array, jnp.flip(other, 0)], 1)
@@ -167,7 +167,7 @@ _log_partition.defjvp(_log_partition_jvp, symbolic_zeros=True)
 
 
 def _chain(potentials: Any, transitions: Any, lengths: Any) -> Chain:
-    """Check the arguments; put zeros behind each length."""
+    """Check the arguments, and set entries beyond each length to zero."""
     batch = _check_chain(potentials, transitions)
     length = potentials.shape[-2]
     dtype = accumulation_dtype(potentials, transitions)
@@ -182,7 +182,7 @@ def _chain(potentials: Any, transitions: Any, lengths: Any) -> Chain:
 
 
 def _check_chain(potentials: Any, transitions: Any) -> tuple[int, ...]:
-    """Shapes of a chain; its batch axes."""
+    """Check the shapes of a chain; returns its batch axes."""
     sizes = check_shapes(potentials=(potentials, "... length states"))
     if getattr(transitions, "ndim", 0) == 2:
         check_shapes(sizes, transitions=(transitions, "states states"))

@@ -1,4 +1,4 @@
-"""The parents of words as a layer (Kim et al. 2017)."""
+"""Soft selection of each word's parent as a layer (Kim et al. 2017)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,18 +24,18 @@ class SoftParents(Layer):
         θ_ij = vᵀ tanh(W₁ h_i + W₂ h_j + b),  c_j = Σ_i p(i -> j) h_i
 
     Kim, Denton, Hoang & Rush 2017 (arXiv:1702.00887), section 3.2, with i over the words and the root, whose state
-    h_root is learned. θ takes O(length² hidden) memory, as the chart of trees takes O(length³).
+    h_root is learned. θ takes O(length² hidden) memory, and the chart of trees O(length³).
 
     Demonstrated in `examples/experiments/eisner.py`.
 
     Args:
-        features: of the states h.
-        hidden: features of the pair.
+        features: features of the states h.
+        hidden: features of the hidden layer for a pair of words.
         trees: `"projective"` (Eisner, the paper's) or `"nonprojective"` (matrix-tree).
         single_root: whether the root has exactly one child.
 
     Raises:
-        ValueError: a size is below 1; another name of trees; at the call, shapes do not match and bad `lengths`.
+        ValueError: a size is below 1; `trees` is unknown; at the call, shapes do not match or `lengths` are invalid.
 
     >>> import jax
     >>> layer = SoftParents(8, hidden=16)
@@ -65,7 +65,7 @@ class SoftParents(Layer):
         }
 
     def __call__(self, parameters: Mapping[str, Any], states: jax.Array, *, lengths: Any = None) -> jax.Array:
-        """`[..., length, features]`: c, 0 behind an example's length.
+        """`[..., length, features]`: c, 0 beyond an example's length.
 
         Args:
             parameters: the layer's parameters.
@@ -77,7 +77,7 @@ class SoftParents(Layer):
         return soft_parents(found.arcs, states, lengths=lengths) + root.astype(states.dtype)
 
     def marginals(self, parameters: Mapping[str, Any], states: jax.Array, *, lengths: Any = None) -> TreeMarginals:
-        """p(i -> j) of the words and the root, arguments as of the call."""
+        """p(i -> j) for the words and the root; arguments as in `__call__`."""
         check_shapes({"features": self.features}, states=(states, "... length features"))
         own = token_mask(lengths, states.shape[:-2], states.shape[-2])
         states = jnp.where(own[..., None], states, 0)

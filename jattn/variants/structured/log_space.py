@@ -1,4 +1,4 @@
-"""Sums of products as logarithms, in which a weight of 0 is -inf and never becomes NaN."""
+"""Sums and products of weights in log space, where a weight of 0 is -inf and never causes NaN."""
 
 import functools
 from typing import NamedTuple
@@ -15,7 +15,7 @@ def log_add(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def normalized(terms: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Terms whose exponentials sum to 1 over the last axis, and the logarithm of what they summed to.
+    """The terms, shifted so that their exponentials sum to 1 over the last axis, and the log of the original sum.
 
     >>> import jax.numpy as jnp
     >>> message, total = normalized(jnp.array([1000.0, 1000.0]))
@@ -27,10 +27,10 @@ def normalized(terms: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class Log(NamedTuple):
-    """A logarithm, however large, with all digits of its fraction: `whole + fraction`.
+    """A logarithm stored as `whole + fraction`, so that its fraction keeps full precision however large it is.
 
-    In float32 the sum of a thousand logarithms of size 1 is off by 6e-5, and so is the number that it stands for. Whole
-    numbers add exactly, and fractions stay small.
+    In float32, a sum of a thousand logarithms of size 1 is off by 6e-5, and so is, relatively, the number it stands
+    for. Whole numbers add exactly, and fractions stay small.
 
     whole: a whole number in floating point, not differentiated.
     fraction: within 1/2 of 0 (1 after a product of two); -inf for a weight of 0.
@@ -44,7 +44,7 @@ NOTHING = Log(0.0, -jnp.inf)  # type: ignore[arg-type]  (Python numbers, for pad
 
 
 def separated(terms: jax.Array) -> Log:
-    """Whole number and fraction of logarithms.
+    """Split logarithms into whole numbers and fractions.
 
     >>> import jax.numpy as jnp
     >>> separated(jnp.float32(100.25))
@@ -60,12 +60,12 @@ def combined(log: Log) -> jax.Array:
 
 
 def multiplied(*logs: Log) -> Log:
-    """Of the product of weights."""
+    """The logarithm of a product of weights."""
     return functools.reduce(lambda a, b: Log(a.whole + b.whole, a.fraction + b.fraction), logs)
 
 
 def summed(log: Log, axis: int) -> Log:
-    """Of the sum of weights; as `log_sum_exp`."""
+    """The logarithm of a sum of weights, as in `log_sum_exp`."""
     zero = jnp.isneginf(log.fraction)
     top = jnp.where(zero, -jnp.inf, log.whole).max(axis, keepdims=True, initial=-jnp.inf)
     top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0, top))

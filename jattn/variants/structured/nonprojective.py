@@ -1,4 +1,4 @@
-"""Non-projective dependency trees: the matrix-tree theorem, its determinant by elimination without a subtraction."""
+"""Nonprojective dependency trees by the matrix-tree theorem, with a determinant by subtraction-free elimination."""
 
 import functools
 from typing import Any
@@ -16,20 +16,20 @@ from .trees import TreeMarginals, marginals_of, over_examples
 def nonprojective_log_partition(
     arcs: jax.Array, roots: jax.Array | None = None, *, single_root: bool = True, lengths: Any = None
 ) -> jax.Array:
-    """log Σ over all dependency trees of exp(Σ scores of the tree's arcs), arcs free to cross.
+    """log Σ over all dependency trees of exp(Σ scores of the tree's arcs), where arcs may cross.
 
     With weights w = exp(θ), r = exp(roots), the matrix-tree theorem (Tutte; Koo et al. 2007) says
 
         Z = det L,  L_jj = r_j + Σ_i w_ij,  L_ij = -w_ij        (any number of children of the root)
 
-    and for a single root that Z is its part linear in r. The determinant is the product of pivots of Gaussian
-    elimination. Off its diagonal L is negative and its columns sum to r, so the elimination of word m can be written
-    without a subtraction:
+    and that with a single root Z is the part linear in r. The determinant is the product of the pivots of Gaussian
+    elimination. The off-diagonal entries of L are negative and its columns sum to r, so the elimination of word m can
+    be written without subtraction:
 
         d_m = r_m + Σ_i w_im,  w_ij += w_im w_mj / d_m,  r_j += r_m w_mj / d_m,  Z = Π d_m
 
-    and hence in log space, where weights of any size, near cycles that cancel in a floating-point determinant and
-    forbidden arcs (-inf) all come out right. O(length³) work in `length` steps of a `lax.scan`.
+    and hence in log space. This is accurate for weights of any size, for near-cycles, which cancel in a floating-point
+    determinant, and for forbidden arcs (-inf). O(length³) work in `length` steps of a `lax.scan`.
 
     Arguments, result and errors as in `projective_log_partition`.
 
@@ -49,12 +49,12 @@ def nonprojective_log_partition(
 def nonprojective_marginals(
     arcs: jax.Array, roots: jax.Array | None = None, *, single_root: bool = True, lengths: Any = None
 ) -> TreeMarginals:
-    """Non-projective tree marginals: p(parent -> child), by the gradient of `nonprojective_log_partition`.
+    """Nonprojective tree marginals: p(parent -> child), the gradient of `nonprojective_log_partition`.
 
     Over all trees, with the arguments of `nonprojective_log_partition`. Koo et al. 2007.
 
     Returns:
-        As `projective_marginals`.
+        As in `projective_marginals`.
 
     >>> import jax.numpy as jnp
     >>> print(nonprojective_marginals(jnp.zeros((3, 3))).roots.round(4))
@@ -63,14 +63,14 @@ def nonprojective_marginals(
     return marginals_of(nonprojective_log_partition, arcs, roots, single_root=single_root, lengths=lengths)
 
 
-# Or every call outside of `jit` would compile its loop again.
+# Without this, every call outside of `jit` would compile its loop again.
 @functools.partial(jax.jit, static_argnames="single_root")
 def _eliminate(arcs: jax.Array, roots: jax.Array, length: jax.Array, single_root: bool) -> jax.Array:
-    """One word after the other. -inf in `arcs` is on the diagonal and behind the length.
+    """Eliminate one word after another. `arcs` is -inf on the diagonal and beyond the length.
 
-    With a single root r is infinitesimal: a word that others can reach drops it from its pivot. A word that none
-    can reach any more must be the root's child; its pivot is r_m, and from then on its own arcs are the roots of
-    what is left, of which there may be several.
+    With a single root, r is infinitesimal: it is dropped from the pivot of a word that others can reach. A word that
+    none can reach anymore must be the child of the root; its pivot is r_m, and from then on its arcs act as the roots
+    of the remaining words, of which there may be several.
     """
 
     if not arcs.shape[0]:

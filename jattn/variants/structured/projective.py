@@ -1,4 +1,4 @@
-"""Projective dependency trees: Eisner's inside algorithm, every span of one length at once."""
+"""Projective dependency trees: Eisner's inside algorithm, with all spans of one length at once."""
 
 from typing import Any
 
@@ -16,24 +16,24 @@ def projective_log_partition(
 ) -> jax.Array:
     """log Σ over projective dependency trees of exp(Σ scores of the tree's arcs).
 
-    A tree gives every word one parent, a word or the root, without a cycle; it is projective if no arc crosses
-    another when all are drawn above the sentence, the root to its left. Eisner 1996, as used by Kim et al. 2017
-    (arXiv:1702.00887). O(length³) work in log space, in `length - 1` steps of a `lax.scan`, one for each length of
-    span; its gradient keeps O(length³) numbers an example.
+    A tree assigns every word a parent, another word or the root, without cycles. It is projective if no arcs cross when
+    they are drawn above the sentence, with the root on the left. Eisner 1996, as used by Kim et al. 2017
+    (arXiv:1702.00887). O(length³) work in log space, in `length - 1` steps of a `lax.scan`, one for each span length;
+    its gradient stores O(length³) numbers per example.
 
     Args:
-        arcs: θ `[..., parent, child]`, floating-point; its diagonal is not read, -inf forbids an arc.
-        roots: score of the root as the parent, `[..., child]`; by default 0.
-        single_root: whether the root has exactly one child, or any number of them.
-        lengths: words of each example, integers `[...]`, or one for all; what stands behind is not read.
+        arcs: θ `[..., parent, child]`, floating-point; the diagonal is ignored, and -inf forbids an arc.
+        roots: scores of the root as the parent, `[..., child]`; by default 0.
+        single_root: whether the root must have exactly one child, rather than any number.
+        lengths: number of words of each example, integers `[...]`, or one for all; entries beyond are ignored.
 
     Returns:
-        `[...]`, float32 (float64 for float64); -inf where there is no tree, with zero gradients. Differentiable to
+        `[...]`, float32 (float64 for float64); -inf if there is no tree, with zero gradients. Differentiable to
         any order.
 
     Raises:
-        ValueError: shapes do not match; `lengths` that are no integers, of another shape, or too long;
-            `single_root` that is neither True nor False.
+        ValueError: shapes do not match; `lengths` are not integers, have another shape, or are too long;
+            `single_root` is not a boolean.
 
     >>> import jax.numpy as jnp
     >>> print(f"{jnp.exp(projective_log_partition(jnp.zeros((3, 3)))):.2f}")  # of 9 trees, 2 cross
@@ -46,7 +46,7 @@ def projective_log_partition(
 def projective_marginals(
     arcs: jax.Array, roots: jax.Array | None = None, *, single_root: bool = True, lengths: Any = None
 ) -> TreeMarginals:
-    """Projective tree marginals: p(parent -> child), by the gradient of `projective_log_partition`.
+    """Projective tree marginals: p(parent -> child), the gradient of `projective_log_partition`.
 
     Over projective trees, with the arguments of `projective_log_partition`. Eisner 1996, as used by Kim et al. 2017
     (arXiv:1702.00887).
@@ -54,7 +54,7 @@ def projective_marginals(
     Demonstrated in `examples/experiments/eisner.py`.
 
     Returns:
-        `TreeMarginals(arcs [..., parent, child], roots [..., child])`, each child's summing to 1; 0 behind an
+        `TreeMarginals(arcs [..., parent, child], roots [..., child])`, which sum to 1 for each child; 0 beyond an
         example's length, and everywhere in an example without a tree. Differentiable.
 
     >>> import jax.numpy as jnp
@@ -65,7 +65,7 @@ def projective_marginals(
     return marginals_of(projective_log_partition, arcs, roots, single_root=single_root, lengths=lengths)
 
 
-# Or every call outside of `jit` would compile their loop again.
+# Without this, every call outside of `jit` would compile their loop again.
 @jax.jit
 def _single_root(arcs: jax.Array, roots: jax.Array, length: jax.Array) -> jax.Array:
     """One child of the root, j: a span [0, j] and a span [j, length), both headed by j."""
@@ -79,7 +79,7 @@ def _single_root(arcs: jax.Array, roots: jax.Array, length: jax.Array) -> jax.Ar
 
 @jax.jit
 def _multi_root(arcs: jax.Array, roots: jax.Array, length: jax.Array) -> jax.Array:
-    """The root is one more word, to the left of all, without a parent."""
+    """The root is an additional leftmost word without a parent."""
     whole = jnp.pad(arcs, ((1, 0), (1, 0)), constant_values=-jnp.inf).at[0, 1:].set(roots)
     return jnp.take(combined(_spans(whole)[0])[0], length)
 
@@ -87,13 +87,13 @@ def _multi_root(arcs: jax.Array, roots: jax.Array, length: jax.Array) -> jax.Arr
 def _spans(arcs: jax.Array) -> tuple[Log, Log]:
     """Complete spans [i, j]: all trees of its words headed by i (right), and by j (left); `[n, n]` each, -inf below.
 
-    open_right[i, j] = θ_ij + log Σ_{i<=k<j} right[i, k] left[k+1, j]; open_left[i, j] the same with θ_ji;
-    right[i, j] = log Σ_{i<k<=j} open_right[i, k] right[k, j]; left[i, j] = log Σ_{i<=k<j} left[i, k] open_left[k, j]
-    (products in log space). What is not computed yet is -inf, so that sums over all k are sums over these. The numbers
-    grow with the length of a span: they are kept as a whole number and a fraction, which loses no digits.
+    open_right[i, j] = θ_ij + log Σ_{i<=k<j} right[i, k] left[k+1, j]; open_left[i, j] the same with θ_ji; right[i, j] =
+    log Σ_{i<k<=j} open_right[i, k] right[k, j]; left[i, j] = log Σ_{i<=k<j} left[i, k] open_left[k, j] (products in log
+    space). Entries not computed yet are -inf, so that sums over all k are sums over these. The logarithms grow with the
+    length of the span: they are stored as a whole number and a fraction to keep full precision.
     """
     n = arcs.shape[0]
-    # Behind the last column -inf stands for spans that end outside.
+    # Columns after the last are -inf, for spans that would end outside.
     nothing = separated(jnp.full((n, 2 * n), -jnp.inf, arcs.dtype))
     apart = jnp.arange(2 * n) - jnp.arange(n)[:, None]
     single = separated(jnp.where(apart == 0, 0, jnp.full((n, 2 * n), -jnp.inf, arcs.dtype)))

@@ -16,24 +16,24 @@ from .chain import chain_marginals
 def segmentation_attention(
     scores: jax.Array, transitions: jax.Array, values: jax.Array, *, lengths: Any = None
 ) -> jax.Array:
-    """The inputs that a chain of yes and no selects: c = Σ_i p(z_i = 1) x_i.
+    """Inputs weighted by the marginals of a binary chain: c = Σ_i p(z_i = 1) x_i.
 
         p(z) ∝ exp(Σ_i θ_i z_i + Σ_i θ(z_{i-1}, z_i)),  z_i in {0, 1}
 
-    Kim, Denton, Hoang & Rush 2017 (arXiv:1702.00887), section 3.1, with its potentials of pairs written as a score of
-    each position and a transition. The weights are marginals: each is in [0, 1], and they do not sum to 1.
+    Kim, Denton, Hoang & Rush 2017 (arXiv:1702.00887), section 3.1, with its pairwise potentials written as a score for
+    each position plus a transition. The weights are marginals: each is in [0, 1], and they do not sum to 1.
 
     Args:
         scores: θ_i `[..., length]`.
         transitions: θ(from, to) `[2, 2]` or `[..., length - 1, 2, 2]`.
         values: x `[..., length, features]`.
-        lengths: as in `chain_log_partition`; NaN in values behind them does not arrive.
+        lengths: as in `chain_log_partition`; values beyond, even NaN, are ignored.
 
     Returns:
-        `[..., features]`, in the dtype of `values`; 0 where nothing is allowed.
+        `[..., features]`, in the dtype of `values`; 0 if nothing is allowed.
 
     Raises:
-        ValueError: as `chain_log_partition`.
+        ValueError: as in `chain_log_partition`.
 
     >>> import jax.numpy as jnp
     >>> values = jnp.eye(3)
@@ -49,22 +49,22 @@ def segmentation_attention(
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation(Layer):
-    """Segmentation attention: weights are marginals of linear-chain CRFs, each of which reads the whole sequence.
+    """Segmentation attention: weights are the marginals of linear-chain CRFs over the whole sequence.
 
         θ_i = w_h·x_i + b_h,  θ_i(z_{i-1}, z_i) = (U_h x_i + t_h)(z_{i-1}, z_i),  c_h = Σ_i p_h(z_i = 1) V_h x_i
 
-    Kim et al. 2017 (arXiv:1702.00887). Arguments, shapes and errors of one chain are those of
-    `segmentation_attention`. With a query, concatenate it to the inputs, or add its score.
+    Kim et al. 2017 (arXiv:1702.00887). Each head is one `segmentation_attention`. To use a query, concatenate it to the
+    inputs, or add its score.
 
     Demonstrated in `examples/experiments/brackets.py`.
 
     Args:
-        features: of the inputs.
-        heads: how many chains.
-        head_dim: features that a chain reads; by default `features`.
+        features: features of the inputs.
+        heads: number of chains.
+        head_dim: features of each head's values; by default `features`.
 
     Raises:
-        ValueError: a size is below 1; at the call, shapes do not match; as `chain_log_partition`.
+        ValueError: a size is below 1; at the call, shapes do not match; as in `chain_log_partition`.
 
     >>> import jax
     >>> layer = Segmentation(8, heads=2, head_dim=4)
@@ -83,11 +83,11 @@ class Segmentation(Layer):
 
     @property
     def dim(self) -> int:
-        """Features that a chain reads."""
+        """Features of each head's values."""
         return self.features if self.head_dim is None else self.head_dim
 
     def parameters(self) -> dict[str, Any]:
-        """`score` w and b, `transition` U and t, `[heads, 2, 2]` the latter, and `value.kernel` V."""
+        """`score` (w and b), `transition` (U and t, the latter `[heads, 2, 2]`), and `value.kernel` (V)."""
         return {
             "score": {"kernel": kernel(self.features, self.heads), "bias": bias(self.heads)},
             "transition": {

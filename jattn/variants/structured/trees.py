@@ -1,4 +1,4 @@
-"""What projective and non-projective trees share: checks, marginals, and what a word makes of its parent."""
+"""What projective and nonprojective trees share: checks, marginals, and the expected parent of a word."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ from ...foundation.shapes import check_lengths, check_shapes, token_mask
 
 
 class TreeMarginals(NamedTuple):
-    """How probable each arc is.
+    """The probability of each arc.
 
     arcs: `[..., parent, child]`, p(parent -> child).
-    roots: `[..., child]`, p(root -> child). With the arcs into it they sum to 1 for each child.
+    roots: `[..., child]`, p(root -> child). With the arcs into a child, it sums to 1.
     """
 
     arcs: jax.Array
@@ -27,13 +27,14 @@ def soft_parents(arcs: jax.Array, states: jax.Array, *, lengths: Any = None) -> 
     Args:
         arcs: p `[..., parent, child]`, of `projective_marginals` or `nonprojective_marginals`.
         states: h `[..., length, features]`.
-        lengths: integers `[...]`, or one for all; states behind them are not read.
+        lengths: integers `[...]`, or one for all; states beyond are ignored.
 
     Returns:
-        `[..., length, features]`, in the dtype of `states`. The root's share is left out: it has no state.
+        `[..., length, features]`, in the dtype of `states`. The probability of the root is left out, because it has no
+        state.
 
     Raises:
-        ValueError: shapes do not match; `lengths` that are no integers, of another shape, or too long.
+        ValueError: shapes do not match; `lengths` are not integers, have another shape, or are too long.
 
     >>> import jax.numpy as jnp
     >>> print(soft_parents(jnp.array([[0.0, 1.0], [0.0, 0.0]]), jnp.array([[5.0], [7.0]])))
@@ -75,7 +76,7 @@ def over_examples(one: LogPartition, arcs: Any, roots: Any, lengths: Any) -> jax
 
 
 def marginals_of(log_partition: Callable[..., jax.Array], arcs: Any, roots: Any, **options: Any) -> TreeMarginals:
-    """The gradient of log Z in every score."""
+    """The gradient of log Z with respect to every score."""
     _check(arcs, roots)
     roots = jnp.zeros(arcs.shape[:-1], arcs.dtype) if roots is None else roots
     dtype = accumulation_dtype(arcs, roots)

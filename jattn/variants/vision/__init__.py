@@ -1,4 +1,4 @@
-"""Attention in images, and of text to images. Images are `[..., height, width, channels]`."""
+"""Attention over images, and between text and images. Images are `[..., height, width, channels]`."""
 
 from .augmented import AugmentedConvolution, relative_image_attention
 from .captioning import CaptioningAttention, Glimpse, doubly_stochastic_loss, moving_baseline, reinforce_loss

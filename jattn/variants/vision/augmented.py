@@ -25,22 +25,23 @@ def relative_image_attention(
 
         score_ij = q_i · (k_j + r^H_{y_j - y_i} + r^W_{x_j - x_i}) / √qk_dim
 
-    Bello et al. 2019 (arXiv:1904.09925), section 3.2. It is a dot product in disguise: the query is extended by its
-    logits q_i · r for each row and each column of the image, the key by two one-hot vectors of its row and column. So
-    it streams, and costs height + width features, not a bias of (height · width)² numbers.
+    Bello et al. 2019 (arXiv:1904.09925), section 3.2. It reduces to a dot product: the query is extended by its logits
+    q_i · r for each row and column of the image, the key by one-hot vectors of its row and column. So it streams, and
+    needs height + width additional features instead of a bias with (height · width)² entries.
 
     Args:
         query: `[..., height, width, q_heads, qk_dim]`.
         key: `[..., height, width, kv_heads, qk_dim]`; `q_heads` must be a multiple of `kv_heads`.
         value: `[..., height, width, kv_heads, v_dim]`.
-        height_table: r^H, `[2 height - 1, qk_dim]`, of the offsets -(height - 1), ..., height - 1; for all heads.
+        height_table: r^H, `[2 height - 1, qk_dim]`, for the offsets -(height - 1), ..., height - 1; shared by all
+            heads.
         width_table: r^W, `[2 width - 1, qk_dim]`.
 
     Returns:
         `[..., height, width, q_heads, v_dim]`, in the dtype of `value`; logits in float32 (float64).
 
     Raises:
-        ValueError: shapes do not match; tables for an image of another size.
+        ValueError: shapes do not match; the tables are for another image size.
 
     >>> import jax, jax.numpy as jnp
     >>> q = jax.random.normal(jax.random.key(0), (2, 7, 5, 4, 8))
@@ -74,15 +75,15 @@ def relative_image_attention(
 
 
 def _offsets(table: jax.Array, size: int) -> jax.Array:
-    """`[from, to, dim]`: the table's row of the offset to - from."""
+    """`[from, to, dim]`: the row of the table for the offset to - from."""
     return table[jnp.arange(size) - jnp.arange(size)[:, None] + size - 1]
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentedConvolution(Layer):
-    """Attention-augmented convolution: channels of a convolution beside channels of attention.
+    """Attention-augmented convolution: channels of a convolution, concatenated with channels of attention.
 
-    out = [conv(x); attention(x) W_o]: the channels of both, one behind the other.
+    out = [conv(x); attention(x) W_o], concatenated along the channels.
 
     Bello et al. 2019 (arXiv:1904.09925), equation 4. Attention is `relative_image_attention` over all pixels, with q,
     k, v from 1x1 convolutions. Strides are 1.
@@ -90,16 +91,16 @@ class AugmentedConvolution(Layer):
     Demonstrated in `examples/experiments/distant_pixels.py`.
 
     Args:
-        height, width: of the images, which the relative tables are made for.
-        in_channels: of x.
-        out_channels: of both parts together.
-        attention_channels: of the attention's part (the paper's d_v), less than `out_channels`.
-        key_channels: of queries and keys, of all heads together (d_k).
-        heads: of the attention; `attention_channels` and `key_channels` are multiples of it.
+        height, width: size of the images, on which the relative tables depend.
+        in_channels: channels of x.
+        out_channels: channels of both parts together.
+        attention_channels: channels of the attention's part (the paper's d_v), less than `out_channels`.
+        key_channels: channels of queries and keys, of all heads together (d_k).
+        heads: number of heads of the attention; `attention_channels` and `key_channels` are multiples of it.
         kernel_size: side of the convolution.
 
     Raises:
-        ValueError: a size is below 1 or that do not divide; at the call, shapes do not match.
+        ValueError: a size is below 1, or sizes do not divide; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = AugmentedConvolution(7, 5, 3, 16, attention_channels=8, key_channels=8, heads=2)
@@ -148,7 +149,7 @@ class AugmentedConvolution(Layer):
         }
 
     def __call__(self, parameters: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        """`[..., height, width, out_channels]`, in the dtype of `images`, of the convolution first.
+        """`[..., height, width, out_channels]`, in the dtype of `images`, convolution first.
 
         Args:
             parameters: the layer's parameters.

@@ -16,13 +16,13 @@ from ...similarities import Additive
 
 
 class Glimpse(NamedTuple):
-    """What hard attention saw.
+    """The result of hard attention.
 
     Attributes:
         context: `[..., steps, annotation_features]`.
-        log_probability: log α of the sampled place, `[..., steps]`; 0 where the step used α itself.
-        entropy: of α, `[..., steps]`.
-        sampled: booleans `[..., steps]`, whether the step looked at a sampled place.
+        log_probability: log α of the sampled annotation, `[..., steps]`; 0 if the step used α itself.
+        entropy: entropy of α, `[..., steps]`.
+        sampled: booleans `[..., steps]`, whether the step attended to a sampled annotation.
     """
 
     context: jax.Array
@@ -39,15 +39,15 @@ class CaptioningAttention(Layer):
         β_t = σ(w_β · h_{t-1} + b_β)
         soft: z_t = β_t Σ_i α_ti a_i        hard: z_t = β_t a_s, s ~ α_t
 
-    Xu et al. 2015 (arXiv:1502.03044). a_i are the annotations of an image (the pixels of a feature map, flattened), h
+    Xu et al. 2015 (arXiv:1502.03044). a_i are the annotations of an image (the flattened pixels of a feature map), h
     the decoder's states. The soft form is `jattn.attention` with `jattn.similarities.Additive`, streamed over
-    annotations, for any number of steps at once (one, in a decoder's loop). The paper gates the soft form only; here
-    both are.
+    annotations, for any number of steps at once (one, in a decoder's loop). The paper gates only the soft form; here
+    both are gated.
 
     Args:
-        state_features: of h.
-        annotation_features: of a, and of z.
-        features: of the hidden layer.
+        state_features: features of h.
+        annotation_features: features of a, and of z.
+        features: features of the hidden layer.
 
     Raises:
         ValueError: a size is below 1; at a call, shapes do not match; as in `jattn.attention`.
@@ -92,7 +92,7 @@ class CaptioningAttention(Layer):
             parameters: the layer's parameters.
             states: h, `[..., steps, state_features]`.
             annotations: a, `[..., kv_len, annotation_features]`.
-            mask: of `jattn.attention`, such as `jattn.masks.Lengths` for padded annotations.
+            mask: as in `jattn.attention`, such as `jattn.masks.Lengths` for padded annotations.
         """
         query, key, value, similarity = self._arrays(parameters, states, annotations)
         seen = attention(query, key, value, similarity=similarity, mask=mask)[..., 0, :]
@@ -101,7 +101,7 @@ class CaptioningAttention(Layer):
     def attention_weights(
         self, parameters: Mapping[str, Any], states: jax.Array, annotations: jax.Array, *, mask: Any = None
     ) -> jax.Array:
-        """α, `[..., steps, kv_len]`, for `doubly_stochastic_loss`; arguments as of the call."""
+        """α, `[..., steps, kv_len]`, for `doubly_stochastic_loss`; arguments as in `__call__`."""
         query, key, _, similarity = self._arrays(parameters, states, annotations)
         return attention_weights(query, key, similarity=similarity, mask=mask)[..., 0, :, :]
 
@@ -121,10 +121,10 @@ class CaptioningAttention(Layer):
             parameters: the layer's parameters.
             states: h, `[..., steps, state_features]`.
             annotations: a, `[..., kv_len, annotation_features]`.
-            key: of `jax.random`, for the places and for the steps that do not sample.
-            mask: of `jattn.attention`.
-            soft_rate: how often a step uses α itself, Σ_i α_i a_i, as the paper does half of the time, against the
-                estimator's variance. 1 is the soft form.
+            key: a random key, for the samples and for which steps do not sample.
+            mask: as in `jattn.attention`.
+            soft_rate: the probability that a step uses α itself, Σ_i α_i a_i, to reduce the variance of the estimator;
+                1/2 in the paper. 1 is the soft form.
         """
         if isinstance(soft_rate, bool) or not isinstance(soft_rate, (int, float)) or not 0 <= soft_rate <= 1:
             raise ValueError(f"`soft_rate` must be a Python number from 0 to 1; got {soft_rate!r}.")
@@ -154,7 +154,7 @@ class CaptioningAttention(Layer):
             states=(states, "... steps state_features"),
             annotations=(annotations, "... kv_len annotation_features"),
         )
-        # Queries and keys must have as many features: the narrower ones get zeros, and their kernel rows of zeros.
+        # Queries and keys must have equally many features: pad the narrower ones, and their kernel, with zeros.
         wide = max(self.state_features, self.annotation_features)
         state, annotation = (_widened(parameters[name], wide, -2) for name in ("state", "annotation"))
         similarity = Additive(state, annotation, parameters["vector"], parameters["bias"])
@@ -175,20 +175,20 @@ def _widened(array: jax.Array, size: int, axis: int) -> jax.Array:
 
 
 def doubly_stochastic_loss(weights: jax.Array, strength: float = 1.0) -> jax.Array:
-    """λ Σ_i (1 - Σ_t α_ti)²: over a caption every place should be looked at once in all.
+    """λ Σ_i (1 - Σ_t α_ti)²: over a caption, the total attention to every annotation should be 1.
 
     Xu et al. 2015 (arXiv:1502.03044), equation 14.
 
     Args:
-        weights: α, `[..., steps, kv_len]`. Set steps and annotations that are padding aside: weights 0 for the
-            steps, and a slice for the annotations, which would count as never looked at.
+        weights: α, `[..., steps, kv_len]`. Exclude padding: set the weights of padded steps to 0, and slice off padded
+            annotations, which would count as never attended to.
         strength: λ.
 
     Returns:
         `[...]`, float32 (float64).
 
     Raises:
-        ValueError: fewer than two axes.
+        ValueError: there are fewer than two axes.
 
     >>> import jax.numpy as jnp
     >>> print(doubly_stochastic_loss(jnp.eye(3)), doubly_stochastic_loss(jnp.eye(3)[:1]))
@@ -210,14 +210,14 @@ def reinforce_loss(
 
         -[ log p(y | s) + λ_r stop(log p(y | s) - b) Σ_t log α_t(s_t) + λ_e Σ_t H(α_t) ]
 
-    Xu et al. 2015 (arXiv:1502.03044), section 4.1. With λ_r = 1, λ_e = 0 and every step sampled, its gradient's mean
-    is minus that of Σ_s p(s) log p(y | s), for any baseline that does not depend on s; steps that used α itself have
-    no log α. Its value is no measure of anything: watch the log-likelihood.
+    Xu et al. 2015 (arXiv:1502.03044), section 4.1. With λ_r = 1, λ_e = 0 and every step sampled, the expected gradient
+    is minus that of Σ_s p(s) log p(y | s), for any baseline that does not depend on s; steps that used α itself
+    contribute no log α. The value of this loss is meaningless: monitor the log-likelihood instead.
 
     Args:
-        log_likelihood: log p(y | s) of each caption under its sampled places, `[...]`.
-        glimpse: of `CaptioningAttention.hard`, each array with a `steps` axis.
-        baseline: b, a number or `[...]`; of `moving_baseline`.
+        log_likelihood: log p(y | s) of each caption under its samples, `[...]`.
+        glimpse: the result of `CaptioningAttention.hard`, each array with a `steps` axis.
+        baseline: b, a number or `[...]`, such as from `moving_baseline`.
         reward_weight: λ_r.
         entropy_weight: λ_e.
 
@@ -248,11 +248,11 @@ def moving_baseline(baseline: jax.Array, log_likelihood: jax.Array, decay: float
 
     Args:
         baseline: b so far.
-        log_likelihood: of the captions of a mini-batch, `[...]`.
+        log_likelihood: the log-likelihoods of the captions of a mini-batch, `[...]`.
         decay: .9 in the paper.
 
     Raises:
-        ValueError: `log_likelihood` of no caption, or no floating-point array.
+        ValueError: `log_likelihood` is empty, or not a floating-point array.
 
     >>> import jax.numpy as jnp
     >>> print(moving_baseline(jnp.array(0.0), jnp.array([-1.0, -3.0])))

@@ -1,4 +1,4 @@
-"""CBAM: channels gated, then pixels."""
+"""CBAM: gates for channels, then for pixels."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,16 +22,17 @@ class CBAM(Layer):
         M_s = σ(conv([mean_c(x'); max_c(x')]))                     over channels; zeros around the image
         out = M_s ⊙ x'
 
-    Woo et al. 2018 (arXiv:1807.06521), without biases and batch norm, as its equations have it. Where several values
-    are the largest, they share the gradient.
+    Woo et al. 2018 (arXiv:1807.06521), without biases and batch norm, as in its equations. Where several values are the
+    maximum, they share the gradient.
 
     Args:
-        channels: of x.
-        hidden: channels between; the paper takes `channels / 16`.
+        channels: channels of x.
+        hidden: channels of the hidden layer; `channels / 16` in the paper.
         kernel_size: side of the convolution, odd; 7 in the paper.
 
     Raises:
-        ValueError: a size is below 1, an even `kernel_size`; at the call, shapes do not match, an image without pixels.
+        ValueError: a size is below 1; `kernel_size` is even; at the call, shapes do not match, or an image has no
+            pixels.
 
     >>> import jax
     >>> layer = CBAM(32, 2)
@@ -52,7 +53,7 @@ class CBAM(Layer):
             raise ValueError(f"`kernel_size` must be odd, so that it has a middle; got {self.kernel_size}.")
 
     def parameters(self) -> dict[str, Any]:
-        """`down [channels, hidden]`, `up [hidden, channels]`, `spatial [size, size, 2, 1]`, of the mean first."""
+        """`down [channels, hidden]`, `up [hidden, channels]`, `spatial [size, size, 2, 1]`, mean first."""
         return {
             "down": kernel(self.channels, self.hidden),
             "up": kernel(self.hidden, self.channels),

@@ -1,4 +1,4 @@
-"""CLIP: pooling an image by attention, and the loss that pairs images with texts."""
+"""CLIP: attention pooling of an image, and the contrastive loss of images and texts."""
 
 import dataclasses
 import math
@@ -25,20 +25,20 @@ LARGEST_SCALE = 100.0
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPool(Layer):
-    """CLIP attention pooling: an image as one vector, its mean attends to its pixels.
+    """CLIP attention pooling: an image as one vector, from attention of its mean to its pixels.
 
         tokens = [mean(x); x] + positions,    out = multi_head(query = tokens_0, key = value = tokens)
 
-    Radford et al. 2021 (arXiv:2103.00020), section 2.4, in place of a ResNet's average pooling.
+    Radford et al. 2021 (arXiv:2103.00020), section 2.4, instead of a ResNet's average pooling.
 
     Args:
-        height, width: of the grid, which positions are made for.
-        channels: of x.
-        heads: of the attention; `channels` is a multiple of it.
-        out_features: of the result.
+        height, width: size of the grid, which has learned positions.
+        channels: channels of x.
+        heads: number of heads of the attention; `channels` is a multiple of it.
+        out_features: features of the result.
 
     Raises:
-        ValueError: a size is below 1 or that do not divide; at the call, shapes do not match.
+        ValueError: a size is below 1, or sizes do not divide; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = AttentionPool(7, 5, 16, heads=4, out_features=8)
@@ -60,7 +60,7 @@ class AttentionPool(Layer):
         check_multiple("heads", channels=self.channels, heads=self.heads)
 
     def parameters(self) -> dict[str, Any]:
-        """`positions [1 + height * width, channels]`, of the mean first; `query`, `key`, `value`, `out`."""
+        """`positions [1 + height * width, channels]`, mean first; `query`, `key`, `value`, `out`."""
         heads = (self.heads, self.channels // self.heads)
         projection = {"kernel": kernel(self.channels, *heads), "bias": bias(*heads)}
         positions = bias(1 + self.height * self.width, self.channels, init=normal(self.channels**-0.5))
@@ -96,12 +96,12 @@ def contrastive_loss(images: jax.Array, texts: jax.Array, log_scale: jax.Array) 
         loss = mean_i [ (logsumexp_j s_ij + logsumexp_j s_ji) / 2 - s_ii ]
 
     Radford et al. 2021 (arXiv:2103.00020), figure 3; t starts at `FIRST_LOG_SCALE`, ln(1/.07). Both logsumexps are
-    those of `jattn.partial_attention`: the matrix of all pairs is streamed, not made, so that memory is linear in the
-    batch. Where the cap holds, t gets no gradient; to let it come back, clip t itself after each update, at
-    `math.log(LARGEST_SCALE)`, as CLIP's training does.
+    those of `jattn.partial_attention`: the matrix of all pairs is streamed and never stored, so memory is linear in the
+    batch. While the cap is active, t gets no gradient. So that it can recover, clip t itself to
+    `math.log(LARGEST_SCALE)` after each update, as in CLIP's training.
 
     Args:
-        images: `[..., pairs, features]`, of any norm.
+        images: `[..., pairs, features]`; norms do not matter.
         texts: `[..., pairs, features]`.
         log_scale: t, a floating-point number `[]`.
 
@@ -109,7 +109,7 @@ def contrastive_loss(images: jax.Array, texts: jax.Array, log_scale: jax.Array) 
         `[...]`, float32 (float64).
 
     Raises:
-        ValueError: shapes do not match; no pairs.
+        ValueError: shapes do not match; there are no pairs.
 
     >>> import jax.numpy as jnp
     >>> print(contrastive_loss(jnp.eye(4), jnp.eye(4), jnp.array(0.0)).round(3))

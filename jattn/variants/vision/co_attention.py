@@ -1,4 +1,4 @@
-"""Co-attention: two streams, an image's and a text's, of which each attends to the other."""
+"""Co-attention: two streams, of an image and a text, each of which attends to the other."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ class CoAttention(Layer):
         x' = norm(x + attention(x W_q, y W_k, y W_v) W_o),    y' = norm(y + attention(y W_q, x W_k, x W_v) W_o)
         each:    out = norm(x' + W₂ gelu(W₁ x' + b₁) + b₂)
 
-    Lu et al. 2019 (arXiv:1908.02265). Every stream has its own projections: its queries meet keys and values that
-    the *other* stream's projections made of the other stream. Both attend to the inputs, neither to the other's
-    result. As in BERT, norms come after the sums, with ε = 1e-12, and GELU is exact (erf). No dropout.
+    Lu et al. 2019 (arXiv:1908.02265). Every stream has its own projections: its queries meet keys and values computed
+    from the other stream by the *other* stream's projections. Both attend to the inputs, not to each other's results.
+    As in BERT, norms come after the sums, with ε = 1e-12, and GELU is exact (erf). There is no dropout.
 
     Args:
-        first_features, second_features: of x and y, which may differ.
-        heads: of the attention.
+        first_features, second_features: features of x and y, which may differ.
+        heads: number of heads of the attention.
         head_dim: features of a head.
-        first_hidden, second_hidden: of the feed-forward networks.
+        first_hidden, second_hidden: hidden features of the feed-forward networks.
 
     Raises:
         ValueError: a size is below 1; at the call, shapes do not match; as in `jattn.attention`.

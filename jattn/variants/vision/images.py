@@ -1,4 +1,4 @@
-"""Images `[..., height, width, channels]`: what the variants of this folder do to all of them alike."""
+"""Images `[..., height, width, channels]`: checks and helpers shared by this folder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ IMAGE_AXES: Mapping[str, str] = {"__call__": "height width channels"}
 
 
 def check_images(images: Any, channels: int) -> None:
-    """Images of so many channels, with pixels, of which there is a mean and a largest.
+    """Check that images have this many channels and at least one pixel.
 
     Raises:
-        ValueError: others.
+        ValueError: they do not.
     """
     sizes = check_shapes({"channels": channels}, images=(images, "... height width channels"))
     if 0 in (sizes["height"], sizes["width"]):
@@ -24,7 +24,7 @@ def check_images(images: Any, channels: int) -> None:
 
 
 def convolve(images: jax.Array, weight: jax.Array) -> jax.Array:
-    """`[..., height, width, out]`: zeros around keep the size; `weight` is `[rows, columns, in, out]`."""
+    """Convolve to `[..., height, width, out]`; zero padding keeps the size. `weight` is `[rows, columns, in, out]`."""
     *batch, height, width, channels = images.shape
     dimensions = ("NHWC", "HWIO", "NHWC")
     flat = images.reshape(-1, height, width, channels)

@@ -1,4 +1,4 @@
-"""Non-local blocks: every pixel attends to every pixel, and the image is added."""
+"""Non-local blocks: every pixel attends to every pixel, with a residual connection."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,23 +30,23 @@ class NonLocal(Layer):
         "dot"         f = θ(x_i)ᵀ φ(x_j),        C_i = N, the number of pixels
         "concat"      f = relu(w · [θ(x_i); φ(x_j)]),   C_i = N
 
-    Wang et al. 2018 (arXiv:1711.07971). W_z starts at zero, so that at first the block is the identity; the paper has
-    a batch norm behind it, which is zero at first instead. θ, φ, g are projections to `hidden` without bias. There
-    is no 1/√hidden.
+    Wang et al. 2018 (arXiv:1711.07971). W_z is initialized to zero, so that at first the block is the identity; in the
+    paper, a batch norm after it is initialized to zero instead. θ, φ, g are projections to `hidden` channels without
+    bias. There is no factor 1/√hidden.
 
-    None of the four makes the matrix of all pairs. The first two are `jattn.attention`, streamed. "dot" is a product
-    of three matrices, computed from the right: θ (φᵀ g) / N. "concat" is a dot product in disguise, [w_θ·θ(x_i), 1] ·
-    [1, w_φ·φ(x_j)], with the normalizer `jattn.normalizers.ReLU`, streamed too.
+    None of the four stores the matrix of all pairs. The first two are streamed `jattn.attention`. "dot" is a product of
+    three matrices, computed from the right: θ (φᵀ g) / N. "concat" reduces to a dot product, [w_θ·θ(x_i), 1] · [1,
+    w_φ·φ(x_j)], with the normalizer `jattn.normalizers.ReLU`, also streamed.
 
     Demonstrated in `examples/experiments/distant_pixels.py`.
 
     Args:
-        channels: of x.
-        hidden: of θ, φ and g; the paper takes `channels / 2`.
-        pairwise: which of the four.
+        channels: channels of x.
+        hidden: channels of θ, φ and g; `channels / 2` in the paper.
+        pairwise: one of the four.
 
     Raises:
-        ValueError: a size is below 1, an unknown `pairwise`; at the call, shapes do not match.
+        ValueError: a size is below 1; `pairwise` is unknown; at the call, shapes do not match.
 
     >>> import jax
     >>> layer = NonLocal(32, 16, "dot")
@@ -66,7 +66,7 @@ class NonLocal(Layer):
         check_choice("pairwise", self.pairwise, PAIRWISE)
 
     def parameters(self) -> dict[str, Any]:
-        """`value` (g) and `out` (W_z); but for "gaussian" `query` (θ) and `key` (φ); for "concat" `pair [2 hidden]`."""
+        """`value` (g) and `out` (W_z); except for "gaussian", `query` (θ) and `key` (φ); for "concat", `pair`."""
         declared: dict[str, Any] = {
             "value": kernel(self.channels, self.hidden),
             "out": kernel(self.hidden, self.channels)._replace(init=zeros),

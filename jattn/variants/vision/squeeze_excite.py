@@ -1,4 +1,4 @@
-"""Squeeze and excitation: an image's channels gated by their means."""
+"""Squeeze-and-excitation: the channels of an image, gated by their means."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ class SqueezeExcite(Layer):
     Hu, Shen & Sun 2018 (arXiv:1709.01507); the mean is over all pixels.
 
     Args:
-        channels: of x.
-        hidden: channels between; the paper takes `channels / 16`.
+        channels: channels of x.
+        hidden: channels of the hidden layer; `channels / 16` in the paper.
 
     Raises:
-        ValueError: a size is below 1; at the call, shapes do not match, an image without pixels.
+        ValueError: a size is below 1; at the call, shapes do not match, or an image has no pixels.
 
     >>> import jax
     >>> layer = SqueezeExcite(32, 2)
@@ -50,7 +50,7 @@ class SqueezeExcite(Layer):
         }
 
     def gates(self, parameters: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        """s, `[..., channels]`, float32 (float64); arguments as of the call."""
+        """s, `[..., channels]`, float32 (float64); arguments as in `__call__`."""
         check_images(images, self.channels)
         dtype = accumulation_dtype(images)
         down, up = parameters["down"], parameters["up"]
