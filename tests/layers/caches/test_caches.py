@@ -190,11 +190,11 @@ def test_half_precision_and_what_is_kept(kind):
 
     @jax.jit
     def both(cache):
-        how: Any = dict(implementation="reference", mask=masks.Causal())
-        _, cache = cache.append(key[:, :3], value[:, :3])
-        out = cache.view().attend(query[:, 2:3], query_positions=np.array([2]), **how)
-        rounded = [one[:, :3].astype(jnp.bfloat16) for one in (key, value)]
-        return out[:, 0], jattn.attention(query[:, :3], *rounded, **{**how, "mask": masks.Causal() & own})[:, 2]
+        how: Any = dict(implementation="reference")
+        _, cache = cache.append(key[:, :5], value[:, :5])
+        out = cache.view().attend(query[:, 4:5], query_positions=np.array([4]), **how)  # no mask: all tokens so far
+        rounded = [one[:, :5].astype(jnp.bfloat16) for one in (key, value)]
+        return out[:, 0], jattn.attention(query[:, :5], *rounded, mask=masks.Causal() & own, **how)[:, 4]
 
     got, want = (one.astype(np.float32) for one in both(cache))
     np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-2)
