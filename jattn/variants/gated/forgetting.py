@@ -31,9 +31,9 @@ class ForgettingAttention(CausalAttention):
     >>> layer = ForgettingAttention(16, 2, max_len=64)
     >>> parameters = layer.init(jax.random.key(0))
     >>> x = jax.random.normal(jax.random.key(1), (3, 10, 16))
-    >>> start, state = layer.prefill(parameters, x[:, :9])
-    >>> last, state = layer.step(parameters, x[:, 9], state)
-    >>> bool(jax.numpy.allclose(last, layer(parameters, x)[:, 9], atol=1e-5))
+    >>> start, state = jax.jit(layer.prefill)(parameters, x[:, :9])
+    >>> last, state = jax.jit(layer.step)(parameters, x[:, 9], state)
+    >>> bool(jax.numpy.allclose(last, jax.jit(layer)(parameters, x)[:, 9], atol=1e-5))
     True
     """
 

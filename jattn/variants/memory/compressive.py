@@ -59,7 +59,7 @@ class Compressive(Layer):
 
     >>> import jax
     >>> layer = Compressive(16, heads=2, memory_len=8, compressed_len=4, rate=2)
-    >>> out, memory, loss = layer(layer.init(jax.random.key(0)), jax.numpy.ones((3, 6, 16)))
+    >>> out, memory, loss = jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((3, 6, 16)))
     >>> out.shape, memory.compressed.shape, memory.filled.tolist()
     ((3, 6, 16), (3, 4, 16), [0, 6])
     """

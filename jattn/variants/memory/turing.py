@@ -175,7 +175,7 @@ class TuringMemory(Layer):
 
     >>> import jax
     >>> layer = TuringMemory(8, slots=16, width=4)
-    >>> read, state = layer(layer.init(jax.random.key(0)), jax.numpy.ones((2, 8)), layer.begin((2,)))
+    >>> read, state = jax.jit(layer)(layer.init(jax.random.key(0)), jax.numpy.ones((2, 8)), layer.begin((2,)))
     >>> read.shape, state.memory.shape
     ((2, 1, 4), (2, 16, 4))
     """

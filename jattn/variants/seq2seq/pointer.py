@@ -34,7 +34,7 @@ class GenerationGate(Layer):
     >>> import jax, jax.numpy as jnp
     >>> gate = GenerationGate(16, 8, 4)
     >>> parameters = gate.init(jax.random.key(0))
-    >>> gate(parameters, jnp.ones((2, 5, 16)), jnp.ones((2, 5, 8)), jnp.ones((2, 5, 4))).shape
+    >>> jax.jit(gate)(parameters, jnp.ones((2, 5, 16)), jnp.ones((2, 5, 8)), jnp.ones((2, 5, 4))).shape
     (2, 5)
     """
 

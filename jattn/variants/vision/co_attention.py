@@ -38,7 +38,7 @@ class CoAttention(Layer):
     >>> import jax
     >>> layer = CoAttention(16, 8, heads=2, head_dim=4, first_hidden=32, second_hidden=16)
     >>> parameters = layer.init(jax.random.key(0))
-    >>> first, second = layer(parameters, jax.numpy.ones((2, 9, 16)), jax.numpy.ones((2, 5, 8)))
+    >>> first, second = jax.jit(layer)(parameters, jax.numpy.ones((2, 9, 16)), jax.numpy.ones((2, 5, 8)))
     >>> first.shape, second.shape
     ((2, 9, 16), (2, 5, 8))
     """
