@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from tiers import rows
 
 from jattn.benchmarks import linear, table
 from jattn.benchmarks.suites import SUITES
@@ -15,7 +16,13 @@ def test_every_row_has_a_name_of_its_own():
     assert SUITES["linear"] is linear.linear
 
 
-@pytest.mark.parametrize("name", ["scan-gated-delta-rule", "time-gate-per-channel", "crossover-256", "decode"])
+@pytest.mark.parametrize(
+    "name",
+    rows(
+        ["scan-gated-delta-rule", "time-gate-per-channel", "crossover-256", "decode"],
+        ["scan-gated-delta-rule", "decode"],
+    ),
+)
 def test_a_row_runs(name):
     found = table.run(ROWS[name], rounds=1)
     assert found.figure is not None and found.figure > 0

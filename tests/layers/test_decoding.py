@@ -81,16 +81,19 @@ def generated(layer, parameters, x, state, *chunks, **options):
     return jnp.concatenate([*outs, jnp.moveaxis(steps, 0, 1)], 1), state
 
 
-ROWS = [
+EACH = [
     *((case, "contiguous") for case in CASES),
     *((case, "rolling") for case in CASES if "window" in case),
-    *(
-        (case, "paged") if case == "a learned sink" else pytest.param(case, "paged", marks=pytest.mark.exhaustive)
-        for case in CASES
-    ),
+    *((case, "paged") for case in CASES),
 ]
-
-
+ALWAYS = {
+    ("relative buckets, learned", "contiguous"),
+    ("scaled rotations, norms", "contiguous"),
+    ("dropout", "contiguous"),
+    ("window, grouped", "rolling"),
+    ("a learned sink", "paged"),
+}
+ROWS = [one if one in ALWAYS else pytest.param(*one, marks=pytest.mark.exhaustive) for one in EACH]
 WITH_GRADIENTS = ("window, grouped", "relative buckets, learned", "a learned sink", "scaled rotations, norms")
 """Cases that compare gradients, too; in the others only the pieces differ, whose gradients have tests of their own."""
 
