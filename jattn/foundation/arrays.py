@@ -151,6 +151,17 @@ def known_while_tracing(tree: Any) -> Any:
     )
 
 
+def as_constant(leaf: Any) -> Any:
+    """A concrete array as a NumPy array, so that what follows from it is known, such as a plan.
+
+    Anything else stays as it is: tracers, arrays that span processes, random keys, and what is no array.
+    """
+    if not isinstance(leaf, jax.Array) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    values = known_values(leaf)
+    return leaf if values is None else values
+
+
 def as_known(value: Any) -> Any:
     """The array as a NumPy array if it is known at trace time; a tracer stays as it is."""
     return value if isinstance(value, Tracer) else np.asarray(value)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ..foundation.arguments import check_key, check_positive
-from ..foundation.arrays import known_values
+from ..foundation.arrays import as_constant
 from ..layers import attention as data
 from ..layers.caches import Spec
 from ..layers.decoding import State
@@ -17,11 +17,6 @@ from ..layers.norms import QKNorm
 from ..layers.options import check_dtype, check_inputs, method_of
 from ..parallel import Heads
 from .layer import made
-
-
-def _constant(leaf: Any) -> Any:
-    values = known_values(leaf)
-    return leaf if values is None else values
 
 
 class MultiHeadAttention(nn.Module):
@@ -88,7 +83,7 @@ class MultiHeadAttention(nn.Module):
         self._layer(None, None)  # which checks the attributes
         for name in PIECES:
             # Attributes are constants. `nn.jit` compares modules by them, which fails for JAX arrays.
-            object.__setattr__(self, name, jax.tree.map(_constant, getattr(self, name)))
+            object.__setattr__(self, name, jax.tree.map(as_constant, getattr(self, name)))
         super().__post_init__()
 
     @nn.nowrap

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ..foundation.numerics import split_nonfinite
 from ..scores.bias import Bias
 
 
@@ -13,6 +14,6 @@ def finite_query(query: jax.Array) -> tuple[jax.Array, Bias]:
     and 0 * NaN would turn the gradient of the projection's weight into NaN. With the row replaced by 0 it stays finite.
     A row that does attend still yields NaN, through the bias.
     """
-    finite = jnp.isfinite(query)
-    poison = jnp.where(finite.all(-1), 0, jnp.nan).astype(jnp.float32)
-    return jnp.where(finite, query, 0), Bias(jnp.swapaxes(poison, -1, -2)[..., :, None])
+    clean, nonfinite = split_nonfinite(query)
+    poison = jnp.where(nonfinite.any(-1), jnp.nan, 0).astype(jnp.float32)
+    return clean, Bias(jnp.swapaxes(poison, -1, -2)[..., :, None])

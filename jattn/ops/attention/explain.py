@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ...foundation.arrays import known_values
+from ...foundation.arrays import as_constant
 from ...foundation.stateful import is_stateful, on_copies
 from ...foundation.target import compiled_for, expected_target
 from ..dispatch import WATCHER, Implementation, Watched
@@ -102,7 +101,7 @@ def explain(
         raise ValueError(f"`explain` takes the arguments of `attention`; got {sorted(unknown)}.")
     leaves, tree = jax.tree.flatten(Pieces(**options))
     # Show the plan for the values of concrete arrays, although `attention` itself would read them at run time.
-    concrete = [_known(leaf) for leaf in leaves]
+    concrete = [as_constant(leaf) for leaf in leaves]
     abstract = [i for i, leaf in enumerate(concrete) if isinstance(leaf, jax.ShapeDtypeStruct | Tracer | jax.Array)]
     arrays = {"query": query, "key": key, "value": value}
     found: list[Explanation] = []
@@ -186,11 +185,3 @@ def _explained(watched: Watched) -> Explanation:
         doubtful = doubt(pieces.mask, pieces.query_positions, pieces.key_positions, plan)
     whole = gathered((arrays["query"], arrays["key"], arrays["value"]))
     return dataclasses.replace(found, plan=plan, doubt=doubtful, gathered=whole)
-
-
-def _known(leaf: Any) -> Any:
-    """A concrete array as a NumPy array, so that its plan is known. Not an array that spans processes."""
-    if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        values = known_values(leaf)
-        return leaf if values is None else values
-    return leaf

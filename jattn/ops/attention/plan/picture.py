@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import jax
 import numpy as np
-from jax.core import Tracer
 
+from ....foundation.arrays import as_constant
 from ....foundation.pieces import map_fields
 from ....masks.base import Mask, paints_masks
 from ....masks.placement import placed
@@ -55,8 +54,7 @@ def picture_of_mask(mask: Mask, q_len: int, kv_len: int, query_positions: Any = 
 
     def look(value, axes, name):
         del axes
-        if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-            return np.asarray(value)
+        value = as_constant(value)
         if not is_known(value):
             raise ValueError(f"`{name}` is not known while tracing: a picture needs the mask's values, outside `jit`.")
         return value
