@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax.core import ShapedArray, Tracer
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 _VALUES: ContextVar[Mapping[int, Any]] = ContextVar("_VALUES", default=MappingProxyType({}))
 
@@ -129,6 +131,21 @@ class Known:
         object.__setattr__(self, "identity", (self.array.shape, self.array.dtype, self.array.tobytes()))
 
 
+_probe = Primitive("jattn_probe")
+_probe.def_impl(lambda: False)
+_probe.def_abstract_eval(lambda: ShapedArray((), np.dtype(bool)))
+mlir.register_lowering(_probe, mlir.lower_fun(lambda: jnp.zeros((), bool), multiple_results=False))
+
+
+def is_tracing() -> bool:
+    """Whether a program is being traced, so that even a computation on constants gives a tracer.
+
+    >>> is_tracing(), bool(jax.jit(lambda: is_tracing())())
+    (False, True)
+    """
+    return isinstance(_probe.bind(), Tracer)
+
+
 def known_while_tracing(tree: Any) -> Any:
     """Inside of `jax.jit`, convert concrete JAX arrays to NumPy arrays: they are constants of the program anyway.
 
@@ -142,8 +159,7 @@ def known_while_tracing(tree: Any) -> Any:
         and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
         for leaf in leaves
     ]
-    # Inside of `jit`, even a computation on constants gives a tracer.
-    if not any(concrete) or not isinstance(jnp.zeros((), bool), Tracer):
+    if not any(concrete) or not is_tracing():
         return tree
     return structure.unflatten(
         np.asarray(jax.device_get(leaf)) if here and leaf.is_fully_addressable else leaf

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
 
+from .arrays import is_tracing
 from .sharding import mesh_of
 
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
@@ -126,13 +127,16 @@ def expected_target(*arrays: Any) -> Target:
 def target_of(*arrays: Any) -> Target | None:
     """The target of a program of these arrays if it is known, or None if only lowering will tell.
 
-    It is known inside of `compiled_for`, and if the arrays have values: the program then runs where they are.
+    It is known inside of `compiled_for`, and outside of `jit` if the arrays have values: the program then runs where
+    they are.
     """
     given = _GIVEN.get()
-    if given is not None or any(isinstance(array, Tracer) for array in arrays):
+    if given is not None or any(isinstance(array, Tracer) for array in arrays) or is_tracing():
         return given
-    placed = (array for array in arrays if isinstance(array, jax.Array))
-    return next((as_target(next(iter(array.sharding.device_set))) for array in placed), expected_target(*arrays))
+    for array in arrays:
+        if isinstance(array, jax.Array):
+            return as_target(next(iter(array.sharding.device_set)))
+    return expected_target(*arrays)
 
 
 def by_target(function: Callable[..., Any], *arrays: Any) -> Any:

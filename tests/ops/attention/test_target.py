@@ -51,6 +51,11 @@ def test_each_platform_gets_its_own_tiles(chosen):
     assert "tpu" in chosen and "cuda" not in chosen
 
 
+def test_constants_of_a_program_do_not_decide_its_target(chosen):
+    jax.export.export(jax.jit(lambda: jattn.attention(*ARRAYS)), platforms=("tpu",))()
+    assert "tpu" in chosen
+
+
 def test_nothing_is_traced_for_a_platform_that_nobody_asks_for(chosen):
     jax.jit(jax.grad(loss)).lower(*ARRAYS)
     jattn.attention(*ARRAYS, mask=jattn.masks.Causal())
