@@ -189,6 +189,13 @@ class _Flat:
         return jax.tree.leaves(self.function(target, *self.tree.unflatten(leaves)))
 
 
+class _Traced:
+    """A jaxpr that JAX does not look into: of a primitive that holds one it may demand a rule that is not public."""
+
+    def __init__(self, closed: Any):
+        self.closed = closed
+
+
 _by_target = Primitive("jattn_by_target")
 _by_target.multiple_results = True
 
