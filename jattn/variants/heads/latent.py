@@ -13,7 +13,7 @@ from ...foundation.arguments import check_flags, check_positive
 from ...foundation.arrays import describe, known_values
 from ...foundation.shapes import check_shapes
 from ...layers.caches import Cache, Spec
-from ...layers.decoding import spec_of
+from ...layers.decoding import check_cache, spec_of
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, ones, project
 from ...layers.norms import rms_norm
 from ...layers.options import check_options
@@ -78,6 +78,7 @@ class LatentAttention(Layer):
         rotary: the rotation, a function of `x [..., length, heads, dim]` and positions. By default base 10,000 with
             interleaved pairs.
         mask, scores, normalizer, implementation: as in `jattn.attention`. By default causal.
+        cache: the cache that `initial_state` makes unless it is told otherwise, such as `caches.Contiguous(1024)`.
 
     Raises:
         ValueError: a size is below 1; `rope_dim` is odd; a piece is of the wrong kind; at the call, shapes do not
@@ -115,6 +116,7 @@ class LatentAttention(Layer):
     scores: Any = ()
     normalizer: Any = None
     implementation: Any = None
+    cache: Spec | None = None
 
     def __post_init__(self):
         sizes = ("features", "heads", "kv_rank", "head_dim", "rope_dim")
@@ -137,6 +139,7 @@ class LatentAttention(Layer):
         )
         if not callable(self.rotary):
             raise ValueError(f"`rotary` must be a function, such as `jattn.positions.rotary`; got {self.rotary!r}.")
+        check_cache(self.cache)
         mask, _, scores, normalizer, _ = check_pieces(self.mask, None, self.scores, self.normalizer, None)
         settled = {"v_dim": self.v_dim or self.head_dim, "mask": mask, "scores": scores, "normalizer": normalizer}
         settled["scale"] = (self.head_dim + self.rope_dim) ** -0.5 if self.scale is None else self.scale
@@ -197,14 +200,14 @@ class LatentAttention(Layer):
             parameters: the layer's parameters, for their dtype.
             batch: the batch axes of the inputs to come.
             length: places for so many tokens of each example, `caches.Contiguous(length)`.
-            cache: another cache, such as `caches.Rolling(window)`, in place of `length`.
+            cache: another cache, such as `caches.Rolling(window)`, in place of `length`; by default the layer's.
             dtype: dtype of the latents that are kept, by default that of the parameters.
 
         Raises:
             ValueError: neither, or both, of `length` and `cache`; sizes or a dtype that do not match.
         """
         dtype = jnp.result_type(*jax.tree.leaves(parameters) or [jnp.float32]) if dtype is None else dtype
-        return spec_of(length, cache).create(batch, 1, self.kv_rank + self.rope_dim, 0, dtype)
+        return spec_of(length, cache, self.cache).create(batch, 1, self.kv_rank + self.rope_dim, 0, dtype)
 
     def prefill(
         self,

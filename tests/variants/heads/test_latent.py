@@ -27,9 +27,9 @@ LAYERS = {
         mask=masks.Causal() & (masks.SlidingWindow(1, 0) | masks.Sinks(1)),
         scores=scores.ALiBi.standard(4),
         normalizer=normalizers.Softmax(np.array([0.5, -1, 2, 0], np.float32)),
+        cache=caches.Rolling(3, sinks=1),
     ),
 }
-CACHES = {"DeepSeek": caches.Contiguous(8), "pieces": caches.Rolling(3, sinks=1)}
 each_layer = pytest.mark.parametrize("name", LAYERS)
 
 
@@ -90,7 +90,7 @@ def test_prefill_and_steps_are_the_whole(name):
     layer, x = LAYERS[name], random(2, LENGTH, FEATURES)
     parameters = parameters_of(layer)
     whole, prefill = jax.jit(layer.__call__)(parameters, x), jax.jit(layer.prefill)
-    empty = layer.initial_state(parameters, (2,), cache=CACHES[name])
+    empty = layer.initial_state(parameters, (2,), length=8 if layer.cache is None else None)
 
     def step(state, token):
         out, state = layer.step(parameters, token, state)
@@ -158,6 +158,7 @@ def test_in_nnx_and_linen():
         ({"rope_dim": 3}, "`rope_dim` must be even, as features are rotated in pairs; got 3"),
         ({"scale": "1"}, "`scale` must be a number"),
         ({"rotary": True}, "`rotary` must be a function"),
+        ({"cache": caches.Contiguous}, "`cache` must be one of `jattn.layers.caches`"),
         ({"mask": 3}, "`mask` must be a mask piece"),
     ],
 )
