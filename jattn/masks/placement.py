@@ -1,4 +1,4 @@
-"""Where a mask stands: aligned to lengths and positions, and checked against them."""
+"""Align masks to lengths and positions, and check them against these."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,12 +24,12 @@ def placed(
 ) -> tuple[Mask, Any, Any]:
     """The aligned mask, and the positions as `[batch..., 1, q_len, 1]` and `[batch..., 1, 1, kv_len]`.
 
-    The batch and the number of heads are those that the mask's arrays and the positions have. A function that reads
-    their indices is asked about the first `batch` and `heads`.
+    The batch and the number of heads are those of the mask's arrays and the positions. A function that reads their
+    indices is evaluated for the first `batch` and `heads`.
 
     Raises:
-        ValueError: lengths that differ without the `query_positions` that the mask looks at, or equal ones with
-            `query_positions` alone; shapes that do not fit; positions beyond the mask's grid.
+        ValueError: the lengths differ, and the mask needs `query_positions` that are missing; or they are equal and
+            only `query_positions` are given; shapes do not match; positions are outside the mask's grid.
     """
     for name, size in (("q_len", q_len), ("kv_len", kv_len), ("batch", batch), ("heads", heads)):
         if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 0:
@@ -89,7 +89,7 @@ def dense(
 
 
 def check_extent(mask: Mask, query_positions: Any, key_positions: Any) -> None:
-    """No position is known to be beyond the grid, or the table, that a mask is made for."""
+    """Check that no known position is outside the grid, or the table, that a mask is made for."""
     for name, positions, size in zip(
         ("query_positions", "key_positions"), (query_positions, key_positions), mask.extent(), strict=True
     ):
@@ -101,12 +101,12 @@ def check_extent(mask: Mask, query_positions: Any, key_positions: Any) -> None:
 
 
 def check_lone_query_positions(query_positions: Any, length: int, readers: Mapping[str, bool]) -> None:
-    """With as many keys as queries, query positions alone leave open where the keys are, unless both readings agree.
+    """With as many keys as queries, query positions alone are ambiguous about the keys, unless both readings agree.
 
     Args:
         query_positions: given without key positions.
-        length: of queries and keys.
-        readers: the names of arguments, and whether they look at key positions.
+        length: the number of queries and of keys.
+        readers: the names of arguments, and whether they depend on key positions.
     """
     known = query_positions if isinstance(query_positions, np.ndarray) else None
     if known is not None and (known == np.arange(length)).all():

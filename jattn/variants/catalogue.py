@@ -1,14 +1,14 @@
-"""The table of variants, derived from the docstrings of public names: what there is, where, and where it is tested.
+"""The table of variants, derived from the docstrings of public names.
 
-Docstrings are written so that a row can be read off them:
+Docstrings follow these conventions, so that a row can be parsed from them:
 
 - The first line of a variant is `Name: what it is.` A public name whose docstring has such a title and cites a paper is
-  a row; of a function and a layer with one name, the layer is. Masks, scores, similarities and normalizers are all
-  rows, and go by the names of their classes.
+  a row. If a layer and a function share a name, the layer is the row. All masks, scores, similarities and normalizers
+  are rows, under the names of their classes.
 - The first source is the paper: `Author et al. 2020 (arXiv:2001.00001)`, or author and year alone.
 - An experiment is mentioned by its path, `examples/experiments/name.py`.
 
-Tests mirror the package, so where a row is tested follows from where it is defined.
+Tests mirror the package, so the location of a name also gives the location of its tests.
 """
 
 import dataclasses
@@ -54,12 +54,12 @@ class Variant:
     """A row of the table.
 
     Attributes:
-        name: the field's own.
+        name: the name used in the field.
         summary: one line.
-        paper: author, year and arXiv number; empty where there is none.
+        paper: author, year and arXiv number; empty if there is none.
         where: its public name, such as `jattn.variants.low_rank.Linformer`.
-        tests: a file or folder, from the root of the repository.
-        experiment: a script of `examples/experiments`, without `.py`, that shows it at work.
+        tests: a file or folder, relative to the root of the repository.
+        experiment: a script of `examples/experiments`, without `.py`, that demonstrates it.
     """
 
     name: str
@@ -82,7 +82,7 @@ def catalogue() -> dict[str, tuple[Variant, ...]]:
 
 
 def described(thing: object, where: str) -> Variant | None:
-    """The row of a public name, read off its docstring; None for what is no row.
+    """The row of a public name, parsed from its docstring; None if it is not a row.
 
     >>> from jattn import masks
     >>> row = described(masks.Strided, "jattn.masks.Strided")
@@ -133,7 +133,7 @@ def markdown(figures: Path | None = None) -> str:
 
 
 def _rows(place: str) -> tuple[Variant, ...]:
-    """Of a package's public names, layers before functions, so that a layer stands for the function of its name."""
+    """The public names of a package that are rows; a layer precedes, and stands for, the function of the same name."""
     package = importlib.import_module(place)
     things = {name: getattr(package, name) for name in package.__all__}
     rows: dict[str, Variant] = {}
@@ -145,13 +145,13 @@ def _rows(place: str) -> tuple[Variant, ...]:
 
 
 def _without_source(summary: str) -> str:
-    """A sentence without the paper, which has a column of its own, and without its period."""
+    """A sentence without its citation, which has its own column, and without its period."""
     summary = re.sub(rf"\.? (?:{_AUTHORS} \d{{4}} )?\([^()]*{_NUMBER}[^()]*\)(?=\.|;|$)", "", summary)
     return summary.strip().rstrip(".")
 
 
 def _tests(module: str) -> str:
-    """The file of tests that mirrors a module, if there is one, or else the folder."""
+    """The test file that mirrors a module, if there is one, else the folder."""
     *folders, last = module.split(".")[1:]
     folder = "/".join(("tests", *folders))
     file = f"{folder}/test_{last}.py"

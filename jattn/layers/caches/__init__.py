@@ -1,4 +1,4 @@
-"""Caches of keys and values, for decoding: a `Spec` says how they are kept, a `Cache` holds them, a `View` is attended.
+"""Caches of keys and values for decoding: a `Spec` is a kind of cache, a `Cache` holds arrays, a `View` is attended to.
 
 cache = caches.Contiguous(4096).create((batch,), kv_heads, k_dim)
 view, cache = cache.append(key, value)          # of the new tokens, projected and rotated

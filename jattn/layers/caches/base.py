@@ -1,4 +1,4 @@
-"""What every cache of keys and values promises: append tokens, and attend to all that it keeps."""
+"""The interface of caches of keys and values: append tokens, and attend to everything cached."""
 
 import abc
 import dataclasses
@@ -38,7 +38,7 @@ def exportable(cls: CacheType) -> CacheType:
 
 @piece
 class RealQueries(Mask):
-    """Queries that are padding attend to nothing: `real[i]` for the i-th query of the call."""
+    """Excludes padding queries, which attend to nothing: `real[i]` for the i-th query of the call."""
 
     real: jax.Array | np.ndarray = array("query")
 
@@ -48,20 +48,21 @@ class RealQueries(Mask):
 
 
 class View(abc.ABC):
-    """The keys and values that new tokens may attend to, with the positions that masks and scores look at.
+    """The keys and values that new tokens may attend to, with the positions that masks and scores see.
 
-    A place of a cache may be empty, or hold a token that is not the one before its neighbor's: masks and scores see
-    `key_positions`, so that they mean at every step what they mean over the whole sequence.
+    A place of a cache may be empty, and adjacent places need not hold consecutive tokens. Masks and scores use
+    `key_positions`, so they mean the same at every step as over the whole sequence.
 
     Attributes:
         key: `[batch..., places, kv_heads, k_dim]`, in the dtype of the cache.
         value: `[batch..., places, kv_heads, v_dim]`.
-        key_positions: of the token in each place, int32 `[places]` or `[batch..., places]`. In empty places any number.
-        query_positions: of the new tokens, int32 `[batch..., new]`; None if there are none.
-        mask: which places a query may see at all: those that hold a token (and, of padding, none). To be joined with
-            the mask of the attention.
-        overflowed: booleans `[batch...]`: sequences for which the cache has no more places, or None if there is no
-            limit. What their places hold is not defined.
+        key_positions: the position of the token in each place, int32 `[places]` or `[batch..., places]`; arbitrary in
+            empty places.
+        query_positions: the positions of the new tokens, int32 `[batch..., new]`; None if there are none.
+        mask: which places a query may see: those that hold a token; none for padding queries. Combine it with the mask
+            of the attention.
+        overflowed: booleans `[batch...]`: sequences that have exceeded the capacity of the cache, or None if there is
+            no limit. The contents of their places are undefined.
     """
 
     key: Any
@@ -76,17 +77,17 @@ class View(abc.ABC):
 
         Args:
             query: `[batch..., new, q_heads, k_dim]`.
-            mask: who may attend, by positions: for language models `Causal()`. By default every query sees every token
-                of the cache, also those appended with it.
-            query_positions: by default those of the tokens that were appended last.
+            mask: a mask over positions: for language models, `Causal()`. By default every query sees every cached
+                token, including those appended with it.
+            query_positions: by default those of the tokens appended last.
             **pieces: as in `jattn.attention`: `similarity`, `scores`, `normalizer`, `dropout`, `implementation`.
 
         Returns:
-            As `jattn.attention`. 0 for padding. NaN for a sequence that has run out of places, where that could not be
-            refused because lengths are traced.
+            As `jattn.attention`. 0 for padding. NaN for a sequence that has exceeded the capacity, if this could not
+            raise because lengths are traced.
 
         Raises:
-            ValueError: as `jattn.attention`.
+            ValueError: as in `jattn.attention`.
         """
         out = attention(
             query,
@@ -101,10 +102,10 @@ class View(abc.ABC):
 
     @abc.abstractmethod
     def with_keys_as_values(self) -> Self:
-        """With the keys in place of the values, `v_dim = k_dim`, without a copy: for a cache that keeps latents."""
+        """The view with its keys as values, `v_dim = k_dim`, without a copy: for a cache of latents."""
 
     def checked(self, out: jax.Array) -> jax.Array:
-        """`out [batch..., ...]` of an attention over this view, NaN for sequences that have run out of places."""
+        """The output `[batch..., ...]` of attention over this view, with NaN for sequences that have overflowed."""
         if self.overflowed is None:
             return out
         overflowed = self.overflowed.reshape(*self.overflowed.shape, *[1] * (out.ndim - self.overflowed.ndim))
@@ -114,7 +115,7 @@ class View(abc.ABC):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ArrayView(View):
-    """A view of arrays that are there already. See `View`."""
+    """A view of existing arrays. See `View`."""
 
     key: jax.Array
     value: jax.Array
@@ -128,13 +129,13 @@ class ArrayView(View):
 
 
 class Cache(abc.ABC):
-    """Keys and values of the tokens so far, of each sequence of a batch: a pytree, which `append` makes anew.
+    """The keys and values of a batch of sequences so far: a pytree. `append` returns a new cache.
 
-    Inside `jax.jit(..., donate_argnums=...)` a new cache takes the memory of the old one.
+    With `jax.jit(..., donate_argnums=...)`, the new cache reuses the memory of the old one.
 
     Attributes:
         keys, values: the arrays that hold them; their last two axes are `kv_heads` and `k_dim` or `v_dim`.
-        lengths: int32 `[batch...]`, the tokens that each sequence has had so far, padding not among them.
+        lengths: int32 `[batch...]`, the number of tokens of each sequence so far, not counting padding.
     """
 
     keys: jax.Array
@@ -142,10 +143,10 @@ class Cache(abc.ABC):
     lengths: jax.Array
 
     def positions(self, new: int, valid: Any = None) -> jax.Array:
-        """Where the next `new` tokens stand in their sequences, int32 `[batch..., new]`: what rotates them.
+        """The positions of the next `new` tokens in their sequences, int32 `[batch..., new]`, as needed to rotate them.
 
         Args:
-            new: how many tokens come.
+            new: the number of new tokens.
             valid: as in `append`. Padding gets a position between those of its neighbors.
         """
         check_counts(new=new)
@@ -156,26 +157,26 @@ class Cache(abc.ABC):
 
     @abc.abstractmethod
     def append(self, key: jax.Array, value: jax.Array, *, valid: Any = None) -> tuple[View, Self]:
-        """Put new tokens behind those of each sequence.
+        """Append new tokens to each sequence.
 
         Args:
-            key: `[batch..., new, kv_heads, k_dim]`, kept in the dtype of the cache.
+            key: `[batch..., new, kv_heads, k_dim]`, stored in the dtype of the cache.
             value: `[batch..., new, kv_heads, v_dim]`.
             valid: booleans `[batch..., new]` or `[new]`: which of the tokens are real; by default all. Prompts of
                 different lengths are padded on the right, `np.arange(new) < lengths[:, None]`, or on the left,
-                `np.arange(new) >= new - lengths[:, None]`. Padding takes no place and no position.
+                `np.arange(new) >= new - lengths[:, None]`. Padding is not cached and does not advance the position.
 
         Returns:
-            What the new tokens attend to, and the cache behind them.
+            The view that the new tokens attend to, and the cache after them.
 
         Raises:
-            ValueError: shapes that do not fit; more tokens than places, where that is known. In a traced call
-                (`jax.jit`) lengths are not: there `View.attend` gives NaN for the sequences concerned, from then on.
+            ValueError: shapes do not match; there are more tokens than places, where that is known. In a traced call
+                (`jax.jit`) lengths are not known: there `View.attend` returns NaN for these sequences from then on.
         """
 
     @abc.abstractmethod
     def view(self) -> View:
-        """The tokens so far, for queries that add none: cross-attention over keys that are made once."""
+        """The tokens so far, for queries that append none: cross-attention over keys that are computed once."""
 
     def _beside(self, key: jax.Array, value: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
         """The cache laid out over devices as the new tokens are, where those are split over Explicit axes."""
@@ -191,7 +192,7 @@ class Cache(abc.ABC):
         )
 
     def _checked(self, key: Any, value: Any, valid: Any) -> jax.Array | None:
-        """The new tokens fit; `valid` as an array of the batch, or None."""
+        """Check the new tokens against the cache; returns `valid` as an array of the batch, or None."""
         kv_heads, k_dim = self.keys.shape[-2:]
         sizes = {"kv_heads": kv_heads, "k_dim": k_dim, "v_dim": self.values.shape[-1]}
         found = check_shapes(sizes, key=(key, "... new kv_heads k_dim"), value=(value, "... new kv_heads v_dim"))
@@ -205,7 +206,7 @@ class Cache(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Spec(abc.ABC):
-    """How keys and values are kept, without any of them: hashable, so a layer may have it as a field."""
+    """How keys and values are cached, without arrays: hashable, so a layer may have it as a field."""
 
     @abc.abstractmethod
     def create(
@@ -215,21 +216,21 @@ class Spec(abc.ABC):
 
         Args:
             batch: batch axes of the keys to come; `()` for none.
-            kv_heads: of keys and values.
+            kv_heads: number of key and value heads.
             k_dim: features of a key.
-            v_dim: features of a value, by default `k_dim`; 0 where values are made of the keys.
-            dtype: to keep them in; a bfloat16 cache is half as large, and rounds what is put into it.
+            v_dim: features of a value, by default `k_dim`; 0 if values are computed from the keys.
+            dtype: the dtype to store them in. A bfloat16 cache is half as large, and rounds what is stored.
 
         Raises:
-            ValueError: sizes or a dtype that are none.
+            ValueError: a size or the dtype is invalid.
         """
 
 
 def check_sizes(batch: Any, kv_heads: Any, k_dim: Any, v_dim: Any, dtype: Any) -> int:
-    """The arguments of `Spec.create`; `v_dim`, filled in.
+    """Check the arguments of `Spec.create`; returns `v_dim` with its default filled in.
 
     Raises:
-        ValueError: naming the one that does not fit.
+        ValueError: names the invalid argument.
     """
     check_batch(batch)
     check_positive(kv_heads=kv_heads, k_dim=k_dim)
@@ -244,7 +245,7 @@ def as_valid(valid: Any, shape: tuple[int, ...]) -> jax.Array:
     """Which tokens are real, as an array `[batch..., new]`.
 
     Raises:
-        ValueError: no booleans, or of another shape.
+        ValueError: they are not booleans, or have another shape.
     """
     dtype = dtype_of(valid)
     if dtype != np.bool_ or tuple(valid.shape) not in (shape, shape[-1:]):
@@ -257,10 +258,10 @@ def as_valid(valid: Any, shape: tuple[int, ...]) -> jax.Array:
 
 
 def check_room(lengths: jax.Array, new: int, valid: jax.Array | None, places: Any, argument: str) -> None:
-    """There are places for the new tokens, as far as lengths are known.
+    """Check that there is room for the new tokens, as far as lengths are known.
 
     Raises:
-        ValueError: there are not.
+        ValueError: there is not.
     """
     had, real = known_values(lengths), None if valid is None else known_values(valid)
     room = known_values(places) if isinstance(places, jax.Array) else places
@@ -280,16 +281,16 @@ def check_room(lengths: jax.Array, new: int, valid: jax.Array | None, places: An
 
 
 def over_batch(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
-    """`function` for each element of so many batch axes."""
+    """`function`, mapped over this many batch axes."""
     for _ in range(axes):
         function = jax.vmap(function)
     return function
 
 
 def put_rows(kept: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
-    """`kept [batch..., places, ...]` with row i of `rows [batch..., new, ...]` in place `place[..., i]`.
+    """`kept [batch..., places, ...]` with row i of `rows [batch..., new, ...]` written at `place[..., i]`.
 
-    Rows with a place beyond the last one are dropped.
+    Rows whose place is beyond the last one are dropped.
     """
 
     def one(kept: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:

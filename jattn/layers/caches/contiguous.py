@@ -1,4 +1,4 @@
-"""A cache with a place for every token of the longest sequence, one after the other."""
+"""A cache with a place for every token of the longest sequence, in order."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from .base import ArrayView, Cache, RealQueries, Spec, check_room, check_sizes, 
 @exportable
 @dataclasses.dataclass(frozen=True)
 class ContiguousCache(Cache):
-    """Token t of a sequence is in place t: `keys [batch..., places, kv_heads, k_dim]`, and `values` likewise."""
+    """Token t of a sequence is at index t: `keys [batch..., places, kv_heads, k_dim]`, and `values` likewise."""
 
     keys: jax.Array
     values: jax.Array
@@ -24,7 +24,7 @@ class ContiguousCache(Cache):
 
     @property
     def places(self) -> int:
-        """Of each sequence."""
+        """The capacity of each sequence."""
         return self.keys.shape[-3]
 
     def append(self, key, value, *, valid=None):
@@ -62,13 +62,13 @@ def _put_block(kept: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Contiguous(Spec):
-    """Places for `length` tokens of each sequence, allocated at once; a step takes time as far as tokens reach.
+    """Room for `length` tokens of each sequence, allocated up front; the time of a step grows with the tokens so far.
 
-    The first choice where the longest sequence is known and most are nearly as long. Tokens beyond `length` are
-    refused where lengths are known, and turn the outputs of their sequence to NaN where they are traced.
+    The first choice if the longest length is known and most sequences are nearly that long. Tokens beyond `length`
+    raise where lengths are known, and turn the outputs of their sequence into NaN where they are traced.
 
     Args:
-        length: the longest sequence, prompt and all that is generated.
+        length: the capacity per sequence, for the prompt and everything generated.
 
     Raises:
         ValueError: `length` is below 1.

@@ -1,4 +1,4 @@
-"""A cache in pages of a pool that all sequences of a batch share, so that short ones leave room for long ones."""
+"""A cache in pages of a pool shared by all sequences of a batch, so that short sequences leave room for long ones."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from .base import Cache, RealQueries, Spec, View, check_room, check_sizes, expor
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PagedView(View):
-    """See `View`. `key` and `value` gather all pages of the tables; `attend` only those that hold tokens."""
+    """See `View`. `key` and `value` gather all pages of the tables; `attend` gathers only those that hold tokens."""
 
     pool_keys: jax.Array
     pool_values: jax.Array
@@ -48,7 +48,7 @@ class PagedView(View):
 
     @property
     def places(self) -> int:
-        """Of each sequence, if it had a page in every slot."""
+        """The capacity of each sequence if it had a page in every slot."""
         return self.table.shape[-1] * self.pool_keys.shape[-3]
 
     @property
@@ -59,9 +59,9 @@ class PagedView(View):
         return dataclasses.replace(self, pool_values=self.pool_keys)
 
     def attend(self, query, *, mask=None, query_positions=None, **pieces):
-        """See `View.attend`. Blocks of pages are gathered one after the other, as far as the longest sequence reaches.
+        """See `View.attend`. Blocks of pages are gathered one after another, up to the longest sequence.
 
-        All pages are gathered for pieces with an array along the keys, for normalizers whose partial results do not
+        All pages are gathered at once for pieces with an array over keys, for normalizers whose partial results do not
         merge, and for queries without positions.
         """
         names = ("similarity", "scores", "normalizer", "dropout")
@@ -103,7 +103,7 @@ class PagedView(View):
 
 
 def _gathered(pool: jax.Array, table: jax.Array) -> jax.Array:
-    """The pages of each sequence, one behind the other: `[batch..., slots * page_size, kv_heads, dim]`."""
+    """The pages of each sequence, concatenated: `[batch..., slots * page_size, kv_heads, dim]`."""
     pages = pool.at[jnp.maximum(table, 0)].get(mode="promise_in_bounds")
     return pages.reshape(*table.shape[:-1], table.shape[-1] * pool.shape[-3], *pool.shape[-2:])
 
@@ -117,13 +117,14 @@ def _ride_on_keys(pieces: Any) -> bool:
 @exportable
 @dataclasses.dataclass(frozen=True)
 class PagedCache(Cache):
-    """Token t of a sequence is in place `t mod page_size` of page `table[..., t // page_size]` of the pool.
+    """Token t of a sequence is at index `t mod page_size` of page `table[..., t // page_size]` of the pool.
 
-    keys: `[pages, page_size, kv_heads, k_dim]`, and values likewise: no batch axes, since sequences share them.
-    table: int32 `[batch..., slots]`, the pages of each sequence in their order; -1 where it has none.
+    keys: `[pages, page_size, kv_heads, k_dim]`, and values likewise. There are no batch axes, because sequences share
+        the pool.
+    table: int32 `[batch..., slots]`, the pages of each sequence in order; -1 for none.
     overflowed: booleans `[batch...]`, sequences that had a token without a page for it.
 
-    Since sequences share the pool, their batch cannot be split over devices; the heads can.
+    Because sequences share the pool, the batch cannot be split across devices; the heads can.
     """
 
     keys: jax.Array
@@ -136,7 +137,7 @@ class PagedCache(Cache):
 
     @property
     def page_size(self) -> int:
-        """Tokens of a page."""
+        """The number of tokens of a page."""
         return self.keys.shape[-3]
 
     def append(self, key, value, *, valid=None):
@@ -175,7 +176,7 @@ class PagedCache(Cache):
         return dataclasses.replace(view, query_positions=positions, mask=mask), after
 
     def _check_whole(self, key: jax.Array) -> None:
-        """The sequences that share the pool are all here, and so are all of its pages.
+        """Check that all sequences that share the pool are on this device, and all of its pages.
 
         Raises:
             ValueError: the batch is split over devices, each of which would write its own tokens into a pool.
@@ -194,15 +195,16 @@ class PagedCache(Cache):
         )
 
     def with_table(self, table: Any, lengths: Any = None) -> "PagedCache":
-        """With other pages for the sequences: more of them, or those of new sequences.
+        """The cache with other pages for its sequences: additional ones, or those of new sequences.
 
         Args:
-            table: int32 `[batch..., slots]`, as `PageAllocator.table` makes it.
-            lengths: the tokens that each sequence has had, int32 `[batch...]`: 0 for a new one, which takes the place
-                of another in the batch. By default as before. Given, it also forgets which had overflowed.
+            table: int32 `[batch..., slots]`, from `PageAllocator.table`.
+            lengths: the number of tokens of each sequence so far, int32 `[batch...]`: 0 for a new one that replaces
+                another in the batch. By default unchanged. If given, it also resets which sequences have overflowed.
 
         Raises:
-            ValueError: another shape than before, no integers, or pages that the pool does not have.
+            ValueError: the table has another shape than before, is not of integers, or names pages that the pool does
+                not have.
         """
         pages = self.pages
         _check_integers("table", table, self.table.shape)
@@ -219,7 +221,7 @@ class PagedCache(Cache):
         return dataclasses.replace(after, lengths=lengths, overflowed=jnp.zeros_like(self.overflowed))
 
     def with_copies(self, copies: Sequence[tuple[int, int]]) -> "PagedCache":
-        """With pages copied inside the pool, `(from, to)`, as `PageAllocator.fork` asks for."""
+        """The cache after copying pages inside the pool, `(from, to)`, as requested by `PageAllocator.fork`."""
         if not copies:
             return self
         source, target = np.asarray(copies, np.int32).T
@@ -235,22 +237,22 @@ def _check_integers(name: str, value: Any, shape: tuple[int, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Paged(Spec):
-    """Pages of a pool, handed out as sequences grow (PagedAttention, Kwon et al. 2023, arXiv:2309.06180).
+    """Pages of a pool, allocated as sequences grow (PagedAttention, Kwon et al. 2023, arXiv:2309.06180).
 
-    For many sequences of lengths that are not known beforehand: together they may have `pages * page_size` tokens,
-    where a contiguous cache sets the longest one aside for each. Which sequence has which pages is decided on the host
-    by a `PageAllocator`, between steps; the cache gets a table of them, and one table serves the caches of all layers.
-    A new cache has no pages. Tokens without a page are refused where lengths are known, and turn the outputs of their
-    sequence to NaN where they are traced.
+    For many sequences whose lengths are not known beforehand: together they may have `pages * page_size` tokens,
+    whereas a contiguous cache reserves the longest length for each. A `PageAllocator` on the host assigns pages to
+    sequences between steps; the cache gets a table of them, and one table serves the caches of all layers. A new cache
+    has no pages. Tokens without a page raise where lengths are known, and turn the outputs of their sequence into NaN
+    where they are traced.
 
     Args:
-        pages: of the pool.
-        page_size: tokens of a page.
-        slots: pages that one sequence may have at most: `slots * page_size` bounds its length.
-        block: places that attention gathers at once. It changes speed, never results.
+        pages: number of pages in the pool.
+        page_size: tokens per page.
+        slots: the largest number of pages of a sequence: its length is at most `slots * page_size`.
+        block: how many places attention gathers at once. It changes speed, never results.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size is below 1.
 
     >>> import jax
     >>> from jattn.layers import caches

@@ -1,4 +1,4 @@
-"""Which sequence has which pages of a pool: decided on the host, in plain Python."""
+"""Which sequence has which pages of a pool: bookkeeping on the host, in plain Python."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,17 @@ from ...foundation.arguments import check_counts, check_positive
 
 
 class PageAllocator:
-    """Hands the pages of a pool out to sequences, and takes them back; the tables of `PagedCache` are made here.
+    """Allocates the pages of a pool to sequences, and makes the tables of `PagedCache`.
 
-    It runs on the host, between steps, and holds no keys: only lists of page numbers. A page that sequences share, as
-    after `fork`, is free again when the last of them is freed.
+    It runs on the host, between steps, and holds no keys, only lists of page numbers. A page shared by sequences, as
+    after `fork`, becomes free when the last of them is freed.
 
     Args:
-        pages: of the pool, as of `Paged`.
-        page_size: tokens of a page, likewise.
+        pages: number of pages in the pool, as in `Paged`.
+        page_size: tokens per page, as in `Paged`.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size is below 1.
 
     >>> pool = PageAllocator(pages=8, page_size=4)
     >>> first, second = pool.allocate(6), pool.allocate(3)
@@ -41,31 +41,31 @@ class PageAllocator:
 
     @property
     def free_pages(self) -> int:
-        """How many pages no sequence has."""
+        """The number of free pages."""
         return len(self._unused)
 
     def allocate(self, tokens: int = 0) -> int:
-        """A new sequence with room for so many tokens: its number, for the other methods.
+        """Allocate a new sequence with room for this many tokens. Returns its number, for the other methods.
 
         Raises:
-            ValueError: there are not enough free pages; nothing is taken then.
+            ValueError: there are not enough free pages; then nothing is allocated.
         """
         check_counts(tokens=tokens)
         taken = self._take(-(-tokens // self.page_size))
         return self._register(taken)
 
     def reserve(self, sequence: int, tokens: int) -> None:
-        """Give a sequence room for so many tokens in all. It keeps what it has.
+        """Make room for this many tokens in total in a sequence. It keeps the pages it has.
 
         Raises:
-            ValueError: there are not enough free pages, or no such sequence; nothing is taken then.
+            ValueError: there are not enough free pages, or there is no such sequence; then nothing is allocated.
         """
         check_counts(tokens=tokens)
         held = self._pages_of(sequence)
         held += self._take(max(0, -(-tokens // self.page_size) - len(held)))
 
     def free(self, sequence: int) -> None:
-        """Take the pages of a sequence back, which is no more from then on.
+        """Free the pages of a sequence, which is then no longer valid.
 
         Raises:
             ValueError: there is no such sequence.
@@ -77,16 +77,17 @@ class PageAllocator:
         self._unused = sorted(self._unused + [page for page in pages if self._users[page] == 0])
 
     def fork(self, sequence: int, length: int) -> tuple[int, list[tuple[int, int]]]:
-        """A new sequence that begins with the first `length` tokens of another one, whose full pages it shares.
+        """A new sequence that starts with the first `length` tokens of another one and shares its full pages.
 
-        Tokens are only ever put behind the others, so pages that are full are never written again. A page that is
-        not full gets a copy.
+        Tokens are only ever appended, so full pages are never written again and can be shared. A page that is not full
+        must be copied.
 
         Returns:
-            The new sequence, and the copies `(from page, to page)` to make with `PagedCache.with_copies`: at most one.
+            The new sequence, and the copies `(from page, to page)` to make with `PagedCache.with_copies`, at most one.
 
         Raises:
-            ValueError: there is no free page for the copy, no such sequence, or it has no room for `length` tokens.
+            ValueError: there is no free page for the copy; there is no such sequence, or it does not have `length`
+                tokens.
         """
         check_counts(length=length)
         held = self._pages_of(sequence)
@@ -102,7 +103,7 @@ class PageAllocator:
         return self._register(held[:full] + own), [(held[full], page) for page in own]
 
     def table(self, sequences: Sequence[int], slots: int) -> np.ndarray:
-        """The pages of sequences in their order, int32 `[len(sequences), slots]`; -1 behind the last one of each.
+        """The pages of sequences in order, int32 `[len(sequences), slots]`, padded with -1.
 
         Raises:
             ValueError: a sequence has more pages than `slots`, or there is no such sequence.

@@ -1,4 +1,4 @@
-"""A cache of the last tokens and perhaps the first few: what a window attends to, however long the sequence."""
+"""A cache of the last tokens and optionally the first few: what a window sees, however long the sequence."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from .base import ArrayView, Cache, RealQueries, Spec, check_sizes, exportable, 
 
 @piece
 class Kept(Mask):
-    """What a query finds in a rolling cache: `0 <= k`, and `q - k < window` or `k < sinks`. Empty places are at -1."""
+    """What a query sees in a rolling cache: `0 <= k`, and `q - k < window` or `k < sinks`. Empty places are at -1."""
 
     window: int
     sinks: int
@@ -28,7 +28,7 @@ class Kept(Mask):
 @exportable
 @dataclasses.dataclass(frozen=True)
 class RollingCache(Cache):
-    """Token t is in place t if it is a sink, else in place `sinks + (t - sinks) mod window`, until another one comes.
+    """Token t is at index t if it is a sink, else at `sinks + (t - sinks) mod window`, until it is overwritten.
 
     keys: `[batch..., sinks + window, kv_heads, k_dim]`, and values likewise.
     """
@@ -41,7 +41,7 @@ class RollingCache(Cache):
 
     @property
     def kept_positions(self) -> jax.Array:
-        """The position of the token in each place, int32 `[batch..., sinks + window]`; -1 where there is none yet."""
+        """The position of the token in each place, int32 `[batch..., sinks + window]`; -1 while it is empty."""
         last = self.lengths[..., None] - 1
         place = of_rank(jnp.arange(self.sinks + self.window, dtype=jnp.int32), last.ndim)
         first, later = place[..., : self.sinks], place[..., self.sinks :]
@@ -55,13 +55,13 @@ class RollingCache(Cache):
         positions = before.positions(key.shape[-3], valid)
         real = True if valid is None else valid
         lengths = before.lengths + (key.shape[-3] if valid is None else valid.sum(-1, dtype=jnp.int32))
-        # Of more tokens than places, only those that the next one sees.
+        # If there are more tokens than places, keep only those that the next one sees.
         stays = real & ((positions < self.sinks) | (positions >= lengths[..., None] - self.window))
         place = jnp.where(positions < self.sinks, positions, self.sinks + (positions - self.sinks) % self.window)
         place = jnp.where(stays, place, before.keys.shape[-3])
         keys, values = put_rows(before.keys, key, place), put_rows(before.values, value, place)
         after = dataclasses.replace(self, keys=keys, values=values, lengths=lengths)
-        if key.shape[-3] == 1:  # what a single token takes the place of, it does not see
+        if key.shape[-3] == 1:  # a single token does not see the one that it overwrites
             view = after.view()
         else:
             view = ArrayView(
@@ -80,20 +80,19 @@ class RollingCache(Cache):
 
 @dataclasses.dataclass(frozen=True)
 class Rolling(Spec):
-    """The last `window` tokens of each sequence, and its first `sinks`: a step costs the same at any position.
+    """The last `window` tokens of each sequence, and its first `sinks`: every step costs the same.
 
-    A token sees itself and the `window - 1` before it, and the sinks, whatever the mask of the attention allows beyond
-    them: the whole sequence at once has the mask `SlidingWindow(window - 1, None) | Sinks(sinks)` beside the others.
-    Sequences may be longer than int32 memory could hold, not than int32 positions count. Sinks as tokens are those of
-    StreamingLLM (Xiao et al. 2024, arXiv:2309.17453), which counts positions inside the cache; here they are the
-    tokens' own.
+    A token sees itself, the `window - 1` tokens before it and the sinks, even if the mask of the attention allows more.
+    A call on the whole sequence therefore needs the mask `SlidingWindow(window - 1, None) | Sinks(sinks)` in addition
+    to others. Sequences may have as many tokens as int32 positions can count. Sink tokens are those of StreamingLLM
+    (Xiao et al. 2024, arXiv:2309.17453); there, positions are counted inside the cache, here tokens keep their own.
 
     Args:
-        window: how many tokens are kept, the newest among them.
-        sinks: how many of the first tokens are kept beside them.
+        window: how many tokens are kept, the newest included.
+        sinks: how many of the first tokens are kept in addition.
 
     Raises:
-        ValueError: `window` is below 1, `sinks` below 0.
+        ValueError: `window` is below 1, or `sinks` is negative.
 
     >>> import jax
     >>> from jattn.layers import caches

@@ -56,7 +56,7 @@ def _check(arcs: Any, roots: Any) -> None:
 
 
 LogPartition = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""Of one example: arcs `[n, n]` and roots `[n]`, -inf behind its length, and the length."""
+"""One example: arcs `[n, n]` and roots `[n]`, -inf beyond its length, and the length."""
 
 
 def over_examples(one: LogPartition, arcs: Any, roots: Any, lengths: Any) -> jax.Array:
