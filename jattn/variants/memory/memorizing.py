@@ -19,6 +19,7 @@ from ...ops.attention.by_example import by_example
 from ...ops.attention.partial import Partial, merge
 from ...similarities import Dot
 from ...similarities.base import grouped_dot
+from ..selection.best_keys import largest_of
 
 BLOCK = 4096
 """Places of memory that are scored at a time."""
@@ -151,14 +152,10 @@ def _largest(query: jax.Array, keys: jax.Array, written: jax.Array, top_k: int) 
     places = jnp.zeros(best.shape, jnp.int32)
 
     def search(state: tuple, start: Any) -> tuple[tuple, None]:
-        best, places = state
         here = start + jnp.arange(block, dtype=jnp.int32)
         part = jnp.take(keys, jnp.minimum(here, size - 1), axis=-2)
         scores = jnp.where(here < jnp.minimum(written, size), grouped_dot(query, part), -jnp.inf)
-        joined = jnp.concatenate([best, scores], -1)
-        at = jnp.concatenate([places, jnp.broadcast_to(here, scores.shape)], -1)
-        best, chosen = jax.lax.top_k(joined, top_k)
-        return (best, jnp.take_along_axis(at, chosen, -1)), None
+        return largest_of(state, (scores, jnp.broadcast_to(here, scores.shape))), None
 
     begin = vary((best, places), varying_axes(query, keys, written))
     (best, places), _ = jax.lax.scan(search, begin, jnp.arange(0, size, block, dtype=jnp.int32))

@@ -1,6 +1,6 @@
 """The best keys of each query, found tile by tile, and a call restricted to them.
 
-Not public; used by top-k and hard attention. Memory is q_len x (tile + count), never q_len x kv_len.
+Not public; used by top-k, hard and memorizing attention. Memory is q_len x (tile + count), never q_len x kv_len.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import take
+from ...foundation.sharding import auto_devices
 from ...foundation.varying import full, varying_axes
 from ...ops.attention.call import Call
 from ...ops.attention.implementations.reference import scored
@@ -49,9 +50,7 @@ def best_keys(
             scores = scores + _gumbel(noise, index, scores)
         places = jnp.broadcast_to(start + jnp.arange(tile, dtype=jnp.int32), scores.shape)
         scores = jnp.where(allowed & (places >= index * tile), scores, -jnp.inf)
-        # The keys kept so far come first, and `top_k` keeps the first of ties.
-        values, order = jax.lax.top_k(jnp.concatenate([best[0], scores], -1), count)
-        return (values, jnp.take_along_axis(jnp.concatenate([best[1], places], -1), order, -1)), None
+        return largest_of(best, (scores, places)), None
 
     shape = (*call.batch, call.q_heads, call.q_len, count)
     axes = varying_axes(query, key, noise, call.pieces)
@@ -117,3 +116,23 @@ def take_chosen(array: jax.Array, chosen: jax.Array) -> jax.Array:
 def _map(call: Call, function: Any) -> Call:
     """Apply `function` to every aligned array of the call's pieces and to its positions."""
     return dataclasses.replace(call, pieces=jax.tree.map(function, call.pieces))
+
+
+def largest_of(best: tuple[jax.Array, jax.Array], more: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The largest of the numbers kept so far and of more numbers, with their places. Keeps the first of ties.
+
+    Args:
+        best: numbers `[..., count]` and their places.
+        more: numbers `[..., n]` and their places.
+
+    Returns:
+        `[..., count]` numbers, the largest first, and their places.
+    """
+    count = best[0].shape[-1]
+    values, places = (jnp.concatenate(pair, -1) for pair in zip(best, more, strict=True))
+    if auto_devices(values) > 1:  # XLA would gather the operand of `top_k`, but not that of a sort
+        keys = jnp.where(jnp.isnan(values), -jnp.inf, -values)
+        _, values, places = jax.lax.sort((keys, values, places), dimension=-1, num_keys=1)
+        return values[..., :count], places[..., :count]
+    values, order = jax.lax.top_k(values, count)
+    return values, jnp.take_along_axis(places, order, -1)
