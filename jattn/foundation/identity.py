@@ -63,7 +63,8 @@ def identity(jaxpr: Jaxpr, function: Callable[..., Any] | None = None) -> Identi
 def _of_derivative(jaxpr: Jaxpr) -> Hashable:
     """What a jaxpr's derivative computes, with derivative rules in their place; arrays that these hold equal only
     themselves. Rules within derivatives of rules are not looked at: those of the same code are the same."""
-    shapes = [jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype) for one in (*jaxpr.constvars, *jaxpr.invars)]
+    avals: list[Any] = [one.aval for one in (*jaxpr.constvars, *jaxpr.invars)]
+    shapes = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in avals]
     count = len(jaxpr.constvars)
     floats = [place for place, one in enumerate(shapes) if jax.numpy.issubdtype(one.dtype, jax.numpy.inexact)]
 
