@@ -171,14 +171,6 @@ def by_target(function: Callable[..., Any], *arrays: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Traced:
-    """A jaxpr that JAX does not look for among the parameters of the primitive: it wants a rule of its own to rewrite
-    one in which there are primitives that it rewrites (custom derivatives) before they are lowered."""
-
-    closed: Any
-
-
-@dataclasses.dataclass(frozen=True)
 class _Flat:
     """A function of a target and a pytree of arrays, as a function of leaves."""
 
