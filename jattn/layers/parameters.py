@@ -44,8 +44,8 @@ class Sizes:
         out_features: features of the output, by default `in_features`.
 
     Raises:
-        ValueError: a size is below 1; `kv_heads` does not divide `q_heads`; without a `head_dim`, `q_heads` does not
-            divide `in_features`.
+        ValueError: a size is no int of at least 1; `kv_heads` does not divide `q_heads`; without a `head_dim`,
+            `q_heads` does not divide `in_features`, or the two are swapped.
 
     >>> Sizes(64, 8, kv_heads=2).head_dim
     8
@@ -59,11 +59,17 @@ class Sizes:
     out_features: int | None = None
 
     def __post_init__(self):
-        if self.head_dim is None and self.q_heads > 0:
+        check_positive(in_features=self.in_features, q_heads=self.q_heads)
+        if self.head_dim is None:
+            if self.in_features < self.q_heads and self.q_heads % self.in_features == 0:
+                raise ValueError(
+                    "`in_features` comes first, then `q_heads` (Flax has them the other way round); got in_features "
+                    f"{self.in_features} and q_heads {self.q_heads}."
+                )
             check_multiple("q_heads", in_features=self.in_features, q_heads=self.q_heads, unless="head_dim")
         defaults = {
             "kv_heads": self.q_heads,
-            "head_dim": self.in_features // max(self.q_heads, 1),
+            "head_dim": self.in_features // self.q_heads,
             "in_kv_features": self.in_features,
             "out_features": self.in_features,
         }

@@ -1,11 +1,13 @@
 """Multi-head attention generates as it computes the whole: prefill in chunks, then steps, over every cache."""
 
 import functools
+import tempfile
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint
 import pytest
 from flax import nnx
 
@@ -236,11 +238,26 @@ def test_in_nnx_and_linen():
         whole, (front, last, state), twins = run(arrays, X)
         close(jnp.concatenate([front, last[:, None]], 1), whole)
         close(twins, (front, last, state))
-    want = module(X[:, :6])
-    nnx.update(module, jax.tree.map(lambda leaf: leaf / 2, nnx.state(module, nnx.Param)))
+    nnx.update(module, jax.tree.map(lambda leaf: leaf / 2, trained))
     out, _ = module.prefill(X[:, :6], module.initial_state((BATCH,), length=6))
-    assert float(jnp.abs(out - want).max()) > 1e-3
     close(out, module(X[:, :6]))
+    assert float(jnp.abs(out - whole).max()) > 1e-3
+
+
+def test_a_checkpoint_of_training_generates():
+    """What Orbax saves of a module in training is restored into one that generates, of nnx or linen."""
+    options: dict[str, Any] = dict(mask=masks.Causal(), cache=caches.Contiguous(8), implementation="reference")
+    trained, module = (jattn.nnx.MultiHeadAttention(FEATURES, HEADS, **options, rngs=nnx.Rngs(i)) for i in (0, 1))
+    with tempfile.TemporaryDirectory() as folder, orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(f"{folder}/layer", trained.arrays())
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(f"{folder}/layer", trained.arrays())
+    nnx.update(module, nnx.State(restored))
+    twin = jattn.linen.MultiHeadAttention(FEATURES, HEADS, **options)
+    want = trained(X)
+    close(module.prefill(X, module.initial_state((BATCH,)))[0], want)
+    state = twin.apply({}, (BATCH,), method="initial_state")
+    close(twin.apply({"params": restored}, X, state, method="prefill")[0], want)
 
 
 def test_cross_attention_in_linen():

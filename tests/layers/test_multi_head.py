@@ -193,6 +193,8 @@ def test_sizes_fill_in_and_check():
         (lambda: Sizes(12, 5), "`in_features` must be a multiple of `q_heads`"),
         (lambda: Sizes(12, 4, kv_heads=3), "`q_heads` must be a multiple of `kv_heads`; got q_heads 4 and kv_heads 3"),
         (lambda: Sizes(12, 4, head_dim=0), "`head_dim` must be a positive int; got 0"),
+        (lambda: Sizes(4, 12), "`in_features` comes first, then `q_heads`.*got in_features 4 and q_heads 12"),
+        (lambda: Sizes(12, None), "`q_heads` must be a positive int; got None"),  # type: ignore[arg-type]
         (lambda: Sizes(12, 0), "`q_heads` must be a positive int; got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
