@@ -147,7 +147,7 @@ class Cache(abc.ABC):
 
         Args:
             new: the number of new tokens.
-            valid: as in `append`. Padding gets a position between those of its neighbors.
+            valid: as in `append`. The position of padding is that of the token before it, or 0.
         """
         check_counts(new=new)
         if valid is None:
@@ -179,7 +179,7 @@ class Cache(abc.ABC):
         """The tokens so far, for queries that append none: cross-attention over keys that are computed once."""
 
     def _beside(self, key: jax.Array, value: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
-        """The cache laid out over devices as the new tokens are, where those are split over Explicit axes."""
+        """The cache, sharded like the new tokens where those are split over Explicit mesh axes."""
         key, value = gather(key, -3), gather(value, -3)
         kept: Any = self
         lengths = split_like(self.lengths, key)
