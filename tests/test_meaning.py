@@ -241,7 +241,7 @@ def test_positions_are_absolute(implementation):
     """The same mask and score serve a whole sequence, a decoding step and a shard of the keys."""
     query, key, value = random((24, 2, 4), (24, 2, 4), (24, 2, 4))
     pieces = {"mask": masks.Causal() & masks.SlidingWindow(9), "scores": scores.ALiBi(jnp.asarray([0.1, 0.5]))}
-    whole = jattn.partial_attention(query, key, value, **pieces, implementation=implementation)
+    whole = jax.jit(lambda *a: jattn.partial_attention(*a, **pieces, implementation=implementation))(query, key, value)
     step = jax.jit(
         lambda query, position: jattn.attention(
             query, key, value, **pieces, query_positions=position, implementation=implementation

@@ -85,10 +85,11 @@ def test_linen_equals_flax_in_value_and_gradients(name):
 
 
 def test_cross_attention_grouped_heads_and_several_batch_axes():
-    close(nnx_layer(attention_fn())(X, Y), nnx_layer()(X, Y))
+    run = nnx.jit(lambda layer, x, y: layer(x, y))
+    close(run(nnx_layer(attention_fn()), X, Y), run(nnx_layer(), X, Y))
     grouped = dict(num_kv_heads=2)
-    close(nnx_layer(attention_fn(), **grouped)(X, Y), nnx_layer(**grouped)(X, Y))
-    close(nnx_layer(attention_fn())(X[None, :], Y[None, :]), nnx_layer()(X[None, :], Y[None, :]))
+    close(run(nnx_layer(attention_fn(), **grouped), X, Y), run(nnx_layer(**grouped), X, Y))
+    close(run(nnx_layer(attention_fn()), X[None, :], Y[None, :]), run(nnx_layer(), X[None, :], Y[None, :]))
     close(linen_layer(attention_fn()).apply(linen_variables(), X[0]), linen_layer().apply(linen_variables(), X[0]))
 
 

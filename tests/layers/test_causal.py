@@ -35,7 +35,7 @@ def test_a_cache_that_is_full():
     parameters, inputs = LAYER.init(jax.random.key(0)), jnp.ones((2, 7, 8))
     with pytest.raises(ValueError, match=r"`inputs` must end before position `max_len` = 6.*they end at 7"):
         LAYER(parameters, inputs)
-    _, state = LAYER.prefill(parameters, inputs[:, :6])
+    _, state = jax.jit(LAYER.prefill)(parameters, inputs[:, :6])
     with pytest.raises(ValueError, match=r"`max_len` = 6.*they end at 7"):
         LAYER.step(parameters, inputs[:, 0], state)
     out, _ = jax.jit(LAYER.step)(parameters, inputs[:, 0], state)
