@@ -116,8 +116,8 @@ class AFT(Generative):
 
         older = at_positions(sums, -1)
         if left:
-            wrong = nonfinite[..., left - 1, :, None]
-            older = dataclasses.replace(older, out=jnp.where(wrong, jnp.nan, older.out))
+            evicted = nonfinite[..., left - 1, :, None]
+            older = dataclasses.replace(older, out=jnp.where(evicted, jnp.nan, older.out))
         keys, values = (one[..., length:, :] if self._window else one[..., :0, :] for one in joined)
         return out, AFTState(keys, values, older, before.position + length)
 

@@ -15,7 +15,7 @@ from ...ops.recurrence.arguments import check_segments
 from ...ops.recurrence.call import check_implementation
 from ...ops.recurrence.implementations.registry import LINEAR
 from ...ops.recurrence.nonfinite import largest_so_far
-from .features import FeatureMap, check_at, check_features
+from .features import FeatureMap, check_at, check_feature_map
 
 
 class KernelState(NamedTuple):
@@ -243,7 +243,7 @@ def _check(query: Any, key: Any, value: Any, q_len: str, kv_len: str, features: 
         value=(value, f"... {kv_len} heads v_dim"),
     )
     check_flags(normalize=normalize)
-    check_features(features, normalize)
+    check_feature_map(features, normalize)
     if not isinstance(epsilon, (int, float)) or not epsilon >= 0:
         raise ValueError(f"`epsilon` must be a number of at least 0; got {epsilon!r}.")
     return sizes

@@ -190,7 +190,7 @@ class Function(FeatureMap):
         return made
 
 
-def check_features(features: Any, normalize: bool) -> None:
+def check_feature_map(features: Any, normalize: bool) -> None:
     """Check that `features` is a feature map, and that its weights can be normalized if they must be.
 
     Raises:

@@ -103,8 +103,8 @@ def relative_attention(
     key_positions = np.arange(sizes["kv_len"]) if key_positions is None else key_positions
     dtype = accumulation_dtype(query, key, position_kernel)
     frequencies = sizes["position_dim"] // 2
-    query_sin, query_cos = _waves(query_positions, frequencies, dtype)
-    key_sin, key_cos = _waves(key_positions, frequencies, dtype)
+    query_sin, query_cos = _sinusoids(query_positions, frequencies, dtype)
+    key_sin, key_cos = _sinusoids(key_positions, frequencies, dtype)
 
     wide = query.astype(dtype)
     along = jnp.einsum("...hd,fhd->...hf", wide + of_rank(position_bias, wide.ndim), position_kernel.astype(dtype))
@@ -134,7 +134,7 @@ def _positions(name: str, positions: Any, batch: tuple[int, ...], length: int, o
     return positions
 
 
-def _waves(positions: Any, frequencies: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+def _sinusoids(positions: Any, frequencies: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """sin and cos of position * θ, `[..., length, 1, frequencies]`; NumPy positions by float64 angles."""
     theta = BASE ** -(np.arange(frequencies) / frequencies)
     if isinstance(positions, jax.Array):

@@ -99,13 +99,13 @@ def random_blocks(length: int, block: int, *, heads: int, count: int, seed: int,
     """
     check_positive(length=length, block=block, heads=heads)
     check_counts(count=count, seed=seed)
-    blocks = _enough(length, block, count, internal)
-    taken = _seen_anyway(blocks, internal)
+    blocks = _count_blocks(length, block, count, internal)
+    taken = _visible_blocks(blocks, internal)
     order = np.random.default_rng(seed).random((heads, *taken.shape))
     return np.sort(np.argsort(np.where(taken, 2.0, order), axis=-1)[..., :count], axis=-1).astype(np.int32)
 
 
-def _seen_anyway(blocks: int, internal: bool) -> np.ndarray:
+def _visible_blocks(blocks: int, internal: bool) -> np.ndarray:
     """For each row with random blocks, the blocks that it sees without them: the window and the global blocks."""
     rows = np.arange(1, blocks - 1) if internal else np.arange(blocks)
     seen = abs(rows[:, None] - np.arange(blocks)) <= 1
@@ -114,7 +114,7 @@ def _seen_anyway(blocks: int, internal: bool) -> np.ndarray:
     return seen
 
 
-def _enough(length: int, block: int, count: int, internal: bool) -> int:
+def _count_blocks(length: int, block: int, count: int, internal: bool) -> int:
     """The number of blocks, after checking that enough remain to draw from."""
     blocks, needed = -(-length // block), count + (6 if internal else 4)
     if blocks < needed:
@@ -130,8 +130,8 @@ def _table(length: int, block: int, chosen: Any, *, internal: bool) -> Any:
     check_positive(length=length, block=block)
     chosen = as_known(chosen)
     check_shapes(kind=jnp.integer, random_blocks=(chosen, "... heads rows count"))
-    blocks = _enough(length, block, chosen.shape[-1], internal)
-    seen = _seen_anyway(blocks, internal)
+    blocks = _count_blocks(length, block, chosen.shape[-1], internal)
+    seen = _visible_blocks(blocks, internal)
     if chosen.shape[-2] != len(seen):
         raise ValueError(
             f"`random_blocks` must have shape [heads, {len(seen)}, count] for {blocks} blocks; got {chosen.shape}."
@@ -153,19 +153,19 @@ def _check_chosen(chosen: np.ndarray, seen: np.ndarray) -> None:
             f"`random_blocks` must be blocks from 0 to {seen.shape[1] - 1}; got {chosen.min()} to {chosen.max()}."
         )
     rows = np.arange(len(seen))[:, None]
-    for wrong, what in (
+    for refused, what in (
         (seen[rows, flat], "repeat blocks that its rows see anyway"),
-        (_again(flat), "name a block twice in a row"),
+        (_duplicates(flat), "name a block twice in a row"),
     ):
-        if wrong.any():
-            head, row, place = np.argwhere(wrong)[0]
+        if refused.any():
+            head, row, place = np.argwhere(refused)[0]
             raise ValueError(
                 f"`random_blocks` must not {what}; head {head}, row {row + (len(seen) != seen.shape[1])} names block "
                 f"{flat[head, row, place]}."
             )
 
 
-def _again(flat: np.ndarray) -> np.ndarray:
+def _duplicates(flat: np.ndarray) -> np.ndarray:
     """Where an entry repeats an earlier one of its row."""
     same = flat[..., :, None] == flat[..., None, :]
     return np.tril(same, -1).any(-1)

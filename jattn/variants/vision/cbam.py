@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ...foundation.arguments import check_positive
 from ...foundation.numerics import accumulation_dtype
 from ...layers.layer import Layer, kernel
-from .images import IMAGE_AXES, check_images, convolve, widened
+from .images import IMAGE_AXES, as_dtype, check_images, convolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class CBAM(Layer):
         """
         check_images(images, self.channels)
         dtype = accumulation_dtype(images)
-        x, down, up, spatial = widened(dtype, images, *(parameters[name] for name in ("down", "up", "spatial")))
+        x, down, up, spatial = as_dtype(dtype, images, *(parameters[name] for name in ("down", "up", "spatial")))
         pooled = jnp.stack([x.mean((-3, -2)), x.max((-3, -2))])
         channel = jax.nn.sigmoid((jax.nn.relu(pooled @ down) @ up).sum(0))
         x = x * channel[..., None, None, :]

@@ -38,6 +38,6 @@ def as_tokens(images: jax.Array) -> jax.Array:
     return images.reshape(*batch, height * width, channels)
 
 
-def widened(dtype: jnp.dtype, *arrays: jax.Array) -> list[jax.Array]:
+def as_dtype(dtype: jnp.dtype, *arrays: jax.Array) -> list[jax.Array]:
     """The arrays in one dtype."""
     return [jnp.asarray(array, dtype) for array in arrays]

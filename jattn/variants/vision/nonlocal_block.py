@@ -14,7 +14,7 @@ from ...layers.layer import Layer, kernel, zeros
 from ...normalizers import ReLU
 from ...ops.attention.api import attention
 from ...similarities import Dot
-from .images import IMAGE_AXES, as_tokens, widened
+from .images import IMAGE_AXES, as_dtype, as_tokens
 
 PAIRWISE = ("gaussian", "embedded", "dot", "concat")
 
@@ -87,7 +87,7 @@ class NonLocal(Layer):
         check_shapes({"channels": self.channels}, images=(images, "... height width channels"))
         dtype = accumulation_dtype(images)
         names = [name for name in self.parameters()]
-        given = dict(zip(names, widened(dtype, *(parameters[name] for name in names)), strict=True))
+        given = dict(zip(names, as_dtype(dtype, *(parameters[name] for name in names)), strict=True))
         x = as_tokens(images).astype(dtype)
         value = x @ given["value"]
         query, key = (x, x) if self.pairwise == "gaussian" else (x @ given["query"], x @ given["key"])

@@ -9,7 +9,7 @@ import jax
 from ...foundation.arguments import check_positive
 from ...foundation.numerics import accumulation_dtype
 from ...layers.layer import Layer, bias, kernel
-from .images import IMAGE_AXES, check_images, widened
+from .images import IMAGE_AXES, as_dtype, check_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class SqueezeExcite(Layer):
         check_images(images, self.channels)
         dtype = accumulation_dtype(images)
         down, up = parameters["down"], parameters["up"]
-        arrays = widened(dtype, down["kernel"], down["bias"], up["kernel"], up["bias"])
+        arrays = as_dtype(dtype, down["kernel"], down["bias"], up["kernel"], up["bias"])
         hidden = jax.nn.relu(images.astype(dtype).mean((-3, -2)) @ arrays[0] + arrays[1])
         return jax.nn.sigmoid(hidden @ arrays[2] + arrays[3])
 
