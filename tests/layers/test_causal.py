@@ -70,3 +70,26 @@ def test_the_window_bounds_what_nan_reaches():
 def test_bad_sizes_are_named(sizes, message):
     with pytest.raises(ValueError, match=message):
         CausalAttention(8, **{"max_len": 6, **sizes})
+
+
+@pytest.mark.parametrize("name", ["attention, grouped, a window", "FoX, grouped"])
+def test_segments_go_on_from_a_state(name):
+    """The first segment of later tokens is the one before; the last one goes on, alone."""
+    layer = LAYERS[name]
+    parameters, inputs = random_parameters(layer), jax.random.normal(jax.random.key(0), (2, 8, layer.features))
+    ids = np.array([0, 0, 0, 0, 1, 1, 2])
+
+    @jax.jit
+    def run(parameters, inputs):
+        whole, want = layer.prefill(parameters, inputs[:, :7], segment_ids=ids)
+        head, state = layer.prefill(parameters, inputs[:, :3])
+        tail, state = layer.prefill(parameters, inputs[:, 3:7], state, segment_ids=ids[3:])
+        nexts = [layer.step(parameters, inputs[:, 7], one) for one in (want, state)]
+        alone, _ = layer.prefill(parameters, inputs[:, 6:])
+        return (jnp.concatenate([head, tail], 1), whole), nexts, (nexts[0][0], alone[:, 1])
+
+    outs, nexts, last = run(parameters, inputs)
+    np.testing.assert_allclose(*outs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(*last, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(*(out for out, _ in nexts), rtol=1e-5, atol=1e-5)
+    assert [state.lengths.tolist() for _, state in nexts] == [[2, 2], [2, 2]]
