@@ -182,7 +182,7 @@ class _Flat:
 
 
 class _Traced:
-    """A jaxpr that JAX does not look into: of a primitive that holds one it may demand a rule that is not public."""
+    """Hides a jaxpr from JAX, which might otherwise require a rule that is not public for the primitive that holds it."""
 
     def __init__(self, closed: Any):
         self.closed = closed

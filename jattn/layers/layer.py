@@ -107,15 +107,17 @@ class Layer(abc.ABC):
     """
 
     own_axes: ClassVar[Mapping[str, str] | None] = None
-    """By method that computes each example of the batch by itself, the axes of its inputs behind those of the batch;
-    None if there is none. These methods run on each device's own examples where inputs are split (Explicit axes)."""
+    """For each method that computes every example of the batch by itself, the axes of its inputs after the batch axes.
+
+    None if there is no such method. If inputs are split over Explicit axes, these methods run on each device's own
+    examples."""
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         for name, axes in (cls.own_axes or {}).items():
             method = vars(cls).get(name)
             if method is not None:
-                parameters, inputs = list(inspect.signature(method).parameters)[1:3]  # behind the layer itself
+                parameters, inputs = list(inspect.signature(method).parameters)[1:3]  # after `self`
                 setattr(cls, name, by_example(by_shape=True, whole=(parameters,), **{inputs: axes})(method))
 
     @abc.abstractmethod

@@ -265,7 +265,7 @@ class MultiHeadAttention(nn.Module):
         return self._layer(inputs.shape[-1], (inputs if key_inputs is None else key_inputs).shape[-1])
 
     def _known_kv_features(self) -> int | None:
-        """Features that keys are made of, by the parameters: after cross-attention the inputs do not tell."""
+        """The features that keys are computed from, as in the parameters: after cross-attention, inputs do not tell."""
         parameters = self.get_variable("params", "key")
         return None if parameters is None else jnp.shape(nn.unbox(parameters["kernel"]))[0]
 

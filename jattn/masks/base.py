@@ -26,11 +26,13 @@ _PAINTERS: list[Callable[..., str]] = []
 
 
 def paints_masks(function: Callable[..., str]) -> Callable[..., str]:
-    """Decorate the function behind `Mask.picture`. What is drawn is a plan of tiles, and plans are made of masks: the
-    plan's module hands its function in, and masks import nothing of it.
+    """Register the function behind `Mask.picture`.
+
+    A picture shows a plan of tiles, and plans are made from masks. So the plan's module registers its function here,
+    and masks import nothing from it.
 
     Args:
-        function: of the arguments of `Mask.picture`, the mask first.
+        function: takes the arguments of `Mask.picture`, the mask first.
     """
     _PAINTERS.append(function)
     return function
@@ -69,9 +71,9 @@ class Mask(Piece, abc.ABC):
     """
 
     beyond = (
-        "If tokens stand in front of its grid, such as a class token, say how many: `Shifted(mask, 1)` of "
-        "`jattn.masks`. If tokens stand behind it: `Shifted(mask, 0)`. By the grid they attend to nothing; join what "
-        "they may attend to by `|`."
+        "If tokens precede its grid, such as a class token, say how many: `jattn.masks.Shifted(mask, 1)`. If tokens "
+        "follow it: `jattn.masks.Shifted(mask, 0)`. The grid allows them no pairs; add those that they may attend to "
+        "by `|`."
     )
     """What to do about positions past the extent, for the error message."""
 

@@ -199,12 +199,13 @@ class LatentAttention(Layer):
         Args:
             parameters: the layer's parameters, for their dtype.
             batch: the batch axes of the inputs to come.
-            length: places for so many tokens of each example, `caches.Contiguous(length)`.
-            cache: another cache, such as `caches.Rolling(window)`, in place of `length`; by default the layer's.
-            dtype: dtype of the latents that are kept, by default that of the parameters.
+            length: the capacity in tokens per example; short for `cache=caches.Contiguous(length)`.
+            cache: another kind of cache instead of `length`, such as `caches.Rolling(window)`; by default the layer's.
+            dtype: dtype of the cached latents, by default that of the parameters.
 
         Raises:
-            ValueError: neither, or both, of `length` and `cache`; sizes or a dtype that do not match.
+            ValueError: both `length` and `cache` are given, or neither and the layer has no default; sizes or dtypes do
+                not match.
         """
         dtype = jnp.result_type(*jax.tree.leaves(parameters) or [jnp.float32]) if dtype is None else dtype
         return spec_of(length, cache, self.cache).create(batch, 1, self.kv_rank + self.rope_dim, 0, dtype)
@@ -225,18 +226,20 @@ class LatentAttention(Layer):
             parameters: the layer's parameters.
             inputs: `[..., new, features]`.
             state: returned by `initial_state`, `prefill` or `step`.
-            mask: restricts the layer's own. It sees the positions of the whole sequence.
+            mask: combined with the layer's own mask by `&`. It sees positions in the whole sequence.
             valid: booleans `[..., new]` or `[new]`, which of the inputs are tokens: see `caches.Cache.append`.
-            first: whether the state is empty, so that these tokens attend to themselves alone. The keys and values of
-                all heads are then computed, which is faster for a long prompt: a pair takes
-                `head_dim + rope_dim + v_dim` multiplications, in place of `2 kv_rank + rope_dim`.
+            first: whether the state is empty, so that these tokens only attend to one another. Then the keys and values
+                of all heads are computed, which is faster for a long prompt: each pair takes
+                `head_dim + rope_dim + v_dim` multiplications instead of `2 kv_rank + rope_dim`.
 
         Returns:
-            `[..., new, features]`, and the state. Of a sequence that has run out of places, outputs are NaN.
+            `[..., new, features]`, and the state. If the tokens of an example exceed the capacity of its cache, its
+            outputs are NaN.
 
         Raises:
-            ValueError: a state that is not one for these inputs; more tokens than there are places, where lengths are
-                known (outside of `jax.jit`); `first` with padding, or with a state that is known to hold tokens.
+            ValueError: the state does not match these inputs; there are more tokens than the cache has room for, where
+                lengths are known (outside `jax.jit`); `first` is given with padding, or with a state known to hold
+                tokens.
         """
         new = check_shapes({"features": self.features}, inputs=(inputs, "... new features"))["new"]
         self._check_state(state, inputs.shape[:-2], valid, first)
@@ -259,7 +262,7 @@ class LatentAttention(Layer):
     ) -> tuple[jax.Array, Cache]:
         """The next token of each example, `[..., features]`: its output, and the state after it.
 
-        Arguments and errors as in `prefill`; `valid [...]` says which examples go on.
+        Arguments and errors as in `prefill`; `valid [...]` says which examples advance.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
         valid = valid if valid is None else jnp.asarray(valid)[..., None]
