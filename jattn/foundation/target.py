@@ -182,7 +182,7 @@ class _Flat:
 
 
 class _Traced:
-    """Hides a jaxpr from JAX, which might otherwise require a rule that is not public for the primitive that holds it."""
+    """Hides a jaxpr from JAX, which may otherwise require a nonpublic rule for the primitive that holds it."""
 
     def __init__(self, closed: Any):
         self.closed = closed
