@@ -208,7 +208,7 @@ def _backward(program: Program, operands: Operands, results: tuple, cotangents: 
         grads = _backward(program.batched(), *arrays)
         return grads, jax.tree.map(lambda _: True, grads)
 
-    return first_order_only(run)(operands, results, cotangents)
+    return first_order_only(run, program.implementation.name)(operands, results, cotangents)
 
 
 differentiated = jax.jit(_backward, static_argnums=0)
@@ -250,46 +250,51 @@ def differentiable(program: Program, operands: Operands) -> tuple[jax.Array, jax
 REMEDY = "Use `implementation='reference'`, which has derivatives of any order in both modes."
 
 
-def _refuse(*unused: Any, **parameters: Any) -> NoReturn:
-    del unused, parameters
+def _refuse(*unused: Any, name: str) -> NoReturn:
+    del unused
     raise Unsupported(
-        "`tiled` has first derivatives in reverse mode only (`jax.grad`, `jax.vjp`), and this is one in forward mode "
+        f"`{name}` has first derivatives in reverse mode only (`jax.grad`, `jax.vjp`), and this is one in forward mode "
         f"(`jax.jvp`, `jax.jacfwd`, `jax.hessian`, `jax.linearize`). {REMEDY}"
     )
 
 
 _tangent = Primitive("jattn_reverse_mode_tangent")
 _tangent.def_impl(_refuse)
-_tangent.def_abstract_eval(lambda tangent: tangent)
+_tangent.def_abstract_eval(lambda tangent, name: tangent)
 mlir.register_lowering(_tangent, _refuse)
-ad.deflinear2(_tangent, lambda cotangent, _: [cotangent])
+ad.deflinear2(_tangent, lambda cotangent, _, name: [cotangent])
 batching.primitive_batchers[_tangent] = _refuse
 
 
-def _differentiate(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+def _differentiate(primals: tuple, tangents: tuple, name: str) -> tuple[Any, Any]:
     (array,), (tangent,) = primals, tangents
-    return _array.bind(array), tangent if isinstance(tangent, ad.Zero) else _tangent.bind(tangent)
+    out = _array.bind(array, name=name)
+    return out, tangent if isinstance(tangent, ad.Zero) else _tangent.bind(tangent, name=name)
 
 
 _array = Primitive("jattn_reverse_mode")
-_array.def_impl(lambda array: array)
-_array.def_abstract_eval(lambda array: array)
-mlir.register_lowering(_array, lambda context, array: [array])
+_array.def_impl(lambda array, name: array)
+_array.def_abstract_eval(lambda array, name: array)
+mlir.register_lowering(_array, lambda context, array, name: [array])
 ad.primitive_jvps[_array] = _differentiate
 batching.defvectorized(_array)
 
 
-def reverse_mode_only(array: jax.Array) -> jax.Array:
+def reverse_mode_only(array: jax.Array, name: str) -> jax.Array:
     """The array itself. Forward-mode derivatives of anything computed from it raise `Unsupported`.
 
+    Args:
+        array: floating-point.
+        name: of the implementation, for the message.
+
     >>> import jax.numpy as jnp
-    >>> float(jax.grad(lambda x: reverse_mode_only(x) ** 2)(3.0))
+    >>> float(jax.grad(lambda x: reverse_mode_only(x, "tiled") ** 2)(3.0))
     6.0
     """
-    return _array.bind(array)
+    return _array.bind(array, name=name)
 
 
-def first_order_only(function: Any) -> Any:
+def first_order_only(function: Any, name: str) -> Any:
     """Wrap the backward pass of a function so that differentiating it again raises a clear error."""
     guarded = jax.custom_jvp(function)
 
@@ -297,7 +302,7 @@ def first_order_only(function: Any) -> Any:
     def refuse(primals: Any, tangents: Any) -> NoReturn:
         del primals, tangents
         raise Unsupported(
-            f"`tiled` has first derivatives in reverse mode only, and this is a derivative of its gradient. {REMEDY}"
+            f"`{name}` has first derivatives in reverse mode only, and this is a derivative of its gradient. {REMEDY}"
         )
 
     return guarded

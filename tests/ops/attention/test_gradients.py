@@ -1,6 +1,7 @@
 """The gradients of parts of the keys, from the results of the whole, add up to the gradient of the whole."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from jattn import masks, normalizers, scores, similarities
 from jattn.ops.attention.call import Pieces, prepare
 from jattn.ops.attention.implementations import Reference, Tiled
 from jattn.ops.attention.partial import Partial
-from jattn.ops.attention.streaming import gradients, is_float
+from jattn.ops.attention.streaming import Streaming, gradients
+from jattn.ops.attention.tile import is_float
 
 Q_LEN, KV_LEN, HEADS = 9, 14, 4
 QUERY, KEY, VALUE, BIAS, D_OUT, D_LSE = random(
@@ -113,3 +115,45 @@ def test_gradients_of_no_keys_and_under_vmap():
         return gradients(Tiled(4, 4), call, query, key, value, results, Partial(cotangent, D_LSE)).query
 
     near(jax.vmap(one)(jnp.stack([D_OUT, 0 * D_OUT]))[0], want)
+
+
+class AllAtOnce(Streaming):
+    """The least that a streaming implementation is: two functions of plain arrays. Everything else is given."""
+
+    name = "all at once"
+
+    def refuses(self, call):
+        return None if call.pieces.normalizer.streams_as == "softmax" else "it has a softmax alone"
+
+    def stream(self, call, query, key, value):
+        plain = dataclasses.replace(call.pieces, normalizer=normalizers.Softmax())
+        return Reference().run(dataclasses.replace(call, pieces=plain), query, key, value)
+
+    def gradients(self, call, query, key, value, results, cotangents):
+        return Reference().gradients(call, query, key, value, results, cotangents)
+
+    def describe(self, call):
+        return None, "everything"
+
+
+def test_a_streaming_implementation_is_two_functions():
+    """Its sink, gradients, `vmap` and the refusal of other derivatives need no code of it."""
+
+    def loss(query, bias, sink, implementation):
+        pieces = {"scores": scores.Bias(bias), "normalizer": normalizers.Softmax(sink), "mask": masks.Causal()}
+        out = jattn.attention(
+            query, KEY, VALUE, **pieces, query_positions=QUERY_POSITIONS, implementation=implementation
+        )
+        return (out * D_OUT).sum()
+
+    both = []
+    for implementation in (AllAtOnce(), "reference"):
+        step = jax.value_and_grad(functools.partial(loss, implementation=implementation), (0, 1, 2))
+        several = jax.vmap(step, (0, None, 0))(jnp.stack([QUERY, 2 * QUERY]), BIAS, jnp.stack([SINK, -SINK]))
+        both.append(jax.tree.leaves((step(QUERY, BIAS, jnp.asarray(SINK)), several)))
+    for got, want in zip(*both, strict=True):
+        near(got, want)
+    with pytest.raises(jattn.Unsupported, match="`all at once` has first derivatives in reverse mode only"):
+        jax.jvp(lambda query: loss(query, BIAS, SINK, AllAtOnce()), (QUERY,), (QUERY,))
+    with pytest.raises(jattn.Unsupported, match="`all at once` refuses this call: it has a softmax alone"):
+        jattn.attention(QUERY, KEY, VALUE, normalizer=normalizers.Sigmoid(), implementation=AllAtOnce())
