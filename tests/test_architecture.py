@@ -1,4 +1,4 @@
-"""The house's plan, held: which layer imports which, how long a file may be, what `import jattn` brings."""
+"""The architecture: which layer imports which, how long a file may be, what `import jattn` imports."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Every row of the table through every implementation: it agrees with the truth, or refuses where the table says so."""
+"""Every row of the table through every implementation: it agrees with the oracle, or refuses where the row says so."""
 
 import functools
 

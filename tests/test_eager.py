@@ -1,4 +1,4 @@
-"""Outside `jit` nothing is compiled twice: a second call with other values runs what the first one compiled."""
+"""Outside `jit` nothing is compiled twice: a second call with other values reuses the program of the first."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What is no use of the library is refused by a `ValueError` that names the argument, what came, and the remedy.
+"""Misuse is rejected with a `ValueError` that names the argument, what was received, and the remedy.
 
 One row a mistake: what is called, and the words that the message must hold. Most rows compile nothing.
 """

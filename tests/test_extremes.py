@@ -1,4 +1,4 @@
-"""Scores of any finite size: softmax does not change when a row is shifted, however far, in value or gradient."""
+"""Scores of any finite size: shifting a row, however far, changes neither the softmax nor its gradient."""
 
 import itertools
 from typing import Any

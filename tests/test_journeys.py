@@ -1,4 +1,4 @@
-"""How many files a reader opens to follow a call: from the door to the gradient of the last tile.
+"""How many files a reader opens to follow a call, from the public function to the gradient of the last tile.
 
 A journey is the set of files of the package in which a function is called, while a value and its gradient are computed
 once. What is counted are the rooms that carry the call: operations, layers and their skins. Their vocabulary, which a

@@ -1,4 +1,4 @@
-"""What a function would make of a pair that may not attend reaches nothing, forward or backward."""
+"""Masked pairs influence nothing, forward or backward, whatever a function returns for them."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What every implementation must mean: one test for each row of the table, named after it."""
+"""What every implementation must compute: one test for each row of the table, named after it."""
 
 import graph
 import jax

@@ -1,4 +1,4 @@
-"""Memory of the compiled gradient: linear is a slope, not a word."""
+"""Memory of the compiled gradient: measured slopes show that it is linear."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The README and the pages beside the code are true: their Python runs and prints what they show, their links lead."""
+"""README and the other pages are true: their Python runs and prints what they show, and their links resolve."""
 
 import contextlib
 import io

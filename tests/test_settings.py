@@ -1,4 +1,4 @@
-"""JAX's own settings, transformations and kinds of input: attention works under them, or says why not."""
+"""JAX's settings, transformations and kinds of input: attention works under them, or says why not."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""What a value is: its dtype, its numbers where they are known (also while tracing), and words for messages."""
+"""What a value is: its dtype, its known values (also at trace time), and a description for error messages."""
 
 import contextlib
 import dataclasses
@@ -40,7 +40,7 @@ def dtype_of(value: Any) -> Any:
 
 
 def as_array(value: Any) -> Any:
-    """Nested lists of numbers as a NumPy array, where they are one; anything else as it came."""
+    """Nested lists of numbers as a NumPy array, if they form one; anything else unchanged."""
     if not isinstance(value, (list, tuple, range)):
         return value
     try:
@@ -51,7 +51,7 @@ def as_array(value: Any) -> Any:
 
 
 def of_rank(array: Any, rank: int) -> Any:
-    """The array with axes of size 1 in front, which broadcasting would put there unless it is told not to.
+    """The array with leading axes of size 1 up to this rank, for when implicit rank promotion is disabled.
 
     >>> of_rank(np.zeros(3), 2).shape
     (1, 3)
@@ -60,7 +60,7 @@ def of_rank(array: Any, rank: int) -> Any:
 
 
 def iota(*sizes: Any, dtype: Any = np.int32) -> Any:
-    """0, 1, 2, ... in an array of this shape: of NumPy, unless a size is symbolic, as in `jax.export`.
+    """0, 1, 2, ... in an array of this shape: a NumPy array, unless a size is symbolic, as in `jax.export`.
 
     >>> iota(2, 2).tolist()
     [[0, 1], [2, 3]]
@@ -70,12 +70,12 @@ def iota(*sizes: Any, dtype: Any = np.int32) -> Any:
 
 
 def is_static(*sizes: Any) -> bool:
-    """Whether sizes are numbers, and not the symbols of `jax.export`."""
+    """Whether sizes are numbers rather than the symbols of `jax.export`."""
     return all(isinstance(size, int | np.integer) for size in sizes)
 
 
 def as_jax(*arrays: Any) -> tuple[Any, ...]:
-    """Arrays of NumPy as JAX takes them, float64 as float32 unless it is enabled; anything else as it came.
+    """NumPy arrays as JAX arrays, float64 as float32 unless it is enabled; anything else unchanged.
 
     >>> [one.dtype.name for one in as_jax(np.zeros(3), np.zeros(3, np.int8))]
     ['float32', 'int8']
@@ -96,7 +96,7 @@ def known_values(value: Any) -> np.ndarray | None:
 
 @contextlib.contextmanager
 def values_of(tracers: Sequence[Any], arrays: Sequence[Any]) -> Iterator[None]:
-    """Within it, checks of values see the arrays that tracers stand for: a call that is only traced to be checked."""
+    """A context in which checks see the values that tracers stand for, for calls traced only to check them."""
     token = _VALUES.set({id(tracer): array for tracer, array in zip(tracers, arrays, strict=True)})
     try:
         yield
@@ -105,7 +105,7 @@ def values_of(tracers: Sequence[Any], arrays: Sequence[Any]) -> Iterator[None]:
 
 
 def known_range(numbers: Any) -> tuple[int, int] | None:
-    """The least and the largest of some integers; None where there are none, or they are not known while tracing.
+    """The smallest and the largest of some integers; None if there are none, or they are not known at trace time.
 
     >>> known_range([3, 1, 2])
     (1, 3)
@@ -118,7 +118,7 @@ def known_range(numbers: Any) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A NumPy array that is compared by value, so that it can be a static argument of `jax.jit`.
+    """A NumPy array compared by value, so that it can be a static argument of `jax.jit`.
 
     >>> Known(np.arange(3)) == Known(np.arange(3)), Known(np.arange(3)) == Known(np.zeros(3, int))
     (True, False)
@@ -170,7 +170,7 @@ def known_while_tracing(tree: Any) -> Any:
 def as_constant(leaf: Any) -> Any:
     """A concrete array as a NumPy array, so that what follows from it is known, such as a plan.
 
-    Anything else stays as it is: tracers, arrays that span processes, random keys, and what is no array.
+    Anything else is unchanged: tracers, arrays that span processes, random keys, and values that are not arrays.
     """
     if not isinstance(leaf, jax.Array) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return leaf
@@ -184,7 +184,7 @@ def as_known(value: Any) -> Any:
 
 
 def same_values(one: Any, other: Any) -> bool:
-    """Whether two arrays have the same shape and numbers. One that spans processes equals itself alone."""
+    """Whether two arrays have the same shape and values. An array that spans processes equals only itself."""
     if one is other:
         return True
     spread = (isinstance(array, jax.Array) and not array.is_fully_addressable for array in (one, other))
@@ -192,7 +192,7 @@ def same_values(one: Any, other: Any) -> bool:
 
 
 def describe(value: Any) -> str:
-    """What came, for a message.
+    """Describe a value that was received, for an error message.
 
     >>> describe(np.zeros(3)), describe("a")
     ('an array of dtype float64 and shape (3,)', "'a' (str)")

@@ -61,8 +61,11 @@ def identity(jaxpr: Jaxpr, function: Callable[..., Any] | None = None) -> Identi
 
 
 def _of_derivative(jaxpr: Jaxpr) -> Hashable:
-    """What a jaxpr's derivative computes, with derivative rules in their place; arrays that these hold equal only
-    themselves. Rules within derivatives of rules are not looked at: those of the same code are the same."""
+    """The identity of a jaxpr's derivative, in which derivative rules are expanded.
+
+    Arrays held by these rules equal only themselves. Rules inside derivatives of rules are not expanded: rules with the
+    same code are the same.
+    """
     avals: list[Any] = [one.aval for one in (*jaxpr.constvars, *jaxpr.invars)]
     shapes = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in avals]
     count = len(jaxpr.constvars)

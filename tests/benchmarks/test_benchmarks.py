@@ -1,4 +1,4 @@
-"""The benchmark's machinery at tiny sizes: every row is complete. No time is asserted."""
+"""The benchmark's machinery at tiny sizes: every row is complete. No times are asserted."""
 
 import json
 

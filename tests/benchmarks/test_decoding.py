@@ -1,4 +1,4 @@
-"""The suite about decoding runs at small sizes, and its caches hold what the rows say."""
+"""The decoding suite runs at small sizes, and its caches hold what the rows say."""
 
 import pytest
 

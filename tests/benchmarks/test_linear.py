@@ -1,4 +1,4 @@
-"""The suite about linear time runs at small sizes, and its rows are what they say."""
+"""The linear-time suite runs at small sizes, and its rows are what they say."""
 
 import dataclasses
 

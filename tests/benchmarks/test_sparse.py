@@ -1,4 +1,4 @@
-"""The suite about sparse patterns: both sides of a row compute the same, and the rows are what they say."""
+"""The suite of sparse patterns: both sides of a row compute the same, and the rows are what they say."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Every experiment, in its reduced form, reaches its reduced bars."""
+"""Every experiment, at reduced size, reaches its reduced thresholds."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""The main job: it learns, goes on after an interruption as if there had been none, and draws its pictures."""
+"""The training example: it learns, resumes after an interruption as if there had been none, and draws its pictures."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""What variants ask of lengths, pieces and random keys."""
+"""The checks that variants make of lengths, pieces and random keys."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Old names work and warn, and are removed when it was said."""
+"""Deprecated names work and warn, and are removed in the announced version."""
 
 import re
 import tomllib

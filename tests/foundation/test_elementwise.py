@@ -1,4 +1,4 @@
-"""Whether a mask or a score treats each pair by itself, and whether positions matter to it, read from its jaxpr."""
+"""Whether a mask or score treats each pair separately, and whether it depends on positions, read from its jaxpr."""
 
 import jax
 import jax.numpy as jnp

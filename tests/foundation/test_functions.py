@@ -1,4 +1,4 @@
-"""A user's function is traced once, and told apart by what it does; what cannot be traced names the remedy."""
+"""A function is traced once and identified by what it does; errors of untraceable functions say what to write."""
 
 import functools
 import gc

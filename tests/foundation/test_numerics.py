@@ -1,4 +1,4 @@
-"""Sums in log space equal their definition, with weights of 0, no terms at all, and numbers that overflow."""
+"""Sums in log space equal their definition, with weights of 0, without terms, and with numbers that overflow."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Shapes are checked as they are written, and the error says what came and what was expected."""
+"""Shapes are checked as written, and the error says what was received and what was expected."""
 
 import jax
 import jax.numpy as jnp

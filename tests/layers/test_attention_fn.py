@@ -1,4 +1,4 @@
-"""jattn inside Flax's own modules: equal to Flax where Flax means the same, and nothing dropped."""
+"""jattn inside Flax's own modules: equal to Flax where both mean the same, and no argument ignored."""
 
 import functools
 import warnings

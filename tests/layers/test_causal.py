@@ -1,4 +1,4 @@
-"""Causal attention with a cache is multi-head attention; what layers that generate promise has tests of its own."""
+"""Causal attention with a cache equals multi-head attention; the contract of generative layers is tested elsewhere."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Multi-head attention generates as it computes the whole: prefill in chunks, then steps, over every cache."""
+"""Multi-head attention generates what it computes on the whole: prefill in chunks, then steps, over every cache."""
 
 import functools
 import tempfile

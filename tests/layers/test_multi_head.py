@@ -1,4 +1,4 @@
-"""The pure function of multi-head attention, against NumPy in float64 written from the equations."""
+"""The pure function of multi-head attention, against float64 NumPy written from the equations."""
 
 import functools
 from typing import Any

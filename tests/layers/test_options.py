@@ -1,4 +1,4 @@
-"""What a layer cannot be made with is refused where it is made, alike in nnx and linen."""
+"""Invalid options of a layer are rejected at construction, in nnx and linen alike."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The layer of a short convolution goes on behind its past, and runs as a module."""
+"""The short convolution layer continues from its past, and runs as a module."""
 
 import jax
 import jax.numpy as jnp

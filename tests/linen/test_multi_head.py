@@ -1,4 +1,4 @@
-"""The linen layer: the same numbers as the nnx layer and as Flax's own, with the same weights."""
+"""The linen layer equals the nnx layer and Flax's own, with the same weights."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""The tools of Flax linen do with the layer what they do with Flax's own, also where its pieces hold arrays of JAX.
+"""Flax linen's tools treat the layer like Flax's own, also if its pieces hold JAX arrays.
 
 As in `tests/nnx/test_tools.py`, the pieces change nothing, and both layers have the same parameters.
 """

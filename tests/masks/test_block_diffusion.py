@@ -1,4 +1,4 @@
-"""Block diffusion, pair by pair, packed, and its tiles."""
+"""Block diffusion, pair by pair and packed, and its tiles."""
 
 import jax
 import jax.numpy as jnp

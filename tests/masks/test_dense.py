@@ -1,4 +1,4 @@
-"""A mask given pair by pair."""
+"""Masks given pair by pair."""
 
 import jax
 import jax.numpy as jnp

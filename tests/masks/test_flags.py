@@ -1,4 +1,4 @@
-"""Flags that are none are refused by name."""
+"""Invalid flags are rejected by name."""
 
 import numpy as np
 import pytest

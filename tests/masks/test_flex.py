@@ -1,4 +1,4 @@
-"""Functions with FlexAttention's signatures: indices of batch and head, and arrays that are indexed by them."""
+"""Functions with FlexAttention's signatures: batch and head indices, and arrays indexed by them."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Keys near centers: tiles out of reach are skipped, also where the centers are computed."""
+"""Keys near centers: tiles out of reach are skipped, also if the centers are computed."""
 
 import jax.numpy as jnp
 import numpy as np

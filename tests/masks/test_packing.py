@@ -1,4 +1,4 @@
-"""Masks and positions from the arrays of padded and packed batches, known while tracing and traced."""
+"""Masks and positions from the arrays of padded and packed batches, known at trace time and traced."""
 
 import jax
 import jax.numpy as jnp

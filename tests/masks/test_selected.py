@@ -1,4 +1,4 @@
-"""Keys chosen for each query or block of queries: what is allowed, what is skipped, what is refused."""
+"""Keys selected for each query or block of queries: what is allowed, skipped and rejected."""
 
 import jax
 import jax.numpy as jnp

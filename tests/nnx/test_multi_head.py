@@ -1,4 +1,4 @@
-"""The nnx layer: equal to Flax's own with the same weights, and at home under nnx's transforms."""
+"""The nnx layer equals Flax's own with the same weights, and works under nnx's transforms."""
 
 import functools
 from typing import Any

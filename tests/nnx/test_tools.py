@@ -1,4 +1,4 @@
-"""The tools of Flax nnx do with the layer what they do with Flax's own, also where its pieces hold arrays of JAX.
+"""Flax nnx's tools treat the layer like Flax's own, also if its pieces hold JAX arrays.
 
 Each row does something to a layer and returns what can be compared. The pieces are such that nothing is changed by
 them: windows of each head that are wider than the call, ALiBi of slope 0, a function that allows everything.

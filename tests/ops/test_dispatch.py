@@ -1,4 +1,4 @@
-"""One contract for every operation: the order per target, refusals with reasons, modules that load when needed."""
+"""The contract of all operations: the order per target, refusals with reasons, and lazily imported modules."""
 
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""Layers, recurrences and variants of arrays whose examples or heads are split over Explicit mesh axes."""
+"""Layers, recurrences and variants on arrays whose examples or heads are split over Explicit mesh axes."""
 
 import dataclasses
 import re

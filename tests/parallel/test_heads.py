@@ -1,4 +1,4 @@
-"""Heads split over eight emulated devices: what one device computes, gradients too, with one sum over devices."""
+"""Heads split over eight emulated devices equal one device, gradients included, with one sum over devices."""
 
 import functools
 import re

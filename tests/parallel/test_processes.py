@@ -1,4 +1,4 @@
-"""Arrays spread over the devices of two processes: values, gradients and shardings are those of one."""
+"""Arrays spread over the devices of two processes: values, gradients and shardings are those of one process."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Arrays split over a mesh: one device's values and gradients, split as their like, and nothing is exchanged."""
+"""Arrays split over a mesh: values and gradients of one device, split like their arrays, without communication."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""Angles at large positions: right to 1e-6, whatever made the frequencies and however the positions come."""
+"""Angles at large positions: accurate to 1e-6, for all frequencies and kinds of positions."""
 
 import functools
 

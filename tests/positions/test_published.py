@@ -1,4 +1,4 @@
-"""Rotations as published models have them: numbers computed by the model code of Hugging Face transformers 5.24.0.
+"""Rotations of published models: numbers computed by the model code of Hugging Face transformers 5.24.0.
 
 Frequencies are those of `modeling_rope_utils.ROPE_INIT_FUNCTIONS[rope_type]` for 16 dims; turned features those of the
 module named beside them, of token 4 and head 1 of X, in float32.

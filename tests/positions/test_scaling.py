@@ -1,4 +1,4 @@
-"""Rotary frequencies for longer contexts, written again frequency by frequency."""
+"""Rotary frequencies for longer contexts, against a definition frequency by frequency."""
 
 import dataclasses
 import math

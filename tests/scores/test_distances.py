@@ -1,4 +1,4 @@
-"""Numbers for each head, query and distance; buckets and tables by coordinates."""
+"""Scores per head, query and distance; buckets and tables of coordinates."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Forget: the sum of the log gates between, exact however long, forward and backward."""
+"""Forget: the sum of the log gates in between, accurate at any length, forward and backward."""
 
 import jax
 import jax.numpy as jnp

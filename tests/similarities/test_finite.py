@@ -1,4 +1,4 @@
-"""NaN and inf in a query or key reach nothing they may not: neither the output nor the arrays of a similarity."""
+"""NaN and inf in a masked query or key reach neither the output nor gradients of a similarity's arrays."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The Gaussian score, by its parts and by the identities of its softmax."""
+"""The Gaussian score, by its terms and by identities of its softmax."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What every test of a single piece asks: value and gradients against float64 NumPy, `jit` and `vmap`."""
+"""What every test of a single piece checks: value and gradients against float64 NumPy, `jit` and `vmap`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every layer that generates, small, and random parameters for it."""
+"""Every layer that generates, at small size, and random parameters for it."""
 
 from typing import Any
 

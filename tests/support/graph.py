@@ -1,4 +1,4 @@
-"""NumPy arrays with exact gradients: `Num`, an array that remembers how it was made, and what can be made of it."""
+"""NumPy arrays with exact gradients: `Num` records how an array was computed."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

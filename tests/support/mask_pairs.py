@@ -1,4 +1,4 @@
-"""Masks pair by pair: what one allows, and what its definition allows in a double loop."""
+"""Masks pair by pair: what one allows, against its definition in a double loop."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Running a row of the table: its arrays, its truth, the plain reference's own error, and the comparison."""
+"""Runs a row of the table: its arrays, the true result, the reference's own error, and the comparison."""
 
 import dataclasses
 import functools

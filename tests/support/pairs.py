@@ -1,4 +1,4 @@
-"""The numbers that a similarity gives all pairs, by its own parts only."""
+"""The scores of all pairs, computed by a similarity's own methods."""
 
 import jax.numpy as jnp
 import numpy as np

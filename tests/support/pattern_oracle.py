@@ -1,4 +1,4 @@
-"""Patterns pair by pair: a mask written out, and softmax attention over the pairs that it allows, in float64."""
+"""Patterns pair by pair: a dense mask, and softmax attention over the pairs that it allows, in float64."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Processes that run Python with some of the emulated devices, beside the tests and with their compiled programs."""
+"""Runs Python in other processes with some of the emulated devices, sharing the tests' compiled programs."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Which rows of a table are tested in every run, and which with `--everything` alone."""
+"""Which rows of a table are tested in every run, and which only with `--everything`."""
 
 from collections.abc import Callable, Collection, Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every test of a layer asks: nnx and linen agree with the function, and every parameter has a gradient."""
+"""What every test of a layer checks: nnx and linen agree with the function, and every parameter has a gradient."""
 
 from typing import Any
 

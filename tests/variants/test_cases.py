@@ -1,4 +1,4 @@
-"""Every function of the table of variants, as its definition has it."""
+"""Every function of the table of variants equals its definition."""
 
 import jax
 import jax.numpy as jnp

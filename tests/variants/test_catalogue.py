@@ -1,4 +1,4 @@
-"""The table of variants is complete and true."""
+"""The table of variants is complete and correct."""
 
 import importlib
 import json

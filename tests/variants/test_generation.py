@@ -1,4 +1,4 @@
-"""What every layer that generates promises, and that one takes another's place in a block."""
+"""The contract of layers that generate, and that any one can replace another in a block."""
 
 import functools
 from typing import Any

@@ -1,10 +1,10 @@
-"""What JAX's transformations make of a streaming implementation: one derivative, `vmap`, meshes, the target.
+"""JAX's transformations of a streaming implementation: one derivative, `vmap`, meshes, and the target.
 
-The program of a call is its static part; its arrays are operands. Around the two functions of an implementation,
-`stream` and `gradients`, which are neither differentiated nor batched themselves, stand from the outside in:
+The static part of a call is its program; its arrays are operands. The two functions of an implementation, `stream` and
+`gradients`, are never differentiated or batched themselves. They are wrapped, from the outside in, by
 
-1. `jax.custom_vjp`: the gradient is `gradients`, of what `stream` returned;
-2. `jax.custom_batching.custom_vmap`: `vmap` is one more batch axis, the first of every array;
+1. `jax.custom_vjp`: the gradient is `gradients`, given what `stream` returned;
+2. `jax.custom_batching.custom_vmap`: `vmap` adds one more batch axis, the first of every array;
 3. `run_split`: along axes that `vmap` mapped over Explicit mesh axes, each device runs its own part;
 4. `by_target`: each platform that the program is lowered for has its own implementation and plan.
 """
@@ -157,7 +157,7 @@ def _on_devices(function: Callable, arrays: tuple, outs: tuple) -> Any:
 
 
 def _batch_first(tree: Any, rank: int) -> Any:
-    """Layouts of arrays that all begin with the batch axes."""
+    """Layouts of arrays that all start with the batch axes."""
     return jax.tree.map(lambda leaf: layout(rank, *[None] * (jnp.ndim(leaf) - rank)), tree)
 
 

@@ -1,7 +1,7 @@
-"""What a tile of scores is: its mask, its scores, its weights and their derivatives. No implementation owns it.
+"""A tile of scores: its mask, scores and weights, and their derivatives. Shared by all implementations.
 
 A tile is a set of queries and keys: rows of query and key, and the pieces sliced to them. Since pieces are aligned to
-`[batch..., head, query, key]` and look at absolute positions, a tile is evaluated like the whole. Every function here
+`[batch..., head, query, key]` and use absolute positions, a tile is evaluated like the whole. Every function here
 takes plain arrays and may be traced by a loop over tiles, by a kernel, or for all pairs at once.
 
     allowed = allowed_pairs(tile)                                            which pairs may attend
@@ -13,7 +13,7 @@ takes plain arrays and may be traced by a loop over tiles, by a kernel, or for a
 Masked pairs influence nothing, forward or backward. A masked pair has a cotangent of 0, but 0 times an infinite slope
 (of a square root at a negative distance, say) is NaN, and sums over pairs would spread it to every gradient. So a
 function that is not finite everywhere never sees masked pairs: it is evaluated at the inputs of an allowed pair instead
-(its score, its positions, its entries of every array), where it is as finite as its author made it. A score of -inf
+(its score, its positions, its entries of every array), where its author is responsible for it. A score of -inf
 excludes a pair in the same way.
 """
 
@@ -63,7 +63,7 @@ def allowed_pairs(tile: Pieces) -> jax.Array | None:
 
 
 def dropout_factor(tile: Pieces) -> jax.Array | None:
-    """What weights are multiplied by, after the normalizer; None for 1."""
+    """The factor of the weights after the normalizer; None for 1."""
     return None if tile.dropout is None else tile.dropout.factor(tile.query_positions, tile.key_positions)
 
 
@@ -97,12 +97,12 @@ def scores_vjp(
 def pairwise_vjp(
     tile: Pieces, query: jax.Array, key: jax.Array, scale: float, allowed: jax.Array | None
 ) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-    """As `scores_vjp`, of a similarity that is no dot product: the gradients are of query, key and the arrays.
+    """Like `scores_vjp`, for a similarity that is not a dot product: gradients of query, key and the arrays.
 
     Args:
         tile, scale, allowed: as in `scores_vjp`.
         query: `[batch..., q_heads, q, dim]`, finite in masked rows.
-        key: `[batch..., kv_heads, k, dim]`, likewise.
+        key: `[batch..., kv_heads, k, dim]`, finite in masked rows.
     """
     floats, rebuild = floats_of(tile)
 

@@ -1,4 +1,4 @@
-"""Every cache: what is attended to over its view, in chunks of any sizes, is what is attended to over the whole."""
+"""Every cache: attention over its view, in chunks of any sizes, equals attention over the whole sequence."""
 
 import functools
 from typing import Any

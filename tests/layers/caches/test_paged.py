@@ -1,4 +1,4 @@
-"""Pages: who has which, and sequences that share them."""
+"""Pages: which sequence has which, and sequences that share pages."""
 
 from typing import Any
 

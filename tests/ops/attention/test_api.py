@@ -1,4 +1,4 @@
-"""The front door: bad input is refused in words that help; the other entrances mean the same as `attention`."""
+"""The public functions: bad input is rejected with a helpful error; other entry points agree with `attention`."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""What the pieces together are said to be: identities of similarities, and masks that are combinations."""
+"""Identities of similarities, and combinations of masks, as stated in their docstrings."""
 
 import math
 

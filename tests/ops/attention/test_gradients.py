@@ -1,4 +1,4 @@
-"""The gradients of parts of the keys, from the results of the whole, add up to the gradient of the whole."""
+"""Gradients of parts of the keys, given the results of the whole, add up to the gradient of the whole."""
 
 import dataclasses
 import functools

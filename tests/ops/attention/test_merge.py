@@ -1,4 +1,4 @@
-"""Partial attention is a monoid under `merge`, and merging chunks of keys is attending all of them."""
+"""Partial attention is a monoid under `merge`, and merging chunks of keys equals attention over all of them."""
 
 import jax
 import jax.numpy as jnp

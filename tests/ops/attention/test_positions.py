@@ -1,4 +1,4 @@
-"""Where queries and keys are: what is refused because it is not said, or beyond what a piece is made for."""
+"""Positions of queries and keys: ambiguous ones are rejected, and those beyond what a piece is made for."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""One program, lowered for several platforms: each gets the tiles, and the implementation, that are chosen for it."""
+"""One program, lowered for several platforms: each gets its own tiles and implementation."""
 
 import dataclasses
 import sys

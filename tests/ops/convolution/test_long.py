@@ -1,4 +1,4 @@
-"""The convolution by FFT equals the sum of its definition."""
+"""The convolution by FFT equals its defining sum."""
 
 import jax
 import jax.numpy as jnp

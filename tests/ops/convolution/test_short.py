@@ -1,4 +1,4 @@
-"""The short convolution equals the sum of its definition, within its segment."""
+"""The short convolution equals its defining sum, within each segment."""
 
 import jax
 import jax.numpy as jnp

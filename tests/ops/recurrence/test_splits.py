@@ -1,4 +1,4 @@
-"""Every form, cut in two at every place, is the whole in float64: values, states and gradients of all arrays.
+"""Every form, split in two at every place, equals the whole in float64: values, states and all gradients.
 
 One compilation a kind and form: where to cut is a traced number, and tokens of the other part become such as leave the
 state as it is (key, value, β and log decay 0).

@@ -1,4 +1,4 @@
-"""One table: a row is a call, with its counterpart in the oracle.
+"""A table of calls, each with its counterpart in the oracle.
 
 A row says which arrays its pieces hold, how the call is made from them (`pieces`) and what it means (`truth`). What a
 row buys is in test_cases.py.

@@ -1,4 +1,4 @@
-"""Rows about the shapes and the positions of a call."""
+"""Rows about shapes and positions of a call."""
 
 import numpy as np
 

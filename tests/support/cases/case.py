@@ -1,4 +1,4 @@
-"""What a row of the table is, and short ways of writing one."""
+"""The row of the table, and shorthands for writing one."""
 
 import dataclasses
 from collections.abc import Callable

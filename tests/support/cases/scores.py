@@ -1,4 +1,4 @@
-"""Rows about similarities and about what happens to their numbers."""
+"""Rows about similarities and scores."""
 
 import numpy as np
 import oracle

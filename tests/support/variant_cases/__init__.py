@@ -1,4 +1,4 @@
-"""One table: a row is a variant that is a function of its own, with its definition.
+"""A table of variants that are functions, each with its definition.
 
 What a row buys is in variants/test_cases.py.
 """

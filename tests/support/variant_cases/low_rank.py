@@ -1,4 +1,4 @@
-"""Rows about low rank: they know lengths, but no masks."""
+"""Rows about low rank: lengths, but no masks."""
 
 import numpy as np
 import oracle

@@ -1,4 +1,4 @@
-"""Rows about memory: what attends by a call of its own."""
+"""Rows about attention over a memory."""
 
 import numpy as np
 import oracle

@@ -1,4 +1,4 @@
-"""Rows about sequences that attention sums up."""
+"""Rows about sequences summarized by attention."""
 
 import oracle
 

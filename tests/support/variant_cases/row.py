@@ -1,4 +1,4 @@
-"""A row of the table of variants: a function that attends, its meaning over `oracle.Num`, and how a row is run."""
+"""A row of the table of variants: a function, its definition over `oracle.Num`, and how a row is run."""
 
 import contextlib
 import dataclasses

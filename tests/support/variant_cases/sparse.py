@@ -1,4 +1,4 @@
-"""Rows about functions that bring together what a sparse pattern scatters."""
+"""Rows about functions that gather what a sparse pattern scatters."""
 
 import numpy as np
 import oracle

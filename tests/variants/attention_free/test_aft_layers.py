@@ -1,4 +1,4 @@
-"""The attention-free layers equal their functions between projections, and stop where their numbers do."""
+"""The attention-free layers equal their functions between projections, and reject positions beyond their limits."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Forgetting Attention equals its equation in float64 NumPy; how it generates is tested with all that do."""
+"""Forgetting attention equals its equation in float64 NumPy; generation is tested with all other layers."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: its definition in NumPy, and decoding from latents, which is the same."""
+"""Multi-head latent attention: its definition in NumPy, and equal decoding from latents."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""Multi-token attention equals its sums, block by block, and sees nothing of the future."""
+"""Multi-token attention equals its sums, block by block, and does not see the future."""
 
 import importlib
 

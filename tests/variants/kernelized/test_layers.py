@@ -1,4 +1,4 @@
-"""The multi-head layers: their maps, their decoding, their parameters."""
+"""The multi-head layers: feature maps, decoding, parameters."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""FAVOR+'s estimates: without bias, of the predicted variance, from rotations that favor no direction."""
+"""FAVOR+'s estimates: unbiased, with the predicted variance, from uniformly distributed rotations."""
 
 import math
 

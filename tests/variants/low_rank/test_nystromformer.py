@@ -1,4 +1,4 @@
-"""Nyström attention equals its equations, and tends to softmax attention."""
+"""Nyström attention equals its equations, and converges to softmax attention."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A memory that is none, or another layer's, is refused by name."""
+"""An invalid memory, or one of another layer, is rejected by name."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Compressive memory: what is attended, what is compressed, and where each gradient goes."""
+"""Compressive memory: what is attended to, what is compressed, and where each gradient goes."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Memory networks equal their equations, in both ways of tying."""
+"""Memory networks equal their equations, with both kinds of tying."""
 
 import jax
 import jax.numpy as jnp

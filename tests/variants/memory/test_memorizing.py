@@ -1,4 +1,4 @@
-"""Memorizing attention: exact search, the ring's order, and both ways of joining it with local attention."""
+"""Memorizing attention: exact search, the order of the ring buffer, and both combinations with local attention."""
 
 import jax
 import jax.numpy as jnp

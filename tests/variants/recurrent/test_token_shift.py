@@ -1,4 +1,4 @@
-"""Token shift equals its equation in float64 NumPy, within its segment, and goes on behind its past."""
+"""Token shift equals its equation in float64 NumPy, within its segment, and continues from its past."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Hard attention draws from the softmax; its estimators have the gradients they are said to have."""
+"""Hard attention samples from the softmax; its estimators have the documented gradients."""
 
 import jax
 import jax.numpy as jnp

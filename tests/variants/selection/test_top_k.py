@@ -1,4 +1,4 @@
-"""Top-k attention keeps the best keys exactly, ties in favor of the earlier, and differentiates through the kept."""
+"""Top-k attention selects the best keys exactly, ties to the earlier key, and differentiates through the selected."""
 
 import jax
 import jax.numpy as jnp

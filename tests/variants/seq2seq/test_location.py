@@ -1,4 +1,4 @@
-"""Location attention does not look at its sources, and says how long they may be."""
+"""Location attention does not depend on its sources, and says how many there may be."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""BigBird: the union of its parts block by block, and tables that are refused."""
+"""BigBird: the union of its parts block by block, and invalid tables."""
 
 import jax
 import numpy as np

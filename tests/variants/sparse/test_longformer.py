@@ -1,4 +1,4 @@
-"""Longformer: the mask pair by pair, and the layer beside a dense rebuild."""
+"""Longformer: the mask pair by pair, and the layer against a dense reimplementation."""
 
 import jax
 import jax.numpy as jnp

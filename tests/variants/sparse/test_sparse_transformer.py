@@ -1,4 +1,4 @@
-"""The Sparse Transformer's patterns, as masks and as calls that bring columns together."""
+"""The Sparse Transformer's patterns, as masks and as calls that gather columns."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Long structures in float32 are those of float64: log Z, marginals, and the gradient of marginals."""
+"""Long structures in float32 agree with float64: log Z, marginals, and the gradient of marginals."""
 
 import jax
 import jax.numpy as jnp

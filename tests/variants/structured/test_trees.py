@@ -1,4 +1,4 @@
-"""Trees: log Z and marginals are sums over all trees, found by trying every choice of parents."""
+"""Trees: log Z and marginals are sums over all trees, found by enumerating all choices of parents."""
 
 import functools
 import itertools

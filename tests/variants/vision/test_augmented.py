@@ -1,4 +1,4 @@
-"""Relative attention over an image equals its equation pixel by pixel, and the augmented convolution its parts."""
+"""Relative attention over an image equals its equation pixel by pixel; the augmented convolution equals its parts."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What only the chunked implementation promises."""
+"""What only the tiled implementation guarantees."""
 
 import logging
 

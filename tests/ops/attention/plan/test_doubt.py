@@ -1,4 +1,4 @@
-"""`explain` names the operation of a mask that makes tiles partial, the line where it stands, and a remedy."""
+"""`explain` names the operation of a mask that makes tiles partial, its line, and a remedy."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Laws of the intervals: what is said of a tile holds for every pair in it, for any mask at all."""
+"""Laws of intervals: what is said of a tile holds for every pair in it, for any mask."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Every rule, on intervals of all kinds, against the values within; of 8-bit integers against all of them."""
+"""Every rule, on intervals of all kinds, against the values inside; for 8-bit integers, against all values."""
 
 import jax
 import jax.numpy as jnp

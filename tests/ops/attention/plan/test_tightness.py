@@ -1,4 +1,4 @@
-"""Formulas of every kind visit the tiles that a dense evaluation finds, and tell full ones from partial ones."""
+"""Formulas of every kind visit the tiles that a dense evaluation finds, and distinguish full from partial tiles."""
 
 import jax
 import jax.numpy as jnp
