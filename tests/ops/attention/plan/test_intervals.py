@@ -190,6 +190,7 @@ def test_a_traced_plan_is_sound(function, q, k):
     assert_sound(plan, truth)
 
 
+@pytest.mark.exhaustive
 @settings(quick, max_examples=15)
 @given(algebra(SMALL, floats=False), positions(Q_LEN), positions(KV_LEN))
 def test_a_traced_plan_equals_the_known_one_where_it_decides(function, q, k):
