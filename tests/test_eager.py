@@ -73,3 +73,27 @@ def test_second_call_compiles_nothing(name):
     COMPILED.clear()
     call(*inputs)
     assert not COMPILED
+
+
+@pytest.mark.parametrize("transform", ["attention", "gradient", "vmap"])
+def test_new_numbers_with_the_same_plan_compile_nothing(transform):
+    """NumPy masks and positions decide the plan while tracing; those that decide the same share a program."""
+    random = np.random.default_rng(0)
+
+    def call(seed):
+        query, key, value = arrays(seed)
+        allowed = random.random((1, 9, 9)) < 0.5
+        allowed[0, 0, 0], allowed[0, 1, 1] = True, False
+        mask = jattn.masks.Dense(allowed)
+
+        def loss(query):
+            return jattn.attention(query, key, value, mask=mask, implementation="tiled").sum()
+
+        several = {"attention": loss, "gradient": jax.grad(loss)}.get(transform)
+        return several(query) if several else jax.vmap(loss)(query[None])
+
+    call(0)
+    jax.block_until_ready(arrays(7))
+    COMPILED.clear()
+    call(7)
+    assert not COMPILED

@@ -127,14 +127,14 @@ def expected_target(*arrays: Any) -> Target:
 def target_of(*arrays: Any) -> Target | None:
     """The target of a program of these arrays if it is known, or None if only lowering will tell.
 
-    It is known inside of `compiled_for`, and outside of `jit` if the arrays have values: the program then runs where
-    they are.
+    It is known inside of `compiled_for`, and outside of `jit`, also under `jax.grad` and `jax.vmap`: the program then
+    runs here, where the arrays are.
     """
     given = _GIVEN.get()
-    if given is not None or any(isinstance(array, Tracer) for array in arrays) or is_tracing():
+    if given is not None or is_tracing():
         return given
     for array in arrays:
-        if isinstance(array, jax.Array):
+        if isinstance(array, jax.Array) and not isinstance(array, Tracer):
             return as_target(next(iter(array.sharding.device_set)))
     return expected_target(*arrays)
 
