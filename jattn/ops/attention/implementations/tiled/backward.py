@@ -136,7 +136,7 @@ def gradients(
             tile = slice_pieces(pieces, tiling, starts)
             key_tile = rows_of(key, tiling, starts, keys=True)
             value_tile = rows_of(value, tiling, starts, keys=True)
-            allowed = own_pairs(tile, tiling, q_index, k_index, partial)
+            allowed = own_pairs(tile, tiling, q_index, k_index, partial, once=True)
             raw_key_tile = key_tile
             if allowed is not None:
                 key_tile, value_tile = without_nonfinite(key_tile), without_nonfinite(value_tile)

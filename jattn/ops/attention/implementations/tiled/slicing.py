@@ -93,7 +93,9 @@ def sweep(visit: Callable[[Any, Any, Any], Any], row: tuple[Any, Any, Any], carr
     return jax.lax.fori_loop(full_stop, stop, lambda at, carry: visit(at, carry, True), carry)
 
 
-def own_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, partial: Any) -> jax.Array | None:
+def own_pairs(
+    tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, partial: Any, *, once: bool = False
+) -> jax.Array | None:
     """Allowed pairs of a tile, excluding rows and columns owned by the previous, overlapping tile. None for all pairs.
 
     Args:
@@ -101,13 +103,16 @@ def own_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, partial:
         tiling: the sizes of the loop.
         q_index: the index of the query tile.
         k_index: the index of the key tile.
-        partial: whether the plan has the tile as partial. If this is traced, the mask is not evaluated in full tiles.
+        partial: whether the plan has the tile as partial. If this is traced, the mask is not evaluated in full tiles,
+            unless it is cheap.
+        once: whether the result is used by a single operation. JAX 0.10 would fuse a cheap mask into it and evaluate it
+            for every head, which takes longer than the branch.
     """
     if partial is False or (tile.mask is None and not any(tiling.ragged)):
         return None
     if partial is True:
         return _own_pairs(tile, tiling, q_index, k_index)
-    if _is_cheap(lambda: _own_pairs(tile, tiling, q_index, k_index)):
+    if not once and _is_cheap(lambda: _own_pairs(tile, tiling, q_index, k_index)):
         # Materialize it; otherwise each of several loops over the scores would evaluate it again for every head.
         return jax.lax.optimization_barrier(_own_pairs(tile, tiling, q_index, k_index))
     shape = jax.eval_shape(lambda: _own_pairs(tile, tiling, q_index, k_index)).shape
