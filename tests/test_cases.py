@@ -51,7 +51,7 @@ FURTHER = {
     "shared bilinear",
     "softmax with a sink of each query",
 }
-IMPLEMENTATIONS = pytest.mark.parametrize("name", ["reference", "tiled"])
+IMPLEMENTATIONS = pytest.mark.parametrize("name", rows(["reference", "tiled"], ["tiled"]))
 
 
 def implementation(case, name):

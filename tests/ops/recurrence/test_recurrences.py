@@ -88,7 +88,14 @@ def test_cut_in_two_it_is_the_same(kind):
     assert_close((np.stack(out), state), whole)
 
 
-@pytest.mark.parametrize(("length", "k_dim", "v_dim"), [(1, 60, 64), (63, 64, 60), (1000, 60, 64), (130, 1, 1)])
+@pytest.mark.parametrize(
+    ("length", "k_dim", "v_dim"),
+    [
+        (1, 60, 64),
+        (130, 1, 1),
+        *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in ((63, 64, 60), (1000, 60, 64))),
+    ],
+)
 @pytest.mark.parametrize("kind", rows(KINDS, FEW))
 def test_lengths_and_dims(kind, length, k_dim, v_dim):
     given = inputs(kind, length, 2, k_dim, v_dim)
@@ -142,7 +149,7 @@ def test_gradients_are_those_of_the_definition(kind, form):
         np.testing.assert_allclose(gradient, numeric, rtol=0, atol=2e-5 * max(1, np.abs(numeric).max()))
 
 
-@pytest.mark.parametrize("kind", ["channel", "scalar", "bonus", "gated delta", "channel delta"])
+@pytest.mark.parametrize("kind", rows(GATED, FEW))
 def test_gradients_of_extreme_gates_are_finite_and_those_of_the_scan(kind):
     given = inputs(kind, 40, extreme=True)
 
