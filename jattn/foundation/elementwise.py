@@ -146,20 +146,20 @@ def _fits(found: tuple[int, ...], wanted: tuple[int, ...], also: tuple[int, ...]
 def _odd_shape(what: str, result: Any) -> str:
     return (
         f"`{what}` returns an array with {result.ndim} axes that does not fit the scores [batch..., head, query, key]. "
-        "Arrays of the piece come with these axes already, and broadcast."
+        "Arrays of the piece already have these axes, and broadcast."
     )
 
 
 def _refuse(name: str, what: str, primitive: str) -> None:
     if primitive in ("iota", "random_bits"):
-        remedy = "the places in a tile, which are not those in the sequence: use the positions `query` and `key`"
+        remedy = "indices within a tile, not in the sequence: use the positions `query` and `key`"
     elif name == "mask":
         remedy = "several pairs at once: write it for one query and one key"
     else:
         remedy = "several scores at once: what turns whole rows into weights is a normalizer (`jattn.normalizers`)"
     raise ValueError(
-        f"`{name}` must be elementwise, as it is computed a tile at a time; `{what}` has the primitive `{primitive}`, "
-        f"which looks at {remedy}."
+        f"`{name}` must be elementwise, because it is computed tile by tile; `{what}` has the primitive `{primitive}`, "
+        f"which uses {remedy}."
     )
 
 

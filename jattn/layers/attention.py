@@ -244,12 +244,12 @@ class MultiHeadAttention(Layer):
                 raise ValueError("`value_inputs` and `key_valid` need `key_inputs`.")
             if self._cross:
                 raise ValueError(
-                    "`key_inputs` must be given: keys are made of other inputs, as `in_kv_features` "
+                    "`key_inputs` must be given: keys are computed from other inputs, because `in_kv_features` "
                     f"{self.in_kv_features} differs from `in_features` {self.in_features}."
                 )
             return spec_of(length, cache, self.cache).create(() if batch is None else batch, **sizes)
         if length is not None or cache is not None:
-            raise ValueError("`length` and `cache` are for self-attention; `key_inputs` bring their own length.")
+            raise ValueError("`length` and `cache` are for self-attention; `key_inputs` have their own length.")
         value_inputs = key_inputs if value_inputs is None else value_inputs
         found = check_shapes(
             {"in_kv_features": int(self.in_kv_features or 0)},

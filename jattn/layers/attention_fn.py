@@ -191,7 +191,7 @@ def _positions(at: dict[str, Any], given: Any, q_len: int, kv_len: int, mask: An
             return at | {"query_positions": _last_key(_with_heads("mask", mask), at["key_positions"])}
         return at
     if any(positions is not None for positions in at.values()):
-        raise ValueError("`input_positions` came with a call of an `attention_fn` that was made with positions.")
+        raise ValueError("`input_positions` is given at the call of an `attention_fn` that was made with positions.")
     if q_len != kv_len:
         raise ValueError(
             f"`input_positions` are of queries and keys both; got a call with q_len {q_len} and kv_len {kv_len}. "

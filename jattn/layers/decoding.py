@@ -183,8 +183,8 @@ def check_decoding(state: Any, inputs: Any, kv_heads: int, head_dim: int, cross:
     cache = state.cache if isinstance(state, Memory) else state
     if cross and not isinstance(state, Memory):
         raise ValueError(
-            f"`state` must hold keys that are made of other inputs, by {make}, as `in_kv_features` differs from "
-            f"`in_features`; got an empty {type(cache).__name__}."
+            f"`state` must hold keys computed from other inputs, by {make}, because `in_kv_features` differs from "
+            f"`in_features`; got a {type(cache).__name__} for self-attention."
         )
     found = tuple(cache.keys.shape[-2:]), int(cache.values.shape[-1])
     if found != ((kv_heads, head_dim), head_dim):

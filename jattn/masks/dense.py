@@ -42,9 +42,9 @@ class Dense(Mask):
 
     def __post_init__(self):
         remedy = (
-            "An additive mask (0 and -1e9, say) is no mask: cast to booleans it would allow the very pairs that it "
-            "forbids, and added it leaves a row with nothing to attend uniform. Give the comparison, as in "
-            "`array > -1`; numbers meant to be added to the scores are `jattn.scores.Bias(array)`."
+            "An additive mask, such as of 0 and -1e9, is not a boolean mask: as booleans it would allow the pairs that "
+            "it forbids, and added to the scores it makes rows without allowed keys uniform. Give the comparison, as "
+            "in `array > -1`. To add numbers to the scores, use `jattn.scores.Bias(array)`."
         )
         shape = getattr(as_array(self.array), "shape", ())
         if len(shape) in (1, 2):

@@ -114,8 +114,8 @@ def check_lone_query_positions(query_positions: Any, length: int, readers: Mappi
     for name, reads in readers.items():
         if reads:
             raise ValueError(
-                f"`query_positions` came alone, with as many keys as queries ({length}), and `{name}` looks at key "
-                "positions: are the keys at the same positions, or at 0, 1, ...? Give `key_positions` too. In "
-                "self-attention, also of packed sequences, they are the same, and `key_positions` alone will do. In a "
-                f"cache: `key_positions=numpy.arange({length})`."
+                f"`query_positions` are given alone, with as many keys as queries ({length}), and `{name}` depends on "
+                "key positions: are the keys at the same positions, or at 0, 1, ...? Give `key_positions` too. In "
+                "self-attention, also of packed sequences, both are the same, and `key_positions` suffices. With "
+                f"a cache: `key_positions=numpy.arange({length})`."
             )

@@ -58,7 +58,7 @@ class Additive(Similarity):
         }
         if len(set(features.values())) > 1:
             raise ValueError(
-                f"`query_weight`, `key_weight`, `vector` and `bias` must end in as many features: {features}."
+                f"`query_weight`, `key_weight`, `vector` and `bias` must have equally many features; got {features}."
             )
 
     def prepare(self, query, key):

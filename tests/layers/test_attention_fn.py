@@ -234,7 +234,7 @@ def test_input_positions():
     key = Y.reshape(BATCH, LENGTH + 3, HEADS, 4)
     with pytest.raises(ValueError, match="`input_positions` are of queries and keys both"):
         attention_fn()(query, key, key, input_positions=at)
-    with pytest.raises(ValueError, match="`input_positions` came with a call"):
+    with pytest.raises(ValueError, match="`input_positions` is given at the call"):
         attention_fn(query_positions=at)(query, query, query, input_positions=at)
 
 

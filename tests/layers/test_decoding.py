@@ -345,7 +345,7 @@ def test_bad_input():
             r"`key_valid` must be booleans of shape \(2, 5\) or \(5,\)",
         ),
         (lambda: cross.step(others, X[:, 0], None), r"`state` must be what `initial_state\(batch, key_inputs=...\)`"),
-        (lambda: cross.step(others, X[:, 0], wide), "`state` must hold keys that are made of other inputs"),
+        (lambda: cross.step(others, X[:, 0], wide), "`state` must hold keys computed from other inputs"),
         (lambda: layer.prefill(parameters, X), r"`state` must be what `initial_state\(batch, length=...\)`.*got None"),
         (
             lambda: layer.step(parameters, X[:, 0], wide),

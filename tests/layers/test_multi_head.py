@@ -236,13 +236,16 @@ def test_bad_input():
         (lambda: multi_head(p, x, None, y), "`value_inputs` needs `key_inputs`"),
         (lambda: multi_head(p, x, y[:1]), "`key_inputs` must have the batch axes of `inputs`"),
         (lambda: multi_head(p, x, y, y[:, :3]), "must have the same length"),
-        (lambda: multi_head(p, x, y, rotary=True), r"`rotary` looks at query positions, and q_len 5.*`positions=numpy"),
+        (
+            lambda: multi_head(p, x, y, rotary=True),
+            r"`rotary` depends on query positions, and q_len 5.*`positions=numpy",
+        ),
         (
             lambda: multi_head(p, x, y[:, :Q_LEN], rotary=True, positions=np.arange(Q_LEN) + 1),
-            "`positions` came alone.*`rotary` looks",
+            "`positions` are given alone.*`rotary` depends",
         ),
         (lambda: multi_head(p, x, y, rotary="yes"), "`rotary` must be True, False or a function.*'yes'"),
-        (lambda: multi_head(p, x, y, mask=masks.Causal()), "`mask` looks at query positions.*with `positions`"),
+        (lambda: multi_head(p, x, y, mask=masks.Causal()), "`mask` depends on query positions.*give `positions`"),
         (
             lambda: multi_head(p, x, y, positions=np.arange(3)),
             r"`positions` must .* each element of `inputs`; got \(3,\)",

@@ -55,7 +55,7 @@ def test_transformer_xl_by_a_table_of_distances():
     similarity = RelativeDot(jnp.swapaxes(projected, 0, 1), -7, u, w)
     pieces = {"similarity": similarity, "mask": jattn.masks.Causal()}
     np.testing.assert_allclose(jattn.attention(q, k, v, **pieces, query_positions=np.arange(3, 8)), want, atol=3e-6)
-    with pytest.raises(ValueError, match="`similarity` looks at query positions"):
+    with pytest.raises(ValueError, match="`similarity` depends on query positions"):
         jattn.attention(q, k, v, similarity=similarity)
 
 

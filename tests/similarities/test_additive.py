@@ -68,7 +68,7 @@ def test_bfloat16_is_projected_in_float32():
 
 def test_features_must_agree():
     w, u, v = normal(5, (3, 5), (3, 5), (4,))
-    with pytest.raises(ValueError, match="as many features"):
+    with pytest.raises(ValueError, match="equally many features"):
         Additive(w, u, v)
     with pytest.raises(ValueError, match="`bias`"):
         Additive(w, u, np.ones(5, np.float32), np.ones(5, int))

@@ -169,8 +169,8 @@ def reject_ambiguous_positions(q_len: int, kv_len: int, what: str) -> None:
         ValueError: always, with both readings.
     """
     raise ValueError(
-        f"`{what}` looks at query positions, and q_len {q_len} differs from kv_len {kv_len}: say where the queries are "
-        f"with `query_positions`. Bottom-right (the last query sees the last key, as when decoding with a cache): "
+        f"`{what}` depends on query positions, and q_len {q_len} differs from kv_len {kv_len}: give `query_positions`. "
+        f" Bottom-right (the last query sees the last key, as when decoding with a cache): "
         f"`query_positions=numpy.arange({kv_len - q_len}, {kv_len})`. Top-left (query 0 is at key 0): "
         f"`query_positions=numpy.arange({q_len})`."
     )

@@ -197,8 +197,8 @@ class AFTLocal(AFT):
     def _check_end(self, position: Any, length: int) -> None:
         if position is not None and position + length > self.max_len:
             raise ValueError(
-                f"`inputs` must end before position `max_len` = {self.max_len}, as w has numbers for so many; they end "
-                f"at {position + length}."
+                f"`inputs` must end before position `max_len` = {self.max_len}, the length of w; they end at "
+                f"{position + length}."
             )
 
 

@@ -93,8 +93,8 @@ def kernelized_attention(
     sizes = _check(query, key, value, "q_len", "kv_len", features, normalize, epsilon)
     if causal and sizes["q_len"] != sizes["kv_len"]:
         raise ValueError(
-            f"`causal` needs as many queries as keys; got {sizes['q_len']} and {sizes['kv_len']}. To go on behind "
-            "earlier keys give their `initial_state`."
+            f"`causal` needs as many queries as keys; got {sizes['q_len']} and {sizes['kv_len']}. To continue "
+            "from earlier keys, give their `initial_state`."
         )
     check_implementation(LINEAR, implementation)
     check_positive(chunk=chunk)
@@ -264,7 +264,7 @@ def _checked(state: KernelState | None, keys: jax.Array, values: jax.Array, *, s
     dtypes = [jnp.result_type(one) for one in state]
     if dtypes != [dtype, dtype]:
         raise ValueError(
-            f"`state` must be {dtype}, as every state here is, whatever the inputs; got {dtypes[0]} and {dtypes[1]}. "
+            f"`state` must be {dtype}, whatever the dtype of the inputs; got {dtypes[0]} and {dtypes[1]}. "
             f"Convert it: `jax.tree.map(lambda array: array.astype({dtype.name!r}), state)`."
         )
     return state
@@ -283,7 +283,7 @@ def _split_nonfinite_keys(key: jax.Array, value: jax.Array, mask: Any) -> tuple[
         if not hasattr(mask, "dtype") or mask.dtype != jnp.bool_ or jnp.shape(mask) != key.shape[:-2]:
             raise ValueError(
                 f"`mask` must be an array of booleans [..., kv_len] of shape {key.shape[:-2]}, False for padding; got "
-                f"{got}. There are no weights of pairs here to mask: `causal=True` leaves out what comes later."
+                f"{got}. Pairs cannot be masked here, except by `causal=True`."
             )
         nonfinite = nonfinite & mask[..., None]
     return key, _with_ones(value), nonfinite

@@ -88,7 +88,7 @@ def linformer_attention(
     value = _projected("value_projection", value_projection, value, sizes)
     if key.shape[-3] != value.shape[-3]:
         raise ValueError(
-            f"`key_projection` and `value_projection` must have as many rows; got {key.shape[-3]} and "
+            f"`key_projection` and `value_projection` must have equally many rows; got {key.shape[-3]} and "
             f"{value.shape[-3]}."
         )
     return attention(query, key, value, **options)

@@ -100,7 +100,7 @@ def _hard(
     plain = {name: pieces.get(name) for name in ("mask", "similarity", "query_positions", "key_positions")}
     unknown = pieces.keys() - plain.keys() - {"scores", "implementation"}
     if unknown:
-        raise ValueError(f"`{min(unknown)}` is no argument of `jattn.attention`.")
+        raise ValueError(f"`{min(unknown)}` is not an argument of `jattn.attention`.")
     call, rewritten, keys = prepare(query, key, value, Pieces(**plain, scores=pieces.get("scores", ())))
     if 0 in (call.q_len, call.kv_len):
         rows = (*call.batch, call.q_len, call.q_heads)

@@ -33,7 +33,9 @@ def test_query_positions_alone_say_where_the_keys_are_or_are_refused(name):
         return jax.eval_shape(lambda at: jattn.attention(X, X, X, query_positions=at, **more, **pieces), at)
 
     what = next(iter(pieces))
-    message = f"`query_positions` came alone, with as many keys as queries \\({LENGTH}\\), and `{what}` looks at key"
+    message = (
+        f"`query_positions` are given alone, with as many keys as queries \\({LENGTH}\\), and `{what}` depends on key"
+    )
     for at in (RESTARTED, np.arange(LENGTH) + 1, jnp.asarray(RESTARTED)):
         with pytest.raises(ValueError, match=message):
             jattn.attention(X, X, X, query_positions=at, **pieces)

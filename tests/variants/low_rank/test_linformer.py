@@ -100,7 +100,7 @@ def test_bad_input_is_refused():
         linformer_attention(rows, rows, rows, e, e[None, None])
     with pytest.raises(ValueError, match=r"`key_projection` must have shape .* kv_heads = 2"):
         linformer_attention(rows, rows, rows, np.ones((3, 3, 8), np.float32))
-    with pytest.raises(ValueError, match="must have as many rows; got 3 and 2"):
+    with pytest.raises(ValueError, match="must have equally many rows; got 3 and 2"):
         linformer_attention(rows, rows, rows, e, e[:2])
     with pytest.raises(ValueError, match="Projected keys have no positions"):
         linformer_attention(rows, rows, rows, e, scores=())

@@ -92,7 +92,7 @@ def test_what_cannot_be_drawn_from():
         hard(q, q, q, sample=None, straight_through=True, normalizer=jattn.normalizers.Sigmoid())
     with pytest.raises(ValueError, match="`sample` must be one random key"):
         hard(q, q, q, sample=0, straight_through=True)
-    with pytest.raises(ValueError, match="`wrong` is no argument"):
+    with pytest.raises(ValueError, match="`wrong` is not an argument"):
         hard(q, q, q, sample=None, straight_through=True, wrong=1)
 
 
