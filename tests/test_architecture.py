@@ -183,7 +183,7 @@ def test_every_module_is_importable():
 
 
 def test_import_brings_little():
-    """`import jattn` loads JAX, NumPy and chex, and none of what only the modules, examples or tests use."""
+    """`import jattn` loads JAX, NumPy, chex and jaxtyping, and none of what only the modules, examples or tests use."""
     code = "import json, sys; import jax, chex; before = set(sys.modules); import jattn; \
 print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
@@ -193,7 +193,17 @@ print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))"
     pallas = [name for name in added if name.startswith("jax.experimental.pallas")]
     assert not pallas, f"kernels are imported when an implementation is asked for, not before: {pallas}"
     others = {name.split(".")[0] for name in added} - {"jattn"} - set(sys.stdlib_module_names)
-    assert others <= {"jax", "jaxlib", "numpy", "chex", "ml_dtypes", "opt_einsum", "scipy"}, others
+    assert others <= {
+        "jax",
+        "jaxlib",
+        "numpy",
+        "chex",
+        "jaxtyping",
+        "ml_dtypes",
+        "opt_einsum",
+        "scipy",
+        "wadler_lindig",
+    }, others
 
 
 def test_contributing_lists_the_layers():

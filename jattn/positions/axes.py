@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ..foundation.numerics import accumulation_dtype
 from .rotary import Pairs, check_features, check_pairs, rotary, scaled_frequencies
@@ -16,14 +17,14 @@ from .scaling import Scaling, check_above, rotary_frequencies
 
 
 def rotary_2d(
-    x: jax.Array,
+    x: Float[jax.Array, "*batch length heads dim"],
     positions: jax.Array | np.ndarray,
     *,
     base: float = 10000.0,
     pairs: Pairs = "half",
     layout: Literal["split", "joint"] = "split",
     frequencies: jax.Array | np.ndarray | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "*batch length heads dim"]:
     """Rotary embeddings on a grid: half of the feature pairs are rotated by the row, the other half by the column.
 
     Dot products then depend only on the relative row and the relative column. Both axes have the frequencies
@@ -77,7 +78,7 @@ def rotary_2d(
 
 
 def rotary_sections(
-    x: jax.Array,
+    x: Float[jax.Array, "*batch length heads dim"],
     positions: jax.Array | np.ndarray,
     sections: Sequence[int],
     *,
@@ -86,7 +87,7 @@ def rotary_sections(
     dims: int | None = None,
     scaling: Scaling | None = None,
     interleaved: bool = False,
-) -> jax.Array:
+) -> Float[jax.Array, "*batch length heads dim"]:
     """Rotary embeddings with several coordinates that share one set of frequencies: M-RoPE (time, height, width).
 
     Pair i is rotated by p_a(i) θ_i, with θ_i = base^(-2i/dims) as in `rotary`. By default the first `sections[0]` pairs

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ..foundation.arrays import of_rank
 from ..foundation.numerics import accumulation_dtype
@@ -15,7 +16,7 @@ Pairs = Literal["half", "interleaved"]
 
 
 def rotary(
-    x: jax.Array,
+    x: Float[jax.Array, "*batch length heads dim"],
     positions: jax.Array | np.ndarray,
     *,
     base: float = 10000.0,
@@ -23,7 +24,7 @@ def rotary(
     dims: int | None = None,
     scaling: Scaling | None = None,
     frequencies: jax.Array | np.ndarray | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "*batch length heads dim"]:
     """Rotate each pair of features (a, b) by the angle φ = position * θ (RoPE; Su et al. 2021, arXiv:2104.09864).
 
         (a, b) -> (a cos φ - b sin φ, b cos φ + a sin φ),  θ_i = base^(-2i/dims)

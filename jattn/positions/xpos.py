@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ..foundation.numerics import accumulation_dtype
 from .rotary import Pairs, check_features, checked_positions, rotary
@@ -12,7 +13,7 @@ from .scaling import check_above
 
 
 def xpos(
-    x: jax.Array,
+    x: Float[jax.Array, "*batch length heads dim"],
     positions: jax.Array | np.ndarray,
     *,
     role: Literal["query", "key"],
@@ -21,7 +22,7 @@ def xpos(
     center: int = 0,
     base: float = 10000.0,
     pairs: Pairs = "half",
-) -> jax.Array:
+) -> Float[jax.Array, "*batch length heads dim"]:
     """`rotary`, with pair i multiplied by ζ_i^(p / scale_base) in a query and by ζ_i^(-p / scale_base) in a key.
 
         ζ_i = (2i/dim + γ) / (1 + γ),  p = position - center

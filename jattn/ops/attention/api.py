@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ...foundation.arrays import FOREIGN, as_array, describe, dtype_of, iota, of_rank
 from ...masks.base import Mask, restricted
@@ -28,9 +29,9 @@ Scores = Score | Callable[..., Any] | Sequence[Score | Callable[..., Any]]
 
 
 def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[jax.Array, "*batch q_len q_heads q_dim"],
+    key: Float[jax.Array, "*batch kv_len kv_heads k_dim"],
+    value: Float[jax.Array, "*batch kv_len kv_heads v_dim"],
     *,
     mask: Mask | Any = None,
     similarity: Similarity | None = None,
@@ -40,7 +41,7 @@ def attention(
     key_positions: Any = None,
     dropout: Dropout | None = None,
     implementation: str | Implementation | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "*batch q_len q_heads v_dim"]:
     """Attention: out_i = Σ_j w_ij value_j, with w_i = normalizer(scores(similarity(query_i, key_j)) | mask).
 
     By default scaled dot-product attention, w = softmax(q·k / √qk_dim) (Vaswani et al. 2017, arXiv:1706.03762).
@@ -90,9 +91,9 @@ def attention(
 
 
 def partial_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[jax.Array, "*batch q_len q_heads q_dim"],
+    key: Float[jax.Array, "*batch kv_len kv_heads k_dim"],
+    value: Float[jax.Array, "*batch kv_len kv_heads v_dim"],
     *,
     mask: Mask | Any = None,
     similarity: Similarity | None = None,
@@ -132,8 +133,8 @@ def partial_attention(
 
 
 def attention_weights(
-    query: jax.Array,
-    key: jax.Array,
+    query: Float[jax.Array, "*batch q_len q_heads q_dim"],
+    key: Float[jax.Array, "*batch kv_len kv_heads k_dim"],
     *,
     mask: Mask | Any = None,
     similarity: Similarity | None = None,
@@ -143,7 +144,7 @@ def attention_weights(
     key_positions: Any = None,
     heads: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "*batch heads queries kv_len"]:
     """The weights of `attention`, before dropout, recomputed for the requested heads and queries.
 
     The other arguments are those of `attention`. Memory and time are those of the requested rows.
@@ -208,9 +209,9 @@ def _attend(
 
 
 def dot_product_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[jax.Array, "*batch q_len q_heads dim"],
+    key: Float[jax.Array, "*batch kv_len kv_heads dim"],
+    value: Float[jax.Array, "*batch kv_len kv_heads v_dim"],
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
     *,

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from ...foundation.arrays import as_jax, describe, dtype_of
 from ...foundation.numerics import accumulation_dtype
@@ -38,8 +39,8 @@ class Partial:
     [[-1.e+09]] [[1.609438]]
     """
 
-    out: jax.Array
-    lse: jax.Array
+    out: Float[jax.Array, "*batch q_len q_heads v_dim"]
+    lse: Float[jax.Array, "*batch q_len q_heads"]
     remainder: Any = None
 
     def __post_init__(self):

@@ -2,12 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from ...foundation.numerics import seen_so_far, split_nonfinite, widen
 from ...foundation.shapes import check_shapes
 
 
-def long_convolution(inputs: jax.Array, filters: jax.Array, skip: jax.Array | None = None) -> jax.Array:
+def long_convolution(
+    inputs: Float[jax.Array, "*batch length features"],
+    filters: Float[jax.Array, "taps features"],
+    skip: Float[jax.Array, " features"] | None = None,
+) -> Float[jax.Array, "*batch length features"]:
     """A causal convolution with filters as long as the sequence, in O(n log n) time.
 
         out_t = Σ_{s ≤ t} filters_s inputs_{t-s} + skip inputs_t

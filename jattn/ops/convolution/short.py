@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from ...foundation.numerics import split_nonfinite, widen
 from ...foundation.shapes import check_shapes
@@ -62,8 +63,11 @@ def shifts(inputs: jax.Array, taps: int, past: jax.Array | None = None, segment_
 
 
 def short_convolution(
-    inputs: jax.Array, kernel: jax.Array, past: jax.Array | None = None, segment_ids: Any = None
-) -> jax.Array:
+    inputs: Float[jax.Array, "*batch length features"],
+    kernel: Float[jax.Array, "taps features"],
+    past: Float[jax.Array, "*batch past features"] | None = None,
+    segment_ids: Any = None,
+) -> Float[jax.Array, "*batch length features"]:
     """A causal convolution with a few taps: out_t = Σ_s kernel_s inputs_{t-s}.
 
     Args:

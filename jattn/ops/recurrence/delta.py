@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from ...foundation.arguments import check_flags, check_positive
 from ...foundation.arrays import as_jax
@@ -35,18 +36,18 @@ from .tokens import delta_token
     initial_state="head dim dim",
 )
 def delta_rule(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    beta: jax.Array,
+    query: Float[jax.Array, "*batch length q_heads k_dim"],
+    key: Float[jax.Array, "*batch length k_heads k_dim"],
+    value: Float[jax.Array, "*batch length heads v_dim"],
+    beta: Float[jax.Array, "*batch length heads"],
     *,
     log_decay: jax.Array | None = None,
-    initial_state: jax.Array | None = None,
+    initial_state: Float[jax.Array, "*batch heads k_dim v_dim"] | None = None,
     segment_ids: Any = None,
     implementation: str | Implementation | None = None,
     chunk: int = 64,
     refine: bool = True,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[jax.Array, "*batch length out_heads v_dim"], Float[jax.Array, "*batch heads k_dim v_dim"]]:
     """A state that learns key-value pairs by the delta rule, in time and memory linear in the length.
 
         S_t = (I - β_t k_t k_tᵀ) diag(α_t) S_{t-1} + β_t k_t v_tᵀ,    out_t = S_tᵀ q_t
@@ -111,14 +112,14 @@ def delta_rule(
     state="head dim dim",
 )
 def delta_step(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    beta: jax.Array,
-    state: jax.Array,
+    query: Float[jax.Array, "*batch q_heads k_dim"],
+    key: Float[jax.Array, "*batch k_heads k_dim"],
+    value: Float[jax.Array, "*batch heads v_dim"],
+    beta: Float[jax.Array, "*batch heads"],
+    state: Float[jax.Array, "*batch heads k_dim v_dim"],
     *,
     log_decay: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[jax.Array, "*batch out_heads v_dim"], Float[jax.Array, "*batch heads k_dim v_dim"]]:
     """One token of `delta_rule`, for decoding.
 
     Args:

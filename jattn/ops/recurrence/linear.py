@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from ...foundation.arguments import check_positive
 from ...foundation.arrays import as_jax
@@ -36,17 +37,17 @@ from .tokens import linear_token
     initial_state="head dim dim",
 )
 def linear_recurrence(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[jax.Array, "*batch length q_heads k_dim"],
+    key: Float[jax.Array, "*batch length k_heads k_dim"],
+    value: Float[jax.Array, "*batch length heads v_dim"],
     *,
     log_decay: jax.Array | None = None,
-    bonus: jax.Array | None = None,
-    initial_state: jax.Array | None = None,
+    bonus: Float[jax.Array, "heads k_dim"] | None = None,
+    initial_state: Float[jax.Array, "*batch heads k_dim v_dim"] | None = None,
     segment_ids: Any = None,
     implementation: str | Implementation | None = None,
     chunk: int = 64,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[jax.Array, "*batch length out_heads v_dim"], Float[jax.Array, "*batch heads k_dim v_dim"]]:
     """Causal linear attention with decay, in time and memory linear in the length.
 
         S_t = diag(α_t) S_{t-1} + k_t v_tᵀ,    out_t = S_tᵀ q_t
@@ -123,14 +124,14 @@ def linear_recurrence(
     state="head dim dim",
 )
 def linear_step(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    state: jax.Array,
+    query: Float[jax.Array, "*batch q_heads k_dim"],
+    key: Float[jax.Array, "*batch k_heads k_dim"],
+    value: Float[jax.Array, "*batch heads v_dim"],
+    state: Float[jax.Array, "*batch heads k_dim v_dim"],
     *,
     log_decay: jax.Array | None = None,
-    bonus: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    bonus: Float[jax.Array, "heads k_dim"] | None = None,
+) -> tuple[Float[jax.Array, "*batch out_heads v_dim"], Float[jax.Array, "*batch heads k_dim v_dim"]]:
     """One token of `linear_recurrence`, for decoding. Time and memory do not depend on the number of earlier tokens.
 
     Args:
