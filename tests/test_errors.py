@@ -13,7 +13,10 @@ import pytest
 import jattn
 from jattn import masks, normalizers, scores, similarities
 from jattn.foundation.pieces import array, constants, number, part, piece
+from jattn.ops.recurrence.implementations.scan import Scan
 from jattn.parallel import Heads, array_specs, partition_specs
+from jattn.variants.heads import LatentAttention
+from jattn.variants.recurrent import RetNet
 
 Q = np.ones((2, 7, 4, 8), np.float32)
 TORCH = types.SimpleNamespace(shape=(2, 7, 4, 8), dtype=types.SimpleNamespace(), ndim=4)
@@ -23,6 +26,12 @@ KEY = jax.random.key(0)
 
 def attend(query=Q, key=Q, value=Q, **given):
     return lambda: jattn.attention(query, key, value, **given)
+
+
+RETNET = RetNet(8, 2, 4, 4)
+LATENT = LatentAttention(8, 2, kv_rank=4, head_dim=4, rope_dim=2)
+OF_RETNET, OF_LATENT = (jax.eval_shape(layer.init, KEY) for layer in (RETNET, LATENT))
+TOKENS = np.ones((2, 7, 8), np.float32)
 
 
 class Undecorated(masks.Mask):
@@ -158,6 +167,39 @@ ROWS = {
     "a word for a rate": (lambda: jattn.Dropout("a", KEY), "`rate`", "'a' (str)"),
     "several rates": (lambda: jattn.Dropout(np.array([0.1, 0.2]), KEY), "`rate`", "(2,)"),
     "a flag for a rate": (lambda: jattn.Dropout(True, KEY), "`rate`", "True (bool)"),
+    # Layers, which are pure functions of parameters
+    "no parameters of a recurrence": (
+        lambda: RETNET.initial_state((2,)),
+        "`parameters`",
+        "`init(key)`",
+        "(2,) (tuple)",
+    ),
+    "parameters second": (lambda: LATENT(TOKENS, OF_LATENT), "`parameters`", "before all other arguments", "(2, 7, 8)"),
+    "a group missing": (
+        lambda: LATENT({name: one for name, one in OF_LATENT.items() if name != "key"}, TOKENS),
+        "'key', which LatentAttention declares",
+        "value (kernel)",
+    ),
+    "empty parameters": (lambda: RETNET({}, TOKENS), "'key', which RetNet declares", "an empty mapping"),
+    "parameters of other sizes": (
+        lambda: RetNet(8, 1, 4, 4)(OF_RETNET, TOKENS),
+        "'key.kernel' of shape (8, 1, 4)",
+        "(8, 2, 4)",
+    ),
+    "a step from no state": (lambda: RETNET.step(OF_RETNET, TOKENS[:, 0], None), "`state`", "`initial_state(", "None"),
+    "a step with a length": (
+        lambda: jax.eval_shape(lambda p: RETNET.step(p, TOKENS[:, :1], RETNET.initial_state(p, (2,))), OF_RETNET),
+        "`inputs`",
+        "`step` takes one token",
+        "(2, 1)",
+    ),
+    "padding of a recurrence": (
+        lambda: RETNET.prefill(OF_RETNET, TOKENS, valid=np.ones(7, bool)),
+        "RetNet.prefill has no `valid`",
+        "`segment_ids`",
+    ),
+    "a length of a recurrence": (lambda: RETNET.initial_state(OF_RETNET, length=4), "has no `length`", "is fixed"),
+    "the class of an implementation": (attend(implementation=Scan), "`implementation`", "write `Scan()`"),
     # Devices
     "None for a mesh axis": (lambda: Heads(None), "`axis`", "None"),
     "a tuple for a mesh axis": (lambda: Heads(("model",)), "`axis`", "('model',)"),

@@ -14,7 +14,16 @@ from ..ops.attention.dropout import Dropout
 from ..parallel import Heads
 from . import learned as pieces_of
 from .caches import Contiguous, Spec
-from .decoding import State, attend_new, check_cache, check_decoding, check_pieces_of_tokens, remember, spec_of
+from .decoding import (
+    State,
+    attend_new,
+    check_cache,
+    check_decoding,
+    check_hides_the_future,
+    check_pieces_of_tokens,
+    remember,
+    spec_of,
+)
 from .layer import Initializer, Layer, Parameter, lecun_normal, zeros
 from .multi_head import multi_head, multi_head_weights
 from .norms import QKNorm, as_qk_norm
@@ -159,6 +168,7 @@ class MultiHeadAttention(Layer):
         Returns:
             `[..., q_len, out_features]`.
         """
+        self._check_key_inputs(key_inputs)
         return multi_head(
             _projections(parameters),
             inputs,
@@ -189,6 +199,7 @@ class MultiHeadAttention(Layer):
 
         Arguments as in `__call__`; `heads` and `queries` select a few, as in `jattn.attention_weights`.
         """
+        self._check_key_inputs(key_inputs)
         return multi_head_weights(
             _projections(parameters),
             inputs,
@@ -214,6 +225,8 @@ class MultiHeadAttention(Layer):
         key_valid: Any = None,
     ) -> State:
         """The state that `prefill` and `step` start from: an empty cache or, for cross-attention, the projected keys.
+
+        Self-attention can only generate with a mask that hides the future, such as `Causal()`.
 
         Args:
             parameters: the layer's parameters. Only their dtype is used, unless `key_inputs` are given.
@@ -242,11 +255,7 @@ class MultiHeadAttention(Layer):
         if key_inputs is None:
             if value_inputs is not None or key_valid is not None:
                 raise ValueError("`value_inputs` and `key_valid` need `key_inputs`.")
-            if self._cross:
-                raise ValueError(
-                    "`key_inputs` must be given: keys are computed from other inputs, because `in_kv_features` "
-                    f"{self.in_kv_features} differs from `in_features` {self.in_features}."
-                )
+            self._check_key_inputs(key_inputs)
             return spec_of(length, cache, self.cache).create(() if batch is None else batch, **sizes)
         if length is not None or cache is not None:
             raise ValueError("`length` and `cache` are for self-attention; `key_inputs` have their own length.")
@@ -258,6 +267,7 @@ class MultiHeadAttention(Layer):
         )
         if batch is not None and tuple(batch) != tuple(key_inputs.shape[:-2]):
             raise ValueError(f"`batch` must be that of `key_inputs`, {key_inputs.shape[:-2]}; got {batch}.")
+        self.check_parameters(parameters)  # here they are used for more than their dtype
         empty = Contiguous(max(found["kv_len"], 1)).create(tuple(key_inputs.shape[:-2]), **sizes)
         return remember(_projections(parameters), empty, key_inputs, value_inputs, key_valid, **self._projecting())
 
@@ -291,13 +301,14 @@ class MultiHeadAttention(Layer):
             outputs are NaN.
 
         Raises:
-            ValueError: the state does not match these inputs; there are more tokens than the cache has room for, where
-                lengths are known (outside `jax.jit`); a piece holds arrays over keys that do not have the cache's
-                length.
+            ValueError: self-attention without a mask; the state does not match these inputs; there are more tokens
+                than the cache has room for, where lengths are known (outside `jax.jit`); a piece holds arrays over keys
+                that do not have the cache's length.
         """
         check_shapes({"in_features": self.in_features}, inputs=(inputs, "... new in_features"))
         check_decoding(state, inputs, int(self.kv_heads or 0), int(self.head_dim or 0), self._cross)
         pieces = self._pieces(parameters, mask)
+        check_hides_the_future(pieces["mask"], state)
         return attend_new(
             _projections(parameters),
             inputs,
@@ -341,6 +352,13 @@ class MultiHeadAttention(Layer):
     def _cross(self) -> bool:
         """Whether keys must be computed from other inputs than queries."""
         return self.in_kv_features != self.in_features
+
+    def _check_key_inputs(self, key_inputs: Any) -> None:
+        if self._cross and key_inputs is None:
+            raise ValueError(
+                "`key_inputs` must be given: keys are computed from other inputs, because `in_kv_features` "
+                f"{self.in_kv_features} differs from `in_features` {self.in_features}."
+            )
 
     def _pieces(self, parameters: Mapping[str, Any], mask: Any) -> dict[str, Any]:
         """The pieces, with learned arrays taken from the parameters, and the mask restricted by that of the call."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ..foundation.arrays import describe
 from ..foundation.pieces import map_fields
+from ..foundation.sharding import beside
 from ..masks.base import restricted
 from ..ops.attention.checks import renamed
 from ..parallel import Heads
@@ -91,6 +92,7 @@ def attend_new(
         **projecting: `rotary`, `qk_norm` and `dtype`, as in `multi_head`.
     """
     options = _options(parameters, (inputs,), **projecting)
+    state = beside(state, inputs, state.lengths.ndim)
     counted: Any = state.cache if isinstance(state, Memory) else state
     positions = dataclasses.replace(counted, lengths=state.lengths).positions(inputs.shape[-2], valid)
     query = projected("query", parameters, inputs, positions, **options)
@@ -111,6 +113,7 @@ def attend_view(
     view: View, query: jax.Array, positions: jax.Array, pieces: dict[str, Any], parallel: Heads | None
 ) -> jax.Array:
     """`view.attend`, with the heads split across devices if `parallel` is given."""
+    check_keys_of_pieces((pieces["mask"], pieces["scores"]), view.key_positions.shape[-1])
     with renamed(query_positions="positions"):
         if parallel is None:
             return view.attend(query, query_positions=positions, **pieces)
@@ -127,11 +130,16 @@ def spec_of(length: int | None, cache: Spec | None, default: Spec | None) -> Spe
     """
     if length is not None and cache is None:
         return Contiguous(length)
+    if length is not None:
+        raise ValueError(
+            "`length` and `cache` cannot both be given: `length` is short for `cache=caches.Contiguous(length)`; got "
+            f"length {length} and cache {describe(cache)}."
+        )
     cache = default if cache is None else cache
-    if cache is None or length is not None:
+    if cache is None:
         raise ValueError(
             "`length` must be the number of places for each example, or `cache` another cache, such as "
-            f"`jattn.layers.caches.Rolling(window)`; got length {length} and cache {cache}."
+            "`jattn.layers.caches.Rolling(window)`; got length None and cache None."
         )
     check_cache(cache)
     return cache
@@ -168,6 +176,44 @@ def check_pieces_of_tokens(pieces: Mapping[str, Any]) -> None:
         map_fields(piece, check)
 
 
+def check_hides_the_future(mask: Any, state: Any) -> None:
+    """There is a mask, unless keys are not those of the tokens themselves (cross-attention).
+
+    Raises:
+        ValueError: there is none, so a chunk would not see the later tokens that a call on the whole sees.
+    """
+    if mask is None and not isinstance(state, Memory):
+        raise ValueError(
+            "`mask` must hide the future from self-attention that generates, such as `mask=jattn.masks.Causal()`, of "
+            "the layer or of this call: without one, tokens of the whole call see later ones, which are not known "
+            "here; got None."
+        )
+
+
+def check_keys_of_pieces(pieces: Any, places: int) -> None:
+    """Arrays of pieces over keys have a number for every place of the cache.
+
+    Raises:
+        ValueError: naming the array.
+    """
+
+    def check(value: Any, axes: tuple[str, ...], name: str) -> Any:
+        shape = jnp.shape(value)
+        at = axes.index("key") - len(axes) if "key" in axes else 0
+        if at and len(shape) >= -at and shape[at] not in (1, places):
+            raise ValueError(
+                f"`{name}` of shape {shape} has size {shape[at]} on its key axis, but keys are all {places} places of "
+                "the cache, those that are still empty included. Write it as a function of positions, such as "
+                "`jattn.masks.of(lambda query, key: key <= query)`, or make it that large: in a `Contiguous` cache, "
+                "token j is in place j."
+            )
+        return value
+
+    for piece in pieces:
+        for one in piece if isinstance(piece, list | tuple) else (piece,):
+            map_fields(one, check)
+
+
 def check_decoding(state: Any, inputs: Any, kv_heads: int, head_dim: int, cross: bool) -> None:
     """Check that a state matches these inputs and this layer.
 
@@ -194,7 +240,8 @@ def check_decoding(state: Any, inputs: Any, kv_heads: int, head_dim: int, cross:
         )
     if tuple(inputs.shape[:-2]) != state.lengths.shape:
         raise ValueError(
-            f"`inputs` must have the batch axes {state.lengths.shape} of the state; got {tuple(inputs.shape[:-2])}."
+            f"`inputs` must have the batch axes {state.lengths.shape} of the state; got {tuple(inputs.shape[:-2])}. "
+            "`step` takes one token [..., features], without a length axis, and `prefill` several."
         )
 
 

@@ -76,11 +76,24 @@ class Generative(Layer):
         """The next token: `[..., features]` and the state before it -> `[..., features]` and the state after it.
 
         Raises:
-            ValueError: as in `prefill`.
+            ValueError: as in `prefill`; the state is None.
         """
         check_shapes({"features": self.features}, inputs=(inputs, "... features"))
         out, state = self.prefill(parameters, inputs[..., None, :], state)
         return out[..., 0, :], state
+
+    def check_call(self, method: str, accepted: Any, arguments: tuple, options: Mapping[str, Any]) -> None:
+        """As in `Layer`; in addition, `step` needs a state, and options of caches are not those of these layers."""
+        super().check_call(method, accepted, arguments, options)
+        for name in options.keys() & _OF_CACHES.keys() - accepted:
+            raise ValueError(f"{type(self).__name__}.{method} has no `{name}`: {_OF_CACHES[name]}.")
+        if method != "step":
+            return
+        if (arguments[2] if len(arguments) > 2 else options.get("state", ...)) is None:
+            raise ValueError(
+                "`state` must be what `initial_state(parameters, batch)`, `prefill` or `step` of the layer gave: what "
+                "it knows of the tokens before this one; got None."
+            )
 
     def checked(self, parameters: Mapping[str, Any], inputs: jax.Array, batch: tuple[int, ...], state: Any) -> Any:
         """`state`, after checking that it matches these inputs; for None, the initial state.
@@ -97,8 +110,30 @@ class Generative(Layer):
                 f"`state` must be what `initial_state`, `prefill` or `step` of {type(self).__name__} gave, a "
                 f"{type(wanted).__name__}; got {type(state).__name__}."
             )
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(state)]
+        if batch and shapes != [leaf.shape for leaf in jax.tree.leaves(wanted)]:
+            shorter = jax.eval_shape(lambda: self.initial_state(parameters, batch[:-1], dtype))
+            if shapes == [leaf.shape for leaf in jax.tree.leaves(shorter)]:
+                raise ValueError(
+                    f"`inputs` must have the batch axes {batch[:-1]} of `state`, and have one axis more: `step` takes "
+                    "one token [..., features], without a length axis, and `prefill` several, [..., length, features]; "
+                    f"got the batch axes {batch}."
+                )
         check_state(state, wanted, f"initial_state(parameters, batch={batch}, dtype={dtype.name!r})")
         return state
+
+
+_OF_CACHES = {
+    "valid": (
+        "every input is a token. Generate prompts of different lengths separately, or pack them with `segment_ids`, "
+        "whose last segment the state continues"
+    ),
+    "length": "the size of its state is fixed, so `initial_state(parameters, batch)` needs no length",
+    "cache": "it has a state of its own, which `initial_state(parameters, batch)` makes, instead of a cache",
+    "key_inputs": "it is self-attention",
+    "mask": "it is causal; separate packed sequences by `segment_ids`",
+}
+"""Options of `MultiHeadAttention` that these layers lack, and what to do instead."""
 
 
 def check_state(state: Any, wanted: Any, made_by: str) -> None:

@@ -4,6 +4,7 @@
 """
 
 import abc
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -11,8 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ..foundation.arrays import of_rank
+from ..foundation.arrays import describe, of_rank
 from ..foundation.sharding import summed_einsum
 from ..ops.attention.by_example import by_example
 from .parameters import Shape, Sizes, initialize, parameter_shapes
@@ -103,7 +105,8 @@ class Layer(abc.ABC):
     """A layer without its arrays: a frozen dataclass of sizes and options.
 
     Subclasses declare their parameters in `parameters` and compute in `__call__`. Every other public method that
-    computes also takes the parameters as its first argument.
+    computes also takes the parameters as its first argument, named `parameters`. These methods raise a `ValueError` if
+    the parameters are not those that the layer declares: an array in their place, a missing name, another shape.
     """
 
     own_axes: ClassVar[Mapping[str, str] | None] = None
@@ -119,6 +122,10 @@ class Layer(abc.ABC):
             if method is not None:
                 parameters, inputs = list(inspect.signature(method).parameters)[1:3]  # after `self`
                 setattr(cls, name, by_example(by_shape=True, whole=(parameters,), **{inputs: axes})(method))
+        for name, method in list(vars(cls).items()):
+            public = inspect.isfunction(method) and (name == "__call__" or not name.startswith("_"))
+            if public and list(inspect.signature(method).parameters)[1:2] == ["parameters"]:
+                setattr(cls, name, _with_checks(name, method))
 
     @abc.abstractmethod
     def parameters(self) -> Mapping[str, Any]:
@@ -131,6 +138,95 @@ class Layer(abc.ABC):
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:
         """Initial values of all parameters, as a nested dict of arrays."""
         return first_values(dict(self.parameters()), key, dtype)
+
+    def check_call(self, method: str, accepted: Any, arguments: tuple, options: Mapping[str, Any]) -> None:
+        """Check the arguments of a method before it runs, `parameters` first.
+
+        Args:
+            method: the name of the method.
+            accepted: the names of its arguments.
+            arguments: the positional arguments.
+            options: those given by name.
+
+        Raises:
+            ValueError: the parameters are not those that the layer declares.
+        """
+        del method, accepted
+        given = arguments[0] if arguments else options.get("parameters", {})
+        if not isinstance(given, Mapping) or given:  # with no parameters at all, states can still be made
+            self.check_parameters(given)
+
+    def check_parameters(self, given: Any, /) -> None:
+        """Check that a tree has every parameter that the layer declares, in its shape. Others may be there as well.
+
+        Inside a `jax.shard_map` shapes are those of a shard, so only names are checked.
+
+        Raises:
+            ValueError: names the parameter, what was received and what was expected.
+        """
+        layer = type(self).__name__
+        if not isinstance(given, Mapping):
+            raise ValueError(
+                f"`parameters` must be a mapping of arrays by name, as `init(key)` of {layer} makes it, and come "
+                f"before all other arguments; got {describe(given)}."
+            )
+        whole = not jax.sharding.get_abstract_mesh().manual_axes
+        for path, shape in self._declared_shapes:
+            node: Any = given
+            for at, entry in enumerate(path):
+                name: Any = getattr(entry, "key", getattr(entry, "idx", None))
+                found = (isinstance(node, Mapping) and name in node) or isinstance(node, list | tuple)
+                node = node[name] if found else None
+                if node is None:
+                    raise ValueError(
+                        f"`parameters` must have {_dotted(path[: at + 1])!r}, which {layer} declares, as its "
+                        f"`init(key)` makes it; got {described(given)}."
+                    )
+            got = tuple(getattr(node, "shape", None) or np.shape(node))
+            if whole and got != shape:
+                raise ValueError(
+                    f"`parameters` must have {_dotted(path)!r} of shape {shape} for the sizes of this {layer}, as its "
+                    f"`init(key)` makes it; got shape {got}."
+                )
+
+    @functools.cached_property
+    def _declared_shapes(self) -> list[tuple[Any, tuple[int, ...]]]:
+        """The path and shape of each parameter."""
+        leaves = jax.tree_util.tree_leaves_with_path(dict(self.parameters()), is_leaf=is_parameter)
+        return [(path, tuple(one.shape)) for path, one in leaves]
+
+
+def _with_checks(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a layer that checks its arguments first."""
+    accepted = frozenset(inspect.signature(method).parameters)
+
+    @functools.wraps(method)
+    def run(self: Layer, *arguments: Any, **options: Any) -> Any:
+        self.check_call(name, accepted, arguments, options)
+        try:
+            return method(self, *arguments, **options)
+        except KeyError:
+            self.check_parameters(arguments[0] if arguments else options.get("parameters"))
+            raise
+
+    return run
+
+
+def described(tree: Mapping[str, Any]) -> str:
+    """The names in a tree of parameters, for an error message.
+
+    >>> described({"query": {"kernel": 0}, "out": {"kernel": 0, "bias": 0}})
+    'query (kernel), out (kernel, bias)'
+    """
+    names = [
+        f"{name} ({', '.join(map(str, node))})" if isinstance(node, Mapping) else str(name)
+        for name, node in tree.items()
+    ]
+    return ", ".join(names) or "an empty mapping"
+
+
+def _dotted(path: Any) -> str:
+    return ".".join(str(getattr(entry, "key", getattr(entry, "idx", entry))) for entry in path)
 
 
 def first_values(declared: Any, key: jax.Array, dtype: Any = jnp.float32) -> Any:

@@ -184,6 +184,8 @@ class MultiHeadAttention(nn.Module):
     ) -> State:
         """The state that `prefill` and `step` start from, as in `jattn.layers.MultiHeadAttention.initial_state`.
 
+        Self-attention can only generate with a mask that hides the future, such as `Causal()`.
+
         Called as `layer.apply(variables, (2,), length=100, method="initial_state")`.
 
         Args:
@@ -221,6 +223,8 @@ class MultiHeadAttention(nn.Module):
         dropout_rng: jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
         """The next tokens of each example at once, as in `jattn.layers.MultiHeadAttention.prefill`.
+
+        Self-attention must have a mask that hides the future, such as `Causal()`, of the module or of this call.
 
         Called as `layer.apply(variables, x, state, method="prefill")`.
 

@@ -169,6 +169,8 @@ class MultiHeadAttention(Layer):
     ) -> State:
         """The state that `prefill` and `step` start from, as in `jattn.layers.MultiHeadAttention.initial_state`.
 
+        Self-attention can only generate with a mask that hides the future, such as `Causal()`.
+
         Args:
             batch: the batch axes of the inputs to come.
             length: the capacity in tokens per example.
@@ -198,6 +200,8 @@ class MultiHeadAttention(Layer):
         rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
         """The next tokens of each example at once, as in `jattn.layers.MultiHeadAttention.prefill`.
+
+        Self-attention must have a mask that hides the future, such as `Causal()`, of the module or of this call.
 
         Args:
             inputs: `[..., new, features]`.

@@ -154,6 +154,10 @@ class Operation:
         for row in self.rows:
             if isinstance(name, str) and row.name == name:
                 return row
+        if isinstance(name, type) and issubclass(name, Implementation):
+            raise ValueError(
+                f"`implementation` must be an object, not the class `{name.__name__}`: write `{name.__name__}()`."
+            )
         known = ", ".join(repr(row.name) for row in self.rows)
         raise ValueError(f"`implementation` must be None, an `Implementation`, or one of {known}; got {name!r}.")
 

@@ -206,7 +206,7 @@ def test_bfloat16():
     assert 1e-5 < float(jnp.abs(out - want).max()) < 0.03
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters)
     assert layer.initial_state(low, length=8).keys.dtype == jnp.bfloat16
-    assert layer_of(dtype=jnp.float16).initial_state(low, length=8).keys.dtype == jnp.float16
+    assert layer_of(dtype=jnp.float16, kv_heads=2).initial_state(low, length=8).keys.dtype == jnp.float16
 
 
 def test_in_nnx_and_linen():
@@ -321,11 +321,11 @@ def test_bad_input():
     layer, cross = layer_of(mask=masks.Causal(), kv_heads=2), layer_of(in_kv_features=9)
     parameters, others = (one.init(jax.random.key(0)) for one in (layer, cross))
     state = layer.initial_state(parameters, (BATCH,), length=4)
-    of_tokens = layer_of(mask=masks.SameSegment(np.arange(7)))
+    of_tokens = layer_of(mask=masks.SameSegment(np.arange(7)), kv_heads=2)
     full = layer.prefill(parameters, X[:, :4], state)[1]
     memory = jnp.ones((BATCH, 5, 9))
     remembered = cross.initial_state(others, key_inputs=memory)
-    wide = layer_of(mask=masks.Causal()).initial_state(parameters, (BATCH,), length=4)
+    wide = layer_of(mask=masks.Causal()).initial_state({}, (BATCH,), length=4)
     for call, message in [
         (lambda: layer.initial_state(parameters, (2,)), "`length` must be the number of places.*got length None"),
         (lambda: layer.initial_state(parameters, (2,), length=0), "`length` must be a positive int; got 0"),
@@ -355,6 +355,22 @@ def test_bad_input():
         (lambda: layer.step(parameters, X[:, 0, :5], state), r"`inputs` must have shape .*in_features = 16"),
         (lambda: layer.prefill(parameters, X, state), "`inputs` must end within the 4 places of the cache.* has 7"),
         (lambda: layer.step(parameters, X[:, 0], full), "`inputs` must end within the 4 places of the cache.* has 5"),
+        (lambda: layer(X, parameters), r"`parameters` must be a mapping .*before all other arguments; got an array"),
+        (lambda: layer.initial_state((BATCH,), length=4), r"`parameters` must be a mapping .*got \(2,\) \(tuple\)"),
+        (lambda: layer({**parameters, "out": {}}, X), r"`parameters` must have 'out.bias', which Multi.*out \(\)"),
+        (lambda: layer(layer_of().init(jax.random.key(0)), X), r"'key.bias' of shape \(2, 4\).*got shape \(4, 4\)"),
+        (lambda: cross(others, X), "`key_inputs` must be given.*`in_kv_features` 9 differs"),
+        (lambda: layer_of(kv_heads=2).prefill(parameters, X[:, :4], state), r"`mask` must hide .*`mask=jattn.masks.Ca"),
+        (lambda: layer_of(kv_heads=2).step(parameters, X[:, 0], state), r"`mask` must hide .*`mask=jattn.masks.Ca"),
+        (
+            lambda: layer.prefill(parameters, X[:, :3], state, mask=masks.Dense(np.ones((1, 3, 3), bool))),
+            r"`Dense.array` of shape \(1, 3, 3\) has size 3 on its key axis, .* 4 places of the cache",
+        ),
+        (lambda: layer.step(parameters, X[:, :1], state), r"`inputs` must have .*`step` takes one token"),
+        (
+            lambda: layer.initial_state(parameters, length=4, cache=caches.Rolling(2)),
+            "`length` and `cache` cannot both be given",
+        ),
         (lambda: layer.prefill(parameters, X, state, valid=np.ones(7)), "`valid` must be booleans"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from ...foundation.arrays import as_constant
 from ...foundation.stateful import is_stateful, on_copies
-from ...foundation.target import compiled_for, expected_target
+from ...foundation.target import Target, compiled_for, expected_target
 from ..dispatch import WATCHER, Implementation, Watched
 from .call import Call, Pieces
 from .checks import check_arrays
@@ -122,19 +122,22 @@ def explain(
     return found[0]
 
 
-def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> list[Explanation]:
+def explain_calls(
+    function: Callable[..., Any], *arguments: Any, target: Target | str | None = None, **keywords: Any
+) -> list[Explanation]:
     """What every attention and recurrence inside a function would do, in the order of the calls. Nothing is computed.
 
     For variants that consist of several calls, layers and whole models. Models of Flax NNX are traced as copies, so
     that the counters of their random keys do not change; they are found among the arguments, in the function's closure
     and among the globals that it names. A call in a loop or a differentiated part is listed as often as JAX traces it.
-    A call inside a jitted function that was called before is not listed, because JAX does not trace it again. Inside of
-    `jattn.foundation.target.compiled_for`, the answers are for that target.
+    A call inside a jitted function that was called before is not listed, because JAX does not trace it again.
 
     Args:
         function: a function of the arguments.
         *arguments: arrays, `jax.ShapeDtypeStruct`s, models, or pytrees of them. Arrays are treated as traced, as under
             `jax.jit`: tiles that depend on them are decided at run time.
+        target: what the program is compiled for, such as `"tpu v5e"`, as in `explain`; by default the target in force.
+            It is not passed on: for a function with an argument of this name, write a `lambda`.
         **keywords: passed on unchanged: flags, pieces, arrays that are known.
 
     Raises:
@@ -161,7 +164,8 @@ def explain_calls(function: Callable[..., Any], *arguments: Any, **keywords: Any
         on_copies(function)(*jax.tree.unflatten(tree, every.values()), **keywords)
 
     try:
-        jax.eval_shape(run, *(leaves[place] for place in traced))
+        with contextlib.nullcontext() if target is None else compiled_for(target):
+            jax.eval_shape(run, *(leaves[place] for place in traced))
     finally:
         WATCHER.reset(token)
     return found

@@ -81,7 +81,8 @@ def test_explain_says_from_anywhere_what_runs_there():
     assert "for tpu v5e" in str(there)
     with compiled_for("cuda"):
         listed = jattn.explain_calls(lambda x: jattn.attention(x, x, x), shape)
-    assert [one.target for one in listed] == ["cuda"]
+    listed += jattn.explain_calls(lambda x: jattn.attention(x, x, x), shape, target="tpu v5e")
+    assert [one.target for one in listed] == ["cuda", "tpu v5e"]
     with pytest.raises(ValueError, match="`target` must be one of"):
         jattn.explain(shape, shape, shape, target="abacus")
 
