@@ -342,6 +342,15 @@ def _on_mesh(array: Any, mesh: AnyMesh) -> jax.Array:
     return reshard(array, mesh, PartitionSpec())
 
 
+def mesh_context(array: Any) -> contextlib.AbstractContextManager[Any]:
+    """Outside of `jit`, the mesh of an array with Explicit axes as that of the context, without which JAX 0.10 cannot
+    run some functions of split arrays."""
+    mesh = _mesh_of_devices(array)
+    if mesh is None or AxisType.Explicit not in mesh.axis_types or not jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.set_mesh(mesh)
+
+
 def gather(array: jax.Array, axis: int) -> jax.Array:
     """The array with this axis whole on every device, if it was split over Explicit axes."""
     spec = list(spec_of(array))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ..foundation.arrays import describe
 from ..foundation.pieces import map_fields
-from ..foundation.sharding import beside
+from ..foundation.sharding import beside, mesh_context
 from ..masks.base import restricted
 from ..ops.attention.checks import renamed
 from ..parallel import Heads
@@ -103,7 +103,7 @@ def attend_new(
     else:
         key = projected("key", parameters, inputs, positions, **options)
         value = projected("value", parameters, inputs, None, **options)
-        with renamed(key="inputs", value="inputs"):
+        with renamed(key="inputs", value="inputs"), mesh_context(inputs):
             view, after = state.append(key, value, valid=valid)
     attended = attend_view(view, query, positions, pieces, parallel)
     return joined_heads(parameters, attended, options["dtype"]), after
