@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -342,13 +342,16 @@ def _on_mesh(array: Any, mesh: AnyMesh) -> jax.Array:
     return reshard(array, mesh, PartitionSpec())
 
 
-def mesh_context(array: Any) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def mesh_context(array: Any) -> Iterator[None]:
     """Outside of `jit`, the mesh of an array with Explicit axes as that of the context, without which JAX 0.10 cannot
     run some functions of split arrays."""
     mesh = _mesh_of_devices(array)
-    if mesh is None or AxisType.Explicit not in mesh.axis_types or not jax.sharding.get_abstract_mesh().empty:
-        return contextlib.nullcontext()
-    return jax.set_mesh(mesh)
+    with contextlib.ExitStack() as stack:
+        if mesh is not None and AxisType.Explicit in mesh.axis_types and jax.sharding.get_abstract_mesh().empty:
+            with contextlib.suppress(ValueError):  # inside of `jit` (and `grad`) JAX refuses, for a constant array
+                stack.enter_context(jax.set_mesh(mesh))
+        yield
 
 
 def gather(array: jax.Array, axis: int) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.shapes import check_shapes
+from ..foundation.sharding import mesh_context
 from ..masks.base import restricted
 from ..ops.attention.checks import check_pieces
 from ..ops.attention.dropout import Dropout
@@ -169,19 +170,20 @@ class MultiHeadAttention(Layer):
             `[..., q_len, out_features]`.
         """
         self._check_key_inputs(key_inputs)
-        return multi_head(
-            _projections(parameters),
-            inputs,
-            key_inputs,
-            value_inputs,
-            **self._pieces(parameters, mask),
-            **self._projecting(),
-            positions=positions,
-            key_positions=key_positions,
-            dropout=self._dropout(dropout_key),
-            implementation=self.implementation,
-            parallel=self.parallel,
-        )
+        with mesh_context(inputs):
+            return multi_head(
+                _projections(parameters),
+                inputs,
+                key_inputs,
+                value_inputs,
+                **self._pieces(parameters, mask),
+                **self._projecting(),
+                positions=positions,
+                key_positions=key_positions,
+                dropout=self._dropout(dropout_key),
+                implementation=self.implementation,
+                parallel=self.parallel,
+            )
 
     def attention_weights(
         self,
@@ -269,7 +271,8 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"`batch` must be that of `key_inputs`, {key_inputs.shape[:-2]}; got {batch}.")
         self.check_parameters(parameters)  # here they are used for more than their dtype
         empty = Contiguous(max(found["kv_len"], 1)).create(tuple(key_inputs.shape[:-2]), **sizes)
-        return remember(_projections(parameters), empty, key_inputs, value_inputs, key_valid, **self._projecting())
+        with mesh_context(key_inputs):
+            return remember(_projections(parameters), empty, key_inputs, value_inputs, key_valid, **self._projecting())
 
     def prefill(
         self,
@@ -309,15 +312,16 @@ class MultiHeadAttention(Layer):
         check_decoding(state, inputs, int(self.kv_heads or 0), int(self.head_dim or 0), self._cross)
         pieces = self._pieces(parameters, mask)
         check_hides_the_future(pieces["mask"], state)
-        return attend_new(
-            _projections(parameters),
-            inputs,
-            state,
-            valid=valid,
-            pieces=pieces | {"dropout": self._dropout(dropout_key), "implementation": self.implementation},
-            parallel=self.parallel,
-            **self._projecting(),
-        )
+        with mesh_context(inputs):
+            return attend_new(
+                _projections(parameters),
+                inputs,
+                state,
+                valid=valid,
+                pieces=pieces | {"dropout": self._dropout(dropout_key), "implementation": self.implementation},
+                parallel=self.parallel,
+                **self._projecting(),
+            )
 
     def step(
         self,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ..foundation.arrays import describe
 from ..foundation.pieces import map_fields
-from ..foundation.sharding import beside, mesh_context
+from ..foundation.sharding import beside
 from ..masks.base import restricted
 from ..ops.attention.checks import renamed
 from ..parallel import Heads
@@ -62,6 +62,7 @@ def remember(
         **projecting: `rotary`, `qk_norm` and `dtype`, as in `multi_head`.
     """
     options = _options(parameters, (key_inputs, value_inputs), **projecting)
+    cache = beside(cache, key_inputs, cache.lengths.ndim)
     with renamed(valid="key_valid"):
         positions = cache.positions(key_inputs.shape[-2], valid)
         key = projected("key", parameters, key_inputs, positions, **options)
@@ -103,7 +104,7 @@ def attend_new(
     else:
         key = projected("key", parameters, inputs, positions, **options)
         value = projected("value", parameters, inputs, None, **options)
-        with renamed(key="inputs", value="inputs"), mesh_context(inputs):
+        with renamed(key="inputs", value="inputs"):
             view, after = state.append(key, value, valid=valid)
     attended = attend_view(view, query, positions, pieces, parallel)
     return joined_heads(parameters, attended, options["dtype"]), after

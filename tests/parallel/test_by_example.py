@@ -285,13 +285,16 @@ def test_numpy_arrays_beside_a_split_state():
 def test_a_new_state_follows_split_tokens():
     """Outside of `jit`, a state that is on no mesh yet is split as the tokens are."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
-    layer = jattn.layers.MultiHeadAttention(8, 2, mask=jattn.masks.Causal(), implementation="reference")
+    layer = jattn.layers.MultiHeadAttention(8, 2, mask=jattn.masks.Causal(), rotary=True, implementation="reference")
     parameters = layer.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (8, 3, 8))
     split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
     out, state = layer.prefill(parameters, split, layer.initial_state(parameters, (8,), length=4))
     assert {leaf.sharding.spec[0] for leaf in (out, *jax.tree.leaves(state))} == {"data"}
     np.testing.assert_allclose(out, layer(parameters, x), atol=1e-5)
+    remembered = layer.initial_state(parameters, key_inputs=split)
+    assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves(remembered)} == {"data"}
+    jax.eval_shape(lambda parameters: layer.prefill(parameters, split, state), parameters)  # the arrays are constants
 
 
 def test_a_layer_with_a_list_and_how_often_it_is_traced():
