@@ -289,7 +289,7 @@ def test_a_new_state_follows_split_tokens():
     parameters = layer.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (8, 3, 8))
     split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    out, state = layer.prefill(parameters, split, layer.initial_state(parameters, (8,), length=4))
+    out, state = layer.prefill(parameters, split, layer.initial_state(parameters, (8,), length=6))
     assert {leaf.sharding.spec[0] for leaf in (out, *jax.tree.leaves(state))} == {"data"}
     np.testing.assert_allclose(out, layer(parameters, x), atol=1e-5)
     remembered = layer.initial_state(parameters, key_inputs=split)
