@@ -344,8 +344,8 @@ def _on_mesh(array: Any, mesh: AnyMesh) -> jax.Array:
 
 @contextlib.contextmanager
 def mesh_context(array: Any) -> Iterator[None]:
-    """Outside of `jit`, the mesh of an array with Explicit axes as that of the context, without which JAX 0.10 cannot
-    run some functions of split arrays."""
+    """Outside of `jit`, the mesh of an array with Explicit axes as that of the context, without which JAX cannot
+    move other arrays to it, nor JAX 0.10 run some functions of split arrays."""
     mesh = _mesh_of_devices(array)
     with contextlib.ExitStack() as stack:
         if mesh is not None and AxisType.Explicit in mesh.axis_types and jax.sharding.get_abstract_mesh().empty:
@@ -371,23 +371,3 @@ def split_like(array: jax.Array, other: jax.Array) -> jax.Array:
     names = Layout(range(array.ndim))
     split = Split(mesh, tuple((axis, mesh_axes(over)) for axis, over in enumerate(spec_of(other))))
     return reshard(array, mesh, split.spec(names, array.shape))
-
-
-def beside(tree: Any, other: jax.Array, axes: int) -> Any:
-    """Outside of `jit`, the arrays of a tree that are on no mesh, moved to that of `other` if its axes are Explicit.
-
-    Arrays that start with the first `axes` axes of `other` are split like it along these; others are whole.
-    """
-    mesh = _mesh_of_devices(other)
-    if mesh is None or AxisType.Explicit not in mesh.axis_types:
-        return tree
-    split = Split(mesh.abstract_mesh, tuple((axis, mesh_axes(over)) for axis, over in enumerate(spec_of(other)[:axes])))
-
-    def moved(array: Any) -> Any:
-        if not isinstance(array, jax.Array) or isinstance(array, Tracer) or not jax.typeof(array).sharding.mesh.empty:
-            return array
-        like = array.shape[:axes] == other.shape[:axes]
-        names = Layout([*range(axes if like else 0), *[None] * (array.ndim - (axes if like else 0))])
-        return jax.device_put(array, NamedSharding(mesh, split.spec(names, array.shape)))
-
-    return jax.tree.map(moved, tree)

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 
 from ..foundation.arrays import describe
 from ..foundation.pieces import map_fields
-from ..foundation.sharding import beside
 from ..masks.base import restricted
 from ..ops.attention.checks import renamed
 from ..parallel import Heads
@@ -62,7 +61,6 @@ def remember(
         **projecting: `rotary`, `qk_norm` and `dtype`, as in `multi_head`.
     """
     options = _options(parameters, (key_inputs, value_inputs), **projecting)
-    cache = beside(cache, key_inputs, cache.lengths.ndim)
     with renamed(valid="key_valid"):
         positions = cache.positions(key_inputs.shape[-2], valid)
         key = projected("key", parameters, key_inputs, positions, **options)
@@ -93,7 +91,6 @@ def attend_new(
         **projecting: `rotary`, `qk_norm` and `dtype`, as in `multi_head`.
     """
     options = _options(parameters, (inputs,), **projecting)
-    state = beside(state, inputs, state.lengths.ndim)
     counted: Any = state.cache if isinstance(state, Memory) else state
     positions = dataclasses.replace(counted, lengths=state.lengths).positions(inputs.shape[-2], valid)
     query = projected("query", parameters, inputs, positions, **options)
