@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arrays import of_rank
 from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.sharding import auto_devices
 from ...foundation.varying import vary, varying_axes
@@ -346,11 +345,9 @@ def multiply_values(weights: jax.Array, values: jax.Array, allowed: jax.Array) -
 
     def with_nonfinite():
         reach = jnp.broadcast_to(allowed, weights.shape).astype(values.dtype)
-        signs = of_rank(np.array([1, -1]), values.ndim + 1)
-        kinds = ~(values[..., None] * signs < jnp.inf)  # counts of +inf and -inf; NaN counts as both: inf - inf
-        kinds = kinds.reshape(*values.shape[:-1], 2 * values.shape[-1]).astype(values.dtype)
-        reached = grouped_product(reach, kinds).reshape(*clean.shape, 2) > 0
-        return clean + jnp.where(reached, signs * np.inf, 0.0).sum(-1).astype(clean.dtype)
+        kinds = ~(jnp.stack([values, -values]) < jnp.inf)  # +inf and -inf; NaN counts as both: inf - inf
+        above, below = (grouped_product(reach, kind.astype(values.dtype)) > 0 for kind in kinds)
+        return clean + (jnp.where(above, jnp.inf, 0.0) - jnp.where(below, jnp.inf, 0.0)).astype(clean.dtype)
 
     if auto_devices(weights, values) > 1:  # a test whether all values are finite would need communication
         return with_nonfinite()
