@@ -16,7 +16,7 @@ def _pooled(a, allowed, storage):
 POOLING = [
     Row(
         "attention pooling",
-        lambda a, **given: AttentionPooling(3, hidden=4, queries=2)(a, a["inputs"], **given),
+        lambda a, **given: AttentionPooling(3, hidden=4, queries=a["query"].shape[-2])(a, a["inputs"], **given),
         _pooled,
         shapes={"inputs": "bkd", "query": "qe", "kernel": "de", "bias": "e"},
         sizes={"q": 2, "e": 4, "k": 63},
