@@ -171,7 +171,7 @@ class Layer(abc.ABC):
                 f"before all other arguments; got {describe(given)}."
             )
         whole = not jax.sharding.get_abstract_mesh().manual_axes
-        for path, shape in self._declared_shapes:
+        for path, shape in self.declared_shapes:
             node: Any = given
             for at, entry in enumerate(path):
                 name: Any = getattr(entry, "key", getattr(entry, "idx", None))
@@ -190,7 +190,7 @@ class Layer(abc.ABC):
                 )
 
     @functools.cached_property
-    def _declared_shapes(self) -> list[tuple[Any, tuple[int, ...]]]:
+    def declared_shapes(self) -> list[tuple[Any, tuple[int, ...]]]:
         """The path and shape of each parameter."""
         leaves = jax.tree_util.tree_leaves_with_path(dict(self.parameters()), is_leaf=is_parameter)
         return [(path, tuple(one.shape)) for path, one in leaves]

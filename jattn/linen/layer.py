@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from ..layers import layer as data
+from ..layers.methods import Methods
 from ..layers.options import check_dtype, check_layer, method_of
 
 
-class Layer(nn.Module):
+class Layer(Methods, nn.Module):
     """A linen module that holds the parameters of a `jattn.layers.Layer`.
 
     Calling the module calls the layer with its parameters. `prefill`, `step` and `initial_state` do the same for layers
@@ -44,39 +44,6 @@ class Layer(nn.Module):
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Call the layer with the module's parameters."""
         return self.run("__call__", *inputs, **options)
-
-    def initial_state(self, batch: tuple[int, ...] = (), **options: Any) -> Any:
-        """The state before the first token, for layers that generate.
-
-        Args:
-            batch: the batch axes of the inputs to come.
-            **options: options of the layer's method, such as `dtype`.
-        """
-        return self.run("initial_state", batch, **options)
-
-    def prefill(self, inputs: jax.Array, state: Any = None, **options: Any) -> tuple[jax.Array, Any]:
-        """The next tokens `[..., length, features]`: their outputs, and the state after them.
-
-        Args:
-            inputs: the tokens.
-            state: returned by `initial_state`, `prefill` or `step`.
-            **options: options of the layer's method.
-        """
-        return self.run("prefill", inputs, state, **options)
-
-    def step(self, inputs: jax.Array, state: Any, **options: Any) -> tuple[jax.Array, Any]:
-        """The next token `[..., features]`: its output, and the state after it.
-
-        Args:
-            inputs: the token.
-            state: returned by `initial_state`, `prefill` or `step`.
-            **options: options of the layer's method.
-        """
-        return self.run("step", inputs, state, **options)
-
-    def attention_weights(self, *inputs: Any, **options: Any) -> jax.Array:
-        """The attention weights of the call, for layers that have them."""
-        return self.run("attention_weights", *inputs, **options)
 
     @nn.compact
     def run(self, method: str, *inputs: Any, **options: Any) -> Any:

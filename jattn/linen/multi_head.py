@@ -1,5 +1,6 @@
 """Multi-head attention as a linen module, with typed attributes and random keys for dropout."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -90,30 +91,13 @@ class MultiHeadAttention(nn.Module):
     def _layer(self, in_features: int | None, in_kv_features: int | None) -> data.MultiHeadAttention:
         """The layer for inputs with this many features, which may be unknown if only its states are needed."""
         heads = self.q_heads or 1
-        return data.MultiHeadAttention(
-            self.in_features or in_features or heads * (self.head_dim or 1),
-            heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            in_kv_features=self.in_kv_features or in_kv_features,
-            out_features=self.out_features,
-            use_bias=self.use_bias,
-            qk_norm=self.qk_norm,
-            mask=self.mask,
-            similarity=self.similarity,
-            scores=self.scores,
-            normalizer=self.normalizer,
-            rotary=self.rotary,
-            implementation=self.implementation,
-            learned=self.learned,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-            kernel_init=self.kernel_init,
-            out_kernel_init=self.out_kernel_init,
-            bias_init=self.bias_init,
-            parallel=self.parallel,
-            cache=self.cache,
-        )
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(data.MultiHeadAttention)}
+        options |= {
+            "in_features": self.in_features or in_features or heads * (self.head_dim or 1),
+            "q_heads": heads,
+            "in_kv_features": self.in_kv_features or in_kv_features,
+        }
+        return data.MultiHeadAttention(**options)
 
     def __call__(
         self,

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ..foundation.arrays import describe
 from ..layers import layer as data
 from ..layers.learned import attach, detach
+from ..layers.methods import Methods
 from ..layers.options import check_dtype, check_layer, method_of
 
 
@@ -17,7 +17,7 @@ class PieceArray(nnx.Variable):
     """An array of a piece that is not trained: part of the module's state, but not a parameter."""
 
 
-class Layer(nnx.Module):
+class Layer(Methods, nnx.Module):
     """An nnx module that holds the parameters of a `jattn.layers.Layer`.
 
     Calling the module calls the layer with its parameters. `prefill`, `step` and `initial_state` do the same for layers
@@ -64,39 +64,6 @@ class Layer(nnx.Module):
         """Call the layer with the module's parameters."""
         return self.layer(arrays_of(self), *inputs, **options)
 
-    def initial_state(self, batch: tuple[int, ...] = (), **options: Any) -> Any:
-        """The state before the first token, for layers that generate.
-
-        Args:
-            batch: the batch axes of the inputs to come.
-            **options: options of the layer's method, such as `dtype`.
-        """
-        return self.run("initial_state", batch, **options)
-
-    def prefill(self, inputs: jax.Array, state: Any = None, **options: Any) -> tuple[jax.Array, Any]:
-        """The next tokens `[..., length, features]`: their outputs, and the state after them.
-
-        Args:
-            inputs: the tokens.
-            state: returned by `initial_state`, `prefill` or `step`.
-            **options: options of the layer's method.
-        """
-        return self.run("prefill", inputs, state, **options)
-
-    def step(self, inputs: jax.Array, state: Any, **options: Any) -> tuple[jax.Array, Any]:
-        """The next token `[..., features]`: its output, and the state after it.
-
-        Args:
-            inputs: the token.
-            state: returned by `initial_state`, `prefill` or `step`.
-            **options: options of the layer's method.
-        """
-        return self.run("step", inputs, state, **options)
-
-    def attention_weights(self, *inputs: Any, **options: Any) -> jax.Array:
-        """The attention weights of the call, for layers that have them."""
-        return self.run("attention_weights", *inputs, **options)
-
     def run(self, method: str, *inputs: Any, **options: Any) -> Any:
         """Call another method of the layer by name, with the module's parameters."""
         return method_of(self.layer, method)(arrays_of(self), *inputs, **options)
@@ -108,6 +75,7 @@ class Layer(nnx.Module):
 
 def hold(module: Layer, layer: data.Layer) -> None:
     """Store a layer in a module: the static part, and the arrays of its pieces that are not trained."""
+    _ = layer.declared_shapes  # kept by its copies, so that a call does not declare the parameters again
     module._layer, arrays = detach(layer)
     module.piece_arrays = nnx.data([PieceArray(one) for one in arrays])
 
