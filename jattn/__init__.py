@@ -9,6 +9,7 @@ import importlib.metadata
 from typing import Any
 
 from . import masks, normalizers, positions, scores, similarities
+from .foundation.target import compiled_for
 from .ops.attention import implementations
 from .ops.attention.api import attention, attention_weights, dot_product_attention, partial_attention
 from .ops.attention.dropout import Dropout
@@ -26,6 +27,7 @@ __all__ = [
     "Unsupported",
     "attention",
     "attention_weights",
+    "compiled_for",
     "delta_rule",
     "delta_step",
     "dot_product_attention",

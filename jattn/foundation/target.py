@@ -7,6 +7,7 @@ is not present). So the target is a value that is passed along, not a question t
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -16,12 +17,16 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from .arrays import is_tracing
 from .sharding import mesh_of
 
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
 """JAX's names of the platforms for which a program can be lowered."""
+
+KERNELS_WHOLE = ("tpu",)
+"""Platforms with kernels that XLA cannot divide over devices by itself."""
 
 _ALIASES = {"gpu": "cuda"}
 _NONE = r"(?!)"  # matches nothing
@@ -31,7 +36,16 @@ _GENERATIONS = {
     "cuda": r"[a-z]{1,3}\d{1,4}[a-z]?",
     "rocm": r"mi\d{3}[a-z]?",
 }
-_LITE = {"v5 lite": "v5e", "v6 lite": "v6e", "v5": "v5p"}  # what devices report as their kind
+_TPU_KINDS = {
+    "v4": ("TPU v4", 1),
+    "v5e": ("TPU v5 lite", 1),
+    "v5p": ("TPU v5", 2),
+    "v6e": ("TPU v6 lite", 1),
+    "7x": ("TPU7x", 1),
+}
+"""What a TPU reports as its kind, and its cores as one device."""
+
+_RENAMED = {"v5 lite": "v5e", "v6 lite": "v6e", "v5": "v5p", "v7x": "7x"}  # some are what devices report as their kind
 
 _GIVEN: ContextVar["Target | None"] = ContextVar("_GIVEN", default=None)
 
@@ -43,6 +57,8 @@ class Target:
     Args:
         platform: `"cpu"`, `"tpu"`, `"cuda"`, `"rocm"`, or another platform that JAX has a plugin for.
         generation: such as `"v5e"` or `"h100"`; None if unknown.
+        auto_devices: the number of devices that XLA divides the program over by itself (Auto mesh axes), as far as only
+            lowering tells; known on a TPU, whose kernels XLA cannot divide.
 
     >>> print(Target("tpu", "v5e"), Target("cpu"))
     tpu v5e cpu
@@ -50,6 +66,7 @@ class Target:
 
     platform: str
     generation: str | None = None
+    auto_devices: int = 1
 
     def __str__(self) -> str:
         return self.platform if self.generation is None else f"{self.platform} {self.generation}"
@@ -67,10 +84,10 @@ def as_target(value: Any) -> Target:
     if isinstance(value, Target):
         return value
     if isinstance(value, str):
-        platform, _, generation = value.lower().strip().partition(" ")
+        platform, _, generation = value.lower().strip().replace("tpu7x", "tpu 7x").partition(" ")
         platform = _ALIASES.get(platform, platform)
         if platform in PLATFORMS and (not generation or re.fullmatch(_GENERATIONS[platform], generation)):
-            return Target(platform, generation or None)
+            return Target(platform, _RENAMED.get(generation, generation) or None)
     elif hasattr(value, "device_kind") and hasattr(value, "platform"):
         return _of_device(value)
     raise ValueError(
@@ -85,25 +102,33 @@ def _of_device(device: Any) -> Target:
     amd = platform == "gpu" and re.search(r"\bamd\b|\binstinct\b|\bmi\d{3}", kind)
     platform = "rocm" if amd else _ALIASES.get(platform, platform)
     name = kind.removeprefix(platform).strip()
-    found = re.search(rf"\b{_GENERATIONS.get(platform, _NONE)}\b", _LITE.get(name, name))
+    found = re.search(rf"\b{_GENERATIONS.get(platform, _NONE)}\b", _RENAMED.get(name, name))
     return Target(platform, found.group() if found else None)
 
 
 @contextlib.contextmanager
 def compiled_for(target: Any) -> Iterator[Target]:
-    """A context in which programs are traced for this target, regardless of what they are lowered for.
+    """A context in which functions are traced for this target, whatever this machine is.
+
+    For ahead-of-time compilation: JAX lowers a function for the devices of its arguments, but it does not say which TPU
+    or GPU that is while it traces. The choice of implementations and their tile sizes then follow this target.
 
     Args:
-        target: as in `as_target`.
+        target: text such as `"tpu v5e"`, `"cuda h100"` or `"cpu"`, a device, or a `Target`.
 
-    >>> with compiled_for("tpu v5e"):
-    ...     print(given_target())
+    Raises:
+        ValueError: the target is unknown.
+
+    >>> import jattn
+    >>> with jattn.compiled_for("tpu v5e") as target:
+    ...     print(target)
     tpu v5e
     """
     found = as_target(target)
     token = _GIVEN.set(found)
     try:
-        yield found
+        with _device_kind(found):  # also tells JAX not to use what it traced for another target
+            yield found
     finally:
         _GIVEN.reset(token)
 
@@ -128,15 +153,21 @@ def target_of(*arrays: Any) -> Target | None:
     """The target of a program of these arrays if it is known, or None if only lowering will tell.
 
     It is known inside of `compiled_for`, and outside of `jit`, also under `jax.grad` and `jax.vmap`: the program then
-    runs here, where the arrays are.
+    runs here, where the arrays are. But for a TPU only lowering tells over how many devices XLA divides a program.
     """
     given = _GIVEN.get()
+    if is_tracing() and given is not None and given.platform in KERNELS_WHOLE:
+        return None
     if given is not None or is_tracing():
         return given
-    for array in arrays:
-        if isinstance(array, jax.Array) and not isinstance(array, Tracer):
-            return as_target(next(iter(array.sharding.device_set)))
-    return expected_target(*arrays)
+    concrete = [array for array in arrays if isinstance(array, jax.Array) and not isinstance(array, Tracer)]
+    if not concrete:
+        return expected_target(*arrays)
+    found = as_target(next(iter(concrete[0].sharding.device_set)))
+    # The type of an array names its mesh, but a sharding without a mesh leaves all to XLA.
+    without_mesh = (array for array in concrete if jax.typeof(array).sharding.mesh.empty)
+    devices = max((len(array.sharding.device_set) for array in without_mesh), default=1)
+    return dataclasses.replace(found, auto_devices=devices) if found.platform in KERNELS_WHOLE else found
 
 
 def by_target(function: Callable[..., Any], *arrays: Any) -> Any:
@@ -160,13 +191,15 @@ def by_target(function: Callable[..., Any], *arrays: Any) -> Any:
     >>> print(jax.jit(lambda x: by_target(add, x))(jnp.zeros(2)))
     [1. 1.]
     """
-    target = target_of(*jax.tree.leaves(arrays))
+    leaves, tree = jax.tree.flatten(arrays)
+    target = target_of(*leaves)
     if target is not None:
         return function(target, *arrays)
-    leaves, tree = jax.tree.flatten(arrays)
     expected, flat = expected_target(*leaves), _Flat(function, tree)
     closed, shapes = jax.make_jaxpr(functools.partial(function, expected), return_shape=True)(*arrays)
-    out = _by_target.bind(*leaves, traced=_Traced(closed), expected=expected, function=flat)
+    out = _by_target.bind(
+        *leaves, traced=_Traced(closed), expected=expected, given=given_target() is not None, function=flat
+    )
     return jax.tree.structure(shapes).unflatten(out)
 
 
@@ -199,17 +232,52 @@ def _shapes(*avals: Any, traced: _Traced, **others: Any) -> list[Any]:
 
 
 @_by_target.def_impl
-def _run(*leaves: Any, expected: Target, function: _Flat, traced: _Traced) -> list[Any]:  # with `jax.disable_jit`
-    del traced
+def _run(*leaves: Any, expected: Target, function: _Flat, **others: Any) -> list[Any]:  # with `jax.disable_jit`
+    del others
     return function(target_of(*leaves) or expected, *leaves)
 
 
 def _lowered(
-    platform: str | None, context: Any, *operands: Any, traced: _Traced, expected: Target, function: _Flat
+    platform: str | None, context: Any, *operands: Any, traced: _Traced, expected: Target, given: bool, function: _Flat
 ) -> Any:
     name = context.module_context.platforms[0] if platform is None else platform
-    program = jaxpr_as_fun(traced.closed) if name == expected.platform else functools.partial(function, Target(name))
-    return mlir.lower_fun(program, multiple_results=True)(context, *operands)
+    found = expected if given or name == expected.platform else Target(name)
+    if name in KERNELS_WHOLE:
+        found = dataclasses.replace(found, auto_devices=_auto_devices(context.module_context.axis_context))
+    program = jaxpr_as_fun(traced.closed) if found == expected else functools.partial(function, found)
+    with _device_kind(found):
+        return mlir.lower_fun(program, multiple_results=True)(context, *operands)
+
+
+def _auto_devices(axis_context: Any) -> int:
+    """The number of devices over which XLA divides what is being lowered."""
+    mesh, manual = getattr(axis_context, "mesh", None), getattr(axis_context, "manual_axes", ())
+    if mesh is None or not manual:
+        return getattr(axis_context, "num_devices", 1) if mesh is None else math.prod(mesh.shape.values())
+    manual = {*manual, *mesh.manual_axes}
+    return math.prod(size for name, size in mesh.shape.items() if name not in manual)
+
+
+def _is_foreign(target: Target) -> bool:
+    """Whether a program for this target is compiled ahead of time, on a machine without such a device."""
+    return target.platform in KERNELS_WHOLE and jax.default_backend() != target.platform
+
+
+@contextlib.contextmanager
+def _device_kind(target: Target) -> Iterator[None]:
+    """A context in which kernels are lowered for this target although the machine has no such device.
+
+    Pallas asks the mesh of the context for the kind of TPU, and otherwise the machine.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.abstract_device is not None or not _is_foreign(target):
+        yield
+        return
+    kind, cores = _TPU_KINDS.get(target.generation or "", _TPU_KINDS["v5e"])
+    device = AbstractDevice(device_kind=kind, num_cores=cores, platform="tpu")
+    mesh = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield
 
 
 for _platform in PLATFORMS:

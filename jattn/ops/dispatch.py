@@ -90,12 +90,14 @@ class Row:
         module: the dotted name of its module.
         attribute: its class in that module, constructed without arguments.
         platforms: platforms of `jattn.foundation.target.PLATFORMS`; None for all.
+        remedy: what to do elsewhere, for the message; a sentence.
     """
 
     name: str
     module: str
     attribute: str
     platforms: tuple[str, ...] | None = None
+    remedy: str = ""
 
     def load(self) -> Implementation:
         """The implementation. Its module is imported now."""
@@ -106,6 +108,11 @@ class Row:
         if self.platforms is None or target.platform in self.platforms:
             return None
         return f"it is for {' and '.join(self.platforms)}, and the program is for {target.platform}"
+
+    def refused(self, target: Target) -> str | None:
+        """`elsewhere`, for a caller who asked for it."""
+        reason = self.elsewhere(target)
+        return reason and f"{reason}. {self.remedy}".removesuffix(". ").removesuffix(".")
 
 
 @functools.cache
@@ -184,7 +191,7 @@ class Operation:
         given = isinstance(
             implementation, Implementation
         )  # an object is accepted on any platform: a kernel may run in interpret mode
-        reason = None if given else self._row(implementation).elsewhere(target)
+        reason = None if given else self._row(implementation).refused(target)
         chosen = self.named(implementation) if reason is None else None
         if chosen is not None:
             reason = chosen.refuses(call)

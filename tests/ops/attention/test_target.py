@@ -9,6 +9,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from measure import near, random
 
 import jattn
@@ -150,3 +152,34 @@ def test_by_target_keeps_trees_and_runs_anywhere():
     with jax.disable_jit():
         assert jax.vmap(lambda x: x)(by_target(name, tree)["sum"]).shape == (3,)
     assert registry.ATTENTION is ATTENTION
+
+
+def test_by_target_knows_what_xla_divides_over_the_devices_of_a_tpu():
+    seen = []
+
+    def look(target, array):
+        seen.append(target)
+        return array
+
+    def targets(function, **options):
+        """The targets that a function is traced for, last what it is lowered for."""
+        seen.clear()
+        jax.export.export(jax.jit(function, **options), platforms=("tpu",))(jnp.zeros(16))
+        return seen[-1]
+
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    both, data = (NamedSharding(mesh, P(axes)) for axes in (("data", "model"), "data"))
+
+    def attend(array):
+        return by_target(look, array)
+
+    def in_shards(axes, names):
+        return jax.shard_map(attend, mesh=mesh, in_specs=P(axes), out_specs=P(axes), axis_names=names)
+
+    assert targets(attend) == Target("tpu")
+    assert targets(attend, in_shardings=data) == Target("tpu", None, 8)
+    everywhere = in_shards(("data", "model"), {"data", "model"})
+    assert targets(everywhere, in_shardings=both) == Target("tpu")
+    with compiled_for("tpu v6e"):
+        assert targets(attend) == Target("tpu", "v6e")
+        assert targets(attend, in_shardings=data) == Target("tpu", "v6e", 8)
