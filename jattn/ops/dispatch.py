@@ -198,15 +198,17 @@ class Operation:
             if reason is None:
                 return chosen
         name = implementation.name if isinstance(implementation, Implementation) else implementation
-        raise Unsupported(f"implementation `{name}` refuses this call: {reason}. Others: {self._listed(call, target)}.")
+        others = self._listed(call, target, without=name)
+        raise Unsupported(f"implementation `{name}` refuses this call: {reason}. Others: {others}.")
 
     def verdicts(self, call: Any, target: Target | None = None) -> dict[str, str | None]:
         """Why each implementation cannot run the call, or None if it can. Imports only those for the target."""
         target = target or expected_target()
         return {row.name: row.elsewhere(target) or row.load().refuses(call) for row in self.rows}
 
-    def _listed(self, call: Any, target: Target) -> str:
-        return "; ".join(f"`{name}` {reason or 'accepts'}" for name, reason in self.verdicts(call, target).items())
+    def _listed(self, call: Any, target: Target, without: str | None = None) -> str:
+        verdicts = self.verdicts(call, target).items()
+        return "; ".join(f"`{name}` {reason or 'accepts'}" for name, reason in verdicts if name != without)
 
     def reasons(
         self, call: Any, implementation: str | Implementation | None, target: Target | None = None
