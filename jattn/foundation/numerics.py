@@ -24,6 +24,17 @@ def widen(array: jax.Array) -> jax.Array:
     return array.astype(accumulation_dtype(array))
 
 
+def inner(left: jax.Array, right: jax.Array) -> jax.Array:
+    """The inner products of vectors, `[..., features]` and `[..., features]` -> `[...]`, in full precision.
+
+    On a CPU, JAX 0.10 takes about a hundred times longer for `(left * right).sum(-1)`.
+
+    >>> print(inner(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.ones((2, 2))))
+    [3. 7.]
+    """
+    return jnp.einsum("...d,...d->...", left, right, precision="highest")
+
+
 def shifted_exp(terms: jax.Array, axis: Any = -1, *, least: Any = None) -> tuple[jax.Array, jax.Array]:
     """The maximum of the terms, and exp(terms - maximum), which cannot overflow.
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ....foundation.numerics import accumulation_dtype, shifted_exp, without_nonfinite
+from ....foundation.numerics import accumulation_dtype, inner, shifted_exp, without_nonfinite
 from ....similarities.base import folded_scale
 from ...dispatch import Implementation, Unsupported
 from .. import tile
@@ -78,7 +78,7 @@ def _gradients(
     floats, rebuild = tile.floats_of(call.pieces)
     dead = jnp.isneginf(results.lse) & softmax
     d_out = jnp.where(dead[..., None], 0, cotangents.out).astype(dtype)
-    along = jnp.where(dead, 0, (d_out * results.out.astype(dtype)).sum(-1))
+    along = jnp.where(dead, 0, inner(d_out, results.out.astype(dtype)))
     d_mass = jnp.where(dead, 0, cotangents.lse - along)
     lse, remainder = (jnp.swapaxes(jnp.where(dead, 0, one), -2, -1) for one in (results.lse, results.remainder))
 

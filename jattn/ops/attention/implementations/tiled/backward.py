@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .....foundation.numerics import accumulation_dtype, without_nonfinite
+from .....foundation.numerics import accumulation_dtype, inner, without_nonfinite
 from .....foundation.slices import put_at, slice_at
 from .....foundation.varying import full, varying_axes
 from .....similarities.base import folded_scale
@@ -81,7 +81,7 @@ def gradients(
     shift = jnp.zeros_like(lse)
     if softmax:
         dead = jnp.isneginf(lse)
-        along = (jnp.where(dead[..., None], 0, out_cotangent).astype(dtype) * out.astype(dtype)).sum(-1)
+        along = inner(jnp.where(dead[..., None], 0, out_cotangent).astype(dtype), out.astype(dtype))
         shift = jnp.where(dead, 0, lse_cotangent - along)
     rows = jnp.stack([lse, remainder, shift], -1)
 
