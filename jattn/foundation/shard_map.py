@@ -25,20 +25,25 @@ def evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence
         return atom.val if isinstance(atom, Literal) else known[atom]
 
     for equation in jaxpr.eqns:
-        values = [read(atom) for atom in equation.invars]
-        axes = varying_axes(values)
-        typed = [
-            jnp.asarray(value, jnp.result_type(atom.aval)) for value, atom in zip(values, equation.invars, strict=True)
-        ]
-        values = vary(typed, axes)
-        rule = _RULES.get(equation.primitive.name)
-        results = rule(equation, values, axes) if rule is not None and axes else None
-        if results is None:
-            parameters = equation.primitive.get_bind_params(equation.params)
-            results = equation.primitive.bind(*values, **parameters)
-            results = results if equation.primitive.multiple_results else [results]
+        results = apply_varying(equation, [read(atom) for atom in equation.invars])
         known.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def apply_varying(equation: Any, values: Sequence[Any]) -> list[Any]:
+    """The results of one equation of such a jaxpr, for the values of its inputs."""
+    axes = varying_axes(values)
+    typed = [
+        jnp.asarray(value, jnp.result_type(atom.aval)) for value, atom in zip(values, equation.invars, strict=True)
+    ]
+    values = list(vary(typed, axes))
+    rule = _RULES.get(equation.primitive.name)
+    results = rule(equation, values, axes) if rule is not None and axes else None
+    if results is not None:
+        return list(results)
+    parameters = equation.primitive.get_bind_params(equation.params)
+    found = equation.primitive.bind(*values, **parameters)
+    return list(found) if equation.primitive.multiple_results else [found]
 
 
 def carries_alone(equation: Any) -> bool:
@@ -54,7 +59,7 @@ def _within(closed: Any, axes: tuple[str, ...]) -> Callable[..., tuple[Any, ...]
     return lambda *values: tuple(vary(evaluate_varying(closed.jaxpr, closed.consts, values), axes))
 
 
-def _call(equation: Any, values: list[Any], axes: tuple[str, ...]) -> Any:
+def _call(equation: Any, values: Sequence[Any], axes: tuple[str, ...]) -> Any:
     del axes
     inner = equation.params["jaxpr"]
     return evaluate_varying(inner.jaxpr, inner.consts, values)

@@ -68,9 +68,10 @@ class Program:
         if call.target is not None:
             one = _chosen(implementation, call)
             return cls(one, structure, (), one.plan(call))
-        # Each target has its own plan, which depends on the mask and the positions.
+        # Each target has its own plan, which depends on the mask and the positions; kernels also ask whether positions
+        # are consecutive.
         pieces = call.pieces
-        deciding = () if pieces.mask is None else (pieces.mask, pieces.query_positions, pieces.key_positions)
+        deciding = pieces.mask, pieces.query_positions, pieces.key_positions
         values = {id(leaf) for leaf in jax.tree.leaves(deciding) if isinstance(leaf, np.ndarray)}
         known = tuple(
             Known(leaf) if id(leaf) in values else jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))

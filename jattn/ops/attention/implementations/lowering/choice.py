@@ -1,0 +1,239 @@
+"""Which values a kernel computes in its tiles, and which it reads.
+
+From the results down, the first value that meets a condition is computed outside, for all positions:
+
+1. It is one-sided, and needs a primitive that the compiler lacks, or has own axes, or is expensive.
+2. It depends on positions through their difference alone, and needs a primitive that the compiler lacks: a row of
+   distances.
+3. It looks up a table with an index of both sides: the table, one field an entry, or 32 flags a field.
+
+Everything else must consist of elementwise primitives that the compiler has, or is refused by the primitive's name.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .expressions import CUSTOM, RESHAPES, Axes, Expression, Node, Source, in_order, operands_of
+from .limits import Limits
+from .primitives import REDUCTIONS, SHAPES
+
+LOOKUPS = ("gather", "dynamic_slice")
+WORD = 32
+COSTS = {
+    **dict.fromkeys(("div", "rem"), 12),
+    **dict.fromkeys(("exp", "exp2", "log", "log1p", "tanh", "logistic", "sqrt", "rsqrt", "pow", "sin", "cos"), 8),
+    **dict.fromkeys((*RESHAPES, "convert_element_type", "copy", "stop_gradient"), 0),
+}
+
+
+class Lacking(Exception):
+    """The compiler lacks a primitive, and the value cannot be computed outside."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lookup:
+    """A node that looks up a table, with the index that the kernel compares.
+
+    Attributes:
+        value: the result.
+        index: one of the node's indices; all else that the result depends on is one-sided.
+        places: the numbers that the index may be, consecutive. Smaller or larger ones act like the first or last.
+    """
+
+    value: Expression
+    index: Expression
+    places: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Field:
+    """An array that a kernel reads.
+
+    Attributes:
+        of: an expression or a table.
+        entry: which entry of the flattened value (of the entries of a table, and of each the value's; or a word of
+            flags).
+        kind: "none", "head", "query", "key", "pair" or "distance".
+        dtype: of the value in the kernel.
+    """
+
+    of: Expression | Lookup
+    entry: int
+    kind: str
+    dtype: Any
+
+
+class Choice:
+    """Collects the fields of several results.
+
+    Args:
+        axes: of the call.
+        limits: of the compiler.
+        distances: whether positions are consecutive, so that tiles may be made of rows of distances.
+    """
+
+    def __init__(self, axes: Axes, limits: Limits, *, distances: bool):
+        self.axes, self.limits = axes, limits
+        self.distances = distances and limits.diagonals is not None
+        self.fields: list[Field] = []
+        self.read: dict[int, tuple[Any, ...]] = {}  # by the id of an expression: what is read for it
+        self._seen: dict[int, Expression] = {}
+        self._plain: dict[int, bool] = {}
+
+    def settle(self, value: Expression) -> None:
+        """Choose how a value is computed.
+
+        Raises:
+            Lacking: it cannot be.
+        """
+        if id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        origin = value.origin
+        if isinstance(origin, Source):
+            if origin.name == "array" or isinstance(origin.name, int):
+                self._outside(value)
+            return
+        if self.axes.one_sided(value) and (not self._is_plain(value) or self._is_expensive(value)):
+            self._outside(value)
+        elif self.distances and value.apart is not None and value.size == 1 and not self._pairs_are_plain(value):
+            self._add(value, value, 1, "distance")
+        elif origin.name in LOOKUPS:
+            self._look_up(value, origin)
+        elif not self._has(origin):
+            raise Lacking(_of_both(origin))
+        else:
+            for one in origin.operands:
+                self.settle(one)
+
+    def _has(self, node: Node) -> bool:
+        """Whether a tile can evaluate a node."""
+        sizes = [one.size for one in node.operands]
+        if max(sizes, default=0) > self.limits.entries:
+            return False
+        if any(np.dtype(one.dtype).itemsize > 4 for one in node.operands):
+            return False
+        return (
+            node.name in self.limits.primitives or node.name in SHAPES or node.name in REDUCTIONS or node.name in CUSTOM
+        )
+
+    def _is_plain(self, value: Expression) -> bool:
+        """Whether a tile could compute a value, as one number."""
+        if id(value) not in self._plain:
+            origin = value.origin
+            self._plain[id(value)] = value.size == 1 and (
+                isinstance(origin, Source)
+                or (
+                    origin.name in self.limits.primitives
+                    and all(map(self._is_plain, origin.operands))
+                    and self._has(origin)
+                )
+            )
+        return self._plain[id(value)]
+
+    def _pairs_are_plain(self, value: Expression) -> bool:
+        """Whether all that depends on both sides is elementwise."""
+        return all(
+            self.axes.one_sided(one) or isinstance(one.origin, Source) or (self._has(one.origin) and one.size == 1)
+            for one in in_order([value], lambda one: () if self.axes.one_sided(one) else operands_of(one))
+        )
+
+    def _is_expensive(self, value: Expression) -> bool:
+        sides = self.axes.sides(value)
+        if not sides:
+            return False
+        nodes = {id(one.origin): one.origin for one in in_order([value]) if isinstance(one.origin, Node)}
+        cost = sum(COSTS.get(one.name, 1) for one in nodes.values())
+        return cost >= (self.limits.key_cost if self.axes.key in sides else self.limits.query_cost)
+
+    def _outside(self, value: Expression) -> None:
+        if value.size > self.limits.entries:
+            raise Lacking(f"{value.size} numbers for each pair (at most {self.limits.entries})")
+        self._add(value, value, value.size, self._kind(value.along))
+
+    def _kind(self, along: frozenset[int]) -> str:
+        axes = self.axes
+        if axes.query in along:
+            return "pair" if axes.key in along else "query"
+        return "key" if axes.key in along else "head" if axes.head in along else "none"
+
+    def _add(self, value: Expression, of: Any, count: int, kind: str, dtype: Any = None) -> None:
+        dtype = np.dtype(value.dtype if dtype is None else dtype)
+        if dtype.itemsize > 4 or dtype.kind not in "biufV" or (dtype.kind == "V" and dtype.name != "bfloat16"):
+            raise Lacking(f"numbers of {dtype}")
+        places = range(len(self.fields), len(self.fields) + count)
+        self.fields.extend(Field(of, entry, kind, dtype) for entry in range(count))
+        self.read[id(value)] = (of, tuple(places))
+
+    def _look_up(self, value: Expression, node: Node) -> None:
+        found = _smallest([one for one in _indices(node) if self._splits(node, one[0])])
+        if found is None:
+            raise Lacking(_of_both(node))
+        index, places = found
+        table = Lookup(value, index, places)
+        along = frozenset().union(*(one.along for one in _others(node, index)))
+        flags = value.dtype == np.bool_ and value.size == 1
+        most = self.limits.flags if flags else self.limits.entries
+        if len(places) * value.size > most + 2:
+            raise Lacking(f"{_of_both(node)}, in a table of {len(places)} entries (at most {most})")
+        count = -(-len(places) // WORD) if flags else len(places) * value.size
+        self._add(value, table, count, self._kind(along), np.int32 if flags else None)
+        self.settle(index)
+
+    def _splits(self, node: Node, index: Expression) -> bool:
+        """Whether all that a node depends on, but for an index, is one-sided."""
+        others = _others(node, index)
+        both = frozenset().union(*(self.axes.sides(one) for one in others))
+        return len(both) < 2 and np.dtype(index.dtype).itemsize <= 4
+
+
+def _of_both(node: Node) -> str:
+    return f"`{node.name}` of a query and a key at once"
+
+
+def _indices(node: Node) -> list[tuple[Expression, np.ndarray]]:
+    """The indices of a lookup, each a number, with the places they may have."""
+    table, sizes = node.operands[0], node.params["slice_sizes"]
+    if node.name == "dynamic_slice":
+        bounds = [have - size for have, size in zip(table.shape, sizes, strict=True)]
+        found = [(one, np.arange(bound + 1)) for one, bound in zip(node.operands[1:], bounds, strict=True)]
+    else:
+        numbers = node.params["dimension_numbers"]
+        parts = _components(node.operands[1], len(numbers.start_index_map))
+        if parts is None:
+            return []
+        filled = "FILL" in str(node.params["mode"])
+        found = []
+        for one, axis in zip(parts, numbers.start_index_map, strict=True):
+            least = -1 if filled and np.dtype(one.dtype).kind == "i" else 0
+            found.append((one, np.arange(least, table.shape[axis] - sizes[axis] + 1 + filled)))
+    return [(one, places.astype(one.dtype)) for one, places in found if one.size == 1]
+
+
+def _components(value: Expression, count: int) -> list[Expression] | None:
+    """The numbers that an array of indices was made of."""
+    if value.size == 1 and count == 1:
+        return [value]
+    origin = value.origin
+    if not isinstance(origin, Node):
+        return None
+    if origin.name == "concatenate" and len(origin.operands) == count:
+        return list(origin.operands) if all(one.size == 1 for one in origin.operands) else None
+    if origin.name in (*RESHAPES, "copy") and origin.operands[0].size == value.size:
+        return _components(origin.operands[0], count)
+    return None
+
+
+def _others(node: Node, index: Expression) -> list[Expression]:
+    """All that a lookup depends on directly, but for one index."""
+    if node.name == "dynamic_slice":
+        return [one for one in node.operands if one is not index]
+    parts = _components(node.operands[1], len(node.params["dimension_numbers"].start_index_map)) or [node.operands[1]]
+    return [node.operands[0], *(one for one in parts if one is not index)]
+
+
+def _smallest(found: Sequence[tuple[Expression, np.ndarray]]) -> tuple[Expression, np.ndarray] | None:
+    return min(found, key=lambda one: len(one[1]), default=None)

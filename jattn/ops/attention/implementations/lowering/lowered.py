@@ -1,0 +1,352 @@
+"""`lower`: what a kernel reads of the pieces of a call, and how it evaluates a tile of them."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...call import Call, Pieces
+from ...tile import is_float
+from . import distances
+from .choice import Choice, Field, Lacking, Lookup
+from .expressions import Axes, Builder, Expression, Source, operands_of
+from .inside import Read, evaluate
+from .limits import Limits
+from .outside import everywhere, guarded, may_be_singular
+from .primitives import entries, flag, looked_up, spread
+
+
+def offset_of(call: Call) -> int | None:
+    """`query position - key position` of the first query and key, if all positions are known and consecutive."""
+    firsts = []
+    for positions in (call.pieces.query_positions, call.pieces.key_positions):
+        if not isinstance(positions, np.ndarray) or positions.size != max(positions.shape) or not positions.size:
+            return None
+        flat = positions.reshape(-1)
+        if (flat != flat[0] + np.arange(flat.size)).any():
+            return None
+        firsts.append(int(flat[0]))
+    return firsts[0] - firsts[1]
+
+
+def lower(call: Call, limits: Limits, *, offset: int | None = None) -> "Lowered":
+    """Find out what a kernel reads of the pieces of a call.
+
+    Args:
+        call: prepared; only shapes and dtypes of its arrays matter.
+        limits: of the kernel's compiler.
+        offset: `offset_of` the call when its positions were known.
+    """
+    leaves, structure = jax.tree.flatten(call.pieces)
+    shapes = tuple((tuple(jnp.shape(leaf)), jnp.dtype(jnp.result_type(leaf))) for leaf in leaves)
+    given = structure, shapes, len(call.batch) + 3, call.q_len, call.kv_len, limits, offset
+    try:
+        return _lower(*given)
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return _lower.__wrapped__(*given)
+
+
+@functools.lru_cache(maxsize=256)
+def _lower(
+    structure: Any, shapes: tuple, rank: int, q_len: int, kv_len: int, limits: Limits, offset: int | None
+) -> "Lowered":
+    return Lowered(structure, shapes, Axes(rank), q_len, kv_len, limits, offset)
+
+
+class Lowered:
+    """The pieces of a call as a kernel sees them.
+
+    Attributes:
+        refusal: why the kernel cannot evaluate the pieces, or None.
+        kinds: of each field: "none", "head", "query", "key", "pair" or "distance".
+        differentiable: of each field, whether it needs a gradient.
+        masks: whether `Tile.allowed` is to be asked.
+        scores_differ: whether `Tile.scores` is to be asked.
+        drops: whether `Tile.dropout` is to be asked.
+    """
+
+    def __init__(
+        self, structure: Any, shapes: tuple, axes: Axes, q_len: int, kv_len: int, limits: Limits, offset: int | None
+    ):
+        self._structure, self._axes, self._limits, self._offset = structure, axes, limits, offset
+        self._lengths = q_len, kv_len
+        places = structure.unflatten(list(range(len(shapes))))
+        self._choice = Choice(axes, limits, distances=offset is not None)
+        self._leaves = [self._leaf(place, *one) for place, one in enumerate(shapes)]
+        self._pieces = places
+        query, key = self._leaves[places.query_positions], self._leaves[places.key_positions]
+        self._query = dataclasses.replace(query, origin=Source("query"))
+        self._key = dataclasses.replace(key, origin=Source("key"))
+        self._positions = {"query": places.query_positions, "key": places.key_positions}
+        self._raw = Expression((1,) * axes.rank, np.dtype("float32"), Source("scores"), of_scores=True)
+        self.masks = places.mask is not None
+        self.scores_differ = bool(places.scores)
+        self.drops = places.dropout is not None
+        self.refusal: str | None = None
+        self._allowed = self._factor = self._activation = self._raw  # replaced where there are such
+        self._scores: list[Expression] = []
+        self._of_scores: set[int] = set()  # fields
+        try:
+            self._settle()
+        except _Refused as error:
+            self.refusal = str(error)
+
+    def _leaf(self, place: int, shape: tuple[int, ...], dtype: Any) -> Expression:
+        rank = self._axes.rank
+        along = frozenset(axis for axis in range(rank) if shape[axis] > 1)
+        return Expression((1,) * rank + shape[rank:], dtype, Source(place), along=along)
+
+    def _settle(self) -> None:
+        pieces = self._pieces
+        if pieces.mask is not None:
+            self._allowed = self._result(pieces.mask, "mask", lambda mask, q, k: mask.allows(q, k))
+        if pieces.dropout is not None:
+            self._factor = self._result(pieces.dropout, "dropout", lambda one, q, k: one.factor(q, k))
+        for score in pieces.scores:
+            modified = self._result(score, "scores", lambda one, s, q, k: one.modify(s, q, k), self._raw)
+            self._scores.append(modified)
+        if pieces.normalizer.streams_as == "elementwise":
+            self._activation = self._result(
+                pieces.normalizer, "normalizer", lambda one, s, q, k: one.activation(s), self._raw
+            )
+        self._of_scores = self._fields_of([*self._scores, self._activation])
+
+    def _result(self, piece: Any, argument: str, function: Any, *inputs: Expression) -> Expression:
+        """What a function of a piece returns, settled."""
+        places, tree = jax.tree.flatten(piece)
+        given = [*(self._leaves[place] for place in places), *inputs, self._query, self._key]
+        count = len(places)
+        builder = Builder(self._axes, keep=argument in ("scores", "normalizer"))
+
+        def of_arrays(*arrays: Any) -> Any:
+            return function(tree.unflatten(arrays[:count]), *arrays[count:])
+
+        (result,) = builder.trace(of_arrays, given)
+        try:
+            self._choice.settle(result)
+        except Lacking as error:
+            raise _Refused(
+                f"`{argument}`: {_name_of(piece)} needs {error}, which {self._limits.name} lacks in a kernel"
+            ) from None
+        return result
+
+    def _fields_of(self, values: Sequence[Expression]) -> set[int]:
+        read, found = self._choice.read, set()
+        waiting, seen = list(values), set()
+        while waiting:
+            value = waiting.pop()
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if id(value) in read:
+                found.update(read[id(value)][1])
+                of = read[id(value)][0]
+                waiting.extend([of.index] if isinstance(of, Lookup) else [])
+            else:
+                waiting.extend(operands_of(value))
+        return found
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(field.kind for field in self._choice.fields)
+
+    @property
+    def differentiable(self) -> tuple[bool, ...]:
+        return tuple(
+            place in self._of_scores and jnp.issubdtype(field.dtype, jnp.inexact)
+            for place, field in enumerate(self._choice.fields)
+        )
+
+    def fields(self, pieces: Pieces) -> list[jax.Array]:
+        """The arrays that a kernel reads, aligned: `[batch..., head, query, key]`, or rows of distances `[batch...,
+        head, 1, 1, q_len + kv_len]` (see `distances`)."""
+        leaves = jax.tree.leaves(pieces)
+        sources: dict[Any, Any] = dict(enumerate(leaves))
+        sources |= {name: leaves[place] for name, place in self._positions.items()}
+        computed: dict[tuple[int, str], Any] = {}
+        found = []
+        for field in self._choice.fields:
+            at = id(field.of), field.kind
+            if at not in computed:
+                computed[at] = self._compute(field, sources)
+            found.append(_stored(computed[at][..., field.entry], field))
+        return found
+
+    def _compute(self, field: Field, sources: dict[Any, Any]) -> Any:
+        """The value of a field, `[batch..., head, query, key, entries]`."""
+        axes, of = self._axes, field.of
+        if isinstance(of, Lookup):
+            found = everywhere(of.value, sources, axes, (of.index, of.places))
+            found = found.reshape(*found.shape[: axes.rank], -1)
+            return _words(found) if of.value.dtype == np.bool_ and of.value.size == 1 else found
+        if field.kind == "distance":
+            q_len, kv_len = self._lengths
+            away = kv_len - np.arange(distances.length(q_len, kv_len), dtype=np.int32) - (self._offset or 0)
+            alone = (1,) * (axes.rank - 1)
+            sources = {**sources, "query": np.zeros((*alone, 1), np.int32), "key": away.reshape(*alone, -1)}
+            found = everywhere(of, sources, axes)
+            return jnp.swapaxes(found.reshape(*found.shape[: axes.rank], 1), -2, -1)[..., None]
+        if isinstance(of.origin, Source) and isinstance(of.origin.name, int):
+            array = sources[of.origin.name]
+        else:
+            array = everywhere(of, sources, axes)
+        return array.reshape(*array.shape[: axes.rank], -1)
+
+    def pull(self, pieces: Pieces, gradients: Sequence[Any]) -> Pieces:
+        """The gradients of the floating-point arrays of the pieces (None for others), from those of the fields.
+
+        Args:
+            pieces: as in `fields`.
+            gradients: one a field, of its shape; None for fields that are not differentiable.
+        """
+        leaves, tree = jax.tree.flatten(pieces)
+        floats = [leaf for leaf in leaves if is_float(leaf)]
+        wanted = [place for place, one in enumerate(self.differentiable) if one]
+
+        def of_floats(floats: list[Any]) -> list[Any]:
+            rest = iter(floats)
+            whole = tree.unflatten([next(rest) if is_float(leaf) else leaf for leaf in leaves])
+            found = self.fields(whole)
+            return [found[place] for place in wanted]
+
+        out, pull = jax.vjp(of_floats, [jnp.asarray(leaf) for leaf in floats])
+        cotangents = [gradients[place].astype(one.dtype) for place, one in zip(wanted, out, strict=True)]
+        rest = iter(pull(cotangents)[0])
+        return tree.unflatten([next(rest) if is_float(leaf) else None for leaf in leaves])
+
+    def tile(self, fields: Sequence[Any], query: Any, key: Any) -> "Tile":
+        """A tile, in the layout `[key, query]`.
+
+        Args:
+            fields: those of the tile, which broadcast to `[k, q]`; of "distance" windows `[1, k + q]`.
+            query: positions `[1, q]`.
+            key: positions `[k, 1]`.
+        """
+        return Tile(self, fields, query, key)
+
+
+class _Refused(Exception):
+    """Names the piece, and what the compiler lacks."""
+
+
+def _name_of(piece: Any) -> str:
+    return f"`{getattr(getattr(piece, 'function', None), 'name', None) or type(piece).__name__}`"
+
+
+def _words(flags: Any) -> Any:
+    """Booleans `[..., n]` as words `[..., n / 32]`, the first flag in the lowest bit."""
+    count = -(-flags.shape[-1] // 32)
+    padded = jnp.pad(flags, [(0, 0)] * (flags.ndim - 1) + [(0, 32 * count - flags.shape[-1])])
+    bits = padded.reshape(*flags.shape[:-1], count, 32).astype(jnp.uint32) << np.arange(32, dtype=np.uint32)
+    return jax.lax.bitcast_convert_type(bits.sum(-1, dtype=jnp.uint32), jnp.int32)
+
+
+def _stored(array: Any, field: Field) -> Any:
+    """A field in a dtype that kernels can read."""
+    dtype, pair = field.dtype, field.kind == "pair"
+    if dtype == np.bool_:
+        return jnp.asarray(array).astype(jnp.int8 if pair else jnp.int32)
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.asarray(array) if pair else jnp.asarray(array).astype(jnp.float32)
+    return jnp.asarray(array).astype(jnp.uint32 if dtype == np.uint32 else jnp.int32)
+
+
+class Tile:
+    """Evaluates the functions of the pieces on a tile `[k, q]`.
+
+    Args:
+        lowered: the pieces.
+        fields, query, key: as in `Lowered.tile`.
+    """
+
+    def __init__(self, lowered: Lowered, fields: Sequence[Any], query: Any, key: Any):
+        self._lowered, self._fields = lowered, fields
+        self._query, self._key = query, key
+        self._shape = key.shape[0], query.shape[1]
+
+    def allowed(self) -> Any:
+        """Which pairs may attend, booleans that broadcast to the tile."""
+        return self._evaluate(self._lowered._allowed)
+
+    def dropout(self) -> Any:
+        """The factor of the weights."""
+        return spread(self._evaluate(self._lowered._factor), self._shape, np.float32)
+
+    def scores(self, raw: Any, allowed: Any = None) -> Any:
+        """The scores, from the scaled numbers of the similarity. Those of masked pairs are arbitrary.
+
+        Gradients of masked pairs must be 0; they then reach no other gradient, whatever the pair's numbers are.
+
+        Args:
+            raw: `[k, q]`, float32.
+            allowed: which pairs may attend; None for all.
+        """
+        for piece, value in zip(self._lowered._pieces.scores, self._lowered._scores, strict=True):
+            raw = self._modified(piece, value, raw, allowed)
+        return raw
+
+    def activation(self, scores: Any, allowed: Any = None) -> Any:
+        """The weights of an elementwise normalizer. Those of masked pairs are arbitrary."""
+        lowered = self._lowered
+        return self._modified(lowered._pieces.normalizer, lowered._activation, scores, allowed)
+
+    def _modified(self, piece: Any, value: Expression, raw: Any, allowed: Any) -> Any:
+        lowered = self._lowered
+        if allowed is not None and piece.finite_at_zero:
+            raw = jnp.where(allowed, raw, 0)
+
+        def needs(one: Expression) -> Sequence[Expression]:
+            return () if id(one) in lowered._choice.read else operands_of(one)
+
+        if piece.finite_at_zero or (allowed is None and not may_be_singular([value], needs)):
+            return spread(self._evaluate(value, raw), self._shape, np.float32)
+        places = sorted(lowered._fields_of([value]))
+        floating = [place for place in places if lowered.differentiable[place]]
+
+        def run(raw: Any, *floats: Any) -> Any:
+            fields = list(self._fields)
+            for place, one in zip(floating, floats, strict=True):
+                fields[place] = one
+            tile = Tile(lowered, fields, self._query, self._key)
+            return spread(tile._evaluate(value, raw), self._shape, np.float32)
+
+        floats = [spread(self._fields[place], self._shape, self._fields[place].dtype) for place in floating]
+        return guarded(run)(raw, *floats)
+
+    def _evaluate(self, value: Expression, raw: Any = None) -> Any:
+        sources = {"query": entries([self._query], ()), "key": entries([self._key], ())}
+        if raw is not None:
+            sources["scores"] = entries([raw], ())
+        read = {at: self._read(of, places) for at, (of, places) in self._lowered._choice.read.items()}
+        return evaluate([value], sources, read)[0].reshape(-1)[0]
+
+    def _read(self, of: Expression | Lookup, places: Sequence[int]) -> Read:
+        fields = [self._fields[place] for place in places]
+        types = [self._lowered._choice.fields[place] for place in places]
+        if isinstance(of, Expression):
+            return Read(lambda: entries([self._number(*one) for one in zip(fields, types, strict=True)], of.shape))
+        if types[0].dtype == np.int32 and of.value.dtype == np.bool_:
+            return Read(lambda at: entries([flag(at.reshape(-1)[0], of.places, fields)], of.value.shape), (of.index,))
+
+        def get(at: Any) -> Any:
+            index, size = at.reshape(-1)[0], of.value.size
+            found = [looked_up(index, of.places, fields[entry::size], of.value.dtype) for entry in range(size)]
+            return entries(found, of.value.shape)
+
+        return Read(get, (of.index,))
+
+    def _number(self, array: Any, field: Field) -> Any:
+        """A field as its value: booleans, and numbers in their dtype."""
+        if field.kind == "distance":
+            diagonals = self._lowered._limits.diagonals
+            assert diagonals is not None  # or there would be no such field
+            array = diagonals(array, *self._shape)
+        if field.dtype == np.bool_:
+            return array.astype(jnp.int32) != 0
+        return array if array.dtype == field.dtype else array.astype(field.dtype)
