@@ -14,14 +14,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from .expressions import CUSTOM, RESHAPES, Axes, Expression, Node, Source, in_order, operands_of
+from .inside import primal, pulled
 from .limits import Limits
-from .primitives import REDUCTIONS, SHAPES
+from .primitives import REDUCTIONS, SHAPES, held
 
 LOOKUPS = ("gather", "dynamic_slice")
 WORD = 32
+EXACT = {"convert_element_type", "eq", "ge", "gt", "le", "lt", "max", "min", "ne", "select_n"}
+"""Primitives whose results do not depend on the width of integers."""
 COSTS = {
     **dict.fromkeys(("div", "rem"), 12),
     **dict.fromkeys(("exp", "exp2", "log", "log1p", "tanh", "logistic", "sqrt", "rsqrt", "pow", "sin", "cos"), 8),
@@ -97,39 +101,65 @@ class Choice:
             if origin.name == "array" or isinstance(origin.name, int):
                 self._outside(value)
             return
-        if self.axes.one_sided(value) and (not self._is_plain(value) or self._is_expensive(value)):
+        if self._belongs_outside(value, origin):
             self._outside(value)
         elif self.distances and value.apart is not None and value.size == 1 and not self._pairs_are_plain(value):
             self._add(value, value, 1, "distance")
         elif origin.name in LOOKUPS:
             self._look_up(value, origin)
-        elif not self._has(origin):
-            raise Lacking(_of_both(origin))
         else:
+            lacking = self._lacks(value)
+            if lacking is not None:
+                raise Lacking(lacking)
             for one in origin.operands:
                 self.settle(one)
 
-    def _has(self, node: Node) -> bool:
-        """Whether a tile can evaluate a node."""
-        sizes = [one.size for one in node.operands]
-        if max(sizes, default=0) > self.limits.entries:
-            return False
-        if any(np.dtype(one.dtype).itemsize > 4 for one in node.operands):
-            return False
-        return (
-            node.name in self.limits.primitives or node.name in SHAPES or node.name in REDUCTIONS or node.name in CUSTOM
-        )
+    def _belongs_outside(self, value: Expression, node: Node) -> bool:
+        if self.axes.one_sided(value):
+            return not self._is_plain(value) or self._is_expensive(value)
+        # Pairs in float16 are read as float32.
+        first = node.operands[0] if node.operands else value
+        return node.name == "convert_element_type" and first.dtype == np.float16 and _is_leaf(first)
+
+    def _lacks(self, value: Expression) -> str | None:
+        """What a tile lacks to compute a value from its operands, or None."""
+        node = value.origin
+        assert isinstance(node, Node)
+        known = self.limits.primitives | SHAPES.keys() | REDUCTIONS.keys() | CUSTOM
+        if node.name not in known:
+            return _of_both(node)
+        if max(value.size, *(one.size for one in node.operands)) > self.limits.entries:
+            return f"`{node.name}` of {value.size} numbers for each pair (at most {self.limits.entries})"
+        for one in (value, *node.operands):
+            if not _is_held(one.dtype):
+                return f"numbers of {np.dtype(one.dtype).name}"
+            if held(one.dtype) != one.dtype and node.name not in EXACT | SHAPES.keys():
+                return f"`{node.name}` of {np.dtype(one.dtype).name}"
+        if node.name == "convert_element_type" and held(value.dtype) != value.dtype:
+            return f"numbers of {np.dtype(value.dtype).name}"
+        return self._custom_lacks(node) if node.name in CUSTOM else None
+
+    def _custom_lacks(self, node: Node) -> str | None:
+        """What a tile lacks for a function with its own derivative, or for that."""
+        try:
+            for results, _ in (primal(node), pulled(node)):
+                inner = Choice(self.axes, self.limits, distances=False)
+                for one in results:
+                    inner.settle(one)
+        except Lacking as error:
+            return str(error)
+        return None
 
     def _is_plain(self, value: Expression) -> bool:
         """Whether a tile could compute a value, as one number."""
         if id(value) not in self._plain:
             origin = value.origin
-            self._plain[id(value)] = value.size == 1 and (
+            self._plain[id(value)] = (value.size == 1 and not _is_half(value.dtype)) and (
                 isinstance(origin, Source)
                 or (
                     origin.name in self.limits.primitives
                     and all(map(self._is_plain, origin.operands))
-                    and self._has(origin)
+                    and self._lacks(value) is None
                 )
             )
         return self._plain[id(value)]
@@ -137,7 +167,7 @@ class Choice:
     def _pairs_are_plain(self, value: Expression) -> bool:
         """Whether all that depends on both sides is elementwise."""
         return all(
-            self.axes.one_sided(one) or isinstance(one.origin, Source) or (self._has(one.origin) and one.size == 1)
+            self.axes.one_sided(one) or isinstance(one.origin, Source) or (self._lacks(one) is None and one.size == 1)
             for one in in_order([value], lambda one: () if self.axes.one_sided(one) else operands_of(one))
         )
 
@@ -188,6 +218,22 @@ class Choice:
         others = _others(node, index)
         both = frozenset().union(*(self.axes.sides(one) for one in others))
         return len(both) < 2 and np.dtype(index.dtype).itemsize <= 4
+
+
+def _is_leaf(value: Expression) -> bool:
+    while isinstance(value.origin, Node) and value.origin.name in RESHAPES:
+        value = value.origin.operands[0]
+    return isinstance(value.origin, Source) and isinstance(value.origin.name, int)
+
+
+def _is_half(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating)) and np.dtype(dtype).itemsize == 2
+
+
+def _is_held(dtype: Any) -> bool:
+    """Whether a tile can hold numbers of a dtype."""
+    dtype = np.dtype(dtype)
+    return dtype.name == "bfloat16" or (dtype.kind in "biuf" and dtype.itemsize <= 4 and dtype != np.float16)
 
 
 def _of_both(node: Node) -> str:

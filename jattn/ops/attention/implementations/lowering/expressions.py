@@ -25,7 +25,8 @@ TURNS = 16
 """The most iterations of a loop that are unrolled."""
 
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
-CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+CUSTOM = {"custom_jvp_call", "custom_vjp_call", "call_hi_primitive"}
+"""Functions with their own derivative: a user's, or those of which JAX says itself what they are made of."""
 
 Apply = Callable[[Sequence[Any]], list[Any]]
 
@@ -147,7 +148,9 @@ class Builder:
     def _equation(self, equation: Any, operands: tuple[Expression, ...]) -> list[Expression]:
         name, params = equation.primitive.name, equation.params
         inner = params.get("jaxpr", params.get("call_jaxpr"))
-        if name in CALLS or (name in CUSTOM and not self.keep):
+        if name in CUSTOM and not self.keep:
+            return self.inlined(equation, operands)
+        if name in CALLS:
             return self._inlined(inner, operands)
         if name == "cond":
             return self._branches(params["branches"], operands)
@@ -160,6 +163,12 @@ class Builder:
             Node(name, params, operands, functools.partial(apply_varying, equation), equation),
             [one.aval for one in equation.outvars],
         )
+
+    def inlined(self, equation: Any, operands: Sequence[Expression]) -> list[Expression]:
+        """The results of a function with its own derivative, in terms of others."""
+        if "call_jaxpr" in equation.params:
+            return self._inlined(equation.params["call_jaxpr"], operands)
+        return self.trace(equation.params["_prim"].expand, operands)
 
     def _inlined(self, inner: Any, operands: Sequence[Expression]) -> list[Expression]:
         jaxpr, consts = (

@@ -99,7 +99,7 @@ def _custom(node: Node, operands: Sequence[Entries]) -> list[Entries]:
 
     @jax.custom_vjp
     def run(*given: Any) -> list[Any]:
-        return program(*_primal(node), given)
+        return program(*primal(node), given)
 
     def forward(*given: Any) -> tuple[list[Any], Any]:
         return run(*given), given
@@ -111,7 +111,7 @@ def _custom(node: Node, operands: Sequence[Entries]) -> list[Entries]:
             for one, variable in zip(cotangents, _each(outs), strict=True)
             if jnp.issubdtype(variable.aval.dtype, jnp.inexact)
         ]
-        gradients = iter(program(*_pulled(node), (*given, *taken)))
+        gradients = iter(program(*pulled(node), (*given, *taken)))
         return tuple(
             next(gradients) if is_float else np.zeros(one.shape, jax.dtypes.float0)
             for one, is_float in zip(given, floating, strict=True)
@@ -130,14 +130,13 @@ def _each(variables: Sequence[Any]) -> list[Any]:
     return [one for one in variables for _ in range(int(np.prod(one.aval.shape)))]
 
 
-def _primal(node: Node) -> tuple[list[Expression], list[Expression]]:
+def primal(node: Node) -> tuple[list[Expression], list[Expression]]:
     """The results of the function, and the inputs that they are made of."""
     inputs = _arguments([one.aval for one in node.equation.invars])
-    closed = node.params["call_jaxpr"]
-    return Builder(_AXES, keep=False).build(closed.jaxpr, closed.consts, inputs), inputs
+    return Builder(_AXES, keep=False).inlined(node.equation, inputs), inputs
 
 
-def _pulled(node: Node) -> tuple[list[Expression], list[Expression]]:
+def pulled(node: Node) -> tuple[list[Expression], list[Expression]]:
     """The gradients of the floating-point operands, and the inputs: the operands, then cotangents of float results."""
     avals, outs = ([one.aval for one in part] for part in (node.equation.invars, node.equation.outvars))
     floating = [jnp.issubdtype(one.dtype, jnp.inexact) for one in avals]

@@ -22,7 +22,7 @@ class Limits:
 
     Attributes:
         name: of the compiler, for messages.
-        primitives: the elementwise primitives that it has.
+        primitives: the elementwise primitives that it has, or that are written in terms of those (see `primitives`).
         entries: the most entries of a table that is looked up with an index of both positions, by comparing the index
             with each. Also the most entries of any value with own axes.
         flags: the same for tables of booleans, of which 32 are one field.
@@ -46,9 +46,9 @@ MOSAIC = Limits(
     "Mosaic",
     ALWAYS
     | {
-        "atan2", "bitcast_convert_type", "ceil", "clamp", "cos", "erf", "exp2", "floor", "is_finite", "log1p",
-        "logistic", "rem", "round", "rsqrt", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign",
-        "sin", "population_count",
+        "atan", "atan2", "bitcast_convert_type", "ceil", "clamp", "clz", "cos", "erf", "erf_inv", "exp2", "expm1",
+        "floor", "is_finite", "log1p", "log2", "logistic", "population_count", "rem", "round", "rsqrt", "shift_left",
+        "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "tan",
     },
     diagonals=distances.diagonals,
 )  # fmt: skip

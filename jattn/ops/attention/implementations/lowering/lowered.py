@@ -17,7 +17,7 @@ from .expressions import Axes, Builder, Expression, Source, operands_of
 from .inside import Read, evaluate
 from .limits import Limits
 from .outside import everywhere, guarded, may_be_singular
-from .primitives import entries, flag, looked_up, spread
+from .primitives import entries, flag, held, looked_up, spread
 
 
 def offset_of(call: Call) -> int | None:
@@ -251,7 +251,7 @@ def _stored(array: Any, field: Field) -> Any:
     """A field in a dtype that kernels can read."""
     dtype, pair = field.dtype, field.kind == "pair"
     if dtype == np.bool_:
-        return jnp.asarray(array).astype(jnp.int8 if pair else jnp.int32)
+        return jnp.asarray(array, bool)
     if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.asarray(array) if pair else jnp.asarray(array).astype(jnp.float32)
     return jnp.asarray(array).astype(jnp.uint32 if dtype == np.uint32 else jnp.int32)
@@ -306,18 +306,23 @@ class Tile:
 
         if piece.finite_at_zero or (allowed is None and not may_be_singular([value], needs)):
             return spread(self._evaluate(value, raw), self._shape, np.float32)
+        # Everything is an argument: a kernel's compiler does not let derivatives close over arrays.
         places = sorted(lowered._fields_of([value]))
-        floating = [place for place in places if lowered.differentiable[place]]
 
-        def run(raw: Any, *floats: Any) -> Any:
+        def run(raw: Any, query: Any, key: Any, *given: Any) -> Any:
             fields = list(self._fields)
-            for place, one in zip(floating, floats, strict=True):
+            for place, one in zip(places, given, strict=True):
                 fields[place] = one
-            tile = Tile(lowered, fields, self._query, self._key)
-            return spread(tile._evaluate(value, raw), self._shape, np.float32)
+            return spread(Tile(lowered, fields, query, key)._evaluate(value, raw), self._shape, np.float32)
 
-        floats = [spread(self._fields[place], self._shape, self._fields[place].dtype) for place in floating]
-        return guarded(run)(raw, *floats)
+        def full(place: int) -> Any:
+            """A field of the shape of the tile, whose gradient is one number a pair."""
+            one, field = self._fields[place], lowered._choice.fields[place]
+            if not lowered.differentiable[place]:
+                return one
+            return spread(self._tile_of(one, field), self._shape, one.dtype)
+
+        return guarded(run)(raw, self._query, self._key, *map(full, places))
 
     def _evaluate(self, value: Expression, raw: Any = None) -> Any:
         sources = {"query": entries([self._query], ()), "key": entries([self._key], ())}
@@ -341,12 +346,18 @@ class Tile:
 
         return Read(get, (of.index,))
 
+    def _tile_of(self, array: Any, field: Field) -> Any:
+        """A field as an array that broadcasts to the tile."""
+        if field.kind != "distance" or array.shape == self._shape:
+            return array
+        diagonals = self._lowered._limits.diagonals
+        assert diagonals is not None  # or there would be no such field
+        return diagonals(array.astype(jnp.int32) if array.dtype == np.bool_ else array, *self._shape)
+
     def _number(self, array: Any, field: Field) -> Any:
         """A field as its value: booleans, and numbers in their dtype."""
-        if field.kind == "distance":
-            diagonals = self._lowered._limits.diagonals
-            assert diagonals is not None  # or there would be no such field
-            array = diagonals(array, *self._shape)
+        array = self._tile_of(array, field)
         if field.dtype == np.bool_:
-            return array.astype(jnp.int32) != 0
-        return array if array.dtype == field.dtype else array.astype(field.dtype)
+            return array if array.dtype == np.bool_ else array.astype(jnp.int32) != 0
+        dtype = held(field.dtype)
+        return array if array.dtype == dtype else array.astype(dtype)

@@ -117,7 +117,10 @@ def may_be_singular(values: Sequence[Expression], needs: Needs = operands_of) ->
 
 
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of arrays of one shape, elementwise, whose gradients are 0 where the cotangents of all results are."""
+    """An elementwise function whose gradients are 0 where the cotangents of all results are.
+
+    Its floating-point arguments must have the shape of the results.
+    """
 
     @jax.custom_vjp
     def run(*operands: Any) -> Any:

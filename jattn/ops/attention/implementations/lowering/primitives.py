@@ -9,6 +9,7 @@ as integers.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,12 +45,18 @@ def number(name: str, params: Mapping[str, Any], dtypes: Sequence[Any], operands
     return _primitive(name, params, full)
 
 
+def held(dtype: Any) -> Any:
+    """The dtype in which a tile holds numbers of a dtype: integers of 8 and 16 bits as int32."""
+    dtype = np.dtype(dtype)
+    return np.dtype(np.int32) if dtype.kind in "iu" and dtype.itemsize < 4 else dtype
+
+
 def spread(value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Broadcast a number."""
     if np.shape(value) == shape and not isinstance(value, np.ndarray | np.generic):
         return value
     if isinstance(value, np.ndarray | np.generic):
-        return jnp.full(shape, value.item(), dtype)
+        return jnp.full(shape, value.item(), held(dtype))
     if value.dtype == np.bool_:
         return jnp.broadcast_to(value.astype(jnp.int32), shape) != 0
     return jnp.broadcast_to(value, shape)
@@ -73,7 +80,7 @@ _PARAMETERS = {"integer_pow": ("y",), "bitcast_convert_type": ("new_dtype",), "r
 
 
 def _converted(params: Mapping[str, Any], value: Any) -> Any:
-    dtype = params["new_dtype"]
+    dtype = held(params["new_dtype"])
     if value.dtype == np.bool_ and dtype != np.int32:
         value = value.astype(jnp.int32)
     return value.astype(dtype)
@@ -93,10 +100,46 @@ def _clamped(params: Mapping[str, Any], least: Any, value: Any, most: Any) -> An
     return jnp.minimum(jnp.maximum(value, least), most)
 
 
+def _sign(params: Mapping[str, Any], value: Any) -> Any:
+    """By comparisons; the compiler's own asks for the kind of the device."""
+    del params
+    one, zero = jnp.ones_like(value), jnp.zeros_like(value)
+    signed = jnp.where(value > 0, one, jnp.where(value < 0, -one, zero))
+    return jnp.where(value == value, signed, value) if jnp.issubdtype(value.dtype, jnp.inexact) else signed
+
+
+@jax.custom_jvp
+def _erf(value: Any) -> Any:
+    return jax.lax.erf(value)
+
+
+@_erf.defjvp
+def _erf_tangent(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    (value,), (tangent,) = primals, tangents
+    return _erf(value), tangent * np.float32(2 / math.sqrt(math.pi)) * jnp.exp(-value * value)
+
+
+@jax.custom_jvp
+def _expm1(value: Any) -> Any:
+    """tanh(x / 2) = (exp(x) - 1) / (exp(x) + 1), which does not cancel near 0."""
+    return jnp.tanh(value / 2) * (jnp.exp(value) + 1)
+
+
+@_expm1.defjvp
+def _expm1_tangent(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    (value,), (tangent,) = primals, tangents
+    return _expm1(value), tangent * jnp.exp(value)
+
+
 _REWRITTEN: dict[str, Callable[..., Any]] = {
     "convert_element_type": _converted,
     "select_n": _selected,
     "clamp": _clamped,
+    "sign": _sign,
+    "erf": lambda params, value: _erf(value),
+    "expm1": lambda params, value: _expm1(value),
+    "atan": lambda params, value: jax.lax.atan2(value, jnp.ones_like(value)),
+    "log2": lambda params, value: jnp.log(value) * np.float32(1 / math.log(2)),
     "stop_gradient": lambda params, value: jax.lax.stop_gradient(value),
 }
 
@@ -145,6 +188,7 @@ SHAPES: dict[str, Callable[..., Entries]] = {
     "slice": _sliced,
     "rev": lambda params, value: np.flip(value, params["dimensions"]),
     "concatenate": lambda params, *values: np.concatenate(values, params["dimension"]),
+    "stack": lambda params, *values: np.stack(values, params["axis"]),
 }
 """Primitives that only move entries."""
 
