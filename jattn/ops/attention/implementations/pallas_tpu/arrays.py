@@ -1,0 +1,59 @@
+"""Query, key, value and rows in the layout of the kernels: heads before length, padded with zeros to whole tiles."""
+
+import jax
+import jax.numpy as jnp
+
+from .geometry import LANES, Cut, rounded
+
+
+def heads_first(array: jax.Array, cut: Cut, padded: int) -> jax.Array:
+    """`[batch..., length, heads, features]` -> `[batch, heads, padded, features]`, with zeros up to whole lanes."""
+    length, heads, features = array.shape[-3:]
+    array = jnp.swapaxes(array.reshape(cut.batch, length, heads, features), 1, 2)
+    return jnp.pad(array, ((0, 0), (0, 0), (0, padded - length), (0, rounded(features, LANES) - features)))
+
+
+def heads_last(array: jax.Array, cut: Cut, length: int, features: int) -> jax.Array:
+    """The inverse of `heads_first`."""
+    array = jnp.swapaxes(array[:, :, :length, :features], 1, 2)
+    return array.reshape(*cut.axes, *array.shape[1:])
+
+
+def rows_first(array: jax.Array, cut: Cut, fill: float = 0.0) -> jax.Array:
+    """`[batch..., q_len, q_heads]` -> `[batch, steps, heads of a step, q_len]`, padded."""
+    array = jnp.swapaxes(array.reshape(cut.batch, cut.q_len, cut.q_heads), 1, 2)
+    array = jnp.pad(array, ((0, 0), (0, 0), (0, cut.padded[0] - cut.q_len)), constant_values=fill)
+    return array.reshape(cut.batch, cut.steps, cut.heads, cut.padded[0])
+
+
+def rows_last(array: jax.Array, cut: Cut) -> jax.Array:
+    """The inverse of `rows_first`."""
+    array = array.reshape(cut.batch, cut.q_heads, cut.padded[0])[:, :, : cut.q_len]
+    return jnp.swapaxes(array, 1, 2).reshape(*cut.axes, cut.q_len, cut.q_heads)
+
+
+def nonfinite_tiles(value: jax.Array, cut: Cut) -> jax.Array:
+    """int32 `[batch, steps of different key heads, key heads of a step x key tiles]`: 1 where a tile has NaN or inf.
+
+    Args:
+        value: heads first, padded.
+    """
+    tiles = value.reshape(cut.batch, cut.kv_heads, cut.kv_tiles, -1)
+    found = ~jnp.isfinite(tiles).all(-1)
+    return found.astype(jnp.int32).reshape(cut.batch, cut.kv_heads // cut.key_heads, cut.key_heads * cut.kv_tiles)
+
+
+def no_flags(cut: Cut) -> jax.Array:
+    """`nonfinite_tiles` of finite values, where nobody asks for a tile."""
+    return jnp.zeros((cut.batch, cut.kv_heads // cut.key_heads, 1), jnp.int32)
+
+
+def blocked(array: jax.Array, cut: Cut) -> jax.Array:
+    """Padded queries, heads first, as `Design.blocked` has them."""
+    tiles = array.reshape(cut.batch, cut.steps, cut.heads, cut.q_tiles, cut.q_tile, array.shape[-1])
+    return jnp.swapaxes(tiles, 2, 3)
+
+
+def unblocked(array: jax.Array, cut: Cut) -> jax.Array:
+    """The inverse of `blocked`."""
+    return jnp.swapaxes(array, 2, 3).reshape(cut.batch, cut.q_heads, cut.padded[0], array.shape[-1])

@@ -1,0 +1,186 @@
+"""What is known of the kernels of a call before they run, and what a step sees of the fields."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from ...call import Call
+from ..lowering import Lowered, Tile
+from . import fields as kinds
+from .fields import Field, position
+from .geometry import Cut
+
+NN = (((1,), (0,)), ((), ()))
+NT = (((1,), (1,)), ((), ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """The static part of the kernels of a call.
+
+    Attributes:
+        cut: the sizes.
+        lowered: how a tile is computed.
+        fields: what it reads, in the order of `Lowered.fields`; then the positions that are not 0, 1, ...
+        given: whether the positions of queries and of keys are fields.
+        scale: the factor on the products.
+        softmax: whether the normalizer is a softmax, or elementwise.
+        full, partial: whether there may be full tiles, and partial ones.
+        resident: whether a step has all its keys and values in vector memory, instead of copying them tile by tile.
+        interpret: whether the kernels are interpreted on the machine at hand.
+        vmem: the limit on vector memory, in bytes.
+        axes: the mesh axes over which the results vary.
+        blocked: for the compiler's estimates, which cannot follow copies with strides: the queries of a step, and their
+            results, are together in memory, `[batch, steps, q_tiles, heads, q_tile, features]`.
+        trips: for the compiler's estimates, which cannot see bounds that are read at run time: the numbers of full and
+            of visited tiles of every row, in place of those of the list.
+    """
+
+    cut: Cut
+    lowered: Lowered
+    fields: tuple[Field, ...]
+    given: tuple[bool, bool]
+    scale: float
+    softmax: bool
+    full: bool
+    partial: bool
+    resident: bool
+    interpret: bool
+    vmem: int
+    axes: tuple[str, ...]
+    blocked: bool = False
+    trips: tuple[int, int] | None = None
+
+    def product(self, a: jax.Array, b: jax.Array, contract: Any) -> jax.Array:
+        """A matrix product that sums in float32."""
+        if self.interpret:  # a CPU has no product of bfloat16 numbers in a loop
+            a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+        return lax.dot_general(a, b, contract, precision=exact, preferred_element_type=jnp.float32)
+
+    def shape(self, *sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        """The shape of an output, which varies like the inputs."""
+        if not self.axes:
+            return jax.ShapeDtypeStruct(sizes, dtype)
+        like = jax.typeof(lax.pcast(jnp.zeros((), dtype), self.axes, to="varying"))
+        manual = getattr(like, "manual_axis_type", None)
+        varying = {"vma": like.vma} if manual is None else {"manual_axis_type": manual}
+        return jax.ShapeDtypeStruct(sizes, dtype, **varying)
+
+    def queries(self, at: Any, width: int) -> pl.BlockSpec:
+        """The block of an array of queries of a step.
+
+        Args:
+            at: (batch element, step, query tile) from the grid's indices.
+            width: the features.
+        """
+        cut = self.cut
+        if self.blocked:
+            block = (None, None, None, cut.heads, cut.q_tile, width)
+            return pl.BlockSpec(block, lambda *grid: (*at(*grid), 0, 0, 0))
+        return pl.BlockSpec((None, cut.heads, cut.q_tile, width), lambda *grid: (*at(*grid), 0))
+
+    @property
+    def copied(self) -> list[int]:
+        """The fields that are copied with the keys."""
+        return [place for place, field in enumerate(self.fields) if field.copied(self.resident)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step of the grid inside a kernel: its place, and its refs of the fields.
+
+    Attributes:
+        design: the static part.
+        batch, step, q_index: the batch element, the step over all heads, and the query tile.
+        refs: of each field, its block, or the whole if it is copied.
+        buffers: of each copied field.
+        semaphores: of each copied field, two.
+    """
+
+    design: Design
+    batch: Any
+    step: Any
+    q_index: Any
+    refs: Sequence[Any]
+    buffers: Sequence[Any]
+    semaphores: Any
+
+    @property
+    def place(self) -> tuple[Any, Any, Any]:
+        return self.batch, self.step, self.q_index
+
+    def copies(self, tile: Any, slot: Any) -> list[Any]:
+        """The copies of the fields for a tile of keys."""
+        design = self.design
+        return [
+            pltpu.make_async_copy(
+                kinds.source(design.fields[number], self.refs[number], design.cut, self.place, design.cut.keys(tile)),
+                buffer.at[slot],
+                self.semaphores.at[order, slot],
+            )
+            for order, (number, buffer) in enumerate(zip(design.copied, self.buffers, strict=True))
+        ]
+
+    def read(self, unit: int, tile: Any, slot: Any) -> list[jax.Array]:
+        """What a tile of a unit sees of each field."""
+        cut, buffers = self.design.cut, iter(self.buffers)
+        return [
+            kinds.read(field, next(buffers), cut, self.place, unit, tile, slot)
+            if field.copied(self.design.resident)
+            else kinds.read(field, ref, cut, self.place, unit, tile, None)
+            for field, ref in zip(self.design.fields, self.refs, strict=True)
+        ]
+
+    def positions(self, values: list[jax.Array], unit: int, tile: Any) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+        """The fields of the pieces, and the positions of the queries and keys."""
+        cut = self.design.cut
+        rest, found = list(values), []
+        for given in reversed(self.design.given):
+            found.append(rest.pop() if given else None)
+        key, query = found
+        if query is None:
+            query = position(1, cut.unit, self.q_index * cut.q_tile + cut.queries_of(unit).start)
+        if key is None:
+            key = position(0, cut.kv_tile, tile * cut.kv_tile)
+        return rest, query, key
+
+    def seen(self, unit: int, tile: Any, slot: Any) -> Tile:
+        """A tile of a unit."""
+        rest, query, key = self.positions(self.read(unit, tile, slot), unit, tile)
+        return self.design.lowered.tile(rest, query, key)
+
+    def allowed(self, seen: Tile | None, unit: int, tile: Any, *, queries: bool = False) -> jax.Array | None:
+        """Which pairs of a partial tile may attend, without padding among the keys, and, if asked for, the queries."""
+        cut = self.design.cut
+        found = None if seen is None or not self.design.lowered.masks else seen.allowed()
+        if cut.ragged[1]:
+            real = position(0, cut.kv_tile, tile * cut.kv_tile) < cut.kv_len
+            found = real if found is None else found & real
+        if queries and cut.ragged[0]:
+            real = position(1, cut.unit, self.q_index * cut.q_tile + cut.queries_of(unit).start) < cut.q_len
+            found = real if found is None else found & real
+        return found
+
+
+def finite(array: jax.Array) -> jax.Array:
+    """The array with 0 in place of NaN and inf."""
+    return jnp.where(jnp.isfinite(array.astype(jnp.float32)), array, jnp.zeros_like(array))
+
+
+def positions_given(call: Call) -> tuple[bool, bool]:
+    """Whether the positions of queries and of keys are, as far as is known, other than 0, 1, ..."""
+    pieces = call.pieces
+
+    def given(positions: Any, length: int) -> bool:
+        known = isinstance(positions, np.ndarray) and positions.size == length
+        return not (known and np.array_equal(positions.reshape(-1), np.arange(length)))
+
+    return given(pieces.query_positions, call.q_len), given(pieces.key_positions, call.kv_len)

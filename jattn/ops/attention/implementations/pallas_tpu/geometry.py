@@ -1,0 +1,260 @@
+"""How a call is cut for the kernels: tiles, heads per step, padding, and the grid."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+
+from .....foundation.target import Target
+from ...call import Call
+from ...plan import EMPTY, Plan
+
+LOG2E = math.log2(math.e)
+LANES, SUBLANES, PACKED = 128, 8, 16
+"""A vector register holds 8 sublanes x 128 lanes of 32 bits; 16-bit numbers are packed in pairs of sublanes."""
+
+UNIT = 512
+"""Queries of a unit, and keys of a tile. Smaller ones fill the matrix unit badly, larger ones gain nothing."""
+
+UNITS = 4
+"""Units per step that are aimed at: more share the transposed values, but make the program longer."""
+
+JOINED = 1.1
+"""Heads with different plans share a step if that visits at most 10% more tiles."""
+
+MEGABYTE = 2**20
+VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64, "v7x": 64}
+"""Vector memory of a core, in MiB."""
+
+RESIDENT = 1 / 4
+"""The share of vector memory that all keys and values of a step may take, or, in the backward pass, their gradients."""
+
+
+def rounded(size: int, multiple: int) -> int:
+    """`size`, rounded up to a multiple."""
+    return -(-size // multiple) * multiple
+
+
+def vmem_of(target: Target | None) -> int:
+    """Bytes of vector memory of a core. An unknown generation is taken to have what most have."""
+    generation = target.generation if target is not None else None
+    return VMEM.get(generation or "", 64) * MEGABYTE
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """The static sizes of the kernels.
+
+    A *step* of the grid is `heads` query heads of one batch element and one tile of their queries. A *unit* is what a
+    step computes at once with a tile of keys: one head, and of its queries one of `parts` equal parts.
+
+    Attributes:
+        axes: the batch axes of the call. The kernels see one, of `batch` elements.
+        q_heads, kv_heads, q_len, kv_len, qk_dim, v_dim: as in the call.
+        heads: query heads of a step: a divisor of those of a key head, or all those of several key heads.
+        parts: parts of the queries of a step.
+        q_tile: queries of a step.
+        kv_tile: keys of a tile.
+        chunks: the backward pass visits the keys in this many chunks, whose gradients stay in vector memory.
+    """
+
+    axes: tuple[int, ...]
+    q_heads: int
+    kv_heads: int
+    q_len: int
+    kv_len: int
+    qk_dim: int
+    v_dim: int
+    heads: int
+    parts: int
+    q_tile: int
+    kv_tile: int
+    chunks: int = 1
+
+    @property
+    def batch(self) -> int:
+        return math.prod(self.axes)
+
+    def folded(self, array: Any) -> Any:
+        """`[batch..., ...]` with one batch axis: of size 1 if the array is the same for all elements."""
+        rank = len(self.axes)
+        rest = array.shape[rank:]
+        if set(array.shape[:rank]) <= {1}:
+            return array.reshape(1, *rest)
+        backend: Any = np if isinstance(array, np.ndarray) else jnp
+        return backend.broadcast_to(array, (*self.axes, *rest)).reshape(self.batch, *rest)
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head."""
+        return self.q_heads // self.kv_heads
+
+    @property
+    def key_heads(self) -> int:
+        """Key heads of a step."""
+        return max(self.heads // self.group, 1)
+
+    @property
+    def shares(self) -> int:
+        """Steps whose queries share a key head."""
+        return max(self.group // self.heads, 1)
+
+    @property
+    def steps(self) -> int:
+        """Steps of a query tile, over all heads."""
+        return self.q_heads // self.heads
+
+    @property
+    def units(self) -> int:
+        return self.heads * self.parts
+
+    @property
+    def unit(self) -> int:
+        """Queries of a unit."""
+        return self.q_tile // self.parts
+
+    @property
+    def q_tiles(self) -> int:
+        return -(-self.q_len // self.q_tile)
+
+    @property
+    def kv_tiles(self) -> int:
+        """Key tiles, in all chunks."""
+        return rounded(-(-self.kv_len // self.kv_tile), self.chunks)
+
+    @property
+    def chunk_tiles(self) -> int:
+        """Key tiles of a chunk."""
+        return self.kv_tiles // self.chunks
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Queries and keys with those of the padding."""
+        return self.q_tiles * self.q_tile, self.kv_tiles * self.kv_tile
+
+    @property
+    def ragged(self) -> tuple[bool, bool]:
+        """Whether there is padding among the queries, and among the keys."""
+        return self.padded[0] != self.q_len, self.padded[1] != self.kv_len
+
+    @property
+    def lanes(self) -> tuple[int, int]:
+        """Features of a query and of a value in memory: whole lanes."""
+        return rounded(self.qk_dim, LANES), rounded(self.v_dim, LANES)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Features of a query and of a value that are computed with: whole sublanes."""
+        return rounded(self.qk_dim, PACKED), rounded(self.v_dim, PACKED)
+
+    def head_of(self, unit: int) -> int:
+        """The head of a unit, counted in its step."""
+        return unit // self.parts
+
+    def key_head_of(self, unit: int) -> int:
+        """The key head of a unit, counted in its step."""
+        return self.head_of(unit) // self.group if self.heads > self.group else 0
+
+    def queries_of(self, unit: int) -> slice:
+        """The queries of a unit, counted in its step."""
+        part = unit % self.parts
+        return slice(part * self.unit, (part + 1) * self.unit)
+
+    def keys(self, tile: Any) -> Any:
+        """The slice of the keys of a tile."""
+        return pl.ds(pl.multiple_of(tile * self.kv_tile, self.kv_tile), self.kv_tile)
+
+    def tile_sizes(self) -> str:
+        """In words."""
+        heads = "1 query head" if self.heads == 1 else f"{self.heads} query heads"
+        return f"{heads} x {self.q_tile} queries x {self.kv_tile} keys a step"
+
+
+def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | None) -> Cut:
+    """The cut of a call, with the caller's sizes where given.
+
+    A step has an even number of units, because the scores of one unit are computed while the weights of the one before
+    are used, from two buffers that take turns.
+
+    Args:
+        call: its target may be unknown.
+        q_tile: queries of a unit.
+        kv_tile: keys of a tile.
+        heads: query heads of a step.
+    """
+    group = call.q_heads // call.kv_heads
+    if heads is None:
+        heads = _heads(group, call.kv_heads)
+    parts = 1 if heads % 2 == 0 else 2
+    most = _most(call)
+    unit = q_tile or min(most, rounded(-(-call.q_len // parts), LANES))
+    return Cut(
+        axes=call.batch,
+        q_heads=call.q_heads,
+        kv_heads=call.kv_heads,
+        q_len=call.q_len,
+        kv_len=call.kv_len,
+        qk_dim=call.qk_dim,
+        v_dim=call.v_dim,
+        heads=heads,
+        parts=parts,
+        q_tile=parts * unit,
+        kv_tile=kv_tile or min(most, rounded(call.kv_len, LANES)),
+    )
+
+
+def _most(call: Call) -> int:
+    """Queries of a unit and keys of a tile, at most."""
+    small = vmem_of(call.target) <= 16 * MEGABYTE or max(call.qk_dim, call.v_dim) > 256
+    return UNIT // 2 if small else UNIT
+
+
+def _heads(group: int, kv_heads: int) -> int:
+    """Query heads of a step: an even number of about `UNITS`, of one key head or of several; or else 1."""
+    of_one = [size for size in range(2, group + 1, 2) if group % size == 0 and size <= 2 * UNITS]
+    if of_one:
+        return max((size for size in of_one if size <= UNITS), default=min(of_one))
+    of_many = [group * size for size in range(1, kv_heads + 1) if kv_heads % size == 0 and group * size % 2 == 0]
+    fitting = [size for size in of_many if size <= 2 * UNITS]
+    return min(fitting) if fitting else 1
+
+
+def for_plan(cut: Cut, plan: Plan) -> bool:
+    """Whether the heads of a step visit few tiles for one another."""
+    states = plan.states
+    if cut.heads == 1 or states.shape[-3] == 1:
+        return True
+    if not isinstance(states, np.ndarray):
+        return False
+    seen = states != EMPTY
+    joined = seen.reshape(*seen.shape[:-3], cut.steps, cut.heads, *seen.shape[-2:]).any(-3)
+    return int(joined.sum()) * cut.heads <= JOINED * int(seen.sum())
+
+
+def keys_fit(cut: Cut, itemsizes: tuple[int, int], target: Target | None) -> bool:
+    """Whether all keys and values of a step stay in vector memory, of which the pipeline holds two steps.
+
+    They are then fetched once for all query tiles, otherwise once for each that visits them.
+
+    Args:
+        cut: the sizes.
+        itemsizes: bytes of a number of keys and of values.
+        target: what the program is for.
+    """
+    row = sum(width * size for width, size in zip(cut.lanes, itemsizes, strict=True))
+    return 2 * cut.key_heads * cut.padded[1] * row <= RESIDENT * vmem_of(target)
+
+
+def refusal(cut: Cut) -> str | None:
+    """Why these sizes cannot be computed with; the caller may have given them."""
+    if cut.q_heads % cut.heads or (cut.group % cut.heads and cut.heads % cut.group):
+        return (
+            f"`heads` must divide the {cut.group} query heads of a key head, or be a multiple of them that divides the "
+            f"{cut.q_heads} query heads; got {cut.heads}"
+        )
+    if cut.unit % LANES or cut.kv_tile % LANES:
+        return f"tiles must be multiples of {LANES}; got `q_tile` {cut.unit} and `kv_tile` {cut.kv_tile}"
+    return None

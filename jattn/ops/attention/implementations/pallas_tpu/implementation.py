@@ -1,0 +1,228 @@
+"""The Pallas kernel for TPUs: its contract with `attention`."""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .....foundation.arrays import iota, is_static
+from .....foundation.varying import vary, varying_axes
+from .....similarities.base import folded_scale
+from ....dispatch import Unsupported
+from ...call import Call
+from ...partial import Partial, log_of_sum
+from ...plan import FULL, PARTIAL, Plan, make_plan
+from ...streaming import Gradients, Streaming
+from ..lowering import MOSAIC, Lowered, lower, offset_of
+from . import arrays, forward, geometry, lists
+from . import fields as kinds
+from .design import Design, positions_given
+from .fields import Field
+from .geometry import Cut
+
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class PallasTPU(Streaming):
+    """Flash attention as a Mosaic kernel: forward, and one fused backward pass. For TPUs; any mask and score.
+
+    Tiles that the plan finds empty cost nothing, and full ones evaluate no mask. Memory beside the inputs, the output
+    and the gradients is linear in the lengths. First derivatives in reverse mode only. See the README beside this file.
+
+    Args:
+        q_tile: queries of a unit of work, a multiple of 128; by default chosen for the target.
+        kv_tile: keys of a tile, likewise.
+        heads: query heads of a step: a divisor of the query heads of a key head, or a multiple of them.
+        interpret: run the kernel on the machine at hand, by Pallas's interpreter. Slow; to check values without a TPU.
+
+    Raises:
+        ValueError: a size is not a positive integer, or a tile no multiple of 128.
+
+    Source: FlashAttention, Dao et al. 2022 (arXiv:2205.14135).
+    """
+
+    q_tile: int | None = None
+    kv_tile: int | None = None
+    heads: int | None = None
+    interpret: bool = False
+    name = "pallas_tpu"
+
+    def __post_init__(self):
+        for field, multiple in (("q_tile", geometry.LANES), ("kv_tile", geometry.LANES), ("heads", 1)):
+            size = getattr(self, field)
+            if size is not None and (not isinstance(size, int) or size < 1 or size % multiple):
+                wanted = "a positive int" if multiple == 1 else f"a positive multiple of {multiple}"
+                raise ValueError(f"`{field}` must be {wanted}, or None to have it chosen; got {size!r}.")
+
+    def refuses(self, call: Call) -> str | None:
+        pieces = call.pieces
+        if not is_static(call.q_len, call.kv_len, call.q_heads, call.kv_heads, *call.batch):
+            return "it cuts lengths into tiles, and here they are symbols (of `jax.export`)"
+        if pieces.normalizer.streams_as is None:
+            return f"{type(pieces.normalizer).__name__} cannot stream: {pieces.normalizer.refusal}"
+        if not pieces.similarity.is_dot:
+            return f"it computes dot products, and {type(pieces.similarity).__name__} is none; `tiled` computes it"
+        if call.target is not None and call.target.platform != "tpu" and not self.interpret:
+            return (
+                f"it is for TPUs, and the program is for {call.target.platform}. To compile for a TPU that is not "
+                "here, trace under `jattn.foundation.target.compiled_for('tpu v6e')`; to check values without one, use "
+                "`PallasTPU(interpret=True)`"
+            )
+        return geometry.refusal(self._cut(call)) or _lowered(call, offset_of(call)).refusal
+
+    def plan(self, call: Call) -> "Known":
+        pieces, known = call.pieces, Known(positions_given(call), offset_of(call))
+        deciding = jax.tree.leaves((pieces.mask, pieces.query_positions, pieces.key_positions))
+        if pieces.mask is not None and not all(isinstance(leaf, np.ndarray) for leaf in deciding):
+            return known
+        return dataclasses.replace(known, plan=self._plan(call, self._cut(call), known))
+
+    def _cut(self, call: Call) -> Cut:
+        return geometry.cut_of(call, self.q_tile, self.kv_tile, self.heads)
+
+    def _plan(self, call: Call, cut: Cut, known: "Known") -> Plan:
+        if known.plan is not None:
+            return known.plan
+        pieces, lead = call.pieces, (1,) * (len(call.batch) + 1)
+        positions = (pieces.query_positions, pieces.key_positions)
+        shapes = (*lead, call.q_len, 1), (*lead, 1, call.kv_len)
+        query, key = (
+            array if given else iota(math.prod(shape)).reshape(shape)
+            for array, given, shape in zip(positions, known.given, shapes, strict=True)
+        )
+        return make_plan(pieces.mask, query, key, cut.q_tile, cut.kv_tile)
+
+    def stream(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        with jax.enable_x64(False):
+            return self._stream(call, query, key, value)
+
+    def _stream(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        made = self._made(call, query, key, value)
+        design, cut = made.design, made.design.cut
+        out, top, mass = forward.attend(design, made.rows, made.flags, *made.arrays, made.stored)
+        out = arrays.heads_last(out, cut, cut.q_len, cut.v_dim)
+        top, mass = (arrays.rows_last(one, cut) for one in (top, mass))
+        if not design.softmax:
+            return Partial(out, jnp.log(mass), jnp.zeros_like(mass))
+        return Partial(out, *log_of_sum(top if design.lowered.scores_differ else top * design.scale, mass))
+
+    def _made(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> "_Made":
+        """What both kernels need of a call."""
+        unknown = [str(one.dtype) for one in (query, key, value) if one.dtype not in DTYPES]
+        if unknown:
+            raise Unsupported(f"`{self.name}` computes {' and '.join(DTYPES)}; got {', '.join(unknown)}.")
+        cut, pieces = self._cut(call), call.pieces
+        known = call.plan or self.plan(call)
+        given, lowered = known.given, _lowered(call, known.offset)
+        states = lists.states_of(self._plan(call, cut, known), cut)
+        decided = isinstance(states, np.ndarray)
+        read = lowered.fields(pieces)
+        positions = (pieces.query_positions, pieces.key_positions)
+        read += [array for array, one in zip(positions, given, strict=True) if one]
+        wanted = (*lowered.differentiable, *[False] * sum(given))
+        fields = tuple(Field.of(array, cut, one) for array, one in zip(read, wanted, strict=True))
+        axes = varying_axes(query, key, value, pieces)
+        dtype = jnp.promote_types(query.dtype, key.dtype)
+        query, scale = folded_scale(pieces.similarity, query.astype(dtype), call.scale)
+        design = Design(
+            cut=cut,
+            lowered=lowered,
+            fields=fields,
+            given=given,
+            scale=scale,
+            softmax=pieces.normalizer.streams_as == "softmax",
+            full=not decided or bool((states == FULL).any()),
+            partial=not decided or bool((states == PARTIAL).any()),
+            resident=geometry.keys_fit(cut, (dtype.itemsize, value.dtype.itemsize), call.target),
+            interpret=self.interpret,
+            vmem=geometry.vmem_of(call.target) * 3 // 4,
+            axes=axes,
+        )
+        queries, keys = cut.padded
+        heads_first = (
+            arrays.heads_first(query, cut, queries),
+            arrays.heads_first(key.astype(dtype), cut, keys),
+            arrays.heads_first(value, cut, keys),
+        )
+        flags = arrays.nonfinite_tiles(heads_first[2], cut) if design.partial else arrays.no_flags(cut)
+        stored = [kinds.store(field, array, cut) for field, array in zip(fields, read, strict=True)]
+        rows = jnp.asarray(lists.rows_of(states, cut))
+        return _Made(design, *vary((rows, flags, heads_first, stored), axes))
+
+    def gradients(  # type: ignore[override]
+        self,
+        call: Call,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        results: Partial,
+        cotangents: Partial,
+    ) -> Gradients:
+        raise Unsupported(f"`{self.name}` has no backward pass.")
+
+    def describe(self, call: Call) -> tuple[Plan | None, str]:
+        if 0 in (call.q_len, call.kv_len):
+            return None, "nothing"
+        cut = self._cut(call)
+        return self._plan(call, cut, self.plan(call)), cut.tile_sizes()
+
+
+def _lowered(call: Call, offset: int | None) -> Lowered:
+    return lower(call, MOSAIC, offset=offset)
+
+
+class _Made(NamedTuple):
+    """What both kernels need of a call.
+
+    design: the static part.
+    rows: as in `lists.rows_of`.
+    flags: which tiles of values are not finite.
+    arrays: query, key and value, heads first.
+    stored: the fields.
+    """
+
+    design: Design
+    rows: jax.Array
+    flags: jax.Array
+    arrays: tuple[jax.Array, jax.Array, jax.Array]
+    stored: list[jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of a call at trace time. Two are equal if they visit the same tiles.
+
+    Attributes:
+        given: whether the positions of queries and of keys are other than 0, 1, ...
+        offset: as in `lowering.offset_of`.
+        plan: the tiles to visit, or None if that is decided at run time.
+    """
+
+    given: tuple[bool, bool]
+    offset: int | None
+    plan: Plan | None = None
+
+    @functools.cached_property
+    def _identity(self) -> tuple:
+        if self.plan is None:
+            return self.given, self.offset
+        states = self.plan.states
+        return self.given, self.offset, self.plan.q_tile, self.plan.k_tile, states.shape, states.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Known) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def batched(self) -> "Known":
+        """The same with one more leading batch axis, of size 1."""
+        if self.plan is None:
+            return self
+        plan = dataclasses.replace(self.plan, states=self.plan.states[None])
+        return dataclasses.replace(self, plan=plan)
