@@ -6,6 +6,7 @@ From the results down, the first value that meets a condition is computed outsid
 2. It depends on positions through their difference alone, and needs a primitive that the compiler lacks: a row of
    distances.
 3. It looks up a table with an index of both sides: the table, one field an entry, or 32 flags a field.
+4. It needs a primitive that the compiler lacks, and there are few pairs: an array of all pairs.
 
 Everything else must consist of elementwise primitives that the compiler has, or is refused by the primitive's name.
 """
@@ -20,7 +21,7 @@ import numpy as np
 from .expressions import CUSTOM, RESHAPES, Axes, Expression, Node, Source, in_order, operands_of
 from .inside import primal, pulled
 from .limits import Limits
-from .primitives import REDUCTIONS, SHAPES, held
+from .primitives import REDUCTIONS, SHAPES
 
 LOOKUPS = ("gather", "dynamic_slice")
 WORD = 32
@@ -51,6 +52,11 @@ class Lookup:
     index: Expression
     places: np.ndarray
 
+    @property
+    def of_flags(self) -> bool:
+        """Whether its entries are read as bits of words."""
+        return self.value.dtype == np.bool_ and self.value.size == 1
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Field:
@@ -77,10 +83,11 @@ class Choice:
         axes: of the call.
         limits: of the compiler.
         distances: whether positions are consecutive, so that tiles may be made of rows of distances.
+        sizes: of the layout axes of the arrays.
     """
 
-    def __init__(self, axes: Axes, limits: Limits, *, distances: bool):
-        self.axes, self.limits = axes, limits
+    def __init__(self, axes: Axes, limits: Limits, *, distances: bool = False, sizes: Sequence[int] = ()):
+        self.axes, self.limits, self._sizes = axes, limits, sizes
         self.distances = distances and limits.diagonals is not None
         self.fields: list[Field] = []
         self.read: dict[int, tuple[Any, ...]] = {}  # by the id of an expression: what is read for it
@@ -105,14 +112,25 @@ class Choice:
             self._outside(value)
         elif self.distances and value.apart is not None and value.size == 1 and not self._pairs_are_plain(value):
             self._add(value, value, 1, "distance")
-        elif origin.name in LOOKUPS:
-            self._look_up(value, origin)
         else:
-            lacking = self._lacks(value)
+            lookup = self._lookup_of(value, origin) if origin.name in LOOKUPS else None
+            lacking = lookup if isinstance(lookup, str) else None if lookup is not None else self._lacks(value)
             if lacking is not None:
-                raise Lacking(lacking)
-            for one in origin.operands:
-                self.settle(one)
+                self._for_all_pairs(value, lacking)
+            elif isinstance(lookup, Lookup):
+                self._look_up(lookup)
+            else:
+                for one in origin.operands:
+                    self.settle(one)
+
+    def _for_all_pairs(self, value: Expression, lacking: str) -> None:
+        """Compute a value outside for all pairs, if they are few."""
+        if value.of_scores or not self._sizes or value.size > 1 or not _is_held(value.dtype):
+            raise Lacking(lacking)
+        count = int(np.prod([self._sizes[axis] for axis in value.along]))
+        if count > self.limits.pairs:
+            raise Lacking(f"{lacking} (for all pairs, {count:,} numbers; at most {self.limits.pairs:,})")
+        self._outside(value)
 
     def _belongs_outside(self, value: Expression, node: Node) -> bool:
         if self.axes.one_sided(value):
@@ -133,9 +151,9 @@ class Choice:
         for one in (value, *node.operands):
             if not _is_held(one.dtype):
                 return f"numbers of {np.dtype(one.dtype).name}"
-            if held(one.dtype) != one.dtype and node.name not in EXACT | SHAPES.keys():
+            if _is_small(one.dtype) and node.name not in EXACT | SHAPES.keys():
                 return f"`{node.name}` of {np.dtype(one.dtype).name}"
-        if node.name == "convert_element_type" and held(value.dtype) != value.dtype:
+        if node.name == "convert_element_type" and _is_small(value.dtype):
             return f"numbers of {np.dtype(value.dtype).name}"
         return self._custom_lacks(node) if node.name in CUSTOM else None
 
@@ -143,7 +161,7 @@ class Choice:
         """What a tile lacks for a function with its own derivative, or for that."""
         try:
             for results, _ in (primal(node), pulled(node)):
-                inner = Choice(self.axes, self.limits, distances=False)
+                inner = Choice(self.axes, self.limits)
                 for one in results:
                     inner.settle(one)
         except Lacking as error:
@@ -192,26 +210,30 @@ class Choice:
 
     def _add(self, value: Expression, of: Any, count: int, kind: str, dtype: Any = None) -> None:
         dtype = np.dtype(value.dtype if dtype is None else dtype)
-        if dtype.itemsize > 4 or dtype.kind not in "biufV" or (dtype.kind == "V" and dtype.name != "bfloat16"):
-            raise Lacking(f"numbers of {dtype}")
+        if not _is_held(dtype):
+            raise Lacking(f"numbers of {dtype.name}")
         places = range(len(self.fields), len(self.fields) + count)
         self.fields.extend(Field(of, entry, kind, dtype) for entry in range(count))
         self.read[id(value)] = (of, tuple(places))
 
-    def _look_up(self, value: Expression, node: Node) -> None:
+    def _lookup_of(self, value: Expression, node: Node) -> Lookup | str:
+        """How to look up a table, or what is lacking."""
         found = _smallest([one for one in _indices(node) if self._splits(node, one[0])])
         if found is None:
-            raise Lacking(_of_both(node))
-        index, places = found
-        table = Lookup(value, index, places)
-        along = frozenset().union(*(one.along for one in _others(node, index)))
-        flags = value.dtype == np.bool_ and value.size == 1
-        most = self.limits.flags if flags else self.limits.entries
-        if len(places) * value.size > most + 2:
-            raise Lacking(f"{_of_both(node)}, in a table of {len(places)} entries (at most {most})")
-        count = -(-len(places) // WORD) if flags else len(places) * value.size
-        self._add(value, table, count, self._kind(along), np.int32 if flags else None)
-        self.settle(index)
+            return _of_both(node)
+        table = Lookup(value, *found)
+        most = self.limits.flags if table.of_flags else self.limits.entries
+        if len(table.places) * value.size > most + 2:
+            return f"{_of_both(node)}, in a table of {len(table.places)} entries (at most {most})"
+        return table
+
+    def _look_up(self, table: Lookup) -> None:
+        value, count = table.value, len(table.places)
+        assert isinstance(value.origin, Node)
+        along = frozenset().union(*(one.along for one in _others(value.origin, table.index)))
+        count = -(-count // WORD) if table.of_flags else count * value.size
+        self._add(value, table, count, self._kind(along), np.int32 if table.of_flags else None)
+        self.settle(table.index)
 
     def _splits(self, node: Node, index: Expression) -> bool:
         """Whether all that a node depends on, but for an index, is one-sided."""
@@ -230,10 +252,16 @@ def _is_half(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating)) and np.dtype(dtype).itemsize == 2
 
 
+def _is_small(dtype: Any) -> bool:
+    return np.dtype(dtype).kind in "iu" and np.dtype(dtype).itemsize < 4
+
+
 def _is_held(dtype: Any) -> bool:
     """Whether a tile can hold numbers of a dtype."""
     dtype = np.dtype(dtype)
-    return dtype.name == "bfloat16" or (dtype.kind in "biuf" and dtype.itemsize <= 4 and dtype != np.float16)
+    if dtype.kind == "f":
+        return dtype != np.float16
+    return dtype.name == "bfloat16" or (dtype.kind in "biu" and dtype.itemsize <= 4)
 
 
 def _of_both(node: Node) -> str:

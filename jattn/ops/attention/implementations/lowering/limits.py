@@ -26,6 +26,7 @@ class Limits:
         entries: the most entries of a table that is looked up with an index of both positions, by comparing the index
             with each. Also the most entries of any value with own axes.
         flags: the same for tables of booleans, of which 32 are one field.
+        pairs: the most numbers of an array of all pairs that is made of what the compiler lacks.
         diagonals: makes a tile `[k, q]` of a row of values of distances (see `distances`), differentiable; None if the
             compiler cannot.
         query_cost: values that depend on queries alone are computed outside of the kernel if that takes at least so
@@ -37,6 +38,7 @@ class Limits:
     primitives: frozenset[str]
     entries: int = 64
     flags: int = 1024
+    pairs: int = 2**22
     diagonals: Callable[[Any, int, int], Any] | None = None
     query_cost: int = 24
     key_cost: int = 4

@@ -43,7 +43,8 @@ def lower(call: Call, limits: Limits, *, offset: int | None = None) -> "Lowered"
     """
     leaves, structure = jax.tree.flatten(call.pieces)
     shapes = tuple((tuple(jnp.shape(leaf)), jnp.dtype(jnp.result_type(leaf))) for leaf in leaves)
-    given = structure, shapes, len(call.batch) + 3, call.q_len, call.kv_len, limits, offset
+    wide = jnp.result_type(float) == jnp.float64  # the pieces' functions are traced differently
+    given = structure, shapes, len(call.batch) + 3, call.q_len, call.kv_len, limits, offset, wide
     try:
         return _lower(*given)
     except TypeError as error:
@@ -54,8 +55,9 @@ def lower(call: Call, limits: Limits, *, offset: int | None = None) -> "Lowered"
 
 @functools.lru_cache(maxsize=256)
 def _lower(
-    structure: Any, shapes: tuple, rank: int, q_len: int, kv_len: int, limits: Limits, offset: int | None
+    structure: Any, shapes: tuple, rank: int, q_len: int, kv_len: int, limits: Limits, offset: int | None, wide: bool
 ) -> "Lowered":
+    del wide
     return Lowered(structure, shapes, Axes(rank), q_len, kv_len, limits, offset)
 
 
@@ -77,7 +79,8 @@ class Lowered:
         self._structure, self._axes, self._limits, self._offset = structure, axes, limits, offset
         self._lengths = q_len, kv_len
         places = structure.unflatten(list(range(len(shapes))))
-        self._choice = Choice(axes, limits, distances=offset is not None)
+        sizes = [max((shape[axis] for shape, _ in shapes), default=1) for axis in range(axes.rank)]
+        self._choice = Choice(axes, limits, distances=offset is not None, sizes=sizes)
         self._leaves = [self._leaf(place, *one) for place, one in enumerate(shapes)]
         self._pieces = places
         query, key = self._leaves[places.query_positions], self._leaves[places.key_positions]
@@ -184,7 +187,7 @@ class Lowered:
         if isinstance(of, Lookup):
             found = everywhere(of.value, sources, axes, (of.index, of.places))
             found = found.reshape(*found.shape[: axes.rank], -1)
-            return _words(found) if of.value.dtype == np.bool_ and of.value.size == 1 else found
+            return _words(found) if of.of_flags else found
         if field.kind == "distance":
             q_len, kv_len = self._lengths
             away = kv_len - np.arange(distances.length(q_len, kv_len), dtype=np.int32) - (self._offset or 0)
@@ -253,7 +256,7 @@ def _stored(array: Any, field: Field) -> Any:
     if dtype == np.bool_:
         return jnp.asarray(array, bool)
     if jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.asarray(array) if pair else jnp.asarray(array).astype(jnp.float32)
+        return jnp.asarray(array).astype(held(dtype) if pair else jnp.float32)
     return jnp.asarray(array).astype(jnp.uint32 if dtype == np.uint32 else jnp.int32)
 
 
@@ -336,7 +339,7 @@ class Tile:
         types = [self._lowered._choice.fields[place] for place in places]
         if isinstance(of, Expression):
             return Read(lambda: entries([self._number(*one) for one in zip(fields, types, strict=True)], of.shape))
-        if types[0].dtype == np.int32 and of.value.dtype == np.bool_:
+        if of.of_flags:
             return Read(lambda at: entries([flag(at.reshape(-1)[0], of.places, fields)], of.value.shape), (of.index,))
 
         def get(at: Any) -> Any:

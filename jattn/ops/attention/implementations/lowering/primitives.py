@@ -46,8 +46,10 @@ def number(name: str, params: Mapping[str, Any], dtypes: Sequence[Any], operands
 
 
 def held(dtype: Any) -> Any:
-    """The dtype in which a tile holds numbers of a dtype: integers of 8 and 16 bits as int32."""
+    """The dtype in which a tile holds numbers of a dtype: small integers as int32, and float64 as float32."""
     dtype = np.dtype(dtype)
+    if dtype == np.float64:
+        return np.dtype(np.float32)
     return np.dtype(np.int32) if dtype.kind in "iu" and dtype.itemsize < 4 else dtype
 
 

@@ -1,5 +1,7 @@
 """Functions of a pair, evaluated on a tile: they and their derivatives equal JAX's own, or are refused by name."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,11 +69,14 @@ REFUSED = {
 ROWS, COLUMNS = 5, 7
 
 
-def lowered(function):
+FEW = dataclasses.replace(MOSAIC, pairs=0)
+
+
+def lowered(function, limits=FEW):
     arrays = [jnp.zeros((1, length, 1, 2)) for length in (ROWS, COLUMNS, COLUMNS)]
     positions = {"query_positions": np.arange(ROWS), "key_positions": np.arange(COLUMNS)}
     call, *_ = prepare(*arrays, Pieces(scores=scores.of(function), **positions))
-    return lower(call, MOSAIC), call
+    return lower(call, limits), call
 
 
 def test_functions_on_a_tile():
@@ -104,6 +109,16 @@ def test_functions_on_a_tile():
 def test_what_is_lacking_is_refused_by_name(what):
     refusal = lowered(REFUSED[what])[0].refusal
     assert refusal is not None and what in refusal and "`scores`: `" in refusal and "Mosaic" in refusal
+
+
+def test_what_is_lacking_of_few_pairs_is_computed_outside():
+    function = REFUSED["in a table of 100 entries (at most 64)"]
+    for limits, kinds in ((FEW, ()), (dataclasses.replace(MOSAIC, pairs=ROWS * COLUMNS), ("pair",))):
+        low, _ = lowered(function, limits)
+        assert low.kinds == kinds and (low.refusal is None) == bool(kinds)
+    assert "for all pairs, 35 numbers; at most 0" in (lowered(function)[0].refusal or "")
+    # Not of scores, which only the kernel has.
+    assert lowered(REFUSED["`cbrt` of a query and a key"], MOSAIC)[0].refusal is not None
 
 
 def test_what_is_lacking_of_one_side_is_computed_outside():

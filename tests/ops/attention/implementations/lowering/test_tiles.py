@@ -1,4 +1,6 @@
-"""Every piece of the library, lowered: tiles and gradients equal those of `tile.py`, or it is refused by name."""
+"""Every piece of the library, lowered: its tiles and gradients equal those of `tile.py`."""
+
+import dataclasses
 
 import jax.numpy as jnp
 import pytest
@@ -8,12 +10,7 @@ from measure import draw, keywords
 from tiers import rows
 
 from jattn.ops.attention.call import Pieces, prepare
-from jattn.ops.attention.implementations.lowering import MOSAIC, lower, offset_of
-
-REFUSED = {
-    "a table of the offsets in a grid": "`RelativeGrid` needs `gather` of a query and a key at once, in a table of 117"
-}
-"""What the library has and Mosaic cannot evaluate in a tile."""
+from jattn.ops.attention.implementations.lowering import MOSAIC, lower
 
 ALWAYS = {
     "a where of two masks",
@@ -46,9 +43,12 @@ def prepared(case, seed=0):
 
 @pytest.mark.parametrize("case", rows(CASES, ALWAYS, lambda case: case.name))
 def test_tiles_equal_the_whole(case):
-    call = prepared(case)
-    if case.name in REFUSED:
-        refusal = lower(call, MOSAIC, offset=offset_of(call)).refusal
-        assert refusal is not None and REFUSED[case.name] in refusal
-        return
-    check(call)
+    check(prepared(case))
+
+
+def test_a_long_grid_is_refused():
+    """What the library has and Mosaic cannot evaluate in a tile, if there are too many pairs for an array of them."""
+    case = next(one for one in CASES if one.name == "a table of the offsets in a grid")
+    refusal = lower(prepared(case), dataclasses.replace(MOSAIC, pairs=2737)).refusal
+    assert refusal is not None and "`RelativeGrid` needs `gather` of a query and a key at once" in refusal
+    assert "a table of 117 entries" in refusal and "2,738 numbers" in refusal
