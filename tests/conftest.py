@@ -34,6 +34,7 @@ FLAGS = {
 if version("jaxlib").startswith("0.10."):
     # One LLVM function for each fusion: a third of the time of the MLIR passes, which later releases always run.
     FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
+gc.disable()  # until all is collected (below)
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"{flag}={value}" for flag, value in FLAGS.items() if flag not in given)])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances are measured in full float32, which a GPU's default is not
@@ -94,10 +95,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """What was imported and collected stays: the garbage collector need not look at it again and again, nor after every
-    few hundred objects while a function is traced."""
+    """What was imported and collected stays: the garbage collector need not look at it again and again, be it while
+    tests are collected or, after every few hundred objects, while a function is traced."""
+    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -28,6 +28,7 @@ IN_AXES = [
 FEW = {"causal", "grouped queries", "additive", "bias, then soft cap, then alibi, causal", "sigmoid", "entmax 1.5"}
 # Rows that go on from another of their kind, which is tested in every run.
 FURTHER = {
+    "length 1000",
     "open window",
     "not a window",
     "blocks of two sizes",

@@ -7,6 +7,8 @@ from temporaries import MIB, gradient_temporaries
 
 import jattn
 
+WIDE = pytest.mark.exhaustive
+
 
 def test_gradient_of_8192_causal_takes_no_more_than_the_best_peer():
     """51 MiB was measured of the best other library at this size; `jax.nn` takes 6176."""
@@ -16,8 +18,8 @@ def test_gradient_of_8192_causal_takes_no_more_than_the_best_peer():
 @pytest.mark.parametrize(
     "given",
     [
-        {"mask": jattn.masks.Causal()},
-        {"mask": jattn.masks.SlidingWindow(100, 0), "scores": jattn.scores.SoftCap(5.0)},
+        pytest.param({"mask": jattn.masks.Causal()}, marks=WIDE),
+        pytest.param({"mask": jattn.masks.SlidingWindow(100, 0), "scores": jattn.scores.SoftCap(5.0)}, marks=WIDE),
         {"mask": jattn.masks.of(lambda q, k: (k <= q) & ((q - k) % 3 != 1)), "lse": True},
     ],
     ids=["causal", "window-and-soft-cap", "a-function"],

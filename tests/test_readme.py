@@ -21,8 +21,8 @@ PAGES = [
 ]
 CLONE = pytest.mark.skipif(not (ROOT / ".github").exists(), reason="not in a clone, which has all pages")
 ABSTRACT = ("Scaling", "Score", "as_mask", "of")
-LONG = ("README.md",)
-"""Pages whose examples have sequences of thousands of tokens."""
+LONG = ("README.md", "jattn/layers/README.md")
+"""Pages whose examples take seconds: they have thousands of tokens, or call layers outside `jit`."""
 
 
 def lines(text: str) -> list[str]:

@@ -4,6 +4,7 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
@@ -14,7 +15,7 @@ from jattn import positions
 
 
 def array(*shape):
-    return jnp.full(shape, 0.5)
+    return jnp.asarray(np.full(shape, 0.5, np.float32))
 
 
 QUERY, KEY, VALUE = array(2, 5, 4, 3), array(2, 7, 2, 3), array(2, 7, 2, 6)

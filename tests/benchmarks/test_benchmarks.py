@@ -18,6 +18,7 @@ def no_torch(monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
 
 
+@pytest.mark.exhaustive
 def test_every_row_is_complete(no_torch, tmp_path, capsys):
     tables, details = tmp_path / "table.md", tmp_path / "table.json"
     sizes = ["--length", str(LENGTH), "--long", str(LONG), "--repeats", "1"]

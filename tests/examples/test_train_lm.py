@@ -59,8 +59,19 @@ def assert_same_run(one: dict, other: dict) -> None:
         assert one[name] == other[name]
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_also_on_other_devices(lm, whole, tmp_path, monkeypatch, capsys):
-    """Begun on eight devices, and finished on four groups of two."""
+@pytest.mark.parametrize(
+    ("begun", "finished"),
+    [
+        (("--devices=1", "on cpu;"), ("--devices=1", "on cpu;")),
+        pytest.param(
+            ("--devices=8", "8 x cpu (8 x 1: data x model)"),
+            ("--model-parallel=2", "8 x cpu (4 x 2: data x model)"),
+            marks=pytest.mark.exhaustive,
+        ),
+    ],
+    ids=["one device", "other devices"],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(lm, whole, tmp_path, monkeypatch, capsys, begun, finished):
     halves = tmp_path
     batch = lm.text.Text.batch
 
@@ -71,12 +82,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one_also_on_other_devices(lm, who
 
     with monkeypatch.context() as patch:
         patch.setattr(lm.text.Text, "batch", interrupted)
-        assert lm.script.main([*FLAGS, "--out", str(halves)]) == 130
+        assert lm.script.main([*FLAGS, begun[0], "--out", str(halves)]) == 130
     assert not (halves / "result.json").exists()
-    assert "8 x cpu (8 x 1: data x model)" in capsys.readouterr().out
-    assert lm.script.main([*FLAGS, "--model-parallel=2", "--out", str(halves)]) == 0
+    assert begun[1] in capsys.readouterr().out
+    assert lm.script.main([*FLAGS, finished[0], "--out", str(halves)]) == 0
     printed = capsys.readouterr().out
-    assert "8 x cpu (4 x 2: data x model)" in printed
+    assert finished[1] in printed
     assert "resumed from the checkpoint after step 8 of 20" in printed
 
     one, other = result_of(whole), result_of(halves)

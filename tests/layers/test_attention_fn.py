@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from measure import random
 from tiers import rows
 
 import jattn.linen
@@ -21,8 +22,7 @@ from jattn.layers import attention_fn as make_attention_fn
 attention_fn = functools.partial(make_attention_fn, implementation="reference")
 
 BATCH, LENGTH, HEADS, FEATURES = 2, 6, 4, 16
-X = jax.random.normal(jax.random.key(0), (BATCH, LENGTH, FEATURES))
-Y = jax.random.normal(jax.random.key(1), (BATCH, LENGTH + 3, FEATURES))
+X, Y = random((BATCH, LENGTH, FEATURES), (BATCH, LENGTH + 3, FEATURES))
 
 
 def nnx_layer(function=None, **arguments):
@@ -45,10 +45,10 @@ def close(got, want):
 
 MASKS = {
     "none": None,
-    "causal in float32, as Flax makes it": nn.make_causal_mask(jnp.ones((BATCH, LENGTH))),
-    "causal in booleans": nn.make_causal_mask(jnp.ones((BATCH, LENGTH)), dtype=bool),
+    "causal in float32, as Flax makes it": np.float32(np.tril(np.ones((BATCH, 1, LENGTH, LENGTH)))),
+    "causal in booleans": np.tril(np.ones((BATCH, 1, LENGTH, LENGTH), bool)),
     "a matrix": np.tril(np.ones((LENGTH, LENGTH), bool)),
-    "lengths": (jnp.arange(LENGTH) < jnp.array([[4], [6]]))[:, None, None, :],
+    "lengths": (np.arange(LENGTH) < np.array([[4], [6]]))[:, None, None, :],
     "for each head": np.arange(LENGTH) <= np.arange(LENGTH)[:, None] + np.arange(HEADS)[:, None, None],
 }
 

@@ -72,7 +72,9 @@ def test_bad_sizes_are_named(sizes, message):
         CausalAttention(8, **{"max_len": 6, **sizes})
 
 
-@pytest.mark.parametrize("name", ["attention, grouped, a window", "FoX, grouped"])
+@pytest.mark.parametrize(
+    "name", ["attention, grouped, a window", pytest.param("FoX, grouped", marks=pytest.mark.exhaustive)]
+)
 def test_segments_go_on_from_a_state(name):
     """The first segment of later tokens is the one before; the last one goes on, alone."""
     layer = LAYERS[name]

@@ -10,6 +10,8 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 from flax import nnx
+from measure import random
+from tiers import rows
 
 import jattn.linen
 import jattn.nnx
@@ -18,8 +20,8 @@ from jattn.layers import Layer, MultiHeadAttention, caches
 from jattn.parallel import Heads
 
 BATCH, LENGTH, FEATURES, HEADS = 2, 7, 16, 4
-X = jax.random.normal(jax.random.key(0), (BATCH, LENGTH, FEATURES))
-WEIGHTS = jnp.cos(jnp.arange(float(BATCH * LENGTH * FEATURES))).reshape(X.shape)
+(X,) = random((BATCH, LENGTH, FEATURES))
+WEIGHTS = np.cos(np.arange(BATCH * LENGTH * FEATURES, dtype=np.float32)).reshape(X.shape)
 WINDOW = masks.SlidingWindow(2, 0)
 PAGES = caches.PageAllocator(8, 2)
 TABLE = PAGES.table([PAGES.allocate(8), PAGES.allocate(8)], 5)
@@ -90,7 +92,6 @@ EACH = [
 ]
 ALWAYS = {
     ("relative buckets, learned", "contiguous"),
-    ("scaled rotations, norms", "contiguous"),
     ("dropout", "contiguous"),
     ("window, grouped", "rolling"),
     ("a learned sink", "paged"),
@@ -140,7 +141,7 @@ PADDING = {
 }
 
 
-@pytest.mark.parametrize("cache", [*CACHES, *FOR_WINDOWS])
+@pytest.mark.parametrize("cache", rows([*CACHES, *FOR_WINDOWS], ["contiguous", "rolling"]))
 def test_prompts_of_different_lengths(cache):
     """Padding, NaN too, changes nothing: each example generates as it does alone."""
     layer = layer_of(mask=WINDOW, rotary=True, scores=scores.ALiBi.standard(HEADS))
@@ -291,7 +292,9 @@ def test_heads_over_devices():
     close(*run(parameters, X))
 
 
-@pytest.mark.parametrize("heads", [False, True], ids=["examples", "examples and heads"])
+@pytest.mark.parametrize(
+    "heads", [pytest.param(False, marks=pytest.mark.exhaustive), True], ids=["examples", "examples and heads"]
+)
 def test_over_explicit_axes(heads):
     """Each device generates for its own examples, and the outputs and the cache are split as the inputs are."""
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)

@@ -18,7 +18,8 @@ import jattn.linen
 from jattn import masks, scores
 
 HEADS, FEATURES, LENGTH = 4, 16, 6
-X = jax.random.normal(jax.random.key(0), (2, LENGTH, FEATURES))
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(2, LENGTH, FEATURES)).astype(np.float32)
 WIDE = jnp.arange(HEADS) + LENGTH
 EVERYWHERE = jnp.full(LENGTH, LENGTH)
 PIECES = dict(
@@ -35,8 +36,13 @@ def flaxes(wrap: Any = lambda module: module, **options) -> Any:
     return wrap(nn.MultiHeadAttention)(HEADS, **options)
 
 
-VARIABLES = flaxes().init(jax.random.key(0), X)
-STACKED = jax.vmap(lambda key: flaxes().init(key, X))(jax.random.split(jax.random.key(0), 3))
+def variables(*stacked):
+    """Of both layers, made in NumPy: importing a test compiles nothing."""
+    declared = jax.eval_shape(flaxes().init, jax.random.key(0), X)
+    return jax.tree.map(lambda one: RANDOM.normal(0, 0.2, (*stacked, *one.shape)).astype(np.float32), declared)
+
+
+VARIABLES, STACKED = variables(), variables(3)
 
 
 def loss(module, variables, x=X):

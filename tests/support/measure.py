@@ -160,7 +160,7 @@ def in_order(got: Any) -> list[Any]:
 def random(*shapes: tuple[int, ...], seed: int = 0) -> list[jax.Array]:
     """Normal float32 arrays of these shapes."""
     rng = np.random.default_rng(seed)
-    return [jax.numpy.asarray(rng.normal(size=shape), "float32") for shape in shapes]
+    return [jax.numpy.asarray(rng.normal(size=shape).astype(np.float32)) for shape in shapes]  # converted in NumPy
 
 
 def exact(query: Any, key: Any, value: Any, **given: Any) -> oracle.Truth:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiers import rows
 
 import jattn.linen
 import jattn.nnx
@@ -84,7 +85,7 @@ def test_the_definition():
     np.testing.assert_allclose(got, [definition(parameters, one) for one in x], rtol=1e-4, atol=1e-5)
 
 
-@each_layer
+@pytest.mark.parametrize("name", rows(LAYERS, ["DeepSeek"]))
 def test_prefill_and_steps_are_the_whole(name):
     """Token by token, in two chunks, and in the gradients of prompt and steps."""
     layer, x = LAYERS[name], random(2, LENGTH, FEATURES)
