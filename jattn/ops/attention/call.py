@@ -82,6 +82,7 @@ class Call:
         v_dim: the number of features of a value.
         pieces: aligned.
         scale: the factor on the similarity of a query and a key.
+        dtypes: of the prepared query and key, and of the value.
         devices: the number of devices over which XLA may split the arrays; loops must leave room for that.
         target: what the program is compiled for; None if that is decided when it is lowered.
         plan: what the implementation knows about the call before it runs (`Streaming.plan`), or None.
@@ -96,6 +97,7 @@ class Call:
     v_dim: int
     pieces: Pieces
     scale: float
+    dtypes: tuple[str, str, str]
     devices: int = 1
     target: Target | None = None
     plan: Any = None
@@ -175,6 +177,7 @@ def prepare(query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces) 
             key_positions=columns,
         ),
         scale=prepared.scale,
+        dtypes=(str(prepared.query.dtype), str(prepared.key.dtype), str(value.dtype)),
         devices=auto_devices(query, key, value),
         target=target_of(query, key, value),
     )

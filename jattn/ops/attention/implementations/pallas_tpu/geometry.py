@@ -26,7 +26,7 @@ JOINED = 1.1
 """Heads with different plans share a step if that visits at most 10% more tiles."""
 
 MEGABYTE = 2**20
-VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64, "v7x": 64}
+VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "7x": 64}
 """Vector memory of a core, in MiB."""
 
 RESIDENT = 1 / 4

@@ -67,10 +67,23 @@ class PallasTPU(Streaming):
             return f"{type(pieces.normalizer).__name__} cannot stream: {pieces.normalizer.refusal}"
         if not pieces.similarity.is_dot:
             return f"it computes dot products, and {type(pieces.similarity).__name__} is none; `tiled` computes it"
+        unknown = [dtype for dtype in call.dtypes if dtype not in DTYPES]
+        if unknown:
+            return f"it computes {' and '.join(DTYPES)}, and the arrays are {' and '.join(dict.fromkeys(unknown))}"
+        generation = None if call.target is None else call.target.generation
+        if call.target is not None and call.target.platform == "tpu" and generation not in (None, *geometry.VMEM):
+            return f"it knows the TPU generations {', '.join(geometry.VMEM)}; the target is {call.target}"
+        devices = max(call.devices, 1 if call.target is None else call.target.auto_devices)
+        if devices > 1 and not self.interpret:
+            return (
+                f"XLA divides this program over {devices} devices by itself (Auto mesh axes), and cannot divide a "
+                "kernel: use Explicit axes, name the axes with `jattn.parallel.Heads`, or attend inside of "
+                "`jax.shard_map`"
+            )
         if call.target is not None and call.target.platform != "tpu" and not self.interpret:
             return (
                 f"it is for TPUs, and the program is for {call.target.platform}. To compile for a TPU that is not "
-                "here, trace under `jattn.foundation.target.compiled_for('tpu v6e')`; to check values without one, use "
+                "here, trace under `jattn.compiled_for('tpu v6e')`; to check values without one, use "
                 "`PallasTPU(interpret=True)`"
             )
         return geometry.refusal(self._cut(call)) or _lowered(call, offset_of(call)).refusal
@@ -113,9 +126,6 @@ class PallasTPU(Streaming):
 
     def _made(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> "_Made":
         """What both kernels need of a call."""
-        unknown = [str(one.dtype) for one in (query, key, value) if one.dtype not in DTYPES]
-        if unknown:
-            raise Unsupported(f"`{self.name}` computes {' and '.join(DTYPES)}; got {', '.join(unknown)}.")
         cut, pieces = self._cut(call), call.pieces
         known = call.plan or self.plan(call)
         given, lowered = known.given, _lowered(call, known.offset)
