@@ -254,7 +254,7 @@ def _stored(array: Any, field: Field) -> Any:
     """A field in a dtype that kernels can read."""
     dtype, pair = field.dtype, field.kind == "pair"
     if dtype == np.bool_:
-        return jnp.asarray(array, bool)
+        return jnp.asarray(array).astype(jnp.int8 if pair else jnp.int32)
     if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.asarray(array).astype(held(dtype) if pair else jnp.float32)
     return jnp.asarray(array).astype(jnp.uint32 if dtype == np.uint32 else jnp.int32)
