@@ -1,7 +1,6 @@
 """A cache in pages of a pool shared by all sequences of a batch, so that short sequences leave room for long ones."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...foundation.arguments import check_positive
-from ...foundation.arrays import describe, dtype_of, known_values
+from ...foundation.arrays import describe, dtype_of, known_values, of_rank
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import map_fields
 from ...foundation.sharding import gather, mesh_of, reshard, spec_of, split_like
@@ -18,8 +17,10 @@ from ...foundation.varying import vary, varying_axes
 from ...masks import Lengths, Mask
 from ...masks.base import restricted
 from ...normalizers import Softmax
-from ...ops.attention.api import partial_attention
+from ...ops.attention.api import attention, partial_attention
+from ...ops.attention.call import Pieces
 from ...ops.attention.checks import check_pieces
+from ...ops.attention.paged import Pages, attend_pages
 from ...ops.attention.partial import Partial, merge
 from .base import Cache, RealQueries, Spec, View, check_room, check_sizes, exportable
 
@@ -61,45 +62,72 @@ class PagedView(View):
     def attend(self, query, *, mask=None, query_positions=None, **pieces):
         """See `View.attend`. Blocks of pages are gathered one after another, up to the longest sequence.
 
-        All pages are gathered at once for pieces with an array over keys, for normalizers whose partial results do not
-        merge, and for queries without positions.
+        On a TPU a kernel reads pages through the table instead, if there are a few queries and features fill whole
+        lanes. All pages are gathered at once for pieces with an array over keys, for normalizers whose partial results
+        do not merge, and for queries without positions.
         """
         names = ("similarity", "scores", "normalizer", "dropout")
         checked = check_pieces(mask, *(pieces.get(name, () if name == "scores" else None) for name in names))
-        normalizer = checked[3]
         at = self.query_positions if query_positions is None else query_positions
-        whole = self.places <= self.block or at is None or _ride_on_keys(checked)
-        if whole or not isinstance(normalizer, Softmax):
+        if at is None or _ride_on_keys(checked) or not isinstance(checked[3], Softmax):
             return super().attend(query, mask=mask, query_positions=at, **pieces)
-        each = max(1, self.block // self.pool_keys.shape[-3])  # pages of a block
-        blocks = -(-self.table.shape[-1] // each)
-        missing = [(0, 0)] * (self.table.ndim - 1) + [(0, blocks * each - self.table.shape[-1])]
-        table = jnp.pad(self.table, missing, constant_values=-1)
-        size = each * self.pool_keys.shape[-3]
-        attend = functools.partial(
-            partial_attention,
-            mask=restricted(mask, self.mask),
-            query_positions=at,
-            **{**pieces, "normalizer": None},
-        )
+        page_size, slots = self.pool_keys.shape[-3], self.table.shape[-1]
+        holds_tokens = of_rank(np.arange(slots), self.table.ndim) * page_size < self.lengths[..., None]
+        table = jnp.where(holds_tokens, self.table, -1)
+        whole = Pieces(restricted(mask, self.mask), *checked[1:], query_positions=at)
+        values = None if self.pool_values is self.pool_keys else self.pool_values
+        arrays = Pages(query, self.pool_keys, values, table, whole.checked())
+        implementation = pieces.get("implementation")
+        loop = _Blocks(max(1, self.block // page_size), implementation)
+        return self.checked(attend_pages(arrays, loop, implementation))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """Attention over the pages of a table, gathered in blocks.
+
+    Args:
+        each: the number of pages of a block.
+        implementation: of the attention over a block.
+    """
+
+    each: int
+    implementation: Any
+
+    def __call__(self, pages: Pages) -> jax.Array:
+        """The output `[batch..., q_len, q_heads, v_dim]`."""
+        query, _, _, table, pieces = pages
+        keys, values = pages.pools
+        own = {field.name: getattr(pieces, field.name) for field in dataclasses.fields(pieces)}
+        own["implementation"] = self.implementation
+        del own["key_positions"]
+        if self.each >= table.shape[-1]:
+            key, value = (_gathered(pool, table) for pool in (keys, values))
+            return attention(query, key, value, key_positions=np.arange(key.shape[-3], dtype=np.int32), **own)
+        blocks = -(-table.shape[-1] // self.each)
+        missing = [(0, 0)] * (table.ndim - 1) + [(0, blocks * self.each - table.shape[-1])]
+        table = jnp.pad(table, missing, constant_values=-1)
+        size = self.each * keys.shape[-3]
+        own["normalizer"] = None
 
         def with_block(found: Partial, index: jax.Array) -> Partial:
-            pages = jax.lax.dynamic_slice_in_dim(table, index * each, each, -1)
-            key, value = (_gathered(pool, pages) for pool in (self.pool_keys, self.pool_values))
-            part = attend(query, key, value, key_positions=index * size + jnp.arange(size, dtype=jnp.int32))
+            some = jax.lax.dynamic_slice_in_dim(table, index * self.each, self.each, -1)
+            key, value = (_gathered(pool, some) for pool in (keys, values))
+            at = index * size + jnp.arange(size, dtype=jnp.int32)
+            part = partial_attention(query, key, value, key_positions=at, **own)
             return merge(found, dataclasses.replace(part, out=part.out.astype(found.out.dtype)))
 
         def step(found: Partial, index: jax.Array) -> tuple[Partial, None]:
-            holds_tokens = index * size < self.lengths.max(initial=0)
-            return jax.lax.cond(holds_tokens, with_block, lambda found, index: found, found, index), None
+            some = jax.lax.dynamic_slice_in_dim(table, index * self.each, self.each, -1)
+            return jax.lax.cond((some >= 0).any(), with_block, lambda found, index: found, found, index), None
 
-        wide = accumulation_dtype(query, self.pool_keys, self.pool_values)
-        empty = Partial.empty(jax.ShapeDtypeStruct((*query.shape[:-1], self.pool_values.shape[-1]), wide))
+        wide = accumulation_dtype(query, keys, values)
+        empty = Partial.empty(jax.ShapeDtypeStruct((*query.shape[:-1], values.shape[-1]), wide))
         empty = jax.tree.map(lambda leaf: split_like(leaf, query), empty)
-        arrays = (query, self.pool_keys, self.pool_values, table, self.lengths, at, checked)
-        found, _ = jax.lax.scan(step, vary(empty, varying_axes(arrays)), jnp.arange(blocks, dtype=jnp.int32))
-        out = normalizer.rescale(found.out, found.lse, found.remainder)
-        return self.checked(out.astype(self.pool_values.dtype))
+        empty = vary(empty, varying_axes(pages))
+        found, _ = jax.lax.scan(step, empty, jnp.arange(blocks, dtype=jnp.int32))
+        out = pieces.normalizer.rescale(found.out, found.lse, found.remainder)
+        return out.astype(values.dtype)
 
 
 def _gathered(pool: jax.Array, table: jax.Array) -> jax.Array:

@@ -86,6 +86,7 @@ class Call:
         devices: the number of devices over which XLA may split the arrays; loops must leave room for that.
         target: what the program is compiled for; None if that is decided when it is lowered.
         plan: what the implementation knows about the call before it runs (`Streaming.plan`), or None.
+        keys_as_values: whether the values are known to be the keys, so that reading one of them suffices.
     """
 
     batch: tuple[int, ...]
@@ -101,6 +102,7 @@ class Call:
     devices: int = 1
     target: Target | None = None
     plan: Any = None
+    keys_as_values: bool = False
 
 
 jax.tree_util.register_dataclass(
@@ -180,6 +182,7 @@ def prepare(query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces) 
         dtypes=(str(prepared.query.dtype), str(prepared.key.dtype), str(value.dtype)),
         devices=auto_devices(query, key, value),
         target=target_of(query, key, value),
+        keys_as_values=value is key and prepared.key is key,
     )
     return call, prepared.query, prepared.key
 

@@ -224,7 +224,7 @@ class Lowered:
         return tree.unflatten([next(rest) if is_float(leaf) else None for leaf in leaves])
 
     def tile(self, fields: Sequence[Any], query: Any, key: Any) -> "Tile":
-        """A tile, in the layout `[key, query]`.
+        """A tile, in the layout `[key, query]`; or `[query, key]`, if its positions and fields broadcast to that.
 
         Args:
             fields: those of the tile, which broadcast to `[k, q]`; of "distance" windows `[1, k + q]`.
@@ -261,7 +261,7 @@ def _stored(array: Any, field: Field) -> Any:
 
 
 class Tile:
-    """Evaluates the functions of the pieces on a tile `[k, q]`.
+    """Evaluates the functions of the pieces on a tile `[k, q]`; without rows of distances, also on `[q, k]`.
 
     Args:
         lowered: the pieces.
@@ -271,7 +271,7 @@ class Tile:
     def __init__(self, lowered: Lowered, fields: Sequence[Any], query: Any, key: Any):
         self._lowered, self._fields = lowered, fields
         self._query, self._key = query, key
-        self._shape = key.shape[0], query.shape[1]
+        self._shape = np.broadcast_shapes(query.shape, key.shape)
 
     def allowed(self) -> Any:
         """Which pairs may attend, booleans that broadcast to the tile."""

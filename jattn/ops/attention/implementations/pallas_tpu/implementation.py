@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from ...partial import Partial, log_of_sum
 from ...plan import FULL, PARTIAL, Plan, make_plan
 from ...streaming import Gradients, Streaming
 from ..lowering import MOSAIC, Lowered, lower, offset_of
-from . import arrays, forward, geometry, lists
+from . import arrays, decode, forward, geometry, lists
 from . import fields as kinds
 from .design import Design, positions_given
 from .fields import Field
@@ -115,6 +115,10 @@ class PallasTPU(Streaming):
             return self._stream(call, query, key, value)
 
     def _stream(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        if self._decodes(call):
+            known = call.plan or self.plan(call)
+            options: Any = dict(tile=self.kv_tile, interpret=self.interpret)
+            return decode.attend(call, _lowered(call, None), known.given[1], query, key, value, **options)
         made = self._made(call, query, key, value)
         design, cut = made.design, made.design.cut
         out, top, mass = forward.attend(design, made.rows, made.flags, *made.arrays, made.stored)
@@ -123,6 +127,39 @@ class PallasTPU(Streaming):
         if not design.softmax:
             return Partial(out, jnp.log(mass), jnp.zeros_like(mass))
         return Partial(out, *log_of_sum(top if design.lowered.scores_differ else top * design.scale, mass))
+
+    def _decodes(self, call: Call, page: int | None = None) -> bool:
+        """Whether the kernel for a few queries runs the forward pass."""
+        alone = self.q_tile is None and self.heads is None
+        return alone and decode.serves(call, _lowered(call, None), self.kv_tile, page)
+
+    def refuses_pages(self, call: Call, pool: jax.Array) -> str | None:
+        """Why `stream_pages` cannot run a call on all places of a table, or None.
+
+        Args:
+            call: prepared.
+            pool: `[pages, page_size, kv_heads, qk_dim]`.
+        """
+        refused = self.refuses(call)
+        if refused is None and not self._decodes(call, pool.shape[1]):
+            return "it reads pages for a few queries, whose features fill whole lanes and whose table is not too large"
+        return refused
+
+    def stream_pages(
+        self, call: Call, query: jax.Array, keys: jax.Array, values: jax.Array, table: jax.Array
+    ) -> Partial:
+        """`stream` of a call on all places of a table. It copies the pages that the table has.
+
+        Args:
+            call: prepared; its keys are at 0, 1, ...
+            query: `[batch..., q_len, q_heads, qk_dim]`.
+            keys: the pool, `[pages, page_size, kv_heads, qk_dim]`.
+            values: likewise.
+            table: int32 `[batch..., slots]`; -1 for none.
+        """
+        with jax.enable_x64(False):
+            options: Any = dict(table=table, tile=self.kv_tile, interpret=self.interpret)
+            return decode.attend(call, _lowered(call, None), False, query, keys, values, **options)
 
     def _made(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> "_Made":
         """What both kernels need of a call."""
@@ -178,6 +215,8 @@ class PallasTPU(Streaming):
     def describe(self, call: Call) -> tuple[Plan | None, str]:
         if 0 in (call.q_len, call.kv_len):
             return None, "nothing"
+        if self._decodes(call):
+            return decode.describe(call, positions_given(call)[1], self.kv_tile)
         cut = self._cut(call)
         return self._plan(call, cut, self.plan(call)), cut.tile_sizes()
 
