@@ -1,4 +1,4 @@
-"""Checks of arguments that are not numeric arrays: choices, sizes, flags, rates, random keys and states."""
+"""Checks of arguments that many functions share: choices, sizes, flags, rates, dtypes, inputs, random keys, states."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -154,6 +154,38 @@ def check_baseline(baseline: Any, of: str, rewards: Any) -> None:
         raise ValueError(
             f"`baseline` must be one number, or have the shape {np.shape(rewards)} of `{of}`; got {shape}."
         )
+
+
+def check_inputs(**sources: Any) -> None:
+    """Check that inputs are arrays `[..., length, features]`; None is skipped.
+
+    Raises:
+        ValueError: names the argument that is not.
+
+    >>> check_inputs(inputs=[[1.0, 2.0]])
+    Traceback (most recent call last):
+    ...
+    ValueError: `inputs` must be an array [..., length, features], of JAX or NumPy; got [[1.0, 2.0]] (list).
+    """
+    for name, source in sources.items():
+        if source is not None and (dtype_of(source) is None or len(source.shape) < 2):
+            raise ValueError(
+                f"`{name}` must be an array [..., length, features], of JAX or NumPy; got {describe(source)}."
+            )
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """Check that a dtype is floating-point with at least 16 bits, so that attention can accumulate in it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"`{name}` must be a dtype, such as `jax.numpy.bfloat16`; got {describe(dtype)}.") from None
+    if not jnp.issubdtype(kind, jnp.floating) or jnp.finfo(kind).bits < 16:
+        raise ValueError(f"`{name}` must be floating-point, of at least 16 bits; got {kind}.")
 
 
 def check_record(name: str, value: Any, kind: type) -> None:

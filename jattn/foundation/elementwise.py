@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .dependence import needed_inputs
-from .functions import one_expression
+from .functions import needed_inputs, one_expression
 from .pieces import LAYOUT, Piece, map_fields, own_rank, parts
 from .varying import without_mesh
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from .dependence import needed_inputs
 from .identity import identity
 from .shard_map import evaluate_varying
 from .tables import with_tables
@@ -246,3 +245,16 @@ _REMEDIES: tuple[tuple[type[Exception] | str, str, str], ...] = (
         "Write `jnp.where(condition, x, y)`.",
     ),
 )
+
+
+def needed_inputs(jaxpr: Any, outputs: list[bool]) -> list[bool]:
+    """Which inputs the wanted outputs may depend on."""
+    needed = {atom for atom, wanted in zip(jaxpr.outvars, outputs, strict=True) if wanted and not hasattr(atom, "val")}
+    for equation in reversed(jaxpr.eqns):
+        wanted = [variable in needed for variable in equation.outvars]
+        if not any(wanted) and not equation.effects:
+            continue
+        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
+        used = [True] * len(equation.invars) if inner is None else needed_inputs(inner.jaxpr, wanted)
+        needed.update(atom for atom, one in zip(equation.invars, used, strict=True) if one and not hasattr(atom, "val"))
+    return [variable in needed for variable in jaxpr.invars]

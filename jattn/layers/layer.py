@@ -244,3 +244,28 @@ def is_parameter(node: Any) -> bool:
 def parameter_count(layer: Layer) -> int:
     """The number of scalars that a layer trains."""
     return sum(math.prod(one.shape) for one in jax.tree.leaves(dict(layer.parameters()), is_leaf=is_parameter))
+
+
+def check_layer(layer: Any) -> None:
+    """Check that `layer` is an instance of `Layer`.
+
+    Raises:
+        ValueError: it is something else, such as the class itself.
+    """
+    if not isinstance(layer, Layer):
+        raise ValueError(f"`layer` must be a layer of `jattn`, such as `RetNet(64, 4)`; got {describe(layer)}.")
+
+
+def method_of(layer: Layer, name: str) -> Callable[..., Any]:
+    """A method of a layer, looked up by name.
+
+    Raises:
+        ValueError: the layer has no such method.
+    """
+    method = getattr(layer, name, None) if isinstance(name, str) else None
+    if not callable(method):
+        found = [one for one in dir(layer) if not one.startswith("_") and callable(getattr(layer, one))]
+        raise ValueError(
+            f"{type(layer).__name__} has no `{name}`: `method` must be one of {', '.join(found)}; got {name!r}."
+        )
+    return method

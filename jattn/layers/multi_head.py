@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.arguments import check_dtype, check_inputs
 from ..foundation.arrays import as_array, describe, of_rank
 from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import indexed
@@ -20,7 +21,6 @@ from ..ops.attention.dropout import Dropout
 from ..parallel import Heads
 from ..positions import rotary as default_rotary
 from .norms import QKNorm, as_qk_norm
-from .options import check_dtype, check_inputs, check_parallel, check_rotary
 from .parameters import parameter_specs
 
 Array = jax.Array | np.ndarray
@@ -333,3 +333,25 @@ def _positions(inputs: Any, key_inputs: Any, positions: Any, key_positions: Any,
         if where is not None:
             check_positions(name, where, source.shape[:-2], source.shape[-2], of)
     return {"query_positions": positions, "key_positions": key_positions}
+
+
+def check_parallel(parallel: Any) -> None:
+    """Check that `parallel` is None or `Heads`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if parallel is not None and not isinstance(parallel, Heads):
+        raise ValueError(f"`parallel` must be `jattn.parallel.Heads(...)`, or None; got {describe(parallel)}.")
+
+
+def check_rotary(rotary: Any) -> None:
+    """Check that `rotary` is None, a flag or a function.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if rotary is not None and not isinstance(rotary, bool) and not callable(rotary):
+        raise ValueError(
+            f"`rotary` must be True, False or a function such as `jattn.positions.rotary`; got {describe(rotary)}."
+        )

@@ -6,9 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ..foundation.arguments import check_dtype
 from ..layers import layer as data
+from ..layers.layer import check_layer, method_of
 from ..layers.methods import Methods
-from ..layers.options import check_dtype, check_layer, method_of
 
 
 class Layer(Methods, nn.Module):

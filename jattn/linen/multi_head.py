@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ..foundation.arguments import check_key, check_positive
+from ..foundation.arguments import check_dtype, check_inputs, check_key, check_positive
 from ..foundation.arrays import as_constant
 from ..layers import attention as data
 from ..layers.caches import Spec
 from ..layers.decoding import State
+from ..layers.layer import method_of
 from ..layers.learned import PIECES
 from ..layers.norms import QKNorm
-from ..layers.options import check_dtype, check_inputs, method_of
 from ..parallel import Heads
 from .layer import made
 

@@ -6,11 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from ..foundation.arguments import check_dtype
 from ..foundation.arrays import describe
 from ..layers import layer as data
+from ..layers.layer import check_layer, method_of
 from ..layers.learned import attach, detach
 from ..layers.methods import Methods
-from ..layers.options import check_dtype, check_layer, method_of
 
 
 class PieceArray(nnx.Variable):

@@ -11,7 +11,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arguments import check_batch, check_counts, check_positive
+from ...foundation.arguments import check_batch, check_counts, check_dtype, check_positive
 from ...foundation.arrays import describe, dtype_of, known_values, of_rank
 from ...foundation.pieces import array, piece, unique_name
 from ...foundation.shapes import check_shapes
@@ -19,7 +19,6 @@ from ...foundation.sharding import gather, split_like
 from ...masks import Mask
 from ...masks.base import restricted
 from ...ops.attention.api import attention
-from ..options import check_dtype
 
 CacheType = TypeVar("CacheType", bound=type)
 

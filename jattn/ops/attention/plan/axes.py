@@ -10,8 +10,8 @@ import numpy as np
 
 from . import bounds
 from .bounds import Context, Interval
+from .points import POSITIONS
 from .primitives import Rule, is_number, registrar
-from .resolution import POSITIONS
 from .tables import look_up
 
 RULES: dict[str, Rule] = {}

@@ -33,7 +33,7 @@ class Context:
         xp: `numpy` (known at trace time) or `jax.numpy` (on the device).
         rank: the number of layout axes `[batch..., head, query, key]`, which come first in every array. The value's own
             axes follow, with size 1 where all entries are equal. The query and key axes have one entry per position or
-            per tile, or size 1 (see `resolution`).
+            per tile, or size 1 (see `points`).
         limit: no array with more elements is built.
         cuts: `(length, tile)` of the query axis and of the key axis.
     """

@@ -7,8 +7,8 @@ import numpy as np
 
 from ....foundation.shard_map import carries_alone
 from .bounds import Context, Interval
+from .points import together
 from .primitives import choose
-from .resolution import together
 
 TURNS = 64
 """The most iterations of a loop that are followed. A loop that may take more is unknown."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jattn.ops.attention.plan.bounds import Context, Interval
-from jattn.ops.attention.plan.evaluate import evaluate
+from jattn.ops.attention.plan.intervals import evaluate
 
 COUNT = 400
 LONG = np.random.default_rng(5).permutation(256).astype(np.int32)
