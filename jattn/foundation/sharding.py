@@ -98,6 +98,22 @@ class Split:
         """The mesh axes that the function runs over."""
         return tuple(dict.fromkeys(mesh_axes(*(over for name, over in self.axes if not isinstance(name, Whole)))))
 
+    @property
+    def explicit(self) -> tuple[str, ...]:
+        """All Explicit mesh axes, whether anything is split over them or not, without those that `vmap` has taken."""
+        kinds = zip(self.mesh.axis_names, self.mesh.axis_types, strict=True)
+        others = [name for name, kind in kinds if kind == AxisType.Explicit and name not in self.kept]
+        return (*self.kept, *(name for name in others if self._may_be_manual(name)))
+
+    def _may_be_manual(self, name: str) -> bool:
+        mesh = self.mesh if jax.sharding.get_abstract_mesh().empty else None
+        probe = jax.shard_map(lambda: 0, mesh=mesh, in_specs=(), out_specs=PartitionSpec(), axis_names={name})
+        try:
+            jax.eval_shape(probe)
+        except ValueError:  # JAX does not tell otherwise that a `vmap` around this maps over the axis
+            return False
+        return True
+
     def over(self, name: Hashable) -> tuple[str, ...]:
         """The mesh axes that a named axis is split over."""
         return dict(self.axes).get(name, ())
@@ -160,6 +176,7 @@ def run_split(
     out_layouts: Any,
     split: Split,
     *,
+    axes: tuple[str, ...] | None = None,
     shared_vary: bool = True,
 ) -> Any:
     """`function(*arrays)` on each device's shards, as `split` says; other axes are gathered first.
@@ -174,6 +191,7 @@ def run_split(
         layouts: trees with the `Layout` of each array.
         out_layouts: the layouts of the result.
         split: from `split_of`.
+        axes: the mesh axes that are Manual inside; by default those that something is split over.
         shared_vary: as in `run_on_shards`.
     """
     specs = [
@@ -182,7 +200,8 @@ def run_split(
     ]
     # The sizes of the result are not known yet: assume that they are divisible (0 is divisible by everything).
     out_specs = jax.tree.map(lambda names: split.spec(names, (0,) * len(names)), out_layouts)
-    out = run_on_shards(function, arrays, specs, out_specs, mesh=split.mesh, axes=split.kept, shared_vary=shared_vary)
+    axes = split.kept if axes is None else axes
+    out = run_on_shards(function, arrays, specs, out_specs, mesh=split.mesh, axes=axes, shared_vary=shared_vary)
     return jax.tree.map(
         lambda array, names: reshard(array, split.mesh, split.spec(names, array.shape, gathered=False)),
         out,

@@ -149,12 +149,15 @@ class _Gradients:
 def _on_devices(function: Callable, arrays: tuple, outs: tuple) -> Any:
     """`function(*arrays)`, on each device's part of the batch axes that `vmap` added over Explicit mesh axes.
 
-    All other split axes were split before the call, which then sees only shards.
+    All other split axes were split before the call, which then sees only shards. No mesh axis stays Explicit: a kernel
+    for a TPU must not be left to XLA along any.
     """
     rank = arrays[0].query.ndim - 3
     layouts = _batch_first(arrays, rank)
     split = split_of(arrays, layouts)
-    return function(*arrays) if split is None or not split.kept else run_split(function, arrays, layouts, outs, split)
+    if split is None:
+        return function(*arrays)
+    return run_split(function, arrays, layouts, outs, split, axes=split.explicit)
 
 
 def _batch_first(tree: Any, rank: int) -> Any:

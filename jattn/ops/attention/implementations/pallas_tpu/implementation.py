@@ -174,6 +174,11 @@ class PallasTPU(Streaming):
         wanted = (*lowered.differentiable, *[False] * sum(given))
         fields = tuple(Field.of(array, cut, one) for array, one in zip(read, wanted, strict=True))
         axes = varying_axes(query, key, value, pieces)
+        if axes and self.interpret:
+            raise Unsupported(
+                f"`{self.name}` cannot be interpreted inside of `jax.shard_map`, nor with arrays split over Explicit "
+                "mesh axes, which run in one; interpret it with the arrays of one device."
+            )
         dtype = jnp.promote_types(query.dtype, key.dtype)
         query, scale = folded_scale(pieces.similarity, query.astype(dtype), call.scale)
         design = Design(
