@@ -32,6 +32,36 @@ def rows_last(array: jax.Array, cut: Cut) -> jax.Array:
     return jnp.swapaxes(array, 1, 2).reshape(*cut.axes, cut.q_len, cut.q_heads)
 
 
+def queries_first(array: jax.Array, cut: Cut) -> jax.Array:
+    """`[batch..., q_len, q_heads, features]` as the kernels read it: heads first, or blocked (see `Cut`)."""
+    array = heads_first(array, cut, cut.padded[0])
+    if not cut.blocked:
+        return array
+    tiles = array.reshape(cut.batch, cut.steps, cut.heads, cut.q_tiles, cut.q_tile, array.shape[-1])
+    return jnp.swapaxes(tiles, 2, 3)
+
+
+def queries_last(array: jax.Array, cut: Cut, features: int) -> jax.Array:
+    """The inverse of `queries_first`."""
+    if cut.blocked:
+        array = jnp.swapaxes(array, 2, 3).reshape(cut.batch, cut.q_heads, cut.padded[0], array.shape[-1])
+    return heads_last(array, cut, cut.q_len, features)
+
+
+def from_units(array: jax.Array, cut: Cut, features: int) -> jax.Array:
+    """`[batch, steps, q_tiles, units, features, queries of a unit]` -> `[batch..., q_len, q_heads, features]`."""
+    array = array.reshape(cut.batch, cut.steps, cut.q_tiles, cut.heads, cut.parts, -1, cut.unit)
+    array = jnp.moveaxis(array, (2, 4, 6), (3, 4, 5))  # batch, steps, heads, tiles, parts, queries, features
+    array = array.reshape(cut.batch, cut.q_heads, cut.padded[0], -1)
+    return heads_last(array, cut, cut.q_len, features)
+
+
+def from_tiles(array: jax.Array, cut: Cut, features: int) -> jax.Array:
+    """`[batch, kv_heads, kv_tiles, features, keys of a tile]` -> `[batch..., kv_len, kv_heads, features]`."""
+    array = jnp.swapaxes(array, 3, 4).reshape(cut.batch, cut.kv_heads, cut.padded[1], -1)
+    return heads_last(array, cut, cut.kv_len, features)
+
+
 def nonfinite_tiles(value: jax.Array, cut: Cut) -> jax.Array:
     """int32 `[batch, steps of different key heads, key heads of a step x key tiles]`: 1 where a tile has NaN or inf.
 
@@ -46,14 +76,3 @@ def nonfinite_tiles(value: jax.Array, cut: Cut) -> jax.Array:
 def no_flags(cut: Cut) -> jax.Array:
     """`nonfinite_tiles` of finite values, where nobody asks for a tile."""
     return jnp.zeros((cut.batch, cut.kv_heads // cut.key_heads, 1), jnp.int32)
-
-
-def blocked(array: jax.Array, cut: Cut) -> jax.Array:
-    """Padded queries, heads first, as `Design.blocked` has them."""
-    tiles = array.reshape(cut.batch, cut.steps, cut.heads, cut.q_tiles, cut.q_tile, array.shape[-1])
-    return jnp.swapaxes(tiles, 2, 3)
-
-
-def unblocked(array: jax.Array, cut: Cut) -> jax.Array:
-    """The inverse of `blocked`."""
-    return jnp.swapaxes(array, 2, 3).reshape(cut.batch, cut.q_heads, cut.padded[0], array.shape[-1])

@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from .....foundation.varying import vary
 from ...call import Call
 from ..lowering import Lowered, Tile
 from . import fields as kinds
@@ -37,8 +38,6 @@ class Design:
         interpret: whether the kernels are interpreted on the machine at hand.
         vmem: the limit on vector memory, in bytes.
         axes: the mesh axes over which the results vary.
-        blocked: for the compiler's estimates, which cannot follow copies with strides: the queries of a step, and their
-            results, are together in memory, `[batch, steps, q_tiles, heads, q_tile, features]`.
         trips: for the compiler's estimates, which cannot see bounds that are read at run time: the numbers of full and
             of visited tiles of every row, in place of those of the list.
     """
@@ -55,7 +54,6 @@ class Design:
     interpret: bool
     vmem: int
     axes: tuple[str, ...]
-    blocked: bool = False
     trips: tuple[int, int] | None = None
 
     def product(self, a: jax.Array, b: jax.Array, contract: Any) -> jax.Array:
@@ -74,6 +72,10 @@ class Design:
         varying = {"vma": like.vma} if manual is None else {"manual_axis_type": manual}
         return jax.ShapeDtypeStruct(sizes, dtype, **varying)
 
+    def zeros(self, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        """An array of zeros, which varies like the inputs."""
+        return vary(jnp.zeros(shape.shape, shape.dtype), self.axes)
+
     def queries(self, at: Any, width: int) -> pl.BlockSpec:
         """The block of an array of queries of a step.
 
@@ -82,7 +84,7 @@ class Design:
             width: the features.
         """
         cut = self.cut
-        if self.blocked:
+        if cut.blocked:
             block = (None, None, None, cut.heads, cut.q_tile, width)
             return pl.BlockSpec(block, lambda *grid: (*at(*grid), 0, 0, 0))
         return pl.BlockSpec((None, cut.heads, cut.q_tile, width), lambda *grid: (*at(*grid), 0))
@@ -152,10 +154,14 @@ class Step:
             key = position(0, cut.kv_tile, tile * cut.kv_tile)
         return rest, query, key
 
+    def tile(self, values: list[jax.Array], unit: int, tile: Any) -> Tile:
+        """A tile of a unit, from what it sees of the fields."""
+        rest, query, key = self.positions(values, unit, tile)
+        return self.design.lowered.tile(rest, query, key)
+
     def seen(self, unit: int, tile: Any, slot: Any) -> Tile:
         """A tile of a unit."""
-        rest, query, key = self.positions(self.read(unit, tile, slot), unit, tile)
-        return self.design.lowered.tile(rest, query, key)
+        return self.tile(self.read(unit, tile, slot), unit, tile)
 
     def allowed(self, seen: Tile | None, unit: int, tile: Any, *, queries: bool = False) -> jax.Array | None:
         """Which pairs of a partial tile may attend, without padding among the keys, and, if asked for, the queries."""

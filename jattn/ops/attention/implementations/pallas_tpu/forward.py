@@ -76,7 +76,7 @@ def attend(
         *([pltpu.SemaphoreType.DMA((len(copied), 2))] if copied else []),
         *(kinds.buffer(field, cut) for field in copied),
     ]
-    key_specs = keys.specs(design, lambda b, h, *_: (b, lax.div(h, cut.shares)))
+    key_specs = keys.specs(design, lambda b, h, *_: (b, lax.div(h, cut.shares), 0))
     inputs = Inputs.of(
         [
             (row_table.stored(rows), row_table.spec(lambda b, h, i, *_: (b, h, 0, i))),

@@ -58,6 +58,8 @@ class Cut:
         parts: parts of the queries of a step.
         q_tile: queries of a step.
         kv_tile: keys of a tile.
+        blocked: for the compiler's estimates, which cannot follow copies with strides: the queries of a step, and their
+            results, are together in memory, `[batch, steps, q_tiles, heads, q_tile, features]`.
         chunks: the backward pass visits the keys in this many chunks, whose gradients stay in vector memory.
     """
 
@@ -72,6 +74,7 @@ class Cut:
     parts: int
     q_tile: int
     kv_tile: int
+    blocked: bool = False
     chunks: int = 1
 
     @property
@@ -235,7 +238,7 @@ def for_plan(cut: Cut, plan: Plan) -> bool:
 
 
 def keys_fit(cut: Cut, itemsizes: tuple[int, int], target: Target | None) -> bool:
-    """Whether all keys and values of a step stay in vector memory, of which the pipeline holds two steps.
+    """Whether all keys and values of a step (of a chunk) stay in vector memory, of which the pipeline holds two steps.
 
     They are then fetched once for all query tiles, otherwise once for each that visits them.
 
@@ -245,7 +248,14 @@ def keys_fit(cut: Cut, itemsizes: tuple[int, int], target: Target | None) -> boo
         target: what the program is for.
     """
     row = sum(width * size for width, size in zip(cut.lanes, itemsizes, strict=True))
-    return 2 * cut.key_heads * cut.padded[1] * row <= RESIDENT * vmem_of(target)
+    return 2 * cut.key_heads * cut.chunk_tiles * cut.kv_tile * row <= RESIDENT * vmem_of(target)
+
+
+def for_backward(cut: Cut, target: Target | None) -> Cut:
+    """The cut of the backward pass: as many chunks of the keys as their gradients need to stay in vector memory."""
+    tile = 2 * cut.key_heads * cut.kv_tile * sum(cut.rows) * 4
+    most = max(int(RESIDENT * vmem_of(target)) // tile, 1)
+    return dataclasses.replace(cut, chunks=-(-cut.kv_tiles // most))
 
 
 def refusal(cut: Cut) -> str | None:

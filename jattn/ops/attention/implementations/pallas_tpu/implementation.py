@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from .....foundation.arrays import iota, is_static
+from .....foundation.numerics import inner
 from .....foundation.varying import vary, varying_axes
 from .....similarities.base import folded_scale
 from ....dispatch import Unsupported
-from ...call import Call
+from ...call import Call, Pieces
 from ...partial import Partial, log_of_sum
 from ...plan import FULL, PARTIAL, Plan, make_plan
 from ...streaming import Gradients, Streaming
 from ..lowering import MOSAIC, Lowered, lower, offset_of
-from . import arrays, decode, forward, geometry, lists
+from . import arrays, backward, collected, decode, forward, geometry, lists
 from . import fields as kinds
-from .design import Design, positions_given
+from .design import Design, finite, positions_given
 from .fields import Field
 from .geometry import Cut
 
@@ -119,10 +120,10 @@ class PallasTPU(Streaming):
             known = call.plan or self.plan(call)
             options: Any = dict(tile=self.kv_tile, interpret=self.interpret)
             return decode.attend(call, _lowered(call, None), known.given[1], query, key, value, **options)
-        made = self._made(call, query, key, value)
+        made = self._made(call, query, key, value, False)
         design, cut = made.design, made.design.cut
         out, top, mass = forward.attend(design, made.rows, made.flags, *made.arrays, made.stored)
-        out = arrays.heads_last(out, cut, cut.q_len, cut.v_dim)
+        out = arrays.queries_last(out, cut, cut.v_dim)
         top, mass = (arrays.rows_last(one, cut) for one in (top, mass))
         if not design.softmax:
             return Partial(out, jnp.log(mass), jnp.zeros_like(mass))
@@ -161,9 +162,10 @@ class PallasTPU(Streaming):
             options: Any = dict(table=table, tile=self.kv_tile, interpret=self.interpret)
             return decode.attend(call, _lowered(call, None), False, query, keys, values, **options)
 
-    def _made(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> "_Made":
+    def _made(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array, backward: bool) -> "_Made":
         """What both kernels need of a call."""
         cut, pieces = self._cut(call), call.pieces
+        cut = geometry.for_backward(cut, call.target) if backward else cut
         known = call.plan or self.plan(call)
         given, lowered = known.given, _lowered(call, known.offset)
         states = lists.states_of(self._plan(call, cut, known), cut)
@@ -195,16 +197,17 @@ class PallasTPU(Streaming):
             vmem=geometry.vmem_of(call.target) * 3 // 4,
             axes=axes,
         )
-        queries, keys = cut.padded
+        keys = cut.padded[1]
         heads_first = (
-            arrays.heads_first(query, cut, queries),
+            arrays.queries_first(query, cut),
             arrays.heads_first(key.astype(dtype), cut, keys),
             arrays.heads_first(value, cut, keys),
         )
-        flags = arrays.nonfinite_tiles(heads_first[2], cut) if design.partial else arrays.no_flags(cut)
+        flags = arrays.nonfinite_tiles(heads_first[2], cut) if design.partial and not backward else arrays.no_flags(cut)
         stored = [kinds.store(field, array, cut) for field, array in zip(fields, read, strict=True)]
         rows = jnp.asarray(lists.rows_of(states, cut))
-        return _Made(design, *vary((rows, flags, heads_first, stored), axes))
+        rows, flags, heads_first, stored = vary((rows, flags, heads_first, stored), axes)
+        return _Made(design, rows, flags, heads_first, stored, read)
 
     def gradients(  # type: ignore[override]
         self,
@@ -215,7 +218,36 @@ class PallasTPU(Streaming):
         results: Partial,
         cotangents: Partial,
     ) -> Gradients:
-        raise Unsupported(f"`{self.name}` has no backward pass.")
+        with jax.enable_x64(False):
+            return self._gradients(call, query, key, value, results, cotangents)
+
+    def _gradients(
+        self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array, results: Partial, cotangents: Partial
+    ) -> Gradients:
+        dtypes = [one.dtype for one in (query, key, value)]
+        made = self._made(call, query, key, value, True)
+        design, cut = made.design, made.design.cut
+        dead = jnp.isneginf(results.lse)
+        cotangent = jnp.where(dead[..., None], 0, cotangents.out)
+        shift = jnp.where(dead, 0, cotangents.lse - inner(cotangent, results.out))
+        numbers = (jnp.where(dead, 0, results.lse), results.remainder, shift)
+        cotangent = vary(arrays.queries_first(cotangent.astype(value.dtype), cut), design.axes)
+        numbers = vary(backward.Rows(*(arrays.rows_first(one, cut) for one in numbers)), design.axes)
+        query, key, value = made.arrays
+        if design.partial:
+            query = finite(query)
+        d_query, d_key, d_value, found = backward.gradients(
+            design, made.rows, query, cotangent, numbers, key, value, made.stored
+        )
+        if cut.chunks == 1:
+            d_query = arrays.queries_last(d_query, cut, call.qk_dim)
+        else:
+            d_query = arrays.from_units(d_query, cut, call.qk_dim)
+        d_key = arrays.from_tiles(d_key, cut, call.qk_dim) * design.scale
+        d_value = arrays.from_tiles(d_value, cut, call.v_dim)
+        grads = d_query * call.scale, d_key, d_value
+        d_query, d_key, d_value = (one.astype(dtype) for one, dtype in zip(grads, dtypes, strict=True))
+        return Gradients(d_query, d_key, d_value, made.pulled(call.pieces, found))
 
     def describe(self, call: Call) -> tuple[Plan | None, str]:
         if 0 in (call.q_len, call.kv_len):
@@ -238,6 +270,7 @@ class _Made(NamedTuple):
     flags: which tiles of values are not finite.
     arrays: query, key and value, heads first.
     stored: the fields.
+    read: the fields, aligned.
     """
 
     design: Design
@@ -245,6 +278,16 @@ class _Made(NamedTuple):
     flags: jax.Array
     arrays: tuple[jax.Array, jax.Array, jax.Array]
     stored: list[jax.Array]
+    read: list[jax.Array]
+
+    def pulled(self, pieces: Pieces, found: list[jax.Array]) -> Pieces:
+        """The gradients of the pieces' arrays, from the backward kernel's outputs for the differentiated fields."""
+        rest, design = iter(found), self.design
+        gradients = [
+            collected.gradient_of(field, next(rest), array, design.cut) if field.differentiated else None
+            for field, array in zip(design.fields, self.read, strict=True)
+        ]
+        return design.lowered.pull(pieces, gradients[: len(design.lowered.kinds)])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,13 +18,13 @@ def specs(design: Design, at: Any) -> list[pl.BlockSpec]:
 
     Args:
         design: the static part.
-        at: (batch element, key heads of the step) from the grid's indices.
+        at: (batch element, key heads of the step, chunk) from the grid's indices.
     """
     if not design.resident:
         return [pl.BlockSpec(memory_space=pltpu.HBM)] * 2
     cut = design.cut
     return [
-        pl.BlockSpec((None, cut.key_heads, cut.padded[1], width), lambda *grid: (*at(*grid), 0, 0))
+        pl.BlockSpec((None, cut.key_heads, cut.chunk_tiles * cut.kv_tile, width), lambda *grid: (*at(*grid), 0))
         for width in cut.lanes
     ]
 
@@ -51,6 +51,7 @@ class Keys:
         step: which key heads, in steps.
         refs: of keys and values: blocks, or the whole.
         scratch: as `scratch` makes it.
+        first: the first tile of the chunk.
     """
 
     design: Design
@@ -58,6 +59,7 @@ class Keys:
     step: Any
     refs: Sequence[Any]
     scratch: Sequence[Any]
+    first: Any = 0
 
     def copies(self, tile: Any, slot: Any) -> list[Any]:
         """The copies of a tile into a half of the buffers."""
@@ -82,5 +84,5 @@ class Keys:
             slot: the half of the buffer.
         """
         if self.design.resident:
-            return self.refs[which][head, self.design.cut.keys(tile), :]
+            return self.refs[which][head, self.design.cut.keys(tile - self.first), :]
         return self.scratch[which][slot, head]

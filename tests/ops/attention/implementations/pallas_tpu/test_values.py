@@ -1,38 +1,87 @@
-"""The kernel in interpret mode, over several tiles, beside the reference: values, lse, NaN."""
+"""The kernel in interpret mode: values, lse and gradients of the table of calls, and of calls over several tiles."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from measure import near, random
+from cases import CASES
+from measure import compare, draw, everything, near, poisoned, random
+from tiers import rows
 
 import jattn
 from jattn import masks, scores
 from jattn.ops.attention.implementations.pallas_tpu import PallasTPU
 
 KERNEL = PallasTPU(q_tile=128, kv_tile=128, interpret=True)
+
+REFUSED = {
+    "additive": "`AdditiveSimilarity` is none",
+    "a table of the offsets in a grid": "`RelativeGrid` needs `gather`",
+}
+"""Rows of the table that the kernel refuses, and a part of its reason."""
+
+ALWAYS = {"relative buckets", "sigmoid", "bias, then soft cap, then alibi, causal"}
+
+
+@pytest.mark.parametrize("case", rows(CASES, ALWAYS, lambda case: case.name))
+def test_case(case):
+    inputs = draw(case, 0)
+    key, value = poisoned(case, inputs.key, inputs.value)
+    others = {name: array for name, array in inputs.arrays.items() if name not in inputs.floats}
+    arrays = (inputs.query, key, value, inputs.floats, others, inputs.cotangents)
+    run = jax.jit(everything(case, KERNEL))
+    if case.name in REFUSED:
+        with pytest.raises(jattn.Unsupported, match=REFUSED[case.name]):
+            run(*arrays)
+    else:
+        compare(case, run(*arrays), 0)
+
+
 IDS = np.repeat(np.arange(4), 50)
-CALLS = {
-    # name: (q_len, kv_len, q_heads, kv_heads, qk_dim, v_dim), pieces
-    "two heads of a key head": ((256, 256, 2, 1, 8, 8), dict(mask=masks.Causal())),
-    "two key heads, padding": ((200, 200, 2, 2, 12, 20), dict(mask=masks.SlidingWindow(60, 0))),
-    "one head": ((130, 300, 1, 1, 8, 8), {}),
+LONG = {
+    # name: (q_len, kv_len, q_heads, kv_heads, qk_dim, v_dim), pieces of the arrays, shapes of arrays
+    "one head": ((130, 300, 1, 1, 8, 8), lambda: {}, ()),
+    "two key heads, padding": ((200, 200, 2, 2, 12, 20), lambda: {"mask": masks.SlidingWindow(60, 0)}, ()),
     "segments, scores": (
-        (200, 200, 4, 2, 8, 8),
-        dict(
-            mask=masks.SameSegment(jnp.asarray(IDS)) & masks.Causal(),
-            scores=(scores.ALiBi.standard(4), scores.SoftCap(5.0)),
-        ),
+        (200, 200, 2, 1, 8, 8),
+        lambda slopes: {
+            "mask": masks.SameSegment(jnp.asarray(IDS)) & masks.Causal(),
+            "scores": (scores.ALiBi(slopes), scores.SoftCap(5.0)),
+        },
+        ((2,),),
+    ),
+    "biases": (
+        (200, 200, 2, 1, 8, 8),
+        lambda shared, of_keys, of_queries, distances: {
+            "mask": masks.Causal(),
+            "scores": (
+                scores.Bias(shared),
+                scores.Bias(of_keys),
+                scores.Bias(of_queries),
+                scores.RelativeBuckets(distances),
+            ),
+        },
+        ((1, 200, 200), (2, 1, 200), (1, 200, 1), (32, 2)),
     ),
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+def results(implementation, arrays, pieces):
+    """Results, and gradients for fixed cotangents."""
+
+    def run(query, key, value, *others):
+        return tuple(jattn.partial_attention(query, key, value, **pieces(*others), implementation=implementation))
+
+    out, pull = jax.vjp(jax.jit(run), *arrays)
+    return out, pull(tuple(random(*(one.shape for one in out), seed=1)))
+
+
+@pytest.mark.parametrize("name", LONG)
 def test_tiles_are_those_of_the_reference(name):
-    (q_len, kv_len, q_heads, kv_heads, qk_dim, v_dim), pieces = CALLS[name]
-    arrays = random((q_len, q_heads, qk_dim), (kv_len, kv_heads, qk_dim), (kv_len, kv_heads, v_dim))
-    have, want = (jattn.partial_attention(*arrays, **pieces, implementation=one) for one in (KERNEL, "reference"))
-    near(have.out, want.out, 1e-5)
-    near(have.lse, want.lse, 1e-5)
+    (q_len, kv_len, q_heads, kv_heads, qk_dim, v_dim), pieces, shapes = LONG[name]
+    arrays = random((q_len, q_heads, qk_dim), (kv_len, kv_heads, qk_dim), (kv_len, kv_heads, v_dim), *shapes)
+    have, want = (results(one, arrays, pieces) for one in (KERNEL, "reference"))
+    jax.tree.map(near, have, want)
 
 
 def test_nan_and_inf_reach_who_may_attend_to_them():
