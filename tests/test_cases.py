@@ -26,8 +26,28 @@ IN_AXES = [
 
 # What `vmap` and bfloat16 are tested with in every run; with all rows, where --everything is asked for.
 FEW = {"causal", "grouped queries", "additive", "bias, then soft cap, then alibi, causal", "sigmoid", "entmax 1.5"}
-# Rows that go on from another of their kind, which is tested in every run.
+# Rows that go on from another of their kind, which is tested in every run, and masks that differ in their pairs alone:
+# those are held against their definition in tests/masks.
 FURTHER = {
+    "tree of candidates",
+    "longformer, traced",
+    "dilated",
+    "table of blocks",
+    "prefix of each sequence",
+    "continuations of a prefix",
+    "strided, merged",
+    "fixed, split",
+    "bigbird, a table for each head",
+    "axial",
+    "neighborhood",
+    "block diffusion",
+    "block causal",
+    "chunked causal",
+    "sparse transformer",
+    "blocked local",
+    "window and sinks",
+    "a table of the offsets in a grid",
+    "relative dot, of Shaw",
     "length 1000",
     "open window",
     "not a window",

@@ -259,7 +259,13 @@ def test_trap_11_gradients_of_bias_sink_soft_cap_and_lse(which, implementation):
 
 
 @BOTH
-@pytest.mark.parametrize("axes", [(0, 0, 0), (None, 2, 0), (1, None, -1), (3, 1, None)])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (None, 2, 0),
+        *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ((0, 0, 0), (1, None, -1), (3, 1, None))),
+    ],
+)
 def test_trap_12_vmap_of_the_backward_pass(axes, implementation):
     """With a batch inside, every axis in turn, and head dims of V that differ from those of K."""
     lanes = [random((2, 10, 4, 3), (2, 10, 2, 3), (2, 10, 2, 5), seed=seed) for seed in range(3)]

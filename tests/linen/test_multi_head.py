@@ -48,7 +48,7 @@ def stringed(tree):
     return {str(name): stringed(value) if isinstance(value, dict) else value for name, value in tree.items()}
 
 
-@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+@pytest.mark.parametrize("cross", [pytest.param(False, marks=pytest.mark.exhaustive), True], ids=["self", "cross"])
 def test_equals_nnx_with_the_same_weights(cross):
     inputs = (X, Y) if cross else (X,)
     one = jattn.nnx.MultiHeadAttention(

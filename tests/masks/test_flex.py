@@ -39,7 +39,7 @@ def dense(rows=slice(None), heads=slice(None)):
     return jattn.attention(QUERY[rows, :, heads], KEY[rows, :, heads], VALUE[rows, :, heads], **pieces)
 
 
-@pytest.mark.parametrize("implementation", ["tiled", "reference"])
+@pytest.mark.parametrize("implementation", ["tiled", pytest.param("reference", marks=pytest.mark.exhaustive)])
 def test_indices_are_those_of_the_arrays(implementation):
     def attend(table):
         return jattn.attention(
@@ -81,7 +81,7 @@ def test_indices_that_are_not_read_cost_nothing():
     assert [leaf.shape for leaf in jax.tree.leaves(by_head)] == [(HEADS,)]
 
 
-@pytest.mark.parametrize("axes", [("model",), ("data", "model")])
+@pytest.mark.parametrize("axes", [pytest.param(("model",), marks=pytest.mark.exhaustive), ("data", "model")])
 def test_heads_on_devices_keep_their_indices(axes):
     mesh = jax.make_mesh((2,) * len(axes), axes)
     heads = Heads("model", mesh=mesh, batch="data" if "data" in axes else ())

@@ -37,7 +37,7 @@ def call(layer, *inputs, **arguments):
     return layer(*inputs, **arguments)
 
 
-@pytest.mark.parametrize(("kv_heads", "cross"), [(8, False), (2, True)])
+@pytest.mark.parametrize(("kv_heads", "cross"), [pytest.param(8, False, marks=pytest.mark.exhaustive), (2, True)])
 def test_equals_flax_with_the_same_weights(kv_heads, cross):
     inputs = (X, Y) if cross else (X,)
     ours = layer(kv_heads=kv_heads, mask=None if cross else masks.Causal())

@@ -13,7 +13,9 @@ from jattn.normalizers import ReLU, Sigmoid
 from jattn.ops.attention.implementations import Tiled
 
 ALLOWED: Any = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
-IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["reference", Tiled(3, 2)], ids=["reference", "tiled"])
+IMPLEMENTATIONS = pytest.mark.parametrize(
+    "implementation", [pytest.param("reference", marks=pytest.mark.exhaustive), Tiled(3, 2)], ids=["reference", "tiled"]
+)
 BOTH = pytest.mark.parametrize("normalizer", [Sigmoid(), ReLU(), ReLU(0.5)], ids=repr)
 
 

@@ -39,7 +39,7 @@ def attending(implementation):
 
 
 @EVERY
-@pytest.mark.parametrize("implementation", ["reference", "tiled"])
+@pytest.mark.parametrize("implementation", [pytest.param("reference", marks=pytest.mark.exhaustive), "tiled"])
 def test_what_does_not_attend_and_is_not_attended_reaches_nothing(similarity, implementation):
     q, k, v = normal(1, (5, 2, 4), (5, 1, 4), (5, 1, 3))
     q[0], k[1] = 0, 0

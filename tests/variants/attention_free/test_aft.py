@@ -25,19 +25,22 @@ def truth(query, key, value, bias=None, causal=False, window=None):
     return mean / (1 + np.exp(-query))
 
 
-@pytest.mark.parametrize("causal", [False, True])
+CAUSAL_OR_NOT = pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.exhaustive), True])
+
+
+@CAUSAL_OR_NOT
 def test_full(causal):
     query, key, value, bias = normal(0, (5, 3), (5, 3), (5, 3), (5, 5))
     check(jax.jit(lambda *a: aft_full(*a, causal=causal)), lambda *a: truth(*a, causal=causal), query, key, value, bias)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@CAUSAL_OR_NOT
 def test_simple(causal):
     query, key, value = normal(1, (2, 7, 2), (2, 7, 2), (2, 7, 2))
     check(jax.jit(lambda *a: aft_simple(*a, causal=causal)), lambda *a: truth(*a, causal=causal), query, key, value)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@CAUSAL_OR_NOT
 @pytest.mark.parametrize("window", [3, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in (1, 9))])
 def test_local(causal, window):
     query, key, value, bias = normal(2, (7, 2), (7, 2), (7, 2), (7, 7))

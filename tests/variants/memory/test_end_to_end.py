@@ -52,7 +52,7 @@ def truth(parameters, hops, tying, encoding):
 
 
 @pytest.mark.parametrize("tying", ["adjacent", "layerwise"])
-@pytest.mark.parametrize("encoding", ["position", "bag"])
+@pytest.mark.parametrize("encoding", ["position", pytest.param("bag", marks=pytest.mark.exhaustive)])
 def test_network_is_its_definition(tying, encoding):
     layer = MemoryNetwork(words=6, features=3, hops=2, sentences=5, tying=tying, encoding=encoding)
     first = layer.init(jax.random.key(0))
@@ -116,7 +116,7 @@ def test_padding_sentences_and_words_change_nothing():
     assert position_encoding(np.array([True, True, False]), 4).shape == (3, 4)
 
 
-@pytest.mark.parametrize("tying", ["adjacent", "layerwise"])
+@pytest.mark.parametrize("tying", [pytest.param("adjacent", marks=pytest.mark.exhaustive), "layerwise"])
 def test_as_a_module(tying):
     layer = MemoryNetwork(words=6, features=3, sentences=5, tying=tying)
     stories = jnp.asarray(np.stack([STORY, STORY[::-1]]))

@@ -39,7 +39,7 @@ def arrays(q_len=3, kv_len=5, seed=0):
     return normal(seed, (q_len, 2, 4), (kv_len, 2, 4), (kv_len, 2, 3), (2 * FREQUENCIES, 2, 4), (2, 4), (2, 4))
 
 
-@pytest.mark.parametrize("implementation", ["reference", Tiled(2, 3)])
+@pytest.mark.parametrize("implementation", [pytest.param("reference", marks=pytest.mark.exhaustive), Tiled(2, 3)])
 def test_relative_attention_is_its_definition(implementation):
     causal = np.tril(np.ones((3, 5), bool), 2)
     check(
@@ -94,7 +94,9 @@ def layer_and_inputs(memory_len, length=12):
     return layer, parameters, jnp.asarray(inputs)
 
 
-@pytest.mark.parametrize("sizes", [(4, 4, 4), (5, 1, 6), (12,)])
+@pytest.mark.parametrize(
+    "sizes", [(5, 1, 6), *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ((4, 4, 4), (12,)))]
+)
 def test_segments_equal_the_full_pass_when_memory_covers_the_context(sizes):
     layer, parameters, inputs = layer_and_inputs(12)
     run, parts, memory, start = jax.jit(layer), [], None, 0
