@@ -33,7 +33,11 @@ Apply = Callable[[Sequence[Any]], list[Any]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """An input: a leaf of the pieces (its place among them), "query", "key", "scores", an argument, or a constant."""
+    """An input.
+
+    Its name is the place of a leaf among those of the pieces; "query" or "key", for positions; "float query" or "float
+    key", for positions less any one of them, in float32; "scores"; or that of an argument, an array or a constant.
+    """
 
     name: Any
     value: Any = None
@@ -116,10 +120,13 @@ class Builder:
     Args:
         axes: of the call.
         keep: whether functions with their own derivative stay whole; otherwise they are inlined.
+        floats: stand-ins for the query and key positions in float32, from which their differences are exact; with them,
+            differences that the function converts to float32 are taken of floats, which saves the conversion of a tile.
     """
 
-    def __init__(self, axes: Axes, *, keep: bool):
+    def __init__(self, axes: Axes, *, keep: bool, floats: tuple[Expression, Expression] | None = None):
         self.axes, self.keep = axes, keep
+        self.floats = None if floats is None else {"query": floats[0], "key": floats[1]}
 
     def trace(self, function: Callable[..., Any], inputs: Sequence[Expression]) -> list[Expression]:
         """The results of a function of arrays."""
@@ -196,6 +203,10 @@ class Builder:
         folded = _folded(node, avals)
         if folded is not None:
             return [constant(folded)]
+        if node.name == "convert_element_type" and avals[0].dtype == np.float32 and self.floats is not None:
+            exact = self._as_floats(node.operands[0])
+            if exact is not None:
+                return [exact]
         operands = node.operands
         along = frozenset().union(*(one.along for one in operands))
         of_scores = any(one.of_scores for one in operands)
@@ -204,6 +215,25 @@ class Builder:
             Expression(tuple(one.shape), one.dtype, node, index, along, apart, of_scores)
             for index, one in enumerate(avals)
         ]
+
+    def _as_floats(self, value: Expression) -> Expression | None:
+        """An integer function of a difference of positions, computed in float32 with the same result; or None."""
+        node, floats = value.origin, self.floats
+        if not isinstance(node, Node) or value.dtype != np.int32 or floats is None:
+            return None
+        aval = jax.ShapeDtypeStruct(value.shape, np.dtype(np.float32))
+        if node.name == "sub":
+            sides = [_position(one) for one in node.operands]
+            if set(sides) != {"query", "key"}:
+                return None
+            operands = tuple(dataclasses.replace(floats[side], shape=value.shape) for side in sides if side)
+            return self.node(Node("sub", {}, operands, _in_jax(jnp.subtract, value.shape)), [aval])[0]
+        if node.name not in _ONE_SIGN:
+            return None
+        inner = self._as_floats(node.operands[0])
+        if inner is None:
+            return None
+        return self.node(Node(node.name, {}, (inner,), _in_jax(_ONE_SIGN[node.name], value.shape)), [aval])[0]
 
     def _apart(self, node: Node) -> frozenset[int] | None:
         if node.name == "sub" and {_position(one) for one in node.operands} == {"query", "key"}:
@@ -217,11 +247,22 @@ class Builder:
         return frozenset().union(*parts)
 
 
+_ONE_SIGN = {"abs": jnp.abs, "neg": jnp.negative}
+
+
+def _in_jax(function: Callable[..., Any], shape: tuple[int, ...]) -> Apply:
+    return lambda values: [function(*values).reshape(shape)]
+
+
 def _position(value: Expression) -> str | None:
     """Which position a value is, however reshaped."""
     while isinstance(value.origin, Node) and value.size == 1 and value.origin.name in RESHAPES | {"copy"}:
         value = value.origin.operands[0]
-    return value.origin.name if isinstance(value.origin, Source) and value.origin.name in ("query", "key") else None
+    name = value.origin.name if isinstance(value.origin, Source) else None
+    return _POSITIONS.get(name) if isinstance(name, str) else None
+
+
+_POSITIONS = {"query": "query", "key": "key", "float query": "query", "float key": "key"}
 
 
 RESHAPES = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims"}

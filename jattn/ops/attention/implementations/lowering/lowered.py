@@ -19,6 +19,9 @@ from .limits import Limits
 from .outside import everywhere, guarded, may_be_singular
 from .primitives import entries, flag, held, looked_up, spread
 
+EXACT = 2**24
+"""Integers up to this number are exact in float32."""
+
 
 def offset_of(call: Call) -> int | None:
     """`query position - key position` of the first query and key, if all positions are known and consecutive."""
@@ -86,6 +89,13 @@ class Lowered:
         query, key = self._leaves[places.query_positions], self._leaves[places.key_positions]
         self._query = dataclasses.replace(query, origin=Source("query"))
         self._key = dataclasses.replace(key, origin=Source("key"))
+        far = abs(offset or 0) + q_len + kv_len
+        self._floats = None
+        if offset is not None and far < EXACT:
+            self._floats = (
+                dataclasses.replace(self._query, origin=Source("float query"), dtype=np.dtype(np.float32)),
+                dataclasses.replace(self._key, origin=Source("float key"), dtype=np.dtype(np.float32)),
+            )
         self._positions = {"query": places.query_positions, "key": places.key_positions}
         self._raw = Expression((1,) * axes.rank, np.dtype("float32"), Source("scores"), of_scores=True)
         self.masks = places.mask is not None
@@ -125,7 +135,7 @@ class Lowered:
         places, tree = jax.tree.flatten(piece)
         given = [*(self._leaves[place] for place in places), *inputs, self._query, self._key]
         count = len(places)
-        builder = Builder(self._axes, keep=argument in ("scores", "normalizer"))
+        builder = Builder(self._axes, keep=argument in ("scores", "normalizer"), floats=self._floats)
 
         def of_arrays(*arrays: Any) -> Any:
             return function(tree.unflatten(arrays[:count]), *arrays[count:])
@@ -172,6 +182,7 @@ class Lowered:
         leaves = jax.tree.leaves(pieces)
         sources: dict[Any, Any] = dict(enumerate(leaves))
         sources |= {name: leaves[place] for name, place in self._positions.items()}
+        sources |= _as_floats(sources)
         computed: dict[tuple[int, str], Any] = {}
         found = []
         for field in self._choice.fields:
@@ -193,6 +204,7 @@ class Lowered:
             away = kv_len - np.arange(distances.length(q_len, kv_len), dtype=np.int32) - (self._offset or 0)
             alone = (1,) * (axes.rank - 1)
             sources = {**sources, "query": np.zeros((*alone, 1), np.int32), "key": away.reshape(*alone, -1)}
+            sources |= _as_floats(sources)
             found = everywhere(of, sources, axes)
             return jnp.swapaxes(found.reshape(*found.shape[: axes.rank], 1), -2, -1)[..., None]
         if isinstance(of.origin, Source) and isinstance(of.origin.name, int):
@@ -232,6 +244,13 @@ class Lowered:
             key: positions `[k, 1]`.
         """
         return Tile(self, fields, query, key)
+
+
+def _as_floats(positions: dict[Any, Any]) -> dict[str, Any]:
+    """Positions less the first one of the keys, in float32: they have the same differences."""
+    query, key = positions["query"], positions["key"]
+    first = key[tuple(slice(0, 1) for _ in key.shape)]
+    return {f"float {name}": (one - first).astype(np.float32) for name, one in (("query", query), ("key", key))}
 
 
 class _Refused(Exception):
@@ -328,7 +347,8 @@ class Tile:
         return guarded(run)(raw, self._query, self._key, *map(full, places))
 
     def _evaluate(self, value: Expression, raw: Any = None) -> Any:
-        sources = {"query": entries([self._query], ()), "key": entries([self._key], ())}
+        positions = {"query": self._query, "key": self._key}
+        sources = {name: entries([one], ()) for name, one in (positions | _as_floats(positions)).items()}
         if raw is not None:
             sources["scores"] = entries([raw], ())
         read = {at: self._read(of, places) for at, (of, places) in self._lowered._choice.read.items()}

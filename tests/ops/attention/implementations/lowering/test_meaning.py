@@ -98,7 +98,8 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_tiles_of_calls(name):
-    check(called(**CALLS[name]), (8, 16))
+    # Looking up an entry by comparisons makes long programs.
+    check(called(**CALLS[name]), (LENGTH, LENGTH) if "permuted" in name else (8, 16))
 
 
 def test_only_what_a_tile_reads_is_a_field():
