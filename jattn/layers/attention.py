@@ -69,7 +69,7 @@ class MultiHeadAttention(Layer):
     >>> import jax, jattn
     >>> layer = MultiHeadAttention(64, 8, kv_heads=2, rotary=True, mask=jattn.masks.SlidingWindow(299, 0))
     >>> parameters = layer.init(jax.random.key(0))
-    >>> layer(parameters, jax.numpy.ones((2, 10, 64))).shape
+    >>> jax.jit(layer)(parameters, jax.numpy.ones((2, 10, 64))).shape
     (2, 10, 64)
     """
 
@@ -340,9 +340,10 @@ class MultiHeadAttention(Layer):
         >>> import jax, jattn
         >>> layer = MultiHeadAttention(64, 8, rotary=True, mask=jattn.masks.Causal())
         >>> parameters, x = layer.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (3, 10, 64))
-        >>> out, state = layer.prefill(parameters, x[:, :9], layer.initial_state(parameters, (3,), length=16))
-        >>> last, state = layer.step(parameters, x[:, 9], state)
-        >>> bool(jax.numpy.allclose(last, layer(parameters, x)[:, 9], atol=1e-5))
+        >>> state = layer.initial_state(parameters, (3,), length=16)
+        >>> out, state = jax.jit(layer.prefill)(parameters, x[:, :9], state)
+        >>> last, state = jax.jit(layer.step)(parameters, x[:, 9], state)
+        >>> bool(jax.numpy.allclose(last, jax.jit(layer)(parameters, x)[:, 9], atol=1e-5))
         True
         """
         check_shapes({"in_features": self.in_features}, inputs=(inputs, "... in_features"))

@@ -39,7 +39,8 @@ def assert_close(ours, wanted, tolerance=1e-5):
 
 @pytest.mark.parametrize(
     ("kind", "form", "extreme"),
-    [(kind, form, False) for kind in KINDS for form in ("scan", "chunked")]
+    [(kind, "chunked", False) for kind in KINDS]
+    + [pytest.param(kind, "scan", False, marks=() if kind in FEW else pytest.mark.exhaustive) for kind in KINDS]
     + [(kind, "chunked", True) for kind in GATED],
 )
 def test_is_its_definition_with_state_and_segments(kind, form, extreme):
@@ -239,7 +240,8 @@ def test_vmap_and_batch_are_loops(kind):
     assert jax.eval_shape(run, nested)[0].shape == (1, 3, 20, 2, 5)
 
 
-@pytest.mark.parametrize("kind", rows(KINDS, ["channel delta"]))
+@pytest.mark.exhaustive  # in every run: tests/benchmarks/test_linear.py
+@pytest.mark.parametrize("kind", KINDS)
 def test_memory_of_the_gradient_is_linear(kind):
     def temporaries(length):
         given = inputs(kind, length, 4, 32, 32)

@@ -141,7 +141,7 @@ def truth(layer, p, x):
     return np.einsum("thd,hdf->tf", out * gate, p["out"]["kernel"])
 
 
-@pytest.mark.parametrize("name", RECURRENT | OPTIONS)
+@pytest.mark.parametrize("name", rows(RECURRENT | OPTIONS, [*RECURRENT, "RWKV-6, a layer norm"]))
 def test_is_its_equations_and_a_module(name):
     layer, (x,) = (RECURRENT | OPTIONS)[name], normal(0, (2, 8, FEATURES))
     parameters = random_parameters(layer)
