@@ -36,7 +36,9 @@ class SoftCap(Score):
 
     def modify(self, scores, query, key):
         del query, key
-        cap = self.cap if isinstance(self.cap, (int, float)) else self.cap.astype(scores.dtype)
-        # Clip where tanh is flat, so that the gradient of an infinite score is not 0 * inf.
+        if isinstance(self.cap, (int, float)):
+            return self.cap * jnp.tanh(scores / self.cap)
+        cap = self.cap.astype(scores.dtype)
+        # Clip where tanh is flat, so that the gradient of the cap is not 0 * inf where a score is infinite.
         limit = SATURATED * jax.lax.stop_gradient(cap)
         return cap * jnp.tanh(jnp.clip(scores, -limit, limit) / cap)
