@@ -2,15 +2,17 @@
 
 import argparse
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 
 from . import table
 from .measure import CLOCKS
-from .suites import SUITES
+from .row import Row
+from .suites import SUITES, about
 
 
-def main(arguments: list[str] | None = None) -> list[table.Row]:
+def main(arguments: list[str] | None = None) -> list[Row]:
     """Parse the command line, then measure and print; returns the rows.
 
     Args:
@@ -28,6 +30,7 @@ def main(arguments: list[str] | None = None) -> list[table.Row]:
     )
     parser.add_argument("--length", type=int, help="the usual length, in place of the suite's")
     parser.add_argument("--long", type=int, help="the length of the rows on long sequences, in place of the suite's")
+    parser.add_argument("--generations", nargs="+", metavar="NAME", help="TPUs to compile for, such as v5e v6e")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table to this file")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write all measurements to this file, with the times of each round"
@@ -35,15 +38,22 @@ def main(arguments: list[str] | None = None) -> list[table.Row]:
     asked = parser.parse_args(arguments)
     if asked.repeats < 1:
         parser.error(f"--repeats must be at least 1; got {asked.repeats}")
-    sizes = {name: getattr(asked, name) for name in ("length", "long") if getattr(asked, name) is not None}
-    cases = SUITES[asked.suite](**sizes)
+    options = ("length", "long", "generations")
+    sizes = {name: getattr(asked, name) for name in options if getattr(asked, name) is not None}
+    unused = [f"--{name}" for name in sizes if name not in inspect.signature(SUITES[asked.suite]).parameters]
+    if unused:
+        parser.error(f"the suite {asked.suite} has no {', '.join(unused)}")
+    try:
+        cases = SUITES[asked.suite](**sizes)
+    except ValueError as error:
+        parser.error(str(error))
     names = [case.name for case in cases]
     unknown = set(asked.rows or ()) - set(names)
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
-    about = table.environment(asked.clock)
-    print(about, flush=True)
+    described = about(asked.suite, asked.clock)
+    print(described, flush=True)
     rows = []
     for case in cases:
         if asked.rows and case.name not in asked.rows:
@@ -51,9 +61,9 @@ def main(arguments: list[str] | None = None) -> list[table.Row]:
         rows.append(table.run(case, rounds=asked.repeats, clock=asked.clock))
         print(f"[{case.name}]", " | ".join(rows[-1].cells()), flush=True)
     if asked.markdown:
-        asked.markdown.write_text(table.markdown(rows, about), encoding="utf-8")
+        asked.markdown.write_text(table.markdown(rows, described), encoding="utf-8")
     if asked.json:
-        found = {"about": about, "rows": [dataclasses.asdict(row) for row in rows]}
+        found = {"about": described, "rows": [dataclasses.asdict(row) for row in rows]}
         asked.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return rows
 

@@ -1,8 +1,29 @@
 """The benchmark suites, by name."""
 
+from collections.abc import Sequence
+
+from . import table
 from .cases import cpu
 from .decoding import decode
 from .linear import linear
+from .row import Compiled
 from .sparse import sparse
 
-SUITES = {"cpu": cpu, "decode": decode, "linear": linear, "sparse": sparse}
+
+def tpu(generations: Sequence[str] | None = None) -> tuple[Compiled, ...]:
+    """The rows of `tpu.suite`, which need JAX's Pallas and splash attention."""
+    from .tpu import suite
+
+    return suite.tpu(generations or suite.DEFAULT)
+
+
+def about(suite: str, clock: str) -> str:
+    """One line on what the figures of a suite come from."""
+    if suite != "tpu":
+        return table.environment(clock)
+    from .tpu.compiler import libtpu_version
+
+    return f"{table.versions()}, libtpu {libtpu_version()}: the compiler's estimates. Compiled, not run: no times"
+
+
+SUITES = {"cpu": cpu, "decode": decode, "linear": linear, "sparse": sparse, "tpu": tpu}

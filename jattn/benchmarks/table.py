@@ -1,48 +1,26 @@
 """Run rows of the benchmark and format the results."""
 
-import dataclasses
 import math
 import os
 import platform
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
 from . import peers
 from .cases import STEEPEST, Memory, Speed
 from .measure import alone, paired
+from .row import HEAD, Compiled, Row
 
 SECONDS = 60.0
 """The time limit for the timed rounds of a row."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The result of a row. `figure` is None if the other side is missing."""
-
-    name: str
-    what: str
-    shape: str
-    ours: str
-    other: str
-    figure: float | None
-    shown: str
-    bar: str
-    met: bool | None
-    details: dict[str, Any]
-
-    def cells(self) -> tuple[str, ...]:
-        met = {True: "yes", False: "**no**", None: "-"}[self.met]
-        return self.what, self.shape, self.ours, self.other, self.shown, self.bar, met
-
-
-HEAD = ("what", "shape", "jattn", "compared with", "figure", "target", "met")
-
-
-def run(case: Speed | Memory, *, rounds: int, clock: str = "wall") -> Row:
+def run(case: Speed | Memory | Compiled, *, rounds: int, clock: str = "wall") -> Row:
     """Measure one row."""
-    return _speed(case, rounds, clock) if isinstance(case, Speed) else _memory(case)
+    if isinstance(case, Speed):
+        return _speed(case, rounds, clock)
+    return _memory(case) if isinstance(case, Memory) else case.run()
 
 
 def _speed(case: Speed, rounds: int, clock: str) -> Row:
@@ -98,13 +76,18 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.{min(digits, 6)}f} s"
 
 
+def versions() -> str:
+    """The versions of Python and JAX."""
+    return f"Python {platform.python_version()}, jax {jax.__version__}"
+
+
 def environment(clock: str = "wall") -> str:
     """One line that says what the figures were measured with: versions, device, matmul rate, clock."""
     product = alone(peers.matmul_run(), rounds=7, seconds=SECONDS, clock=clock)
     rate = 2 * peers.MATMUL**3 / product.least / 1e9
     a_core = " a core" if clock == "cpu" else ""
     times = {"wall": "wall clock", "cpu": "CPU time of all threads"}[clock]
-    found = f"Python {platform.python_version()}, jax {jax.__version__}"
+    found = versions()
     device = jax.devices()[0]
     kind = "CPU" if device.platform == "cpu" else device.device_kind
     return (

@@ -1,0 +1,176 @@
+"""The rows of the TPU suite: kernels compiled, not run, beside splash attention."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..cases import Bar
+from ..row import Row
+from .compiler import GENERATIONS, missing
+from .kernels import TILE
+from .measure import Measured, measure
+
+DEFAULT = ("v5e", "v6e", "tpu7x")
+NOT_RUN = "compiled, not run"
+
+LENGTH, STEPS, HEADS = 16384, 8, 32
+"""Of the whole kernels: tokens, query heads, and groups of heads that are computed together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """The cost of a tile of 512 queries and 512 keys of one query head.
+
+    Attributes:
+        kernel: a kernel of `kernels.KERNELS`.
+        what: in words.
+        generation: what it is compiled for.
+        bar: the target for the compiler's estimate, in cycles, if there is one.
+    """
+
+    kernel: str
+    what: str
+    generation: str
+    bar: Bar | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel.replace(' ', '-')}-{self.generation}"
+
+    def run(self) -> Row:
+        """Compile the kernel and splash attention."""
+        try:
+            return self._compiled()
+        except RuntimeError as error:
+            return _failed(self.name, f"{self.what}, {self.generation}", error)
+
+    def _compiled(self) -> Row:
+        direction = self.kernel.partition(" ")[0]
+        clone, splash = (measure(f"{name} {direction}", self.generation) for name in ("splash-like", "splash"))
+        found = measure(self.kernel, self.generation)
+        cycles = None if found.growth is None else found.growth.tile
+        ratio = found.bundles / splash.bundles
+        return Row(
+            self.name,
+            f"{self.what}, {self.generation}",
+            "512 x 512 x 128",
+            _cost(found, self.generation),
+            f"splash-like {_cost(clone, self.generation)}; splash {splash.bundles:.0f} bundles",
+            cycles,
+            f"{'no estimate' if cycles is None else f'{cycles:.0f} cycles'}, {ratio:.2f} x splash's bundles; {NOT_RUN}",
+            "-" if self.bar is None else f"at most {self.bar.value:g}",
+            None if self.bar is None or cycles is None else self.bar.met(cycles),
+            _details(found, clone, splash),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A whole call, causal, of 32 query heads and 8 key heads of 128, from the estimates of its tiles.
+
+    Attributes:
+        backward: with the backward pass.
+        generation: what it is compiled for.
+        bar: the target for the ratio to the splash-like kernel, if there is one.
+    """
+
+    backward: bool
+    generation: str
+    bar: Bar | None
+
+    @property
+    def name(self) -> str:
+        return f"whole-{'both' if self.backward else 'forward'}-{self.generation}"
+
+    def run(self) -> Row:
+        """Compile the kernels and splash attention."""
+        try:
+            return self._compiled()
+        except RuntimeError as error:
+            return _failed(self.name, f"a whole call, {self.generation}", error)
+
+    def _compiled(self) -> Row:
+        rows = LENGTH // TILE
+        full, partial = rows * (rows - 1) // 2, rows
+        ours = other = 0.0
+        known = True
+        for direction in ("forward", "backward")[: 1 + self.backward]:
+            whole, edge, clone = (
+                measure(name, self.generation).growth
+                for name in (f"{direction} full", f"{direction} partial", f"splash-like {direction}")
+            )
+            if whole is None or edge is None or clone is None:
+                known = False
+                continue
+            ours += HEADS * (full * whole.tile + partial * edge.tile + rows * edge.row)
+            other += HEADS * ((full + partial) * clone.tile + rows * clone.row)
+        ratio = ours / other if known else None
+        clock = GENERATIONS[self.generation].clock
+        return Row(
+            self.name,
+            f"{'forward + backward' if self.backward else 'forward'}, causal, {full + partial} of {rows**2} tiles, "
+            f"{self.generation}",
+            f"1 x {LENGTH} x 32/8 x 128",
+            f"{ours:.3g} cycles ({1e3 * ours / clock:.2f} ms at {clock / 1e9:g} GHz)" if known else "no estimate",
+            f"splash-like {other:.3g} cycles ({1e3 * other / clock:.2f} ms)" if known else "no estimate",
+            ratio,
+            f"{'-' if ratio is None else f'{ratio:.2f} x'}; {NOT_RUN}",
+            "-" if self.bar is None else f"at most {self.bar.value:g}",
+            None if self.bar is None or ratio is None else self.bar.met(ratio),
+            {"ours": ours, "other": other},
+        )
+
+
+def _failed(name: str, what: str, error: RuntimeError) -> Row:
+    """The row of a kernel that does not compile."""
+    said = str(error).replace("|", "/")
+    return Row(name, what, "-", said, "-", None, f"no estimate; {NOT_RUN}", "-", None, {})
+
+
+def _cost(found: Measured, generation: str) -> str:
+    """Cycles, microseconds and bundles of a tile of one head."""
+    if found.growth is None:
+        return f"{found.bundles:.0f} bundles"
+    cycles, clock = found.growth.tile, GENERATIONS[generation].clock
+    return f"{cycles:.0f} cycles ({1e6 * cycles / clock:.2f} µs), {found.bundles:.0f} bundles"
+
+
+def _details(*found: Measured) -> dict[str, Any]:
+    return dict(zip(("ours", "splash-like", "splash"), map(dataclasses.asdict, found), strict=True))
+
+
+TARGETS: Mapping[str, tuple[str, dict[str, int]]] = {
+    "forward full": ("forward, full tile, 4 query heads a key head", {"v5e": 1150, "v6e": 520, "tpu7x": 520}),
+    "forward multi-head": ("forward, full tile, a key head each", {"v5e": 1190, "v6e": 560, "tpu7x": 560}),
+    "forward partial": ("forward, causal partial tile", {"v5e": 1160, "v6e": 610, "tpu7x": 600}),
+    "forward scored": ("forward, ALiBi + soft cap + segments", {"v5e": 1260, "v6e": 860, "tpu7x": 840}),
+    "backward full": ("backward, full tile, 4 query heads a key head", {"v5e": 2650, "v6e": 1260, "tpu7x": 1260}),
+    "backward multi-head": ("backward, full tile, a key head each", {}),
+    "backward partial": ("backward, causal partial tile", {"v5e": 2680, "v6e": 1400, "tpu7x": 1400}),
+    "backward scored": ("backward, ALiBi + soft cap + segments", {"v5e": 3290, "v6e": 2200, "tpu7x": 2130}),
+}
+"""Of each kernel: what it is, and the most cycles a tile by generation."""
+
+
+def tpu(generations: Sequence[str] = DEFAULT) -> tuple[Tile | Whole, ...]:
+    """The rows of the TPU suite.
+
+    Args:
+        generations: names of `GENERATIONS`.
+
+    Raises:
+        ValueError: a generation is unknown, or libtpu is not installed.
+    """
+    unknown = [name for name in generations if name not in GENERATIONS]
+    if unknown:
+        raise ValueError(f"`generations` must be of {', '.join(GENERATIONS)}; got {', '.join(unknown)}.")
+    if missing() is not None:
+        raise ValueError(f"nothing can be compiled for a TPU here: {missing()}.")
+    rows: list[Tile | Whole] = []
+    for generation in generations:
+        for kernel, (what, most) in TARGETS.items():
+            bar = Bar(most[generation], True) if generation in most else None
+            rows.append(Tile(kernel, what, generation, bar))
+        for backward, most in ((False, 0.45), (True, 0.62)):
+            rows.append(Whole(backward, generation, Bar(most, True) if generation == "v6e" else None))
+    return tuple(rows)

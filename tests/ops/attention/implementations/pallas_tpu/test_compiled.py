@@ -1,0 +1,133 @@
+"""The kernel compiles for every generation of TPUs, for masks, scores and shapes of all kinds.
+
+The compiler is the real one; there is no TPU, so nothing runs. Values are tested in interpret mode.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tpu import compiled, needs_libtpu
+
+import jattn
+from jattn import masks, scores
+from jattn.benchmarks.tpu.compiler import GENERATIONS
+from jattn.normalizers import Sigmoid, Softmax
+from jattn.ops.attention.implementations.pallas_tpu import PallasTPU
+
+pytestmark = needs_libtpu
+
+LENGTH = 1024
+TABLE = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1]], bool)  # which topic a document of each topic may read
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A call of attention.
+
+    Attributes:
+        pieces: from the arrays, the options of the call.
+        arrays: of the pieces, by name: shape and dtype.
+        heads: of queries and of keys.
+        dims: of queries and of values.
+        length: of queries and of keys.
+    """
+
+    pieces: Callable[[Any], Mapping[str, Any]] = lambda given: {"mask": masks.Causal()}
+    arrays: Mapping[str, tuple[tuple[int, ...], str]] = dataclasses.field(default_factory=dict)
+    heads: tuple[int, int] = (4, 1)
+    dims: tuple[int, int] = (128, 128)
+    length: int = LENGTH
+
+    def arguments(self, dtype):
+        q_heads, kv_heads = self.heads
+        shapes = (q_heads, self.dims[0]), (kv_heads, self.dims[0]), (kv_heads, self.dims[1])
+        arrays = [jax.ShapeDtypeStruct((1, self.length, *shape), dtype) for shape in shapes]
+        return *arrays, {name: jax.ShapeDtypeStruct(*given) for name, given in self.arrays.items()}
+
+    def run(self, query, key, value, given):
+        return jattn.attention(query, key, value, implementation=PallasTPU(), **self.pieces(given))
+
+
+def of(pieces, **given):
+    """A case whose arrays are keyword arguments that do not name one of its attributes."""
+    known = {field.name for field in dataclasses.fields(Case)}
+    arrays = {name: given.pop(name) for name in list(given) if name not in known}
+    return Case(pieces, arrays, **given)
+
+
+ids, f32 = ((1, LENGTH), "int32"), "float32"
+CASES = {
+    "plain": of(lambda a: {}),
+    "causal": of(lambda a: {"mask": masks.Causal()}),
+    "window": of(lambda a: {"mask": masks.SlidingWindow(300)}),
+    "prefix": of(lambda a: {"mask": masks.Prefix(a["first"])}, first=((1,), "int32")),
+    "segments": of(lambda a: {"mask": masks.SameSegment(a["ids"]) & masks.Causal()}, ids=ids),
+    "lengths": of(lambda a: {"mask": masks.Lengths(a["lengths"])}, lengths=((1,), "int32")),
+    "lambda": of(lambda a: {"mask": lambda q, k: jnp.where(q % 3 == 0, k <= q, (k <= q) & (q - k < 300))}),
+    "documents": of(lambda a: {"mask": topics(a["topics"])}, topics=ids),
+    "alibi, cap": of(
+        lambda a: {"mask": masks.Causal(), "scores": (scores.ALiBi(a["slopes"]), scores.SoftCap(30.0))},
+        slopes=((4,), f32),
+    ),
+    "buckets": of(lambda a: {"scores": scores.RelativeBuckets(a["table"])}, table=((32, 4), f32)),
+    "key bias": of(lambda a: {"scores": scores.Bias(a["bias"])}, bias=((1, 1, 1, LENGTH), f32)),
+    "pair bias": of(lambda a: {"scores": scores.Bias(a["bias"])}, bias=((4, LENGTH, LENGTH), f32)),
+    "sinks": of(lambda a: {"mask": masks.Causal(), "normalizer": Softmax(a["sink"])}, sink=((4,), f32)),
+    "sigmoid": of(lambda a: {"mask": masks.Causal(), "normalizer": Sigmoid()}),
+    "dropout": of(
+        lambda a: {"mask": masks.Causal(), "dropout": jattn.Dropout(0.1, a["words"])}, words=((2,), "uint32")
+    ),
+    "32/8 heads": Case(heads=(32, 8)),
+    "multi-query": Case(heads=(8, 1)),
+    "16 heads": Case(heads=(16, 16)),
+    "3 heads": Case(heads=(3, 3)),
+    "192/128": Case(heads=(4, 4), dims=(192, 128)),
+    "64": Case(dims=(64, 64)),
+    "80": Case(dims=(80, 80)),
+    "256": Case(dims=(256, 256)),
+    "odd": Case(length=1000),
+    "short": Case(length=130),
+}
+"""By name."""
+
+
+def topics(table):
+    """Documents may read those of some other topics: a look-up on both sides."""
+    readable = jnp.asarray(TABLE)
+    return lambda q, k: readable[table[0, q], table[0, k]]
+
+
+DTYPES = ("bfloat16", "float32")
+MATRIX = [
+    (name, generation, DTYPES[(row + column) % 2])
+    for (row, name), (column, generation) in itertools.product(enumerate(CASES), enumerate(GENERATIONS))
+]
+"""Every case for every generation, in one of the dtypes."""
+
+ALWAYS = {row for index, row in enumerate(MATRIX) if sum(divmod(index, len(GENERATIONS))) % 3 == 0}
+"""A third of them, in which every case and every generation occurs."""
+
+
+@pytest.mark.parametrize(
+    "name, generation, dtype",
+    [
+        pytest.param(*row, id="-".join(row).replace(" ", "_"), marks=() if row in ALWAYS else pytest.mark.exhaustive)
+        for row in MATRIX
+    ],
+)
+def test_forward(name, generation, dtype):
+    case = CASES[name]
+    _, text = compiled(generation, case.run, *case.arguments(dtype))
+    assert "jattn_forward" in text
+
+
+def test_the_third_has_everything():
+    found = [{row[column] for row in ALWAYS} for column in range(3)]
+    assert found == [set(CASES), set(GENERATIONS), set(DTYPES)]
+    assert len(ALWAYS) <= len(MATRIX) / 3 + 1
