@@ -66,7 +66,7 @@ class Target:
 
     platform: str
     generation: str | None = None
-    auto_devices: int = 1
+    auto_devices: int = dataclasses.field(default=1, repr=False)
 
     def __str__(self) -> str:
         return self.platform if self.generation is None else f"{self.platform} {self.generation}"
@@ -110,8 +110,9 @@ def _of_device(device: Any) -> Target:
 def compiled_for(target: Any) -> Iterator[Target]:
     """A context in which functions are traced for this target, whatever this machine is.
 
-    For ahead-of-time compilation: JAX lowers a function for the devices of its arguments, but it does not say which TPU
-    or GPU that is while it traces. The choice of implementations and their tile sizes then follow this target.
+    For ahead-of-time compilation: JAX does not say while it traces which TPU or GPU a function will be lowered for. The
+    choice of implementations and their tile sizes then follow this target. A program that is lowered for another
+    platform after all, or runs on this machine, is the one for that platform.
 
     Args:
         target: text such as `"tpu v5e"`, `"cuda h100"` or `"cpu"`, a device, or a `Target`.
@@ -152,22 +153,24 @@ def expected_target(*arrays: Any) -> Target:
 def target_of(*arrays: Any) -> Target | None:
     """The target of a program of these arrays if it is known, or None if only lowering will tell.
 
-    It is known inside of `compiled_for`, and outside of `jit`, also under `jax.grad` and `jax.vmap`: the program then
-    runs here, where the arrays are. But for a TPU only lowering tells over how many devices XLA divides a program.
+    It is known outside of `jit`, also under `jax.grad` and `jax.vmap`: the program then runs where the arrays are.
     """
-    given = _GIVEN.get()
-    if is_tracing() and given is not None and given.platform in KERNELS_WHOLE:
+    if is_tracing():
         return None
-    if given is not None or is_tracing():
-        return given
     concrete = [array for array in arrays if isinstance(array, jax.Array) and not isinstance(array, Tracer)]
     if not concrete:
-        return expected_target(*arrays)
-    found = as_target(next(iter(concrete[0].sharding.device_set)))
+        return _known_better(as_target(jax.devices()[0]))
+    found = _known_better(as_target(next(iter(concrete[0].sharding.device_set))))
     # The type of an array names its mesh, but a sharding without a mesh leaves all to XLA.
     without_mesh = (array for array in concrete if jax.typeof(array).sharding.mesh.empty)
     devices = max((len(array.sharding.device_set) for array in without_mesh), default=1)
     return dataclasses.replace(found, auto_devices=devices) if found.platform in KERNELS_WHOLE else found
+
+
+def _known_better(found: Target) -> Target:
+    """The target of `compiled_for` if it is for the platform that was found."""
+    given = _GIVEN.get()
+    return given if given is not None and given.platform == found.platform else found
 
 
 def by_target(function: Callable[..., Any], *arrays: Any) -> Any:
@@ -197,9 +200,7 @@ def by_target(function: Callable[..., Any], *arrays: Any) -> Any:
         return function(target, *arrays)
     expected, flat = expected_target(*leaves), _Flat(function, tree)
     closed, shapes = jax.make_jaxpr(functools.partial(function, expected), return_shape=True)(*arrays)
-    out = _by_target.bind(
-        *leaves, traced=_Traced(closed), expected=expected, given=given_target() is not None, function=flat
-    )
+    out = _by_target.bind(*leaves, traced=_Traced(closed), expected=expected, function=flat)
     return jax.tree.structure(shapes).unflatten(out)
 
 
@@ -238,10 +239,10 @@ def _run(*leaves: Any, expected: Target, function: _Flat, **others: Any) -> list
 
 
 def _lowered(
-    platform: str | None, context: Any, *operands: Any, traced: _Traced, expected: Target, given: bool, function: _Flat
+    platform: str | None, context: Any, *operands: Any, traced: _Traced, expected: Target, function: _Flat
 ) -> Any:
     name = context.module_context.platforms[0] if platform is None else platform
-    found = expected if given or name == expected.platform else Target(name)
+    found = expected if name == expected.platform else Target(name)
     if name in KERNELS_WHOLE:
         found = dataclasses.replace(found, auto_devices=_auto_devices(context.module_context.axis_context))
     program = jaxpr_as_fun(traced.closed) if found == expected else functools.partial(function, found)
@@ -273,7 +274,8 @@ def _device_kind(target: Target) -> Iterator[None]:
     if mesh.abstract_device is not None or not _is_foreign(target):
         yield
         return
-    kind, cores = _TPU_KINDS.get(target.generation or "", _TPU_KINDS["v5e"])
+    generation = target.generation or "v5e"
+    kind, cores = _TPU_KINDS.get(generation, (f"TPU {generation}", 1))
     device = AbstractDevice(device_kind=kind, num_cores=cores, platform="tpu")
     mesh = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):

@@ -131,7 +131,7 @@ class Operation:
 
     >>> from jattn.ops.attention.implementations import ATTENTION
     >>> [row.name for row in ATTENTION.rows]
-    ['tiled', 'reference']
+    ['pallas_tpu', 'tiled', 'reference']
     """
 
     name: str

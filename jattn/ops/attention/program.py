@@ -106,6 +106,9 @@ class Program:
 
 def _chosen(implementation: Any, call: Call) -> Any:
     if not isinstance(implementation, Operation):
+        reason = implementation.refuses(call)  # now that the target is known
+        if reason is not None:
+            raise Unsupported(f"implementation `{implementation.name}` refuses this call: {reason}.")
         return implementation
     chosen = implementation.choose(call, None, call.target)
     if not chosen.reverse_mode_only:

@@ -25,7 +25,8 @@ PLATFORMS = ("cpu", "tpu", "cuda")
 
 def loss(query, key, value):
     ids = jnp.arange(40) // 15
-    return jattn.attention(query, key, value, mask=jattn.masks.Causal() & jattn.masks.SameSegment(ids[None])).sum()
+    mask = jattn.masks.Causal() & jattn.masks.SameSegment(ids[None])
+    return jattn.attention(query, key, value, mask=mask, implementation="tiled").sum()
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_each_platform_gets_its_own_tiles(chosen):
 
 
 def test_constants_of_a_program_do_not_decide_its_target(chosen):
-    jax.export.export(jax.jit(lambda: jattn.attention(*ARRAYS)), platforms=("tpu",))()
+    jax.export.export(jax.jit(lambda: jattn.attention(*ARRAYS, implementation="tiled")), platforms=("tpu",))()
     assert "tpu" in chosen
 
 
@@ -65,11 +66,11 @@ def test_nothing_is_traced_for_a_platform_that_nobody_asks_for(chosen):
     assert set(chosen) == {"cpu"}
 
 
-@pytest.mark.parametrize(("target", "rounds"), [("cpu", False), ("tpu v5e", True), ("cuda h100", True)])
-def test_the_program_rounds_weights_where_there_are_matrix_units(target, rounds):
+@pytest.mark.parametrize(("platform", "rounds"), [("cpu", False), ("tpu", True), ("cuda", True)])
+def test_the_program_rounds_weights_where_there_are_matrix_units(platform, rounds):
     low = [array.astype(jnp.bfloat16) for array in ARRAYS]
-    with compiled_for(target):
-        text = jax.jit(lambda *arrays: jattn.attention(*arrays)).lower(*low).as_text()
+    attend = jax.jit(lambda *arrays: jattn.attention(*arrays, implementation="tiled"))
+    text = jax.export.export(attend, platforms=(platform,))(*low).mlir_module()
     products = [line for line in text.splitlines() if "dot_general" in line and "x40x" in line]
     # The second product is that of weights and values.
     assert products and ("bf16" in products[-1].split("->")[0].split(":")[-1]) == rounds
@@ -107,7 +108,7 @@ class Kernel(Tiled):
 @pytest.fixture
 def kernel(monkeypatch):
     row = dispatch.Row("kernel", "module_of_a_kernel", "Kernel", ("tpu",))
-    operation = dataclasses.replace(ATTENTION, rows=(row, *ATTENTION.rows))
+    operation = dataclasses.replace(ATTENTION, rows=(row, *(one for one in ATTENTION.rows if one.platforms is None)))
     for module in ("jattn.ops.attention.api", "jattn.ops.attention.explain"):
         monkeypatch.setattr(sys.modules[module], "ATTENTION", operation)
     module = types.ModuleType("module_of_a_kernel")
@@ -180,6 +181,46 @@ def test_by_target_knows_what_xla_divides_over_the_devices_of_a_tpu():
     assert targets(attend, in_shardings=data) == Target("tpu", None, 8)
     everywhere = in_shards(("data", "model"), {"data", "model"})
     assert targets(everywhere, in_shardings=both) == Target("tpu")
-    with compiled_for("tpu v6e"):
+    with compiled_for("tpu v6e"):  # JAX does not take what it traced before
         assert targets(attend) == Target("tpu", "v6e")
         assert targets(attend, in_shardings=data) == Target("tpu", "v6e", 8)
+
+
+def test_a_kernel_runs_where_it_can():
+    """The default on a TPU is the kernel, decided when the program is lowered; and nowhere else."""
+    step = jax.jit(jax.grad(lambda *arrays: jattn.attention(*arrays, mask=jattn.masks.Causal()).sum(), (0, 1, 2)))
+
+    def kernels(function, *platforms, **options):
+        return (
+            jax.export.export(jax.jit(function, **options), platforms=platforms)(*ARRAYS)
+            .mlir_module()
+            .count("tpu_custom_call")
+        )
+
+    assert kernels(step, "tpu") == 2  # forward and backward
+    assert kernels(step, "cpu") == 0
+    exported = jax.export.export(step, platforms=("cpu", "tpu"))(*ARRAYS)
+    for got, want in zip(exported.call(*ARRAYS), step(*ARRAYS), strict=True):
+        near(got, want)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, P("data"))
+    assert kernels(step, "tpu", in_shardings=(split,) * 3) == 0  # XLA cannot divide a kernel
+    with compiled_for("tpu v5e"):
+        assert kernels(step, "cpu") == 0
+        near(jattn.attention(*ARRAYS), jax.jit(lambda *arrays: jattn.attention(*arrays))(*ARRAYS))
+
+    def named(*arrays):
+        return jattn.attention(*arrays, implementation="pallas_tpu")
+
+    with pytest.raises(jattn.Unsupported, match=r"jattn.compiled_for.*interpret=True"):
+        named(*ARRAYS)
+    with compiled_for("tpu v5e"):
+        assert kernels(named, "tpu") == 1
+        with pytest.raises(jattn.Unsupported, match="the program is for cpu"):
+            jax.jit(named)(*ARRAYS)
+        with pytest.raises(jattn.Unsupported, match="Auto mesh axes"):
+            kernels(named, "tpu", in_shardings=(split,) * 3)
+    with compiled_for("tpu v3"):
+        assert kernels(step, "tpu") == 0
+        with pytest.raises(jattn.Unsupported, match="generations v4, v5e"):
+            kernels(named, "tpu")

@@ -22,6 +22,14 @@ _HERE = __name__.rpartition(".")[0]
 ATTENTION = Operation(
     "attention",
     (
+        Row(
+            "pallas_tpu",
+            f"{_HERE}.pallas_tpu",
+            "PallasTPU",
+            ("tpu",),
+            "To compile for a TPU that is not here, trace inside of `jattn.compiled_for('tpu v6e')`; to check values "
+            "without one, pass `jattn.implementations.PallasTPU(interpret=True)`.",
+        ),
         Row("tiled", f"{_HERE}.tiled", "Tiled"),
         Row("reference", f"{_HERE}.reference", "Reference"),
     ),
