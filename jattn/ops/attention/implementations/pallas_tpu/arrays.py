@@ -1,7 +1,10 @@
 """Query, key, value and rows in the layout of the kernels: heads before length, padded with zeros to whole tiles."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .geometry import LANES, Cut, rounded
 
@@ -76,3 +79,14 @@ def nonfinite_tiles(value: jax.Array, cut: Cut) -> jax.Array:
 def no_flags(cut: Cut) -> jax.Array:
     """`nonfinite_tiles` of finite values, where nobody asks for a tile."""
     return jnp.zeros((cut.batch, cut.kv_heads // cut.key_heads, 1), jnp.int32)
+
+
+def narrowed(tree: Any) -> Any:
+    """A tree with its arrays of 64 bits in 32: kernels have no others. NumPy arrays stay NumPy arrays."""
+    narrow = {"int64": np.int32, "uint64": np.uint32, "float64": np.float32}
+
+    def one(array: Any) -> Any:
+        dtype = str(array.dtype)
+        return array.astype(narrow[dtype]) if dtype in narrow else array
+
+    return jax.tree.map(one, tree)

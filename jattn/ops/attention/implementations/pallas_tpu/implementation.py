@@ -112,6 +112,7 @@ class PallasTPU(Streaming):
         return make_plan(pieces.mask, query, key, cut.q_tile, cut.kv_tile)
 
     def stream(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        call = arrays.narrowed(call)
         with jax.enable_x64(False):
             return self._stream(call, query, key, value)
 
@@ -158,6 +159,7 @@ class PallasTPU(Streaming):
             values: likewise.
             table: int32 `[batch..., slots]`; -1 for none.
         """
+        call = arrays.narrowed(call)
         with jax.enable_x64(False):
             options: Any = dict(table=table, tile=self.kv_tile, interpret=self.interpret)
             return decode.attend(call, _lowered(call, None), False, query, keys, values, **options)
