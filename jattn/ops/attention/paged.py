@@ -80,10 +80,10 @@ def attend_pages(pages: Pages, loop: Callable[[Pages], jax.Array], implementatio
     split = split_of(pages, layouts)
     if split is None:
         return run(pages)
-    if not split.kept or pages.keys.shape[-2] % split.parts("head"):
+    if pages.keys.shape[-2] % split.parts("head"):
         return loop(pages)
     pieces = pages.pieces.indexed(pages.query.shape[:-3], pages.query.shape[-2], split_axes(pages.query))
-    return run_split(run, (pages._replace(pieces=pieces),), (layouts,), rows, split)
+    return run_split(run, (pages._replace(pieces=pieces),), (layouts,), rows, split, axes=split.explicit)
 
 
 def _reader(implementation: Any) -> Any:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .....foundation.arrays import iota
-from .....foundation.varying import vary, varying_axes
+from .....foundation.varying import vary
 from .....similarities.base import folded_scale
 from ...call import Call
 from ...partial import Partial, log_of_sum, merge
@@ -140,6 +140,7 @@ def attend(
     table: jax.Array | None = None,
     tile: int | None = None,
     interpret: bool = False,
+    axes: tuple[str, ...] = (),
 ) -> Partial:
     """`Streaming.stream` of a call with few queries.
 
@@ -153,11 +154,11 @@ def attend(
         table: int32 `[batch..., slots]`, the pages of each sequence; -1 for none.
         tile: keys of a tile, if the caller chose it.
         interpret: whether to interpret the kernel on this machine.
+        axes: the mesh axes over which the arrays vary.
     """
     pieces, page = call.pieces, None if table is None else key.shape[-3]
     sizes = sizes_of(call, tile, page)
     batch, rank = math.prod(call.batch), len(call.batch)
-    axes = varying_axes(query, key, value, pieces, table)
     query, scale = folded_scale(pieces.similarity, query, call.scale)
     key, value = (array if page else array.reshape(batch, *array.shape[rank:]) for array in (key, value))
     read = lowered.fields(pieces)
@@ -286,7 +287,7 @@ def _shape_of(axes: tuple[str, ...]) -> Any:
     """A function from sizes to the shape of a result, which varies like the inputs."""
 
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
-        if not axes:
+        if not jax.sharding.get_abstract_mesh().manual_axes:
             return jax.ShapeDtypeStruct(sizes, jnp.float32)
         like = jax.typeof(vary(jnp.zeros((), jnp.float32), axes))
         manual = getattr(like, "manual_axis_type", None)

@@ -18,6 +18,7 @@ from ...call import Call, Pieces
 from ...partial import Partial, log_of_sum
 from ...plan import FULL, PARTIAL, Plan, make_plan
 from ...streaming import Gradients, Streaming
+from ...tile import is_float
 from ..lowering import MOSAIC, Lowered, lower, offset_of
 from . import arrays, backward, collected, decode, forward, geometry, lists
 from . import fields as kinds
@@ -119,7 +120,8 @@ class PallasTPU(Streaming):
     def _stream(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
         if self._decodes(call):
             known = call.plan or self.plan(call)
-            options: Any = dict(tile=self.kv_tile, interpret=self.interpret)
+            axes = self._axes(query, key, value, call.pieces)
+            options: Any = dict(tile=self.kv_tile, interpret=self.interpret, axes=axes)
             return decode.attend(call, _lowered(call, None), known.given[1], query, key, value, **options)
         made = self._made(call, query, key, value, False)
         design, cut = made.design, made.design.cut
@@ -161,8 +163,19 @@ class PallasTPU(Streaming):
         """
         call = arrays.narrowed(call)
         with jax.enable_x64(False):
-            options: Any = dict(table=table, tile=self.kv_tile, interpret=self.interpret)
+            axes = self._axes(query, keys, values, table, call.pieces)
+            options: Any = dict(table=table, tile=self.kv_tile, interpret=self.interpret, axes=axes)
             return decode.attend(call, _lowered(call, None), False, query, keys, values, **options)
+
+    def _axes(self, *arrays: Any) -> tuple[str, ...]:
+        """The mesh axes over which the arrays vary."""
+        axes = varying_axes(*arrays)
+        if axes and self.interpret:
+            raise Unsupported(
+                f"`{self.name}` cannot be interpreted inside of `jax.shard_map`, nor with arrays split over Explicit "
+                "mesh axes, which run in one; interpret it with the arrays of one device."
+            )
+        return axes
 
     def _made(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array, backward: bool) -> "_Made":
         """What both kernels need of a call."""
@@ -177,12 +190,7 @@ class PallasTPU(Streaming):
         read += [array for array, one in zip(positions, given, strict=True) if one]
         wanted = (*lowered.differentiable, *[False] * sum(given))
         fields = tuple(Field.of(array, cut, one) for array, one in zip(read, wanted, strict=True))
-        axes = varying_axes(query, key, value, pieces)
-        if axes and self.interpret:
-            raise Unsupported(
-                f"`{self.name}` cannot be interpreted inside of `jax.shard_map`, nor with arrays split over Explicit "
-                "mesh axes, which run in one; interpret it with the arrays of one device."
-            )
+        axes = self._axes(query, key, value, pieces)
         dtype = jnp.promote_types(query.dtype, key.dtype)
         query, scale = folded_scale(pieces.similarity, query.astype(dtype), call.scale)
         design = Design(
@@ -220,8 +228,11 @@ class PallasTPU(Streaming):
         results: Partial,
         cotangents: Partial,
     ) -> Gradients:
+        narrow = arrays.narrowed(call)
         with jax.enable_x64(False):
-            return self._gradients(call, query, key, value, results, cotangents)
+            found = self._gradients(narrow, query, key, value, results, cotangents)
+        pieces = jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), found.pieces, _floats(call.pieces))
+        return found._replace(pieces=pieces)
 
     def _gradients(
         self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array, results: Partial, cotangents: Partial
@@ -258,6 +269,11 @@ class PallasTPU(Streaming):
             return decode.describe(call, positions_given(call)[1], self.kv_tile)
         cut = self._cut(call)
         return self._plan(call, cut, self.plan(call)), cut.tile_sizes()
+
+
+def _floats(pieces: Pieces) -> Pieces:
+    """The floating-point arrays of the pieces; None for others."""
+    return jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, pieces)
 
 
 def _lowered(call: Call, offset: int | None) -> Lowered:

@@ -131,3 +131,28 @@ def test_pages_are_read_by_the_kernel(monkeypatch):
     near(attend(query, KERNEL), want, 1e-5)
     assert seen
     near(jax.vmap(lambda query: attend(query, KERNEL))(query[None])[0], want, 1e-5)
+
+
+def test_gradients():
+    """Those of the other kernel; here lengths and slopes have 64 bits."""
+    arrays = random((2, 1, 4, 8), (2, 130, 2, 8), (2, 130, 2, 8))
+    with jax.enable_x64(True):
+        lengths, slopes = jnp.array([30, 130], int), jnp.linspace(0.1, 0.4, 4, dtype=float)
+
+        def loss(query, key, value, slopes, implementation):
+            out, lse = jattn.partial_attention(
+                query,
+                key,
+                value,
+                mask=masks.Lengths(lengths),
+                scores=scores.ALiBi(slopes),
+                query_positions=lengths[:, None] - 1,
+                implementation=implementation,
+            )
+            return (out**2).sum() + lse.sum()
+
+        gradients = jax.jit(jax.grad(loss, (0, 1, 2, 3)), static_argnums=4)
+        have, want = (gradients(*arrays, slopes, one) for one in (KERNEL, "reference"))
+        for one, other in zip(have, want, strict=True):
+            assert one.dtype == other.dtype
+            near(one, other, 1e-5)
