@@ -14,7 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from processes import free_port, start_python
+from tpu import needs_libtpu
+
+from jattn.benchmarks.tpu import compiler
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAGS = ["--size=tiny", "--mask=packed", "--device=cpu"]
@@ -260,3 +264,29 @@ def test_the_batch_is_made_to_fit_the_devices(lm, whole, tmp_path, capsys):
     assert lm.script.sizes_of(given, lm.devices.make_mesh(None, 1), None).batch == 8
     assert "8 rows in a step instead of 6" in capsys.readouterr().out
     assert lm.script.sizes_of(given, lm.devices.make_mesh(2, 1), None).batch == 6
+
+
+@needs_libtpu
+def test_its_step_compiles_for_a_tpu_with_the_kernel_inside(lm):
+    """On the four devices of a v5e host, two of which share a model."""
+    size = lm.model.SIZES["tiny"]
+    transform = lm.script.optimizer(size)
+    mesh = Mesh(compiler.devices("v5e").reshape(2, 2), ("data", "model"))
+
+    def build(rngs):
+        return lm.model.GPT(size, jnp.dtype("bfloat16"), lm.devices.heads_over(mesh), rngs=rngs)
+
+    def begin():
+        params = nnx.split(build(nnx.Rngs(0)))[1]
+        return params, transform.init(params)
+
+    def placed(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    state = jax.eval_shape(begin)
+    shardings = lm.devices.shardings_of(state, mesh)
+    rows = jax.ShapeDtypeStruct((8, size.length + 1), "int32", sharding=NamedSharding(mesh, PartitionSpec("data")))
+    definition = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    step, _ = lm.script.make_steps(definition, transform, "packed", shardings)
+    text = step.lower(jax.tree.map(placed, state, shardings), rows, rows).compile().as_text()
+    assert "jattn_forward" in text and "jattn_backward" in text

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ...foundation.arrays import FOREIGN, as_array, describe, dtype_of, iota, of_rank
+from ...foundation.target import expected_target
 from ...masks.base import Mask, restricted
 from ...normalizers import Normalizer
 from ...scores.base import Score
@@ -191,7 +192,7 @@ class _Attend:
     implementation: str | Implementation | None
 
     def __call__(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
-        chosen = ATTENTION.choose(call, self.implementation, call.target)
+        chosen = ATTENTION.choose(call, self.implementation, call.target or expected_target(query, key, value))
         open_ = self.implementation is None and call.target is None and ATTENTION.depends_on_platform
         if open_ and isinstance(chosen, Streaming):
             return attend(ATTENTION, call, query, key, value)  # the choice is made when the program is lowered

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from ...foundation.arrays import as_jax, known_while_tracing
 from ...foundation.pieces import map_fields
-from ...foundation.sharding import Layout, Split, Whole, layout, mesh_axes, run_split, spec_of, split_of
+from ...foundation.sharding import Layout, Split, Whole, auto_devices, layout, mesh_axes, run_split, spec_of, split_of
 from ...foundation.varying import split_axes
 from .call import Call, Pieces, prepare
 from .checks import check_arrays
@@ -143,16 +143,17 @@ def _settled(arrays: Arrays, pieces: Pieces) -> Pieces:
     return dataclasses.replace(pieces, mask=known_while_tracing(pieces.mask))
 
 
-def _look_at_whole(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None] | None) -> None:
+def _look_at_whole(whole: Arrays, pieces: Pieces, watch: Callable[[Call], None] | None) -> None:
     """Run all checks at the sizes of the whole call, so that messages do not show the sizes of shards; then `watch`."""
 
     def check(arrays: Arrays, pieces: Pieces) -> tuple:
         call, *_ = prepare(*arrays, pieces)
         if watch is not None:
-            watch(call)
+            watch(dataclasses.replace(call, devices=devices))
         return ()
 
-    leaves, tree = jax.tree.flatten((arrays, pieces))
+    devices = auto_devices(*whole)
+    leaves, tree = jax.tree.flatten((whole, pieces))
     known = [isinstance(leaf, np.ndarray) for leaf in leaves]
     # Shapes without shardings are enough, since nothing prepared here runs.
     shapes = [
