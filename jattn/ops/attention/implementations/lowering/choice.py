@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .expressions import CUSTOM, RESHAPES, Axes, Expression, Node, Source, in_order, operands_of
+from .expressions import CUSTOM, RESHAPES, Axes, Expression, Lacking, Node, Source, in_order, operands_of
 from .inside import primal, pulled
 from .limits import Limits
 from .primitives import REDUCTIONS, SHAPES
@@ -32,10 +32,6 @@ COSTS = {
     **dict.fromkeys(("exp", "exp2", "log", "log1p", "tanh", "logistic", "sqrt", "rsqrt", "pow", "sin", "cos"), 8),
     **dict.fromkeys((*RESHAPES, "convert_element_type", "copy", "stop_gradient"), 0),
 }
-
-
-class Lacking(Exception):
-    """The compiler lacks a primitive, and the value cannot be computed outside."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

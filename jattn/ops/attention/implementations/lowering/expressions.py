@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .....foundation.shard_map import apply_varying, carries_alone
 from .....foundation.varying import without_mesh
@@ -29,6 +30,10 @@ CUSTOM = {"custom_jvp_call", "custom_vjp_call", "call_hi_primitive"}
 """Functions with their own derivative: a user's, or those of which JAX says itself what they are made of."""
 
 Apply = Callable[[Sequence[Any]], list[Any]]
+
+
+class Lacking(Exception):
+    """Says what a kernel's compiler lacks to evaluate a function."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,6 +143,8 @@ class Builder:
     def build(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Expression]) -> list[Expression]:
         known: dict[Any, Expression] = dict(zip(jaxpr.invars, inputs, strict=True))
         for variable, value in zip(jaxpr.constvars, consts, strict=True):
+            if isinstance(value, Tracer):  # of a program that may be gone when the expressions are used again
+                raise Lacking("an array that is traced and no field of the piece")
             known[variable] = (
                 constant(value)
                 if isinstance(value, np.ndarray | np.generic | int | float | bool)

@@ -12,8 +12,8 @@ import numpy as np
 from ...call import Call, Pieces
 from ...tile import is_float
 from . import distances
-from .choice import Choice, Field, Lacking, Lookup
-from .expressions import Axes, Builder, Expression, Source, operands_of
+from .choice import Choice, Field, Lookup
+from .expressions import Axes, Builder, Expression, Lacking, Source, operands_of
 from .inside import Read, evaluate
 from .limits import Limits
 from .outside import everywhere, guarded, may_be_singular
@@ -140,8 +140,8 @@ class Lowered:
         def of_arrays(*arrays: Any) -> Any:
             return function(tree.unflatten(arrays[:count]), *arrays[count:])
 
-        (result,) = builder.trace(of_arrays, given)
         try:
+            (result,) = builder.trace(of_arrays, given)
             self._choice.settle(result)
         except Lacking as error:
             raise _Refused(
