@@ -45,7 +45,15 @@ CALLS = {
         "scores": scores.of(lambda s, b, h, q, k: s + BY_HEAD[h, q - k + LENGTH] * TABLE[k]),
         "mask": masks.Causal(),
     },
-    "the same, at permuted positions": {
+    "what is lacking, of a distance": {
+        "scores": (
+            scores.of(lambda s, q, k: s + jax.lax.lgamma(abs(q - k) + 1.0) - jnp.cbrt(-(k - q) * 1.0)),
+            scores.ALiBi(normal(HEADS)),
+        ),
+        "query_positions": 2**25 + np.arange(LENGTH),  # past those that float32 holds exactly
+        "key_positions": 2**25 + np.arange(LENGTH),
+    },
+    "a learned table, at permuted positions": {
         "scores": scores.of(lambda s, b, h, q, k: s + BY_HEAD[h, q - k + LENGTH] * TABLE[k]),
         "query_positions": MIXED,
         "key_positions": jnp.asarray(np.stack([MIXED, MIXED[::-1]])),

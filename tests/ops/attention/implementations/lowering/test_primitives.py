@@ -17,6 +17,13 @@ def away(q, k):
     return 0.3 * q - 0.1 * k + 0.05
 
 
+@jax.custom_jvp
+def own(x):
+    return x * 1.0
+
+
+own.defjvp(lambda primals, tangents: (own(*primals), tangents[0] * jax.lax.lgamma(abs(primals[0]) + 1)))
+
 FUNCTIONS = {
     "exp": lambda s, q, k: jnp.exp(s - abs(q - k)),
     "powers": lambda s, q, k: s**3 + jnp.square(s) + (abs(s) + 1) ** -2 + (abs(s) + 1) ** 0.3,
@@ -43,6 +50,7 @@ FUNCTIONS = {
     "booleans": lambda s, q, k: (
         jnp.where(jnp.where(q > 2, k > q, k < q) ^ (k == 3), s, 0.0)
         + jnp.where(jnp.minimum(q > k, k > 3) <= ((q > 1) == (k > 1)), s, 1.0) * (q >= k)
+        + jnp.where((q > 1) < (k > 1), s, 0.0)
     ),
     "three cases": lambda s, q, k: lax.select_n((q + k) % 3, s, 2 * s, s * s),
     "own axes": lambda s, q, k: (
@@ -60,6 +68,7 @@ REFUSED = {
     "`lgamma` of a query and a key": lambda s, q, k: lax.lgamma(abs(s) + 1),
     "`cbrt` of a query and a key": lambda s, q, k: jnp.cbrt(s),
     "`erfc` of a query and a key": lambda s, q, k: jax.nn.gelu(s, approximate=False),
+    "`lgamma`": lambda s, q, k: own(s),  # in its derivative
     "numbers of float16": lambda s, q, k: s.astype(jnp.float16).astype(jnp.float32),
     "numbers of complex64": lambda s, q, k: abs(s + 1j * q).astype(jnp.float32),
     "numbers of int8": lambda s, q, k: s + (q * k).astype(jnp.int8),
