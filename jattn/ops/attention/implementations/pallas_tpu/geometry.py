@@ -225,14 +225,11 @@ def _heads(group: int, kv_heads: int) -> int:
     return min(fitting) if fitting else 1
 
 
-def for_plan(cut: Cut, plan: Plan) -> bool:
-    """Whether the heads of a step visit few tiles for one another."""
-    states = plan.states
-    if cut.heads == 1 or states.shape[-3] == 1:
+def joins_well(cut: Cut, plan: Plan | None) -> bool:
+    """Whether the heads of a step visit few tiles for one another, by a known plan."""
+    if plan is None or cut.heads == 1 or plan.states.shape[-3] == 1:
         return True
-    if not isinstance(states, np.ndarray):
-        return False
-    seen = states != EMPTY
+    seen = plan.states != EMPTY
     joined = seen.reshape(*seen.shape[:-3], cut.steps, cut.heads, *seen.shape[-2:]).any(-3)
     return int(joined.sum()) * cut.heads <= JOINED * int(seen.sum())
 

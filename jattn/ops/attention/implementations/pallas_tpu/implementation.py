@@ -94,11 +94,18 @@ class PallasTPU(Streaming):
         pieces, known = call.pieces, Known(positions_given(call), offset_of(call))
         deciding = jax.tree.leaves((pieces.mask, pieces.query_positions, pieces.key_positions))
         if pieces.mask is not None and not all(isinstance(leaf, np.ndarray) for leaf in deciding):
+            alone = self.heads is None and reads_heads(pieces.mask, len(call.batch))
+            return dataclasses.replace(known, heads=1 if alone else None)
+        cut = self._cut(call)
+        known = dataclasses.replace(known, plan=self._plan(call, cut, known))
+        if self.heads is not None or geometry.joins_well(cut, known.plan):
             return known
-        return dataclasses.replace(known, plan=self._plan(call, self._cut(call), known))
+        known = dataclasses.replace(known, plan=None, heads=1)
+        return dataclasses.replace(known, plan=self._plan(call, self._cut(call, known), known))
 
-    def _cut(self, call: Call) -> Cut:
-        return geometry.cut_of(call, self.q_tile, self.kv_tile, self.heads)
+    def _cut(self, call: Call, known: "Known | None" = None) -> Cut:
+        """The cut of a call. Heads that visit different tiles are computed alone."""
+        return geometry.cut_of(call, self.q_tile, self.kv_tile, (known and known.heads) or self.heads)
 
     def _plan(self, call: Call, cut: Cut, known: "Known") -> Plan:
         if known.plan is not None:
@@ -179,9 +186,9 @@ class PallasTPU(Streaming):
 
     def _made(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array, backward: bool) -> "_Made":
         """What both kernels need of a call."""
-        cut, pieces = self._cut(call), call.pieces
+        known, pieces = call.plan or self.plan(call), call.pieces
+        cut = self._cut(call, known)
         cut = geometry.for_backward(cut, call.target) if backward else cut
-        known = call.plan or self.plan(call)
         given, lowered = known.given, _lowered(call, known.offset)
         states = lists.states_of(self._plan(call, cut, known), cut)
         decided = isinstance(states, np.ndarray)
@@ -267,8 +274,14 @@ class PallasTPU(Streaming):
             return None, "nothing"
         if self._decodes(call):
             return decode.describe(call, positions_given(call)[1], self.kv_tile)
-        cut = self._cut(call)
-        return self._plan(call, cut, self.plan(call)), cut.tile_sizes()
+        known = self.plan(call)
+        cut = self._cut(call, known)
+        return self._plan(call, cut, known), cut.tile_sizes()
+
+
+def reads_heads(mask: Any, rank: int) -> bool:
+    """Whether an aligned mask may differ between heads."""
+    return any(jnp.shape(leaf)[rank] > 1 for leaf in jax.tree.leaves(mask))
 
 
 def _floats(pieces: Pieces) -> Pieces:
@@ -316,18 +329,21 @@ class Known:
         given: whether the positions of queries and of keys are other than 0, 1, ...
         offset: as in `lowering.offset_of`.
         plan: the tiles to visit, or None if that is decided at run time.
+        heads: query heads of a step, if the plan decides it.
     """
 
     given: tuple[bool, bool]
     offset: int | None
     plan: Plan | None = None
+    heads: int | None = None
 
     @functools.cached_property
     def _identity(self) -> tuple:
         if self.plan is None:
-            return self.given, self.offset
+            return self.given, self.offset, self.heads
         states = self.plan.states
-        return self.given, self.offset, self.plan.q_tile, self.plan.k_tile, states.shape, states.tobytes()
+        sizes = self.plan.q_tile, self.plan.k_tile, states.shape
+        return self.given, self.offset, self.heads, *sizes, states.tobytes()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Known) and self._identity == other._identity

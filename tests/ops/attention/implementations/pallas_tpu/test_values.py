@@ -1,5 +1,7 @@
 """The kernel in interpret mode: values, lse and gradients of the table of calls, and of calls over several tiles."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from tiers import rows
 
 import jattn
 from jattn import masks, scores
-from jattn.ops.attention.implementations.pallas_tpu import PallasTPU
+from jattn.ops.attention.implementations.pallas_tpu import PallasTPU, geometry, tables
 
 KERNEL = PallasTPU(q_tile=128, kv_tile=128, interpret=True)
 
@@ -78,10 +80,22 @@ def results(implementation, arrays, pieces):
 
 @pytest.mark.parametrize("name", LONG)
 def test_tiles_are_those_of_the_reference(name):
+    _compare_long(name)
+
+
+def _compare_long(name, kernel=KERNEL):
     (q_len, kv_len, q_heads, kv_heads, qk_dim, v_dim), pieces, shapes = LONG[name]
     arrays = random((q_len, q_heads, qk_dim), (kv_len, kv_heads, qk_dim), (kv_len, kv_heads, v_dim), *shapes)
-    have, want = (results(one, arrays, pieces) for one in (KERNEL, "reference"))
+    have, want = (results(one, arrays, pieces) for one in (kernel, "reference"))
     jax.tree.map(near, have, want)
+
+
+@pytest.mark.parametrize("name", ["segments, scores", pytest.param("biases", marks=pytest.mark.exhaustive)])
+def test_what_does_not_fit_is_fetched_as_the_lists_say(name, monkeypatch):
+    """Keys by copies, gradients of keys in chunks, a row of a list at a time: what long sequences need."""
+    monkeypatch.setattr(geometry, "RESIDENT", 0)
+    monkeypatch.setattr(tables, "WHOLE", 0)
+    _compare_long(name, dataclasses.replace(KERNEL, heads=2))  # not the program of the test above
 
 
 def test_nan_and_inf_reach_who_may_attend_to_them():
