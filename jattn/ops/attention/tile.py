@@ -25,9 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.numerics import accumulation_dtype, without_nonfinite
-from ...foundation.sharding import auto_devices
-from ...foundation.varying import vary, varying_axes
 from ...normalizers import Normalizer
 from ...scores.base import Score
 from ...similarities import Similarity
@@ -121,7 +118,6 @@ def weights_vjp(
     tile: Pieces,
     scores: jax.Array,
     lse: jax.Array,
-    remainder: jax.Array,
     shift: jax.Array,
     d_weights: jax.Array,
     allowed: jax.Array | None,
@@ -135,13 +131,12 @@ def weights_vjp(
         tile: the sliced pieces.
         scores: s.
         lse: of the whole row, `[batch..., head, q]`, finite.
-        remainder: its rounding error.
         shift: dlse_i - dout_i · out_i, for a softmax.
         d_weights: dp, of the weights before dropout.
         allowed: as returned by `allowed_pairs`.
     """
     if tile.normalizer.streams_as == "softmax":
-        exponent = (scores - lse[..., None]) - remainder[..., None]
+        exponent = scores - lse[..., None]
         if allowed is not None:
             exponent = jnp.where(allowed, exponent, -jnp.inf)
         weights = jnp.exp(exponent)
@@ -319,36 +314,3 @@ def _along(axis: int, size: int, rank: int) -> np.ndarray:
 
 def _as_layout(allowed: jax.Array, rank: int) -> jax.Array:
     return jax.lax.expand_dims(allowed, range(rank - allowed.ndim))
-
-
-def grouped_product(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """`[..., q_heads, q, k]` times `[..., kv_heads, k, d]`: `[..., q_heads, q, d]`, without repeating the values."""
-    *batch, q_heads, q_len, k_len = weights.shape
-    kv_heads, dim = values.shape[-3], values.shape[-1]
-    grouped = weights.reshape(*batch, kv_heads, q_heads // kv_heads * q_len, k_len)
-    out = jnp.einsum("...hqk,...hkd->...hqd", grouped, values, preferred_element_type=accumulation_dtype(values))
-    return out.reshape(*batch, q_heads, q_len, dim)
-
-
-def multiply_values(weights: jax.Array, values: jax.Array, allowed: jax.Array) -> jax.Array:
-    """`weights @ values`, in which a masked pair contributes nothing even if its value is NaN or inf.
-
-    Args:
-        weights: `[..., q_heads, q, k]`, 0 for masked pairs; rounded to the dtype of the values for the product.
-        values: `[..., kv_heads, k, d]`.
-        allowed: booleans, broadcastable to the weights.
-    """
-    weights = weights.astype(values.dtype)
-    # Under `vmap` inside `shard_map`, JAX does not by itself make values captured by a branch of `cond` varying.
-    allowed = vary(allowed, varying_axes(weights, values))
-    clean = grouped_product(weights, without_nonfinite(values))
-
-    def with_nonfinite():
-        reach = jnp.broadcast_to(allowed, weights.shape).astype(values.dtype)
-        kinds = ~(jnp.stack([values, -values]) < jnp.inf)  # +inf and -inf; NaN counts as both: inf - inf
-        above, below = (grouped_product(reach, kind.astype(values.dtype)) > 0 for kind in kinds)
-        return clean + (jnp.where(above, jnp.inf, 0.0) - jnp.where(below, jnp.inf, 0.0)).astype(clean.dtype)
-
-    if auto_devices(weights, values) > 1:  # a test whether all values are finite would need communication
-        return with_nonfinite()
-    return jax.lax.cond(jnp.isfinite(values).all(), lambda: clean, with_nonfinite)

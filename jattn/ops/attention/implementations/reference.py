@@ -12,6 +12,7 @@ from .. import tile
 from ..call import Call
 from ..partial import Partial, log_of_sum
 from ..streaming import Gradients
+from ..values import multiply_values
 
 
 class Reference(Implementation):
@@ -64,7 +65,7 @@ def _attend(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> P
     weights = weights if factor is None else weights * factor
     # Use the accumulation dtype; otherwise the cotangent of the weights would be rounded to the dtype of the values.
     values = jnp.swapaxes(value, -3, -2).astype(accumulation_dtype(weights, value))
-    out = jnp.swapaxes(tile.multiply_values(weights, values, allowed), -3, -2)
+    out = jnp.swapaxes(multiply_values(weights, values, allowed), -3, -2)
     lse, remainder = (jnp.swapaxes(one, -2, -1) for one in log_mass(call, scores, allowed))
     return Partial(out.astype(value.dtype), lse, remainder)
 
@@ -95,7 +96,7 @@ def _gradients(
         factor = tile.dropout_factor(call.pieces)
         weights = weights if factor is None else weights * factor
         values = jnp.swapaxes(value, -3, -2).astype(accumulation_dtype(weights, value))
-        return jnp.swapaxes(tile.multiply_values(weights, values, allowed), -3, -2), jnp.swapaxes(mass, -2, -1)
+        return jnp.swapaxes(multiply_values(weights, values, allowed), -3, -2), jnp.swapaxes(mass, -2, -1)
 
     (out, mass), pull = jax.vjp(shares, query, key, value, floats)
     cotangent = d_mass.astype(mass.dtype) if softmax else jnp.zeros_like(mass)

@@ -11,7 +11,8 @@ from .....foundation.varying import full, varying_axes
 from .....similarities.base import folded_scale
 from ...call import Pieces
 from ...plan import Lists
-from ...tile import dropout_factor, floats_of, grouped_product, pairwise_vjp, scores_vjp, weights_vjp
+from ...tile import dropout_factor, floats_of, pairwise_vjp, scores_vjp, weights_vjp
+from ...values import grouped_product
 from .slicing import fresh_rows, key_tile_at, own_pairs, put_rows, row_of, rows_of, slice_pieces, sweep
 from .tiling import Tiling
 
@@ -77,13 +78,16 @@ def gradients(
     def zeros(shape, dtype):
         return full(shape, 0, dtype, axes)
 
-    # Stack everything that there is per row, so that a tile needs a single slice.
+    # p_ij = exp(s_ij - lse_i) exp(-remainder_i). The second factor is close to 1 unless scores are huge. It multiplies
+    # dout_i and shift_i instead of p_ij. It is 0 for rows without keys, whose cotangents have no effect.
+    dead = jnp.isneginf(lse)
+    row_factor = jnp.where(dead, 0, jnp.exp(-remainder))
     shift = jnp.zeros_like(lse)
     if softmax:
-        dead = jnp.isneginf(lse)
         along = inner(jnp.where(dead[..., None], 0, out_cotangent).astype(dtype), out.astype(dtype))
-        shift = jnp.where(dead, 0, lse_cotangent - along)
-    rows = jnp.stack([lse, remainder, shift], -1)
+        shift = jnp.where(dead, 0, lse_cotangent - along) * row_factor
+    # Stack everything that there is per row, so that a tile needs a single slice.
+    rows = jnp.stack([jnp.where(dead, 0, lse), row_factor, shift], -1)
 
     def operand(weights, dtype):
         """Round weights, or gradients of scores, for a matrix product with an array of this dtype."""
@@ -117,11 +121,9 @@ def gradients(
 
     def _query_tile(block, q_index, starts, sums):
         query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
-        cotangent = operand(rows_of(out_cotangent, tiling, starts, keys=False), value.dtype)
-        lse_tile, remainder_tile, shift_tile = jnp.moveaxis(rows_of(rows, tiling, starts, keys=False), -1, 0)
-        live = ~jnp.isneginf(lse_tile)
-        cotangent = jnp.where(live[..., None], cotangent, 0)
-        safe_lse = jnp.where(live, lse_tile, 0)
+        lse_tile, row_factor, shift_tile = jnp.moveaxis(rows_of(rows, tiling, starts, keys=False), -1, 0)
+        cotangent = rows_of(out_cotangent, tiling, starts, keys=False).astype(dtype) * row_factor[..., None]
+        cotangent = operand(jnp.where(row_factor[..., None] == 0, 0, cotangent), value.dtype)
         if pieces.mask is not None or any(tiling.ragged):
             query_tile = without_nonfinite(query_tile)  # rows with allowed pairs get NaN through their lse
         # Materialize the transposes once per query tile; otherwise the compiler repeats them for every key tile.
@@ -136,7 +138,7 @@ def gradients(
             tile = slice_pieces(pieces, tiling, starts)
             key_tile = rows_of(key, tiling, starts, keys=True)
             value_tile = rows_of(value, tiling, starts, keys=True)
-            allowed = own_pairs(tile, tiling, q_index, k_index, partial, once=True)
+            allowed = own_pairs(pieces, tiling, starts, q_index, k_index, partial)
             raw_key_tile = key_tile
             if allowed is not None:
                 key_tile, value_tile = without_nonfinite(key_tile), without_nonfinite(value_tile)
@@ -155,9 +157,7 @@ def gradients(
             d_weights = _grouped_scores(cotangent, value_tile)
             if factor is not None:
                 d_weights = d_weights * factor
-            weights, d_scores, d_floats_weights = weights_vjp(
-                tile, scores, safe_lse, remainder_tile, shift_tile, d_weights, allowed
-            )
+            weights, d_scores, d_floats_weights = weights_vjp(tile, scores, lse_tile, shift_tile, d_weights, allowed)
             if factor is not None:
                 weights = weights * factor
 

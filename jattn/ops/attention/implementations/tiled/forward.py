@@ -10,8 +10,20 @@ from .....similarities.base import folded_scale
 from ...call import Pieces
 from ...partial import log_of_sum
 from ...plan import Lists
-from ...tile import dropout_factor, grouped_product, multiply_values, scores_of
-from .slicing import fresh_rows, key_tile_at, own_pairs, put_rows, row_of, rows_of, slice_pieces, sweep
+from ...tile import dropout_factor, scores_of
+from ...values import add_values, grouped_product
+from .slicing import (
+    fresh_rows,
+    in_branches,
+    key_tile_at,
+    own_pairs,
+    pairs_of,
+    put_rows,
+    row_of,
+    rows_of,
+    slice_pieces,
+    sweep,
+)
 from .tiling import Tiling
 
 
@@ -40,10 +52,11 @@ def attend(
     dtype = accumulation_dtype(query, key, value)
     axes = varying_axes(query, key, value, pieces, lists)
     softmax = pieces.normalizer.streams_as == "softmax"
+    masked = pieces.mask is not None or any(tiling.ragged)
     # Keep the accumulation dtype: `Normalizer.rescale` would otherwise round a second time, and the backward pass
     # subtracts the product of `out` and its cotangent from the gradient of every score.
     out = full((*query.shape[:-1], value.shape[-1]), 0, dtype, axes)
-    tops_and_masses = full((*query.shape[:-1], 2), 0, dtype, axes)
+    lse_and_remainder = full((*query.shape[:-1], 2), 0, dtype, axes)
 
     def one_query_tile(step, carry):
         block, q_index = quotient(step, tiling.q_tiles)
@@ -57,63 +70,65 @@ def attend(
         )
 
         def visit(place, state, partial):
+            top, mass, summed = state
             k_index = key_tile_at(lists, place)
             starts = tiling.starts(block, q_index, k_index)
             tile = slice_pieces(pieces, tiling, starts)
-            key_tile = rows_of(key, tiling, starts, keys=True)
-            value_tile = rows_of(value, tiling, starts, keys=True)
-            if not tiling.rounds:
+
+            def scores():
+                return scores_of(tile, tile.similarity.pair(query_tile, rows_of(key, tiling, starts, keys=True)), left)
+
+            def values():
                 # Weights are rounded to the dtype of the values for their product. A CPU gains nothing from that, and
                 # its backward pass, which does not round, needs rows of score gradients that sum to 0.
-                value_tile = value_tile.astype(dtype)
-            raw = tile.similarity.pair(query_tile, key_tile)
-            scores = scores_of(tile, raw, left)
-            allowed = own_pairs(tile, tiling, q_index, k_index, partial)
-            update = _softmax if softmax else _elementwise
-            return update(state, scores, allowed, dropout_factor(tile), value_tile, tile.normalizer)
+                value_tile = rows_of(value, tiling, starts, keys=True)
+                return value_tile if tiling.rounds else value_tile.astype(dtype)
+
+            def pairs():
+                return pairs_of(slice_pieces(pieces, tiling, starts), tiling, q_index, k_index)
+
+            def masked_scores():
+                return jnp.where(pairs(), scores(), -jnp.inf)
+
+            if softmax:
+                # Branches around the product too: what selects scores in full tiles would cost more than the branch.
+                row = in_branches(partial, masked_scores, scores, axes) if masked else scores()
+                new_top = jnp.maximum(top, row.max(-1))
+                safe_top = jnp.where(jnp.isneginf(new_top), 0, new_top)
+                weights = jnp.exp(row - safe_top[..., None])
+                shrink = jnp.exp(top - safe_top)
+                top, mass = new_top, mass * shrink + weights.sum(-1)
+
+                def kept():
+                    return summed * shrink[..., None]
+            else:
+                weights = tile.normalizer.activation(scores())
+                count = tiling.k_tile
+                allowed = own_pairs(pieces, tiling, starts, q_index, k_index, partial)
+                if allowed is not None:
+                    count = jnp.broadcast_to(allowed, weights.shape).sum(-1).astype(dtype)
+                    weights = jnp.where(allowed, weights, 0)
+                mass = mass + count
+
+                def kept():
+                    return summed
+
+            factor = dropout_factor(tile)
+            if factor is not None:
+                weights = weights * factor
+            if masked:
+                return top, mass, add_values(kept, weights, values, pairs, axes)
+            value_tile = values()
+            return top, mass, kept() + grouped_product(weights.astype(value_tile.dtype), value_tile)
 
         top, mass, summed = sweep(visit, row_of(lists, starts, tiling, q_index), state, apart=False)
         if softmax:
             summed = summed / jnp.where(mass == 0, 1, mass)[..., None]
-        rows = summed, jnp.stack([top, mass], -1)
+        lse = log_of_sum(top, mass) if softmax else (jnp.log(mass), jnp.zeros_like(mass))
+        rows = summed, jnp.stack(lse, -1)
         fresh = fresh_rows(tiling, q_index)
         return tuple(put_rows(whole, tile, tiling, starts, fresh) for whole, tile in zip(carry, rows, strict=True))
 
-    carry = (out, tops_and_masses)
-    out, tops_and_masses = jax.lax.fori_loop(0, tiling.blocks * tiling.q_tiles, one_query_tile, carry)
-    top, mass = tops_and_masses[..., 0], tops_and_masses[..., 1]
-    return out, *(log_of_sum(top, mass) if softmax else (jnp.log(mass), jnp.zeros_like(mass)))
-
-
-def _product(weights: jax.Array, allowed: jax.Array | None, value_tile: jax.Array) -> jax.Array:
-    if allowed is None:
-        return grouped_product(weights.astype(value_tile.dtype), value_tile)
-    return multiply_values(weights, value_tile, allowed)
-
-
-def _softmax(state, scores, allowed, factor, value_tile, normalizer):
-    del normalizer
-    top, mass, summed = state
-    if allowed is not None:
-        scores = jnp.where(allowed, scores, -jnp.inf)
-    new_top = jnp.maximum(top, scores.max(-1))
-    safe_top = jnp.where(jnp.isneginf(new_top), 0, new_top)
-    weights = jnp.exp(scores - safe_top[..., None])
-    shrink = jnp.exp(top - safe_top)
-    mass = mass * shrink + weights.sum(-1)
-    if factor is not None:
-        weights = weights * factor
-    return new_top, mass, summed * shrink[..., None] + _product(weights, allowed, value_tile)
-
-
-def _elementwise(state, scores, allowed, factor, value_tile, normalizer):
-    top, count, summed = state
-    weights = normalizer.activation(scores)
-    if allowed is None:
-        count = count + scores.shape[-1]
-    else:
-        weights = jnp.where(allowed, weights, 0)
-        count = count + jnp.broadcast_to(allowed, scores.shape).sum(-1).astype(count.dtype)
-    if factor is not None:
-        weights = weights * factor
-    return top, count, summed + _product(weights, allowed, value_tile)
+    carry = (out, lse_and_remainder)
+    out, lse_and_remainder = jax.lax.fori_loop(0, tiling.blocks * tiling.q_tiles, one_query_tile, carry)
+    return out, lse_and_remainder[..., 0], lse_and_remainder[..., 1]

@@ -18,7 +18,7 @@ from .tiling import Tiling
 CHEAP = frozenset(("le", "lt", "ge", "gt", "eq", "ne", "and", "or", "xor", "not", "add", "sub", "mul", "iota"))
 FREE = frozenset(("broadcast_in_dim", "reshape", "squeeze", "convert_element_type"))
 FEW = 6
-"""A mask of at most this many cheap operations is evaluated in full tiles too: a branch around it would cost more."""
+"""A mask of at most this many cheap operations is evaluated in full tiles too: it compiles faster than a branch."""
 
 
 def row_of(lists: Lists, starts: dict[int, Any], tiling: Tiling, q_index: Any) -> tuple[Any, Any, Any]:
@@ -94,34 +94,39 @@ def sweep(visit: Callable[[Any, Any, Any], Any], row: tuple[Any, Any, Any], carr
 
 
 def own_pairs(
-    tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any, partial: Any, *, once: bool = False
+    pieces: Pieces, tiling: Tiling, starts: dict[int, Any], q_index: Any, k_index: Any, partial: Any
 ) -> jax.Array | None:
-    """Allowed pairs of a tile, excluding rows and columns owned by the previous, overlapping tile. None for all pairs.
+    """`pairs_of` in a partial tile, else True. None if no tile masks any pair.
 
     Args:
-        tile: the sliced pieces.
+        pieces: not sliced.
         tiling: the sizes of the loop.
+        starts: where the tile is.
         q_index: the index of the query tile.
         k_index: the index of the key tile.
         partial: whether the plan has the tile as partial. If this is traced, the mask is not evaluated in full tiles,
             unless it is cheap.
-        once: whether the result is used by a single operation. JAX 0.10 would fuse a cheap mask into it and evaluate it
-            for every head, which takes longer than the branch.
     """
-    if partial is False or (tile.mask is None and not any(tiling.ragged)):
+    tile = slice_pieces(pieces, tiling, starts)
+
+    def pairs():
+        # Sliced again in the branch: XLA then compiles fewer operations.
+        return pairs_of(slice_pieces(pieces, tiling, starts), tiling, q_index, k_index)
+
+    if partial is False or (pieces.mask is None and not any(tiling.ragged)):
         return None
-    if partial is True:
-        return _own_pairs(tile, tiling, q_index, k_index)
-    if not once and _is_cheap(lambda: _own_pairs(tile, tiling, q_index, k_index)):
-        # Materialize it; otherwise each of several loops over the scores would evaluate it again for every head.
-        return jax.lax.optimization_barrier(_own_pairs(tile, tiling, q_index, k_index))
-    shape = jax.eval_shape(lambda: _own_pairs(tile, tiling, q_index, k_index)).shape
-    axes = varying_axes(tile, partial)
-    return jax.lax.cond(
-        partial,
-        lambda: vary(_own_pairs(tile, tiling, q_index, k_index), axes),
-        lambda: full(shape, True, bool, axes),
-    )
+    if partial is True or _is_cheap(lambda: pairs_of(tile, tiling, q_index, k_index)):
+        return pairs_of(tile, tiling, q_index, k_index)
+    shape = jax.eval_shape(pairs).shape
+    axes = varying_axes(pieces, partial)
+    return in_branches(partial, pairs, lambda: full(shape, True, bool, axes), axes)
+
+
+def in_branches(
+    partial: Any, masked: Callable[[], jax.Array], plain: Callable[[], jax.Array], axes: tuple[str, ...]
+) -> jax.Array:
+    """`masked()` in a partial tile, else `plain()`. The result varies over the mesh axes `axes`."""
+    return jax.lax.cond(partial, lambda: vary(masked(), axes), lambda: vary(plain(), axes))
 
 
 def _is_cheap(function: Callable[[], Any]) -> bool:
@@ -130,7 +135,8 @@ def _is_cheap(function: Callable[[], Any]) -> bool:
     return CHEAP.union(FREE).issuperset(names) and sum(name in CHEAP for name in names) <= FEW
 
 
-def _own_pairs(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> Any:
+def pairs_of(tile: Pieces, tiling: Tiling, q_index: Any, k_index: Any) -> Any:
+    """The allowed pairs of a tile, without rows and columns that the previous, overlapping tile owns. None for all."""
     allowed = allowed_pairs(tile)
     fresh = fresh_rows(tiling, q_index)
     if fresh is not None:
