@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from jattn.benchmarks.tpu.compiler import lower, missing
+from jattn.benchmarks.tpu.compiler import GENERATIONS, lower, missing
+from jattn.foundation.target import compiled_for
 
 needs_libtpu = pytest.mark.skipif(missing() is not None, reason=f"compiles for a TPU: {missing()}")
 """Mark of a test that compiles for a TPU."""
@@ -15,12 +16,8 @@ def compiled(generation, function, *arguments):
     return lowered.compile(), lowered.as_text()
 
 
-def with_gradients(function, *arguments):
-    """A function of the arguments and the cotangents: its results and its gradients in all floating-point arrays.
-
-    Returns:
-        The function, and the shapes of its arguments.
-    """
+def compiled_gradients(generation, function, *arguments):
+    """As `compiled`, of the results of a function and its gradients in all floating-point arrays."""
     leaves, tree = jax.tree.flatten(arguments)
     floats = [index for index, leaf in enumerate(leaves) if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)]
 
@@ -34,4 +31,6 @@ def with_gradients(function, *arguments):
         out, pull = jax.vjp(part, [leaves[index] for index in floats])
         return out, pull(cotangents)
 
-    return both, (leaves, jax.eval_shape(function, *arguments))
+    with compiled_for(GENERATIONS[generation].target):
+        cotangents = jax.eval_shape(function, *arguments)
+    return compiled(generation, both, leaves, cotangents)
