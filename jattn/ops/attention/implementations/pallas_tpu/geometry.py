@@ -29,8 +29,8 @@ MEGABYTE = 2**20
 VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "7x": 64}
 """Vector memory of a core, in MiB."""
 
-RESIDENT = 1 / 4
-"""The share of vector memory that all keys and values of a step may take, or, in the backward pass, their gradients."""
+RESIDENT = {"forward": 3 / 8, "backward": 1 / 4, "gradients": 3 / 8}
+"""The share of vector memory that all keys and values of a step may take, and that their gradients may."""
 
 
 def rounded(size: int, multiple: int) -> int:
@@ -190,7 +190,7 @@ def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | Non
     """
     group = call.q_heads // call.kv_heads
     if heads is None:
-        heads = _heads(group, call.kv_heads)
+        heads = _heads(group, call.kv_heads, UNITS // 2 if _is_wide(call) else UNITS)
     parts = 1 if heads % 2 == 0 else 2
     most = _most(call)
     unit = q_tile or min(most, rounded(-(-call.q_len // parts), LANES))
@@ -212,16 +212,21 @@ def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | Non
 def _most(call: Call) -> int:
     """Queries of a unit and keys of a tile, at most."""
     small = vmem_of(call.target) <= 16 * MEGABYTE or max(call.qk_dim, call.v_dim) > 256
-    return UNIT // 2 if small else UNIT
+    return UNIT // 2 if small or _is_wide(call) else UNIT
 
 
-def _heads(group: int, kv_heads: int) -> int:
-    """Query heads of a step: an even number of about `UNITS`, of one key head or of several; or else 1."""
-    of_one = [size for size in range(2, group + 1, 2) if group % size == 0 and size <= 2 * UNITS]
+def _is_wide(call: Call) -> bool:
+    """Whether products are of float32, each of which is six: the program must stay short enough to compile."""
+    return "float32" in call.dtypes
+
+
+def _heads(group: int, kv_heads: int, wanted: int) -> int:
+    """Query heads of a step: an even number of about as many as wanted, of one key head or of several; or else 1."""
+    of_one = [size for size in range(2, group + 1, 2) if group % size == 0 and size <= 2 * wanted]
     if of_one:
-        return max((size for size in of_one if size <= UNITS), default=min(of_one))
+        return max((size for size in of_one if size <= wanted), default=min(of_one))
     of_many = [group * size for size in range(1, kv_heads + 1) if kv_heads % size == 0 and group * size % 2 == 0]
-    fitting = [size for size in of_many if size <= 2 * UNITS]
+    fitting = [size for size in of_many if size <= 2 * wanted]
     return min(fitting) if fitting else 1
 
 
@@ -234,7 +239,13 @@ def joins_well(cut: Cut, plan: Plan | None) -> bool:
     return int(joined.sum()) * cut.heads <= JOINED * int(seen.sum())
 
 
-def keys_fit(cut: Cut, itemsizes: tuple[int, int], target: Target | None) -> bool:
+def vmem_limit(target: Target | None) -> int:
+    """Bytes of vector memory that a kernel may take."""
+    whole = vmem_of(target)
+    return whole * 3 // 4 if whole > 64 * MEGABYTE else whole * 7 // 8
+
+
+def keys_fit(cut: Cut, itemsizes: tuple[int, int], target: Target | None, sweep: str) -> bool:
     """Whether all keys and values of a step (of a chunk) stay in vector memory, of which the pipeline holds two steps.
 
     They are then fetched once for all query tiles, otherwise once for each that visits them.
@@ -243,24 +254,44 @@ def keys_fit(cut: Cut, itemsizes: tuple[int, int], target: Target | None) -> boo
         cut: the sizes.
         itemsizes: bytes of a number of keys and of values.
         target: what the program is for.
+        sweep: "forward" or "backward".
     """
     row = sum(width * size for width, size in zip(cut.lanes, itemsizes, strict=True))
-    return 2 * cut.key_heads * cut.chunk_tiles * cut.kv_tile * row <= RESIDENT * vmem_of(target)
+    return 2 * cut.key_heads * cut.chunk_tiles * cut.kv_tile * row <= RESIDENT[sweep] * vmem_of(target)
 
 
 def for_backward(cut: Cut, target: Target | None) -> Cut:
     """The cut of the backward pass: as many chunks of the keys as their gradients need to stay in vector memory."""
     tile = 2 * cut.key_heads * cut.kv_tile * sum(cut.rows) * 4
-    most = max(int(RESIDENT * vmem_of(target)) // tile, 1)
+    most = max(int(RESIDENT["gradients"] * vmem_of(target)) // tile, 1)
     return dataclasses.replace(cut, chunks=-(-cut.kv_tiles // most))
 
 
-def refusal(cut: Cut) -> str | None:
+def working_set(cut: Cut, itemsize: int) -> int:
+    """Bytes of vector memory of a step of the backward pass, beside keys and their gradients and fields.
+
+    Args:
+        cut: the sizes.
+        itemsize: bytes of a number of the query and of the value.
+    """
+    features = sum(cut.lanes)
+    queries = cut.heads * cut.q_tile * features * (3 * itemsize + 4)  # blocks, transposed copies, the gradient
+    keys = (3 * cut.key_heads + 1) * cut.kv_tile * features * itemsize
+    return queries + keys + 2 * cut.kv_tile * cut.unit * (4 + 2 * itemsize)
+
+
+def refusal(cut: Cut, target: Target | None, itemsize: int) -> str | None:
     """Why these sizes cannot be computed with; the caller may have given them."""
     if cut.q_heads % cut.heads or (cut.group % cut.heads and cut.heads % cut.group):
         return (
             f"`heads` must divide the {cut.group} query heads of a key head, or be a multiple of them that divides the "
             f"{cut.q_heads} query heads; got {cut.heads}"
+        )
+    need, limit = working_set(cut, itemsize), vmem_limit(target) * 5 // 8
+    if need > limit:
+        return (
+            f"{cut.tile_sizes()} with {cut.qk_dim} and {cut.v_dim} features take about {need / MEGABYTE:.0f} MiB of "
+            f"vector memory, and there are {limit / MEGABYTE:.0f}: choose a smaller `q_tile`, `kv_tile` or `heads`"
         )
     if cut.unit % LANES or cut.kv_tile % LANES:
         return f"tiles must be multiples of {LANES}; got `q_tile` {cut.unit} and `kv_tile` {cut.kv_tile}"

@@ -88,7 +88,9 @@ class PallasTPU(Streaming):
                 "here, trace under `jattn.compiled_for('tpu v6e')`; to check values without one, use "
                 "`PallasTPU(interpret=True)`"
             )
-        return geometry.refusal(self._cut(call)) or _lowered(call, offset_of(call)).refusal
+        return (
+            geometry.refusal(self._cut(call), call.target, _itemsize(call)) or _lowered(call, offset_of(call)).refusal
+        )
 
     def plan(self, call: Call) -> "Known":
         pieces, known = call.pieces, Known(positions_given(call), offset_of(call))
@@ -209,9 +211,11 @@ class PallasTPU(Streaming):
             softmax=pieces.normalizer.streams_as == "softmax",
             full=not decided or bool((states == FULL).any()),
             partial=not decided or bool((states == PARTIAL).any()),
-            resident=geometry.keys_fit(cut, (dtype.itemsize, value.dtype.itemsize), call.target),
+            resident=geometry.keys_fit(
+                cut, (dtype.itemsize, value.dtype.itemsize), call.target, "backward" if backward else "forward"
+            ),
             interpret=self.interpret,
-            vmem=geometry.vmem_of(call.target) * 3 // 4,
+            vmem=geometry.vmem_limit(call.target),
             axes=axes,
         )
         keys = cut.padded[1]
@@ -287,6 +291,10 @@ def reads_heads(mask: Any, rank: int) -> bool:
 def _floats(pieces: Pieces) -> Pieces:
     """The floating-point arrays of the pieces; None for others."""
     return jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, pieces)
+
+
+def _itemsize(call: Call) -> int:
+    return max(jnp.dtype(dtype).itemsize for dtype in call.dtypes)
 
 
 def _lowered(call: Call, offset: int | None) -> Lowered:

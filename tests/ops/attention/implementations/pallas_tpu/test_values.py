@@ -93,7 +93,7 @@ def _compare_long(name, kernel=KERNEL):
 @pytest.mark.parametrize("name", ["segments, scores", pytest.param("biases", marks=pytest.mark.exhaustive)])
 def test_what_does_not_fit_is_fetched_as_the_lists_say(name, monkeypatch):
     """Keys by copies, gradients of keys in chunks, a row of a list at a time: what long sequences need."""
-    monkeypatch.setattr(geometry, "RESIDENT", 0)
+    monkeypatch.setattr(geometry, "RESIDENT", dict.fromkeys(geometry.RESIDENT, 0))
     monkeypatch.setattr(tables, "WHOLE", 0)
     _compare_long(name, dataclasses.replace(KERNEL, heads=2))  # not the program of the test above
 
@@ -112,3 +112,10 @@ def test_nan_and_inf_reach_who_may_attend_to_them():
 def test_sizes_are_checked(sizes):
     with pytest.raises(ValueError, match=next(iter(sizes))):
         PallasTPU(**sizes)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    shape = jax.ShapeDtypeStruct((1, 4096, 4, 128), jnp.bfloat16)
+    for sizes, reason in (({"q_tile": 4096}, "MiB of vector memory"), ({"heads": 3}, "`heads` must divide")):
+        with pytest.raises(jattn.Unsupported, match=reason):
+            jattn.explain(shape, shape, shape, target="tpu v5e", implementation=PallasTPU(**sizes))
