@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..foundation.shapes import check_shapes
 from ..foundation.sharding import mesh_context
 from ..masks.base import restricted
-from ..ops.attention.checks import check_pieces
+from ..ops.attention.call import check_pieces
 from ..ops.attention.dropout import Dropout
 from ..parallel import Heads
 from . import learned as pieces_of

@@ -12,7 +12,7 @@ from ..foundation.arrays import iota
 from ..foundation.pieces import array, piece
 from ..masks import Dense, Mask
 from ..ops.attention.api import attention, attention_weights
-from ..ops.attention.checks import check_pieces
+from ..ops.attention.call import check_pieces
 from ..ops.attention.dropout import Dropout
 from ..scores import Bias
 

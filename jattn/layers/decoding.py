@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ..foundation.arrays import describe
 from ..foundation.pieces import map_fields
 from ..masks.base import restricted
-from ..ops.attention.checks import renamed
+from ..ops.attention.call import renamed
 from ..parallel import Heads
 from .caches import Cache, Contiguous, Spec, View
 from .caches.base import exportable

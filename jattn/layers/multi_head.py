@@ -16,7 +16,7 @@ from ..foundation.sharding import summed_einsum
 from ..foundation.varying import split_axes
 from ..masks.placement import check_lone_query_positions
 from ..ops.attention.api import attention, attention_weights
-from ..ops.attention.checks import check_pieces, check_positions, reject_ambiguous_positions, renamed
+from ..ops.attention.call import check_pieces, check_positions, reject_ambiguous_positions, renamed
 from ..ops.attention.dropout import Dropout
 from ..parallel import Heads
 from ..positions import rotary as default_rotary

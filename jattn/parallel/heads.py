@@ -11,8 +11,7 @@ from jax.sharding import PartitionSpec
 from ..foundation.arrays import as_array, describe
 from ..foundation.sharding import AnyMesh, mesh_axes, run_on_shards
 from ..ops.attention.api import attention
-from ..ops.attention.call import Pieces, prepare
-from ..ops.attention.checks import check_arrays
+from ..ops.attention.call import Pieces, check_arrays, prepare
 from ..ops.attention.dropout import Dropout
 from .meshes import check_batch_axes, check_mesh, check_mesh_axes, current_mesh
 from .specs import MeshAxis, array_specs, partition_spec, partition_specs

@@ -18,8 +18,7 @@ from ...masks import Lengths, Mask
 from ...masks.base import restricted
 from ...normalizers import Softmax
 from ...ops.attention.api import attention, partial_attention
-from ...ops.attention.call import Pieces
-from ...ops.attention.checks import check_pieces
+from ...ops.attention.call import Pieces, check_pieces
 from ...ops.attention.paged import Pages, attend_pages
 from ...ops.attention.partial import Partial, merge
 from .base import Cache, RealQueries, Spec, View, check_room, check_sizes, exportable

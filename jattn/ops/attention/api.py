@@ -16,8 +16,7 @@ from ...normalizers import Normalizer
 from ...scores.base import Score
 from ...similarities import Similarity
 from ..dispatch import WATCHER, Implementation, Unsupported, Watched
-from .call import Call, Pieces
-from .checks import check_arrays, renamed
+from .call import Call, Pieces, check_arrays, renamed
 from .dropout import Dropout
 from .implementations import ATTENTION
 from .implementations.reference import weights_of

@@ -13,8 +13,7 @@ from ...foundation.arrays import as_constant
 from ...foundation.stateful import is_stateful, on_copies
 from ...foundation.target import Target, compiled_for, expected_target
 from ..dispatch import WATCHER, Implementation, Watched
-from .call import Call, Pieces
-from .checks import check_arrays
+from .call import Call, Pieces, check_arrays
 from .implementations import ATTENTION
 from .plan import Plan, doubt, picture, size_of_tiles
 from .split import gathered, look_at_call

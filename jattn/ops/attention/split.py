@@ -14,8 +14,7 @@ from ...foundation.arrays import as_jax, known_while_tracing
 from ...foundation.pieces import map_fields
 from ...foundation.sharding import Layout, Split, Whole, auto_devices, layout, mesh_axes, run_split, spec_of, split_of
 from ...foundation.varying import split_axes
-from .call import Call, Pieces, prepare
-from .checks import check_arrays
+from .call import Call, Pieces, check_arrays, prepare
 
 LAYOUTS = {
     "query": (Whole("query"), "head", Whole("query features")),

@@ -20,7 +20,7 @@ from ...layers.options import check_options
 from ...masks import Causal
 from ...masks.base import restricted
 from ...ops.attention.api import attention
-from ...ops.attention.checks import check_pieces, check_positions, renamed
+from ...ops.attention.call import check_pieces, check_positions, renamed
 from ...positions import rotary
 from ...similarities import Dot
 

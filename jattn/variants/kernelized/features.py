@@ -12,7 +12,7 @@ import numpy as np
 from ...foundation.arrays import known_values
 from ...foundation.pieces import Piece, array, piece
 from ...foundation.shapes import check_shapes
-from ...ops.attention.checks import check_positions
+from ...ops.attention.call import check_positions
 
 
 class FeatureMap(Piece):

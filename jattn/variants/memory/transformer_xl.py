@@ -18,7 +18,7 @@ from ...masks import Causal, Sinks
 from ...masks.base import as_mask
 from ...ops.attention.api import attention
 from ...ops.attention.by_example import by_example
-from ...ops.attention.checks import check_positions
+from ...ops.attention.call import check_positions
 from ...positions.angles import turned_angles
 from ...similarities import Dot
 

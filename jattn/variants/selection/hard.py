@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from ...foundation.arguments import check_baseline, check_flags, check_key, leave_out
 from ...ops.attention.api import attention, partial_attention
 from ...ops.attention.by_example import by_example
-from ...ops.attention.call import Pieces, prepare
-from ...ops.attention.checks import check_arrays
+from ...ops.attention.call import Pieces, check_arrays, prepare
 from .best_keys import best_keys, score_chosen, take_chosen
 
 

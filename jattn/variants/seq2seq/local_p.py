@@ -15,7 +15,7 @@ from ...layers.layer import OWN_AXES, Layer, kernel
 from ...masks import Lengths, as_mask
 from ...masks.near import Near
 from ...ops.attention.api import partial_attention
-from ...ops.attention.checks import check_pieces
+from ...ops.attention.call import check_pieces
 from ...scores.gaussian_window import GaussianWindow
 
 

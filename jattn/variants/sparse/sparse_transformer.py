@@ -16,7 +16,7 @@ from ...masks.blocks import Summaries
 from ...masks.flags import split_between_heads
 from ...ops.attention.api import partial_attention
 from ...ops.attention.by_example import by_example
-from ...ops.attention.checks import check_pieces
+from ...ops.attention.call import check_pieces
 from ...ops.attention.partial import Partial, merge
 from .take import take_pieces
 
