@@ -12,7 +12,7 @@ from ...foundation.target import as_target
 from ...ops.attention.call import Call, Pieces, prepare
 from ...ops.attention.implementations.pallas_tpu import PallasTPU
 from ...ops.attention.partial import Partial
-from ...ops.attention.plan import FULL, Plan
+from ...ops.attention.plan import FULL, PARTIAL, Plan
 
 FORWARD, BACKWARD = "jattn_forward", "jattn_backward"
 """The names of the kernels."""
@@ -63,8 +63,8 @@ class Setting:
     def program(self, tiles: int, target: str, tile: int, q_heads: int, dim: int) -> tuple[Any, tuple[Any, ...], float]:
         """A program that visits `tiles` x `tiles` tiles of `tile` queries and keys in each head, bfloat16.
 
-        Every tile of queries is a batch element, because the estimate knows no copies from the middle of an array. Its
-        positions are given, because its index would be a constant.
+        Every tile of queries is a batch element, because the estimate knows no copies from the middle of an array.
+        Positions are traced where the mask is evaluated: with the index of the tile, 0, it would be evaluated earlier.
 
         Returns:
             The function, the shapes of its arguments, and the tiles of one head that its loop computes at once.
@@ -99,7 +99,8 @@ class Setting:
         return found[0], arguments
 
     def _prepared(self, target: str, query: Any, key: Any, value: Any, slopes: Any, ids: Any) -> Any:
-        pieces = Pieces(mask=masks.Causal(), query_positions=ids[0])
+        rows = ids[0] if self.state == PARTIAL else np.arange(query.shape[1], dtype=np.int32)
+        pieces = Pieces(mask=masks.Causal(), query_positions=rows)
         if self.scored:
             pieces = dataclasses.replace(
                 pieces, mask=masks.SameSegment(*ids), scores=(scores.ALiBi(slopes), scores.SoftCap(30.0))

@@ -11,6 +11,7 @@ import numpy as np
 
 from .....foundation.arrays import iota, is_static
 from .....foundation.numerics import inner
+from .....foundation.target import expected_target
 from .....foundation.varying import vary, varying_axes
 from .....similarities.base import folded_scale
 from ....dispatch import Unsupported
@@ -23,6 +24,7 @@ from ..lowering import MOSAIC, Lowered, lower, offset_of
 from . import arrays, backward, collected, decode, forward, geometry, lists
 from . import fields as kinds
 from .design import Design, finite, positions_given
+from .estimate import estimate
 from .fields import Field
 from .geometry import Cut
 
@@ -280,7 +282,9 @@ class PallasTPU(Streaming):
             return decode.describe(call, positions_given(call)[1], self.kv_tile)
         known = self.plan(call)
         cut = self._cut(call, known)
-        return self._plan(call, cut, known), cut.tile_sizes()
+        plan = self._plan(call, cut, known)
+        cost = estimate(call, plan, call.target or expected_target())
+        return plan, cut.tile_sizes() if cost is None else f"{cut.tile_sizes()}; {cost}"
 
 
 def reads_heads(mask: Any, rank: int) -> bool:

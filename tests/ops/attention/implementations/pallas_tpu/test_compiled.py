@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tpu import compiled, compiled_gradients, needs_libtpu
+from tpu import compiled_gradients, needs_libtpu
 
 import jattn
 from jattn import masks, scores
 from jattn.benchmarks.tpu.compiler import GENERATIONS
-from jattn.layers import caches
 from jattn.normalizers import Sigmoid, Softmax
 from jattn.ops.attention.implementations.pallas_tpu import PallasTPU
 
@@ -132,32 +131,6 @@ def test_forward_and_backward(name, generation, dtype):
 def test_what_runs_always_has_everything():
     found = [{row[column] for row in ALWAYS} for column in range(3)]
     assert found == [set(CASES), set(GENERATIONS), set(DTYPES)]
-
-
-CACHES = {
-    "contiguous": (caches.Contiguous(2048), "v5e"),
-    "rolling": (caches.Rolling(1024), "v6e"),
-    "paged": (caches.Paged(32, 128, 16), "tpu7x"),
-}
-"""A cache, and the generation for which a step with it is compiled in every run."""
-
-
-@pytest.mark.parametrize(
-    "name, generation",
-    [
-        pytest.param(name, generation, marks=() if generation == always else pytest.mark.exhaustive)
-        for (name, (_, always)), generation in itertools.product(CACHES.items(), GENERATIONS)
-    ],
-)
-def test_decoding(name, generation):
-    def step(cache, query, key, value):
-        view, cache = cache.append(key, value)
-        return view.attend(query, mask=masks.Causal()), cache
-
-    cache = jax.eval_shape(lambda: CACHES[name][0].create((2,), 8, 128, dtype=jnp.bfloat16))
-    token = [jax.ShapeDtypeStruct((2, 1, heads, 128), jnp.bfloat16) for heads in (32, 8, 8)]
-    _, text = compiled(generation, step, cache, *token)
-    assert "jattn_decode" in text
 
 
 def long_window(length):
