@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from .....foundation.target import Target
 from . import distances
 
 ALWAYS = frozenset(
@@ -55,3 +56,10 @@ MOSAIC = Limits(
     diagonals=distances.diagonals,
 )  # fmt: skip
 """Pallas for TPUs."""
+
+
+def mosaic(target: Target | None) -> Limits:
+    """`MOSAIC` for the generation of a target."""
+    if target is not None and target.generation == "v4":
+        return dataclasses.replace(MOSAIC, diagonals=distances.diagonals_by_groups)
+    return MOSAIC

@@ -20,7 +20,7 @@ from ...partial import Partial, log_of_sum
 from ...plan import FULL, PARTIAL, Plan, make_plan
 from ...streaming import Gradients, Streaming
 from ...tile import is_float
-from ..lowering import MOSAIC, Lowered, lower, offset_of
+from ..lowering import Lowered, lower, mosaic, offset_of
 from . import arrays, backward, collected, decode, forward, geometry, lists
 from . import fields as kinds
 from .design import Design, finite, positions_given
@@ -302,7 +302,7 @@ def _itemsize(call: Call) -> int:
 
 
 def _lowered(call: Call, offset: int | None) -> Lowered:
-    return lower(call, MOSAIC, offset=offset)
+    return lower(call, mosaic(call.target), offset=offset)
 
 
 class _Made(NamedTuple):

@@ -10,6 +10,7 @@ import jattn
 from jattn import masks, scores
 from jattn.ops.attention.call import Pieces, prepare
 from jattn.ops.attention.implementations.lowering import MOSAIC, lower, offset_of
+from jattn.ops.attention.implementations.lowering.distances import diagonals, diagonals_by_groups
 
 LENGTH, HEADS = 21, 2
 RNG = np.random.default_rng(0)
@@ -131,6 +132,19 @@ def test_gradients_return_to_the_pieces():
     given = [jnp.ones(one.shape) if wanted else None for one, wanted in zip(fields, low.differentiable, strict=True)]
     (gradient,) = jax.tree.leaves(low.pull(call.pieces, given))
     np.testing.assert_allclose(gradient.reshape(-1), 2 * TABLE + 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [diagonals, diagonals_by_groups])
+def test_diagonals_of_a_window(make):
+    """The tile of a window of distances, and its gradient, of tiles of whole registers and of others."""
+    for keys, queries in ((16, 24), (5, 7)):
+        window, cotangent = normal(1, keys + queries), normal(keys, queries)
+        places = keys + np.arange(queries) - np.arange(keys)[:, None]
+        have, pull = jax.vjp(jax.jit(lambda window, k=keys, q=queries: make(window, k, q)), window)
+        np.testing.assert_array_equal(have, window[0][places])
+        want = np.zeros(keys + queries)
+        np.add.at(want, places, cotangent)
+        np.testing.assert_allclose(jax.jit(pull)(cotangent)[0][0], want, rtol=1e-5, atol=1e-5)
 
 
 def test_positions_that_are_consecutive():
