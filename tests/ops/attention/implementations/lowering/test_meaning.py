@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lowered_tiles import check
+from tiers import rows
 
 import jattn
 from jattn import masks, scores
@@ -105,7 +106,19 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+ALWAYS = {
+    "a table of documents by batch index",
+    "a learned table of distances",
+    "what is lacking, of a distance",
+    "slopes that are infinite where masked",
+    "NaN in masked entries of arrays",
+    "a bias of NaN before a cap",
+    "arrays of 16 and 8 bits",
+    "one query",
+}
+
+
+@pytest.mark.parametrize("name", rows(CALLS, ALWAYS))
 def test_tiles_of_calls(name):
     # Looking up an entry by comparisons makes long programs.
     check(called(**CALLS[name]), (LENGTH, LENGTH) if "permuted" in name else (8, 16))

@@ -13,20 +13,14 @@ from jattn.ops.attention.call import Pieces, prepare
 from jattn.ops.attention.implementations.lowering import MOSAIC, lower
 
 ALWAYS = {
-    "a where of two masks",
     "a function over an array",
-    "block diffusion",
     "table of blocks",
     "keys chosen by each query",
     "dense",
     "flags of queries and keys, and of heads that see summaries",
-    "neighborhood",
     "fixed, in documents",
-    "dot, a scale per head",
-    "bias of queries and of keys",
     "relative buckets",
     "relative logits of queries",
-    "relative logits from a table, of coordinates",
     "a table of the offsets in a grid",
     "bias, then soft cap, then alibi, causal",
     "sigmoid",
