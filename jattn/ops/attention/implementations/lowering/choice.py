@@ -142,8 +142,9 @@ class Choice:
         known = self.limits.primitives | SHAPES.keys() | REDUCTIONS.keys() | CUSTOM
         if node.name not in known:
             return _of_both(node)
-        if max(value.size, *(one.size for one in node.operands)) > self.limits.entries:
-            return f"`{node.name}` of {value.size} numbers for each pair (at most {self.limits.entries})"
+        size = max(value.size, *(one.size for one in node.operands))
+        if size > self.limits.entries:
+            return f"`{node.name}` of {size} numbers for each pair (at most {self.limits.entries})"
         for one in (value, *node.operands):
             if not _is_held(one.dtype):
                 return f"numbers of {np.dtype(one.dtype).name}"

@@ -21,6 +21,7 @@ from jax.core import Tracer
 
 from .....foundation.shard_map import apply_varying, carries_alone
 from .....foundation.varying import without_mesh
+from .....masks.selected import row_holds
 
 TURNS = 16
 """The most iterations of a loop that are unrolled."""
@@ -165,7 +166,7 @@ class Builder:
         if name in CUSTOM and not self.keep:
             return self.inlined(equation, operands)
         if name in CALLS:
-            return self._inlined(inner, operands)
+            return self.trace(_row_holds, operands) if _is_row_holds(params, inner) else self._inlined(inner, operands)
         if name == "cond":
             return self._branches(params["branches"], operands)
         if name == "scan" and params["length"] <= TURNS and carries_alone(equation):
@@ -252,6 +253,22 @@ class Builder:
                 return None
             parts.append(one.along if one.apart is None else one.apart)
         return frozenset().union(*parts)
+
+
+def _row_holds(table: Any, row: Any, number: Any) -> Any:
+    """`masks.selected.row_holds` without a search, whose look-ups would cost a tile more than all comparisons."""
+    entries = jax.lax.dynamic_slice(table, (row, 0), (1, table.shape[1]))
+    return (number >= 0) & (entries == number).any()
+
+
+def _is_row_holds(params: dict[str, Any], inner: Any) -> bool:
+    """Whether a call is that of `masks.Selected`, not of another function of its name."""
+    if params.get("name") != "row_holds" or [len(one.aval.shape) for one in inner.jaxpr.invars] != [2, 0, 0]:
+        return False
+    shapes = [jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype) for one in inner.jaxpr.invars]
+    with without_mesh():
+        own = jax.make_jaxpr(row_holds)(*shapes)
+    return str(own.jaxpr.eqns[0].params["jaxpr"]) == str(inner)
 
 
 _ONE_SIGN = {"abs": jnp.abs, "neg": jnp.negative}

@@ -137,6 +137,19 @@ def test_only_what_a_tile_reads_is_a_field():
     )
 
 
+def test_choices_are_compared_one_by_one():
+    """A search of n choices would look up log2(n) entries, each with n comparisons; a namesake is what it says."""
+    low = lower(called(mask=masks.Selected(RNG.integers(0, LENGTH, (1, 1, LENGTH, 5)))), MOSAIC)
+    assert low.refusal is None and low.kinds.count("query") == 5 + 1  # and whether the query has a list
+
+    @jax.jit
+    def row_holds(table, row, number):
+        return table[row, 0] > number
+
+    table = jnp.asarray(RNG.integers(0, LENGTH, (LENGTH, 2)))
+    check(called(mask=masks.of(lambda q, k: row_holds(table, q, k))), (LENGTH, LENGTH))
+
+
 def test_gradients_return_to_the_pieces():
     """`pull` is the derivative of `fields`."""
     call = called(scores=scores.of(lambda s, q, k: s + TABLE[k] ** 2 * TABLE[q]), mask=masks.SameSegment(DOCUMENT))
