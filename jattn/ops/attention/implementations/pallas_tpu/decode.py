@@ -47,7 +47,7 @@ TILE_BYTES = 2 * 2**20
 """Keys and values of a tile: enough to hide the latency of a copy, and the overhead of a tile."""
 
 BUFFERS = 2
-MOST_KEYS, MOST_SCORES = 2048, 2**18
+MOST_KEYS, MOST_SCORES = 2048, 2**17
 """The most keys of a tile, and the most entries of its scores over all heads."""
 
 SCALARS = 2**16
@@ -77,9 +77,10 @@ def sizes_of(call: Call, tile: int | None = None, page: int | None = None) -> Si
     """
     rows = geometry.rounded(call.q_heads // call.kv_heads * call.q_len, SUBLANES)
     if tile is None:
-        wide = sum(geometry.rounded(dim, LANES) for dim in (call.qk_dim, call.v_dim))
+        key, value = (jnp.dtype(one).itemsize for one in call.dtypes[1:])
+        wide = call.qk_dim * key + (0 if call.keys_as_values else call.v_dim * value)
         small = 2 if geometry.vmem_of(call.target) <= 16 * geometry.MEGABYTE else 1
-        most = min(TILE_BYTES // small // (2 * call.kv_heads * wide), MOST_SCORES // (call.kv_heads * rows), MOST_KEYS)
+        most = min(TILE_BYTES // small // (call.kv_heads * wide), MOST_SCORES // (call.kv_heads * rows), MOST_KEYS)
         tile = max(most // LANES * LANES, LANES)
     step = LANES if page is None else math.lcm(LANES, page)
     tile = min(geometry.rounded(tile, step), geometry.rounded(call.kv_len, step))
@@ -125,7 +126,8 @@ def plan_of(call: Call, given: bool, tile: int) -> Plan:
 def describe(call: Call, given: bool, tile: int | None = None) -> tuple[Plan, str]:
     """The plan of a call, and the sizes in words."""
     sizes = sizes_of(call, tile)
-    text = f"{call.kv_heads} key heads x {sizes.rows} rows x {sizes.tile} keys a tile"
+    heads = "1 key head" if call.kv_heads == 1 else f"{call.kv_heads} key heads"
+    text = f"{heads} x {sizes.rows} rows x {sizes.tile} keys a tile"
     return plan_of(call, given, sizes.tile), text if sizes.parts == 1 else f"{text}, dealt out to {sizes.parts} cores"
 
 
