@@ -29,7 +29,7 @@ MEGABYTE = 2**20
 VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "7x": 64}
 """Vector memory of a core, in MiB."""
 
-RESIDENT = {"forward": 3 / 8, "backward": 1 / 4, "gradients": 3 / 8}
+RESIDENT = {"forward": 3 / 8, "backward": 1 / 8, "gradients": 3 / 8}
 """The share of vector memory that all keys and values of a step may take, and that their gradients may."""
 
 
@@ -227,7 +227,7 @@ def _heads(group: int, kv_heads: int, wanted: int) -> int:
         return max((size for size in of_one if size <= wanted), default=min(of_one))
     of_many = [group * size for size in range(1, kv_heads + 1) if kv_heads % size == 0 and group * size % 2 == 0]
     fitting = [size for size in of_many if size <= 2 * wanted]
-    return min(fitting) if fitting else 1
+    return max((size for size in fitting if size <= wanted), default=min(fitting, default=1))
 
 
 def joins_well(cut: Cut, plan: Plan | None) -> bool:
@@ -240,9 +240,8 @@ def joins_well(cut: Cut, plan: Plan | None) -> bool:
 
 
 def vmem_limit(target: Target | None) -> int:
-    """Bytes of vector memory that a kernel may take."""
-    whole = vmem_of(target)
-    return whole * 3 // 4 if whole > 64 * MEGABYTE else whole * 7 // 8
+    """Bytes of vector memory that a kernel may take. XLA keeps arrays in the rest."""
+    return vmem_of(target) * 3 // 4
 
 
 def keys_fit(cut: Cut, itemsizes: tuple[int, int], target: Target | None, sweep: str) -> bool:
