@@ -110,7 +110,7 @@ class _Attend:
     loop: Callable[[Pages], jax.Array]
 
     def __call__(self, pages: Pages) -> jax.Array:
-        loop, name = self.loop, self.reader if isinstance(self.reader, str) else self.reader.name
+        loop, name = self.loop, ATTENTION.name if isinstance(self.reader, str) else self.reader.name
         leaves, tree = jax.tree.flatten(pages)
         floating = [is_float(leaf) for leaf in leaves]
         floats = [reverse_mode_only(leaf, name) for leaf, one in zip(leaves, floating, strict=True) if one]

@@ -118,7 +118,7 @@ def test_caches(name, as_values):
 
 
 def test_pages_are_read_by_the_kernel(monkeypatch):
-    """They are not gathered first. Under `vmap` they are."""
+    """They are not gathered first. Under `vmap` and in the backward pass they are."""
     read, seen = PallasTPU.stream_pages, []
     monkeypatch.setattr(PallasTPU, "stream_pages", lambda *given: seen.append(1) or read(*given))
     view, (query,) = filled(CACHES["paged"], 2, 128).view(), random((3, 1, 4, 128))
@@ -131,6 +131,8 @@ def test_pages_are_read_by_the_kernel(monkeypatch):
     near(attend(query, KERNEL), want, 1e-5)
     assert seen
     near(jax.vmap(lambda query: attend(query, KERNEL))(query[None])[0], want, 1e-5)
+    gradient = jax.jit(jax.grad(lambda query, one: (attend(query, one) ** 2).sum()), static_argnums=1)
+    near(gradient(query, KERNEL), gradient(query, "reference"), 1e-5)
 
 
 def test_gradients():
