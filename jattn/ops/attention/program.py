@@ -52,6 +52,7 @@ class Program:
         plan: the plan, if the target is known.
         axes: the number of batch axes that `vmap` has added.
         plans: the plans computed so far.
+        name: of the implementation, or of the one for the expected target.
     """
 
     implementation: Any
@@ -60,6 +61,7 @@ class Program:
     plan: Any
     axes: int = 0
     plans: dict[Target, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    name: str = dataclasses.field(default="", compare=False)
 
     @classmethod
     def of(cls, implementation: Any, call: Call) -> "Program":
@@ -67,7 +69,7 @@ class Program:
         leaves, structure = jax.tree.flatten(call)
         if call.target is not None:
             one = _chosen(implementation, call)
-            return cls(one, structure, (), one.plan(call))
+            return cls(one, structure, (), one.plan(call), name=one.name)
         # Each target has its own plan, which depends on the mask and the positions; kernels also ask whether positions
         # are consecutive.
         pieces = call.pieces
@@ -77,7 +79,8 @@ class Program:
             Known(leaf) if id(leaf) in values else jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
             for leaf in leaves
         )
-        return cls(implementation, structure, known, None)
+        chosen = implementation.choose(call) if isinstance(implementation, Operation) else implementation
+        return cls(implementation, structure, known, None, name=chosen.name)
 
     def batched(self) -> "Program":
         """The program with one more leading batch axis."""
@@ -215,7 +218,7 @@ def _backward(program: Program, operands: Operands, results: tuple, cotangents: 
         grads = _backward(program.batched(), *arrays)
         return grads, jax.tree.map(lambda _: True, grads)
 
-    return first_order_only(run, program.implementation.name)(operands, results, cotangents)
+    return first_order_only(run, program.name)(operands, results, cotangents)
 
 
 differentiated = jax.jit(_backward, static_argnums=0)

@@ -115,8 +115,9 @@ def attend(
         program = Program.of(implementation, call)
         # From here on, any derivative other than the first in reverse mode raises an error.
         operands = Operands(query, key, value, tuple(jax.tree.leaves(call)))
-        name = implementation.name
-        operands = jax.tree.map(lambda leaf: reverse_mode_only(leaf, name) if is_float(leaf) else leaf, operands)
+        operands = jax.tree.map(
+            lambda leaf: reverse_mode_only(leaf, program.name) if is_float(leaf) else leaf, operands
+        )
         streamed = Partial(*differentiable(program, operands))
     out = call.pieces.normalizer.rescale(streamed.out, streamed.lse, streamed.remainder)
     return dataclasses.replace(streamed, out=out.astype(value.dtype))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ...foundation.arrays import is_static
 from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.sharding import auto_devices
 from ...foundation.varying import vary, varying_axes
@@ -84,9 +85,9 @@ def _nonfinite_sums(reach: jax.Array, values: jax.Array) -> jax.Array:
         return grouped_product(reach.astype(dtype), kinds.astype(dtype))
 
     above, below = ~(values < jnp.inf), ~(values > -jnp.inf)  # +inf and -inf; NaN counts as both: inf - inf
-    unit = 4096.0
-    if reach.shape[-1] < unit:  # one product counts both, exactly
-        both = count(above + unit * below)
+    unit = 4096
+    if is_static(reach.shape[-1]) and reach.shape[-1] < unit:  # one product counts both, exactly
+        both = count(above + float(unit) * below)
         below = jnp.floor(both / unit)
         above = both - unit * below
     else:
