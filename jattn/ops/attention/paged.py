@@ -17,6 +17,7 @@ from ...foundation.arrays import is_static
 from ...foundation.sharding import Layout, layout, run_split, split_of
 from ...foundation.target import Target, by_target, target_of
 from ...foundation.varying import split_axes
+from ..dispatch import WATCHER, Watched
 from .call import Call, Pieces, prepare
 from .implementations import ATTENTION
 from .program import reverse_mode_only
@@ -51,12 +52,16 @@ class Pages(NamedTuple):
         """Keys and values."""
         return self.keys, self.keys if self.values is None else self.values
 
+    def places(self) -> tuple[Any, Any]:
+        """The shapes of keys and values in all places of the table; one object if they are the same."""
+        lead = *self.query.shape[:-3], self.table.shape[-1] * self.keys.shape[1]
+        key, value = (jax.ShapeDtypeStruct((*lead, *pool.shape[2:]), pool.dtype) for pool in self.pools)
+        return key, key if self.values is None else value
+
     def call(self, target: Target | None) -> tuple[Call, jax.Array]:
         """The call on all places of the table, and its prepared query. Its similarity does not rewrite keys."""
-        batch, places = self.query.shape[:-3], self.table.shape[-1] * self.keys.shape[1]
-        key, value = (jax.ShapeDtypeStruct((*batch, places, *pool.shape[2:]), pool.dtype) for pool in self.pools)
-        value = key if self.values is None else value
-        call, query, _ = prepare(self.query, key, value, self.pieces)  # type: ignore[arg-type]  (shapes suffice)
+        key, value = self.places()
+        call, query, _ = prepare(self.query, key, value, self.pieces)
         return dataclasses.replace(call, target=target), query
 
 
@@ -152,6 +157,10 @@ class _Attend:
         call, query = pages.call(target)
         if reader.refuses_pages(call, pages.keys) is not None:
             return self.loop(pages)
+        watcher = WATCHER.get()
+        if watcher is not None:
+            named: dict[str, Any] = dict(zip(("query", "key", "value"), (pages.query, *pages.places()), strict=True))
+            watcher(Watched(ATTENTION, call, named, None if isinstance(self.reader, str) else reader))
         found = reader.stream_pages(call, query, *pages.pools, pages.table)
         out = call.pieces.normalizer.rescale(found.out, found.lse, found.remainder)
         return out.astype(pages.pools[1].dtype)

@@ -135,6 +135,18 @@ def test_pages_are_read_by_the_kernel(monkeypatch):
     near(gradient(query, KERNEL), gradient(query, "reference"), 1e-5)
 
 
+def test_explain_sees_who_reads_pages():
+    cache = jax.eval_shape(lambda: CACHES["paged"].create((3,), 2, 128))
+    query = jax.ShapeDtypeStruct((3, 1, 4, 128), "float32")
+
+    def attend(query, cache):
+        return cache.view().attend(query, query_positions=cache.lengths[:, None], mask=masks.Causal())
+
+    for target, name in (("tpu v5e", "pallas_tpu"), ("cpu", "tiled")):
+        (found,) = jattn.explain_calls(attend, query, cache, target=target)
+        assert found.implementation == name
+
+
 def test_gradients():
     """Those of the other kernel; here lengths and slopes have 64 bits."""
     arrays = random((2, 1, 4, 8), (2, 130, 2, 8), (2, 130, 2, 8))
