@@ -114,12 +114,22 @@ def _compare_long(name, kernel=KERNEL):
     jax.tree.map(near, have, want)
 
 
-@pytest.mark.parametrize("name", ["segments, scores", pytest.param("biases", marks=pytest.mark.exhaustive)])
-def test_what_does_not_fit_is_fetched_as_the_lists_say(name, monkeypatch):
+NO_ROOM = {"forward": 0, "backward": 0, "gradients": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "shares"),
+    [
+        ("segments, scores", 2, NO_ROOM),
+        ("one head", 1, {"forward": 0, "backward": 1, "gradients": 80 / 2**16}),  # chunks of two tiles
+        pytest.param("biases", 2, NO_ROOM, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_what_does_not_fit_is_fetched_as_the_lists_say(name, heads, shares, monkeypatch):
     """Keys by copies, gradients of keys in chunks, a row of a list at a time: what long sequences need."""
-    monkeypatch.setattr(geometry, "RESIDENT", dict.fromkeys(geometry.RESIDENT, 0))
+    monkeypatch.setattr(geometry, "RESIDENT", shares)
     monkeypatch.setattr(tables, "WHOLE", 0)
-    _compare_long(name, dataclasses.replace(KERNEL, heads=2))  # not the program of the test above
+    _compare_long(name, dataclasses.replace(KERNEL, heads=heads))  # not the program of the test above
 
 
 def test_nan_and_inf_reach_who_may_attend_to_them():
