@@ -113,11 +113,13 @@ MATRIX = [
 ALWAYS = {row for index, row in enumerate(MATRIX) if sum(divmod(index, len(GENERATIONS))) % 5 == 0}
 """One row of each case, in which every generation and dtype occurs."""
 
+REST = (pytest.mark.exhaustive, pytest.mark.matrix)
+
 
 @pytest.mark.parametrize(
     "name, generation, dtype",
     [
-        pytest.param(*row, id="-".join(row).replace(" ", "_"), marks=() if row in ALWAYS else pytest.mark.exhaustive)
+        pytest.param(*row, id="-".join(row).replace(" ", "_"), marks=() if row in ALWAYS else REST)
         for row in MATRIX
     ],
 )
@@ -139,6 +141,7 @@ def long_window(length):
     return program.memory_analysis()
 
 
+@pytest.mark.exhaustive
 def test_a_long_window_fits_one_core_in_linear_memory():
     """131,072 tokens, forward and backward, in the 16 GB of a v5e."""
     half, whole = long_window(65_536), long_window(131_072)
