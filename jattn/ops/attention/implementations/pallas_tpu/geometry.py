@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from .....foundation.target import Target
+from .....foundation.target import Target, expected_target
 from ...call import Call
 from ...plan import EMPTY, Plan
 
@@ -211,7 +211,7 @@ def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | Non
 
 def _most(call: Call) -> int:
     """Queries of a unit and keys of a tile, at most."""
-    small = vmem_of(call.target) <= 16 * MEGABYTE or max(call.qk_dim, call.v_dim) > 256
+    small = vmem_of(call.target or expected_target()) <= 16 * MEGABYTE or max(call.qk_dim, call.v_dim) > 256
     return UNIT // 2 if small or _is_wide(call) else UNIT
 
 
@@ -255,8 +255,13 @@ def keys_fit(cut: Cut, itemsizes: tuple[int, int], target: Target | None, sweep:
         target: what the program is for.
         sweep: "forward" or "backward".
     """
+    return _of_keys(cut, itemsizes) <= RESIDENT[sweep] * vmem_of(target)
+
+
+def _of_keys(cut: Cut, itemsizes: tuple[int, int]) -> int:
+    """Bytes of all keys and values of two steps."""
     row = sum(width * size for width, size in zip(cut.lanes, itemsizes, strict=True))
-    return 2 * cut.key_heads * cut.chunk_tiles * cut.kv_tile * row <= RESIDENT[sweep] * vmem_of(target)
+    return 2 * cut.key_heads * cut.chunk_tiles * cut.kv_tile * row
 
 
 def for_backward(cut: Cut, target: Target | None) -> Cut:
@@ -277,6 +282,24 @@ def working_set(cut: Cut, itemsize: int) -> int:
     queries = cut.heads * cut.q_tile * features * (3 * itemsize + 4)  # blocks, transposed copies, the gradient
     keys = (3 * cut.key_heads + 1) * cut.kv_tile * features * itemsize
     return queries + keys + 2 * cut.kv_tile * cut.unit * (4 + 2 * itemsize)
+
+
+def in_words(cut: Cut, itemsizes: tuple[int, int], target: Target | None) -> str:
+    """The sizes of a step and its vector memory, without that of fields."""
+
+    def of_sweep(cut: Cut, sweep: str) -> str:
+        if keys_fit(cut, itemsizes, target, sweep):
+            return f"keys and values whole ({_of_keys(cut, itemsizes) / MEGABYTE:.1f} MiB)"
+        return "keys and values tile by tile"
+
+    back = for_backward(cut, target)
+    chunks = "all keys" if back.chunks == 1 else f"{back.chunks} chunks of the keys"
+    gradients = 2 * back.key_heads * back.chunk_tiles * back.kv_tile * sum(back.rows) * 4 / MEGABYTE
+    return (
+        f"{cut.tile_sizes()}, about {working_set(cut, max(itemsizes)) / MEGABYTE:.1f} MiB of vector memory; forward: "
+        f"{of_sweep(cut, 'forward')}; backward: {of_sweep(back, 'backward')}, and the gradients of {chunks} "
+        f"({gradients:.1f} MiB)"
+    )
 
 
 def refusal(cut: Cut, target: Target | None, itemsize: int) -> str | None:

@@ -91,7 +91,8 @@ class PallasTPU(Streaming):
                 "`PallasTPU(interpret=True)`"
             )
         return (
-            geometry.refusal(self._cut(call), call.target, _itemsize(call)) or _lowered(call, offset_of(call)).refusal
+            geometry.refusal(self._cut(call), call.target or expected_target(), _itemsize(call))
+            or _lowered(call, offset_of(call)).refusal
         )
 
     def plan(self, call: Call) -> "Known":
@@ -283,8 +284,12 @@ class PallasTPU(Streaming):
         known = self.plan(call)
         cut = self._cut(call, known)
         plan = self._plan(call, cut, known)
-        cost = estimate(call, plan, call.target or expected_target())
-        return plan, cut.tile_sizes() if cost is None else f"{cut.tile_sizes()}; {cost}"
+        target = call.target or expected_target()
+        cost = estimate(call, plan, target)
+        query, key, value = (jnp.dtype(dtype) for dtype in call.dtypes)
+        sizes = jnp.promote_types(query, key).itemsize, value.itemsize
+        words = geometry.in_words(cut, sizes, target)
+        return plan, words if cost is None else f"{words}; {cost}"
 
 
 def reads_heads(mask: Any, rank: int) -> bool:
