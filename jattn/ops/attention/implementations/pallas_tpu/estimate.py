@@ -29,7 +29,9 @@ class Cost(NamedTuple):
 
 
 COSTS: dict[str, tuple[Cost, Cost]] = {
-    "v6e": (Cost(507, 588, 437), Cost(1246, 1379, 710)),
+    "v5e": (Cost(1148, 1152, 727), Cost(2656, 2659, 1139)),
+    "v6e": (Cost(507, 588, 483), Cost(1246, 1379, 710)),
+    "7x": (Cost(512, 568, 466), Cost(1246, 1335, 584)),
 }
 """Of each generation, the forward and the backward pass: `python -m jattn.benchmarks --suite tpu`, JAX 0.12."""
 
