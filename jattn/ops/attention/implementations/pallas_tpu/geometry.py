@@ -267,7 +267,9 @@ def _of_keys(cut: Cut, itemsizes: tuple[int, int]) -> int:
 def for_backward(cut: Cut, target: Target | None) -> Cut:
     """The cut of the backward pass: as many chunks of the keys as their gradients need to stay in vector memory."""
     tile = 2 * cut.key_heads * cut.kv_tile * sum(cut.rows) * 4
-    most = max(int(RESIDENT["gradients"] * vmem_of(target)) // tile, 1)
+    whole = vmem_of(target)
+    share = RESIDENT["gradients"] * (1 / 2 if whole <= 16 * MEGABYTE else 1)  # little memory has much else to hold
+    most = max(int(share * whole) // tile, 1)
     return dataclasses.replace(cut, chunks=-(-cut.kv_tiles // most))
 
 
