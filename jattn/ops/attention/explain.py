@@ -172,7 +172,9 @@ def explain_calls(
 
 def _explained(watched: Watched) -> Explanation:
     call, arrays = watched.call, watched.arrays
-    target = getattr(call, "target", None) or expected_target()
+    target = getattr(call, "target", None) or expected_target(*arrays.values())
+    if isinstance(call, Call):
+        call = dataclasses.replace(call, target=target)
     chosen, reasons = watched.operation.reasons(call, watched.implementation, target)
     plan, memory = chosen.describe(call)
     shapes = ", ".join(f"{name} {one.shape} {one.dtype}" for name, one in arrays.items())

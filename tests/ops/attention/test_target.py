@@ -82,6 +82,8 @@ def test_explain_says_from_anywhere_what_runs_there():
     assert (here.target, there.target) == ("cpu", "tpu v5e")
     assert here.memory != there.memory
     assert "for tpu v5e" in str(there)
+    old = jattn.explain(shape, shape, shape, target="tpu v3")
+    assert old.implementation == "tiled" and "generations v4, v5e" in old.reasons["pallas_tpu"]
     with compiled_for("cuda"):
         listed = jattn.explain_calls(lambda x: jattn.attention(x, x, x), shape)
     listed += jattn.explain_calls(lambda x: jattn.attention(x, x, x), shape, target="tpu v5e")
