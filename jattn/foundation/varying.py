@@ -31,6 +31,16 @@ def full(shape: tuple[int, ...], value: float, dtype: Any, axes: tuple[str, ...]
     return vary(jnp.full(shape, value, dtype), axes)
 
 
+def varying_shape(sizes: tuple[int, ...], dtype: Any, axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+    """The shape of a kernel's output that varies over `axes`; inside of `shard_map` a kernel must say so."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+    like = jax.typeof(vary(jnp.zeros((), dtype), axes))
+    manual = getattr(like, "manual_axis_type", None)
+    varying = {"vma": like.vma} if manual is None else {"manual_axis_type": manual}
+    return jax.ShapeDtypeStruct(sizes, dtype, **varying)
+
+
 def split_axes(*trees: Any) -> tuple[str, ...]:
     """The mesh axes over which the arrays may be split inside of a `shard_map`, so that each device holds a part.
 

@@ -90,7 +90,7 @@ class Row:
         module: the dotted name of its module.
         attribute: its class in that module, constructed without arguments.
         platforms: platforms of `jattn.foundation.target.PLATFORMS`; None for all.
-        remedy: what to do elsewhere, for the message; a sentence.
+        remedy: what to do elsewhere, for the message; a sentence without its period.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Row:
     def refused(self, target: Target) -> str | None:
         """`elsewhere`, for a caller who asked for it."""
         reason = self.elsewhere(target)
-        return reason and f"{reason}. {self.remedy}".removesuffix(". ").removesuffix(".")
+        return f"{reason}. {self.remedy}" if reason and self.remedy else reason
 
 
 @functools.cache

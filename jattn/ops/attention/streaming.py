@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...foundation.arrays import is_static
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.varying import vary, varying_axes
 from ..dispatch import Implementation, Operation, Unsupported
@@ -21,12 +22,14 @@ from .partial import Partial
 from .program import Operands, Program, differentiable, differentiated, reverse_mode_only
 from .tile import is_float
 
+SYMBOLS = "it cuts lengths into tiles, and here they are symbols (of `jax.export`)"
+
 
 class Streaming(Implementation):
     """An implementation of attention that stores neither scores nor weights, and recomputes them in the backward pass.
 
-    Subclasses implement `stream`, `gradients`, `refuses` and `describe`. Let s_ij be the scores of the pairs that may
-    attend, and d_ij the factor of dropout (1 without):
+    Subclasses implement `stream`, `gradients` and `describe`, and extend `refuses`. Let s_ij be the scores of the pairs
+    that may attend, and d_ij the factor of dropout (1 without):
 
         softmax normalizers:      p_ij = exp(s_ij - lse_i),    lse_i = log Σ_j exp(s_ij)
         elementwise normalizers:  p_ij = activation(s_ij),     lse_i = log(number of keys that i may attend to)
@@ -45,6 +48,13 @@ class Streaming(Implementation):
     """
 
     reverse_mode_only = True
+
+    def refuses(self, call: Call) -> str | None:
+        if not is_static(call.q_len, call.kv_len, call.q_heads, call.kv_heads):
+            return SYMBOLS
+        if call.pieces.normalizer.streams_as is None:
+            return f"{type(call.pieces.normalizer).__name__} cannot stream: {call.pieces.normalizer.refusal}"
+        return None
 
     @abc.abstractmethod
     def stream(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:

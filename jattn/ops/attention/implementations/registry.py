@@ -28,7 +28,7 @@ ATTENTION = Operation(
             "PallasTPU",
             ("tpu",),
             "To compile for a TPU that is not here, trace inside of `jattn.compiled_for('tpu v6e')`; to check values "
-            "without one, pass `jattn.implementations.PallasTPU(interpret=True)`.",
+            "without one, pass `jattn.implementations.PallasTPU(interpret=True)`",
         ),
         Row("tiled", f"{_HERE}.tiled", "Tiled"),
         Row("reference", f"{_HERE}.reference", "Reference"),

@@ -1,6 +1,7 @@
 """The plan of a call: which tiles of (queries, keys) to visit, and which of them need the mask."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -50,6 +51,15 @@ class Plan:
     def known(self) -> bool:
         """Whether the states are known at trace time."""
         return isinstance(self.states, np.ndarray)
+
+    @functools.cached_property
+    def identity(self) -> tuple:
+        """Equal for known plans that visit the same tiles."""
+        return self.q_tile, self.k_tile, self.states.shape, self.states.tobytes()
+
+    def batched(self) -> "Plan":
+        """The plan with one more leading batch axis, of size 1."""
+        return dataclasses.replace(self, states=self.states[None])
 
     def counts(self) -> tuple[int, int, int]:
         """(visited, full, all) tiles of a known plan, summed over the batch elements and heads that differ."""

@@ -192,7 +192,7 @@ def attend(
         scale=scale,
         softmax=pieces.normalizer.streams_as == "softmax",
         interpret=interpret,
-        vmem=geometry.vmem_of(call.target) * 3 // 4,
+        vmem=geometry.vmem_limit(call.target),
     )
     scalars = list(_lists(plan_of(call, given, sizes.tile), design))
     if table is not None:
@@ -202,7 +202,7 @@ def attend(
     stored = [_stored(field, array, design) for field, array in zip(design.fields, read, strict=True)]
     sides = [design.key.stored(key), *([] if call.keys_as_values else [design.value.stored(value)])]
     arrays = scalars, _rows_of_query(query, design), sides, stored
-    out, rows = decode_kernel.call(design, _shape_of(axes), *vary(arrays, axes))
+    out, rows = decode_kernel.call(design, axes, *vary(arrays, axes))
     out, top, mass = (_unfolded(one, design) for one in (out, rows[..., 0], rows[..., 1]))
     return _merged(out, top, mass, design)
 
@@ -283,17 +283,3 @@ def _unfolded(array: jax.Array, design: Decoding) -> jax.Array:
     array = array[:, :, :, : group * design.q_len]
     array = array.reshape(design.parts, design.batch, design.q_heads, design.q_len, *rest).swapaxes(2, 3)
     return array.reshape(design.parts, *design.axes, design.q_len, design.q_heads, *rest)
-
-
-def _shape_of(axes: tuple[str, ...]) -> Any:
-    """A function from sizes to the shape of a result, which varies like the inputs."""
-
-    def shape(*sizes: int) -> jax.ShapeDtypeStruct:
-        if not jax.sharding.get_abstract_mesh().manual_axes:
-            return jax.ShapeDtypeStruct(sizes, jnp.float32)
-        like = jax.typeof(vary(jnp.zeros((), jnp.float32), axes))
-        manual = getattr(like, "manual_axis_type", None)
-        varying = {"vma": like.vma} if manual is None else {"manual_axis_type": manual}
-        return jax.ShapeDtypeStruct(sizes, jnp.float32, **varying)
-
-    return shape

@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from .....foundation.varying import varying_shape
 from ..lowering import Lowered
 from .storage import LANES, Storage
 
@@ -107,7 +108,7 @@ class Decoding:
 
 def call(
     design: Decoding,
-    shape: Callable[..., jax.ShapeDtypeStruct],
+    axes: tuple[str, ...],
     scalars: Sequence[jax.Array],
     query: jax.Array,
     sides: Sequence[jax.Array],
@@ -117,7 +118,7 @@ def call(
 
     Args:
         design: the static part.
-        shape: a function from sizes to the shape of an output.
+        axes: the mesh axes over which the results vary.
         scalars: bounds `[parts * batch * 3]`, the order of tiles and the batch element of each; for pages, also the
             table `[batch * slots]`.
         query: `[batch, kv_heads, rows, qk_dim]`.
@@ -166,7 +167,9 @@ def call(
             out_specs=result,
             scratch_shapes=scratch,
         ),
-        out_shape=[shape(design.parts, design.batch, rows, size) for size in (width, LANES)],
+        out_shape=[
+            varying_shape((design.parts, design.batch, rows, size), jnp.float32, axes) for size in (width, LANES)
+        ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=design.vmem
         ),

@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from .....foundation.varying import vary
+from .....foundation.varying import vary, varying_shape
 from ...call import Call
 from ..lowering import Lowered, Tile
 from . import fields as kinds
@@ -65,12 +65,7 @@ class Design:
 
     def shape(self, *sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         """The shape of an output, which varies like the inputs."""
-        if not jax.sharding.get_abstract_mesh().manual_axes:
-            return jax.ShapeDtypeStruct(sizes, dtype)
-        like = jax.typeof(lax.pcast(jnp.zeros((), dtype), self.axes, to="varying"))
-        manual = getattr(like, "manual_axis_type", None)
-        varying = {"vma": like.vma} if manual is None else {"manual_axis_type": manual}
-        return jax.ShapeDtypeStruct(sizes, dtype, **varying)
+        return varying_shape(sizes, dtype, self.axes)
 
     def zeros(self, shape: jax.ShapeDtypeStruct) -> jax.Array:
         """An array of zeros, which varies like the inputs."""

@@ -18,7 +18,7 @@ from ....dispatch import Unsupported
 from ...call import Call, Pieces
 from ...partial import Partial, log_of_sum
 from ...plan import FULL, PARTIAL, Plan, make_plan
-from ...streaming import Gradients, Streaming
+from ...streaming import SYMBOLS, Gradients, Streaming
 from ...tile import is_float
 from ..lowering import Lowered, lower, mosaic, offset_of
 from . import arrays, backward, collected, decode, forward, geometry, lists
@@ -65,10 +65,9 @@ class PallasTPU(Streaming):
 
     def refuses(self, call: Call) -> str | None:
         pieces = call.pieces
-        if not is_static(call.q_len, call.kv_len, call.q_heads, call.kv_heads, *call.batch):
-            return "it cuts lengths into tiles, and here they are symbols (of `jax.export`)"
-        if pieces.normalizer.streams_as is None:
-            return f"{type(pieces.normalizer).__name__} cannot stream: {pieces.normalizer.refusal}"
+        reason = super().refuses(call) if is_static(*call.batch) else SYMBOLS
+        if reason is not None:
+            return reason
         if not pieces.similarity.is_dot:
             return f"it computes dot products, and {type(pieces.similarity).__name__} is none; `tiled` computes it"
         unknown = [dtype for dtype in call.dtypes if dtype not in DTYPES]
@@ -356,11 +355,7 @@ class Known:
 
     @functools.cached_property
     def _identity(self) -> tuple:
-        if self.plan is None:
-            return self.given, self.offset, self.heads
-        states = self.plan.states
-        sizes = self.plan.q_tile, self.plan.k_tile, states.shape
-        return self.given, self.offset, self.heads, *sizes, states.tobytes()
+        return self.given, self.offset, self.heads, self.plan and self.plan.identity
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Known) and self._identity == other._identity
@@ -370,7 +365,4 @@ class Known:
 
     def batched(self) -> "Known":
         """The same with one more leading batch axis, of size 1."""
-        if self.plan is None:
-            return self
-        plan = dataclasses.replace(self.plan, states=self.plan.states[None])
-        return dataclasses.replace(self, plan=plan)
+        return dataclasses.replace(self, plan=self.plan and self.plan.batched())

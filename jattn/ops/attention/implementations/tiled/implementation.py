@@ -6,7 +6,6 @@ import math
 import jax
 import numpy as np
 
-from .....foundation.arrays import is_static
 from ...call import Call
 from ...partial import Partial
 from ...plan import Plan
@@ -43,13 +42,6 @@ class Tiled(Streaming):
             size = getattr(self, field)
             if size is not None and (not isinstance(size, int) or size < 1):
                 raise ValueError(f"`{field}` must be a positive int, or None to have it chosen; got {size!r}.")
-
-    def refuses(self, call: Call) -> str | None:
-        if not is_static(call.q_len, call.kv_len, call.q_heads, call.kv_heads):
-            return "it cuts lengths into tiles, and here they are symbols (of `jax.export`)"
-        if call.pieces.normalizer.streams_as is None:
-            return f"{type(call.pieces.normalizer).__name__} cannot stream: {call.pieces.normalizer.refusal}"
-        return None
 
     def plan(self, call: Call) -> Schedule | None:
         pieces = call.pieces

@@ -342,8 +342,7 @@ class Schedule:
 
     @functools.cached_property
     def _identity(self) -> tuple:
-        states = self.plan.states
-        return self.tiling, self.plan.q_tile, self.plan.k_tile, states.shape, states.tobytes()
+        return self.tiling, *self.plan.identity
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self._identity == other._identity
@@ -370,7 +369,7 @@ class Schedule:
 
     def batched(self) -> "Schedule":
         """The schedule with one more leading batch axis, of size 1, in the plan."""
-        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, states=self.plan.states[None]))
+        return dataclasses.replace(self, plan=self.plan.batched())
 
 
 def with_ragged_partial(states: Any, tiling: Tiling) -> Any:
