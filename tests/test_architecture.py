@@ -29,6 +29,7 @@ LAYERS = (
     ("layers",),
     ("variants",),
     ("nnx", "linen"),
+    ("models",),
     ("benchmarks",),
 )
 """A module imports from its own layer or an earlier one. A room within a room is named by its path."""
@@ -188,7 +189,19 @@ def test_import_brings_little():
 print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     added, loaded = json.loads(done.stdout)
-    heavy = {"flax", "optax", "orbax", "matplotlib", "tqdm", "torch", "pytest", "hypothesis", "tensorflow", "keras"}
+    heavy = {
+        "flax",
+        "optax",
+        "orbax",
+        "matplotlib",
+        "tqdm",
+        "torch",
+        "pytest",
+        "hypothesis",
+        "tensorflow",
+        "keras",
+        "safetensors",
+    }
     assert not heavy & {name.split(".")[0] for name in loaded}
     pallas = [name for name in added if name.startswith("jax.experimental.pallas")]
     assert not pallas, f"kernels are imported when an implementation is asked for, not before: {pallas}"

@@ -1,7 +1,7 @@
 """Names of a package that are imported when they are first asked for."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
@@ -24,6 +24,21 @@ def on_demand(
             return getattr(importlib.import_module(modules[name], package), name)
         if otherwise is not None:
             return otherwise(name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get
+
+
+def submodules(package: str, names: Collection[str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose modules are imported when they are first asked for.
+
+    >>> submodules("jattn", ("masks",))("masks").__name__
+    'jattn.masks'
+    """
+
+    def get(name: str) -> Any:
+        if name in names:
+            return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return get

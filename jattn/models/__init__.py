@@ -1,0 +1,28 @@
+"""Whole models, built from the layers of `jattn.nnx`, with the weights of published checkpoints.
+
+A model is read from a directory of `config.json` and safetensors, as Hugging Face writes them, by `from_directory`, and
+written by `to_directory`. Each family is a module, imported when it is first asked for.
+"""
+
+from ..foundation.lazy import submodules as _submodules
+from .checkpoint.table import Rule, Table
+from .config import Config
+from .decoder import next_token_loss
+from .directory import from_directory, from_tensors, to_directory, to_tensors
+from .registry import MODULES as _MODULES
+from .registry import Family
+
+__all__ = [
+    "Config",
+    "Family",
+    "Rule",
+    "Table",
+    "from_directory",
+    "from_tensors",
+    "next_token_loss",
+    "to_directory",
+    "to_tensors",
+]
+
+
+__getattr__ = _submodules(__name__, tuple(_MODULES.values()))

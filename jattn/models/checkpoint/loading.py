@@ -1,0 +1,182 @@
+"""From tensors to a model and back, strictly: every tensor is used or named as ignored, every parameter is filled.
+
+    model as shapes  --table-->  tensors that must be there, with shapes  --check-->  read one, arrange it, place it
+
+Nothing is read before names, shapes and dtypes of all tensors are known to match. The model exists only as shapes until
+its arrays arrive, each on the sharding asked for.
+"""
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ...nnx import PieceArray
+from .safetensors import DTYPES, Stored, Tensors
+from .table import Entry, Table, entries
+
+Shardings = jax.sharding.Sharding | Callable[[str, jax.ShapeDtypeStruct], Any] | None
+
+FLOATS = {DTYPES[name]: jnp.dtype(name) for name in ("float16", "bfloat16", "float32", "float64")}
+LISTED = 8
+"""How many names of each kind an error lists."""
+
+
+def parameters_of(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """The variables that a checkpoint holds, by path: parameters and statistics, not random streams or constants.
+
+    >>> sorted(parameters_of(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
+    ['bias', 'kernel']
+    """
+    state = nnx.to_flat_state(nnx.state(model))
+    return {
+        ".".join(map(str, path)): variable
+        for path, variable in state
+        if not isinstance(variable, nnx.RngState | PieceArray)
+    }
+
+
+def load(
+    build: Callable[[Any], nnx.Module],
+    tensors: Tensors,
+    table: Table,
+    *,
+    param_dtype: Any = None,
+    shardings: Shardings = None,
+    ignore: Sequence[str] = (),
+    source: str = "the checkpoint",
+) -> Any:
+    """A model with parameters from tensors.
+
+    Args:
+        build: makes the model with parameters of a dtype; traced for shapes.
+        tensors: where parameters come from.
+        table: which tensor is which parameter.
+        param_dtype: the dtype of parameters; by default each keeps the dtype that it is stored in.
+        shardings: a sharding for all parameters, or a function of a parameter's path and shape.
+        ignore: patterns of tensors that need not be used, beside those that the table names.
+        source: where the tensors are, for errors.
+
+    Raises:
+        ValueError: tensors are missing, unexpected, or of another shape or dtype than the model's; the message lists
+            all. A tensor that repeats a tied parameter differs from it.
+    """
+    kept = _common_dtype(tensors.stored) if param_dtype is None else jnp.dtype(param_dtype)
+    model: nnx.Module = nnx.eval_shape(lambda: build(kept))
+    variables = parameters_of(model)
+    wanted = entries(
+        table.named_as(tensors.stored), {path: tuple(one.get_value().shape) for path, one in variables.items()}
+    )
+    check(wanted, tensors.stored, (*table.ignored, *ignore), param_dtype, f"{source} and {type(model).__name__}")
+    for name, entry in wanted.items():
+        if entry.rule.tied:
+            continue
+        for path, array in zip(entry.paths, entry.rule.load(tensors.read(name), entry.parameter_shape), strict=True):
+            variables[path].set_value(_placed(path, array, param_dtype, shardings))
+    for name, entry in wanted.items():
+        if entry.rule.tied and name in tensors.stored:
+            _check_tied(name, entry, tensors, variables, param_dtype)
+    _fill_rest(model, lambda: build(kept))
+    return model
+
+
+def save(model: nnx.Module, table: Table, *, prefixed: bool) -> dict[str, np.ndarray]:
+    """The tensors of a model by name, as `load` reads them: arrays in the order of the table."""
+    variables = parameters_of(model)
+    shapes = {path: tuple(one.get_value().shape) for path, one in variables.items()}
+    tensors = {}
+    for name, entry in entries(table.named(prefixed), shapes).items():
+        if not entry.rule.tied:
+            parts = [np.asarray(variables[path].get_value()) for path in entry.paths]
+            tensors[name] = np.ascontiguousarray(entry.rule.save(parts))
+    return tensors
+
+
+def check(
+    wanted: Mapping[str, Entry], stored: Mapping[str, Stored], ignored: Sequence[str], param_dtype: Any, what: str
+) -> None:
+    """Check names, shapes and dtypes of all tensors.
+
+    Raises:
+        ValueError: something does not match; the message lists what is missing, unexpected, or of the wrong shape or
+            dtype.
+    """
+    unexpected = [
+        name for name in stored if name not in wanted and not any(fnmatch.fnmatchcase(name, one) for one in ignored)
+    ]
+    found = [(name, entry, stored[name]) for name, entry in wanted.items() if name in stored]
+    readable = set(FLOATS) - ({"F64"} if param_dtype is None and not jax.config.jax_enable_x64 else set())  # pyright: ignore
+    problems = {
+        "missing": [name for name, entry in wanted.items() if name not in stored and not entry.rule.tied],
+        "unexpected": unexpected,
+        "wrong shape": [
+            f"{name} {one.shape}, not {entry.shape}" for name, entry, one in found if one.shape != entry.shape
+        ],
+        "wrong dtype": [f"{name} {one.dtype}" for name, _, one in found if one.dtype not in readable],
+    }
+    if any(problems.values()):
+        lines = [
+            f"{kind} ({len(names)}): {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
+            for kind, names in problems.items()
+            if names
+        ]
+        remedies = {
+            "missing": "shapes and layers follow from config.json, which must be that of these weights",
+            "unexpected": "tensors that are not needed are named by `ignore=[...]`, patterns with *",
+            "wrong dtype": f"readable are {', '.join(sorted(readable))}",
+        }
+        remedy = "; ".join(text for kind, text in remedies.items() if problems[kind])
+        raise ValueError("\n    ".join([f"{what} do not match:", *lines, *([f"({remedy}.)"] if remedy else [])]))
+
+
+def _common_dtype(stored: Mapping[str, Stored]) -> Any:
+    """The floating-point dtype of most tensors."""
+    found = [FLOATS[one.dtype] for one in stored.values() if one.dtype in FLOATS]
+    return max(sorted(set(found), key=str), key=found.count, default=jnp.dtype(jnp.float32))
+
+
+def _placed(path: str, array: np.ndarray, param_dtype: Any, shardings: Shardings) -> jax.Array:
+    """A parameter on its devices."""
+    if param_dtype is not None:
+        array = array.astype(jnp.dtype(param_dtype))
+    if callable(shardings):
+        shardings = shardings(path, jax.ShapeDtypeStruct(array.shape, array.dtype))
+    return jnp.asarray(array) if shardings is None else jax.device_put(array, shardings)
+
+
+def _check_tied(name: str, entry: Entry, tensors: Tensors, variables: Mapping[str, Any], param_dtype: Any) -> None:
+    """Check that a tensor equals the parameter that it is tied to.
+
+    Raises:
+        ValueError: it does not.
+    """
+    (path,) = entry.paths
+    (array,) = entry.rule.load(tensors.read(name), entry.parameter_shape)
+    if param_dtype is not None:
+        array = array.astype(jnp.dtype(param_dtype))
+    if not np.array_equal(array, np.asarray(variables[path].get_value()), equal_nan=True):
+        raise ValueError(
+            f"{name!r} must equal the parameter `{path}` that config.json ties it to, and does not: these weights "
+            "are not tied, so `tie_word_embeddings` must be false."
+        )
+
+
+def _fill_rest(model: nnx.Module, build: Callable[[], nnx.Module]) -> None:
+    """Make what no checkpoint holds: random streams for dropout, constants of pieces."""
+
+    def rest(model: nnx.Module) -> dict[tuple, nnx.Variable]:
+        return {
+            path: variable
+            for path, variable in nnx.to_flat_state(nnx.state(model))
+            if isinstance(variable, nnx.RngState | PieceArray)
+        }
+
+    abstract = rest(model)
+    if abstract:  # the compiler drops the parameters, which nothing needs
+        made = jax.jit(lambda: [one.get_value() for one in rest(build()).values()])()
+        for variable, value in zip(abstract.values(), made, strict=True):
+            variable.set_value(value)

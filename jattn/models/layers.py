@@ -1,0 +1,167 @@
+"""What families share and neither `jattn.nnx` nor Flax has: activations by name, norms, feed-forward layers, checks."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ..foundation.arguments import check_choice
+from ..foundation.arrays import as_array, describe, dtype_of, known_values
+from ..foundation.numerics import widen
+from ..layers.norms import rms_norm
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+"""Activations, as `config.json` names them. "gelu" is the exact function x Φ(x) (Hendrycks & Gimpel 2016,
+arXiv:1606.08415), whereas `jax.nn.gelu` is by default the approximation by tanh, "gelu_new" here."""
+ACTIVATIONS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh"), ACTIVATIONS["gelu_new"])
+ACTIVATIONS |= {"gelu_python": ACTIVATIONS["gelu"], "swish": ACTIVATIONS["silu"]}
+
+
+def check_activation(name: Any) -> None:
+    """Check that an activation is known by this name.
+
+    Raises:
+        ValueError: it is not.
+    """
+    check_choice("activation", name, tuple(ACTIVATIONS))
+
+
+def layer_norm(features: int, epsilon: float, **options: Any) -> nnx.LayerNorm:
+    """Flax's layer norm, with the variance from centered numbers: mean(x²) - mean(x)² would lose digits."""
+    return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, **options)
+
+
+class RMSNorm(nnx.Module):
+    """x / √(mean(x²) + ε) * g, in float32 (Zhang & Sennrich 2019, arXiv:1910.07467).
+
+    Args:
+        features: the size of the last axis.
+        epsilon: ε.
+        zero_centered: whether the parameter is g - 1, as in Gemma (arXiv:2403.08295).
+        dtype: the dtype of the result, by default that of x and g together.
+        param_dtype: the dtype of the parameter.
+        rngs: random streams.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        epsilon: float = 1e-6,
+        *,
+        zero_centered: bool = False,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        first = jnp.zeros if zero_centered else jnp.ones
+        self.scale = nnx.Param(first((features,), param_dtype))
+        self.epsilon, self.zero_centered, self.dtype = epsilon, zero_centered, dtype
+        del rngs
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalize the last axis."""
+        scale = self.scale[...]
+        dtype = jnp.promote_types(x.dtype, scale.dtype) if self.dtype is None else self.dtype
+        if self.zero_centered:
+            scale = widen(scale) + 1
+        return rms_norm(widen(x), scale, self.epsilon).astype(dtype)
+
+
+class MLP(nnx.Module):
+    """The feed-forward layer of a block: down(activation(up(x))), or down(activation(gate(x)) * up(x)).
+
+    The gated form is that of Shazeer 2020 (arXiv:2002.05202).
+
+    Args:
+        features: features of inputs and outputs.
+        hidden: features in between.
+        activation: a name in `ACTIVATIONS`.
+        gated: whether there is a gate.
+        use_bias: whether projections add a bias.
+        kernel_init, out_kernel_init: initializers, the second of the last projection.
+        options: `dtype`, `param_dtype` and `rngs`.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        activation: str,
+        *,
+        gated: bool = False,
+        use_bias: bool = True,
+        kernel_init: Any = nnx.initializers.lecun_normal(),
+        out_kernel_init: Any = None,
+        **options: Any,
+    ):
+        check_activation(activation)
+        linear = functools.partial(nnx.Linear, use_bias=use_bias, **options)
+        self.up = linear(features, hidden, kernel_init=kernel_init)
+        self.gate = linear(features, hidden, kernel_init=kernel_init) if gated else None
+        self.down = linear(hidden, features, kernel_init=out_kernel_init or kernel_init)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., features]` -> `[..., features]`."""
+        activate = ACTIVATIONS[self.activation]
+        if self.gate is None:
+            return self.down(activate(self.up(x)))
+        return self.down(activate(self.gate(x)) * self.up(x))
+
+
+def dropout(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:
+    """Dropout that is off until `model.train()`; without a random stream if the rate is 0."""
+    return nnx.Dropout(rate, deterministic=True, rngs=rngs if rate else None)
+
+
+def checked_tokens(name: str, tokens: Any, vocabulary: int, longest: int | None = None) -> jax.Array:
+    """Tokens as an integer array `[..., length]`.
+
+    Args:
+        name: the name of the argument.
+        tokens: integers `[..., length]`.
+        vocabulary: tokens are below it. Checked where values are known.
+        longest: the largest length.
+
+    Raises:
+        ValueError: they are not such an array, or are out of range; there are too many.
+
+    >>> checked_tokens("tokens", [[3, 11]], vocabulary=11)
+    Traceback (most recent call last):
+    ...
+    ValueError: `tokens` must be in [0, 11), the vocabulary of the model; got 3 to 11.
+    """
+    tokens = as_array(tokens)
+    dtype = dtype_of(tokens)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or not tokens.ndim:
+        raise ValueError(f"`{name}` must be integers [..., length]; got {describe(tokens)}.")
+    if longest is not None and tokens.shape[-1] > longest:
+        raise ValueError(f"`{name}` must be at most {longest} long, the positions of the model; got {tokens.shape}.")
+    known = known_values(tokens)
+    if known is not None and known.size and (known.min() < 0 or known.max() >= vocabulary):
+        raise ValueError(
+            f"`{name}` must be in [0, {vocabulary}), the vocabulary of the model; got {known.min()} to {known.max()}."
+        )
+    return jnp.asarray(tokens)
+
+
+def as_valid(valid: Any) -> Any:
+    """Which tokens are real, as booleans: ones and zeros, as tokenizers give them, are converted."""
+    valid = as_array(valid)
+    dtype = dtype_of(valid)
+    if dtype is None or dtype == np.bool_:
+        return valid
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"`valid` must be booleans or ones and zeros; got {describe(valid)}.")
+    return valid != 0

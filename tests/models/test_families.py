@@ -1,0 +1,159 @@
+"""Every model against Hugging Face's with the same random weights: outputs, loss, and the gradients of all parameters.
+
+Against files everywhere, and against transformers itself where it is installed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import model_peers
+import numpy as np
+import pytest
+from flax import nnx
+from model_cases import CASES, Case, objective, random_tensor
+
+from jattn import models
+from jattn.models.registry import family_of
+
+ROWS = [pytest.param(family, name, id=f"{family}: {name}") for family, cases in CASES.items() for name in cases]
+GENERATES = [row for row in ROWS if CASES[row.values[0]][row.values[1]].generates]
+peers = pytest.mark.skipif(not model_peers.INSTALLED, reason="NOT COMPARED: torch and transformers are not installed")
+
+
+def made(case: Case) -> Any:
+    """The model of a case with random weights."""
+    family = family_of(case.settings["model_type"])
+    config = family.config.from_json(case.settings)
+    model = family.models[case.settings["architectures"][0]](config, rngs=nnx.Rngs(0))
+    tensors = {name: random_tensor(name, one.shape) for name, one in models.to_tensors(model).items()}
+    return models.from_tensors(tensors, case.settings)
+
+
+def run(case: Case) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The outputs of a model, and the gradients of all parameters as tensors of its checkpoint."""
+    model = made(case)
+    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    shapes = jax.eval_shape(lambda: case.call(model, case.inputs))
+    cotangents = model_peers.cotangents(shapes)
+
+    @jax.jit
+    def both(parameters):
+        def loss(parameters):
+            found = case.call(nnx.merge(graph, parameters, rest), case.inputs)
+            found = {name: case.marked(name, one) for name, one in found.items()}
+            return objective(found, cotangents), found
+
+        (_, outputs), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        return outputs, gradients
+
+    outputs, gradients = both(parameters)
+    tensors = models.to_tensors(nnx.merge(graph, gradients, rest))
+    return {name: np.asarray(one) for name, one in outputs.items()}, tensors
+
+
+def close(got: Any, want: Any, tolerance: float, what: str, least: float = 0.0) -> None:
+    """Check that the largest error is small beside the largest number."""
+    assert np.shape(got) == np.shape(want), what
+    error = np.abs(np.asarray(got) - want).max() / max(np.abs(want).max(), least, 1e-30)
+    assert error <= tolerance, f"{what}: {error}"
+
+
+def check_outputs(got: dict[str, Any], want: dict[str, Any]) -> None:
+    assert got.keys() == want.keys()
+    for name, one in got.items():
+        close(one, want[name], 1e-5, name)
+
+
+@pytest.mark.parametrize(("family", "name"), ROWS)
+def test_gives_what_hugging_face_gave(family, name):
+    path = Path(__file__).parent / "expected" / f"{family}.npz"
+    with np.load(path) as file:
+        kept = {key.removeprefix(f"{name}/"): file[key] for key in file.files if key.startswith(f"{name}/")}
+    outputs, gradients = run(CASES[family][name])
+    check_outputs(outputs, {key.removeprefix("output/"): one for key, one in kept.items() if key.startswith("output/")})
+    want = {key.removeprefix("gradient/"): one for key, one in kept.items() if key.startswith("gradient/")}
+    check_names(gradients, want, CASES[family][name])
+    largest = max(one[0] for one in want.values())
+    for key, (norm, projection) in want.items():
+        got = model_peers.summary({key: gradients[key]})[key]
+        error = np.abs(got - [norm, projection]).max() / max(norm, 1e-3 * largest)
+        assert error <= 1e-4, f"the gradient of {key}: {error}"
+
+
+@peers
+@pytest.mark.parametrize(("family", "name"), ROWS)
+@pytest.mark.parametrize("attention", ["eager", pytest.param("sdpa", marks=pytest.mark.exhaustive)])
+def test_agrees_with_transformers(family, name, attention):
+    case = CASES[family][name]
+    outputs, gradients = run(case)
+    want, want_gradients = model_peers.run(case, attention)
+    check_outputs(outputs, want)
+    check_names(gradients, want_gradients, case)
+    largest = max(np.abs(one).max() for one in want_gradients.values())
+    for key, one in want_gradients.items():
+        close(gradients[key], one, 1e-4, f"the gradient of {key}", 1e-3 * largest)
+
+
+def check_names(gradients: dict[str, Any], want: dict[str, Any], case: Case) -> None:
+    """Every parameter has a gradient in both; those that only one computes are zero or named."""
+    assert not want.keys() - gradients.keys()
+    lost = [name for name in gradients.keys() - want.keys() if name not in case.unused and gradients[name].any()]
+    assert not lost, lost
+
+
+@pytest.mark.parametrize(("family", "name"), GENERATES)
+def test_generates_what_it_computes_on_the_whole(family, name):
+    """Prefill of two chunks and a step, over caches, padding left out; without padding also to the last token."""
+    case = CASES[family][name]
+    model: Any = made(case)
+    tokens = case.inputs["input_ids"]
+    valid = case.inputs.get("attention_mask", np.ones_like(tokens)) != 0
+
+    @nnx.jit
+    def whole(model):
+        return model(tokens, attention_mask=case.inputs.get("attention_mask"))
+
+    @nnx.jit
+    def in_parts(model):
+        state = model.initial_state(len(tokens), tokens.shape[1])
+        first, state = model.prefill(tokens[:, :4], state, valid=valid[:, :4], every=True)
+        second, state = model.prefill(tokens[:, 4:6], state, valid=valid[:, 4:6].astype(int), every=True)
+        last, state = model.step(tokens[:, 6], state, valid=valid[:, 6])
+        shortened, _ = model.prefill(tokens, model.initial_state(len(tokens), tokens.shape[1]), valid=valid)
+        return first, second, last, shortened
+
+    want = np.where(valid[..., None], whole(model), 0)
+    first, second, last, shortened = in_parts(model)
+    got = np.concatenate([first, second, last[:, None]], 1)
+    close(np.where(valid[..., None], got, 0), want, 1e-5, "contiguous")
+    ends = valid.shape[1] - 1 - valid[:, ::-1].argmax(1)
+    close(shortened, want[np.arange(len(want)), ends], 1e-5, "the last valid token")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", CASES)
+def test_is_written_as_it_was_read(family, dtype, tmp_path):
+    """Bit for bit, in shards."""
+    pytest.importorskip("safetensors")
+    case = next(iter(CASES[family].values()))
+    want = {name: one.astype(jnp.dtype(dtype)) for name, one in models.to_tensors(made(case)).items()}
+    model = models.from_tensors(want, case.settings)
+    models.to_directory(model, tmp_path / "one", shard_bytes=3000)
+    assert len(list((tmp_path / "one").glob("*.safetensors"))) > 1
+    again = models.from_directory(tmp_path / "one")
+    assert again.config == model.config
+    got = models.to_tensors(again)
+    assert list(got) == list(want)
+    assert all(np.array_equal(got[key], one) and got[key].dtype == one.dtype for key, one in want.items())
+
+
+@peers
+@pytest.mark.parametrize("family", CASES)
+def test_is_read_by_transformers(family, tmp_path):
+    """What is written has the names and the configuration that transformers expects, without a word of warning."""
+    pytest.importorskip("safetensors")
+    case = next(iter(CASES[family].values()))
+    models.to_directory(made(case), tmp_path)
+    model_peers.read(case, tmp_path)
