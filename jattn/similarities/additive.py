@@ -20,8 +20,8 @@ class Additive(Similarity):
     """vᵀ tanh(W q + U k + b) (Bahdanau et al. 2015, arXiv:1409.0473). Luong's `concat` has [W, U] as one matrix.
 
     This score is not a dot product. Wq + b and Uk are computed once; the hidden features of the pairs are computed tile
-    by tile, so `tiled` holds those of one tile in memory, and `reference` those of all pairs. Computed in float32
-    (float64 for float64 inputs).
+    by tile, so `tiled` holds those of one tile in memory, `pallas_tpu` one feature at a time, and `reference` those of
+    all pairs. Computed in float32 (float64 for float64 inputs).
 
     Args:
         query_weight: W, floating-point `[dim, features]`, or `[batch..., heads, dim, features]` with one per query

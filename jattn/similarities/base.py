@@ -33,7 +33,8 @@ class Similarity(Piece, abc.ABC):
     transforms the whole query and key once, in plain differentiable JAX. If the score is a dot product of the
     transformed arrays plus terms per query or per key, that is all, and it runs on every dot-product kernel. The
     Gaussian score, for example, is `-γ‖q - k‖² = 2γ q·k - γ‖k‖² - γ‖q‖²`. For any other score set `is_dot = False` and
-    override `pair`, which is called tile by tile.
+    override `pair`, which is called tile by tile. A sum over features of an elementwise function is added up feature by
+    feature by the kernel for TPUs; it refuses any other.
 
     Attributes:
         is_dot: whether `pair` is the dot product (`grouped_dot`).

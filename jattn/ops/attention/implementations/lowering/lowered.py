@@ -14,10 +14,11 @@ from ...tile import is_float
 from . import distances
 from .choice import Choice, Field, Lookup
 from .expressions import Axes, Builder, Expression, Lacking, Source, operands_of
-from .inside import Read, evaluate
+from .features import FeatureSum, feature_sum
 from .limits import Limits
-from .outside import everywhere, guarded, may_be_singular
-from .primitives import entries, flag, held, looked_up, spread
+from .outside import everywhere
+from .primitives import held
+from .tile import Tile, as_floats
 
 EXACT = 2**24
 """Integers up to this number are exact in float32."""
@@ -47,7 +48,9 @@ def lower(call: Call, limits: Limits, *, offset: int | None = None) -> "Lowered"
     leaves, structure = jax.tree.flatten(call.pieces)
     shapes = tuple((tuple(jnp.shape(leaf)), jnp.dtype(jnp.result_type(leaf))) for leaf in leaves)
     wide = jnp.result_type(float) == jnp.float64  # the pieces' functions are traced differently
-    given = structure, shapes, len(call.batch) + 3, call.q_len, call.kv_len, limits, offset, wide
+    dot = call.pieces.similarity.is_dot
+    features = None if dot else Features(call.qk_dim, call.dtypes[:2], call.scale)
+    given = structure, shapes, len(call.batch) + 3, call.q_len, call.kv_len, limits, offset, features, wide
     try:
         return _lower(*given)
     except TypeError as error:
@@ -56,12 +59,29 @@ def lower(call: Call, limits: Limits, *, offset: int | None = None) -> "Lowered"
         return _lower.__wrapped__(*given)
 
 
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What the tiles of a similarity that is no dot product depend on: features, their dtypes, and the scale."""
+
+    count: int
+    dtypes: tuple[str, str]
+    scale: float
+
+
 @functools.lru_cache(maxsize=256)
 def _lower(
-    structure: Any, shapes: tuple, rank: int, q_len: int, kv_len: int, limits: Limits, offset: int | None, wide: bool
+    structure: Any,
+    shapes: tuple,
+    rank: int,
+    q_len: int,
+    kv_len: int,
+    limits: Limits,
+    offset: int | None,
+    features: Features | None,
+    wide: bool,
 ) -> "Lowered":
     del wide
-    return Lowered(structure, shapes, Axes(rank), q_len, kv_len, limits, offset)
+    return Lowered(structure, shapes, Axes(rank), q_len, kv_len, limits, offset, features)
 
 
 class Lowered:
@@ -69,15 +89,25 @@ class Lowered:
 
     Attributes:
         refusal: why the kernel cannot evaluate the pieces, or None.
-        kinds: of each field: "none", "head", "query", "key", "pair" or "distance".
+        kinds: of each field: "none", "head", "query", "key", "pair", "distance" or "feature".
         differentiable: of each field, whether it needs a gradient.
         masks: whether `Tile.allowed` is to be asked.
         scores_differ: whether `Tile.scores` is to be asked.
         drops: whether `Tile.dropout` is to be asked.
+        sum: the similarity, if it is no dot product. Its parameters are the fields of kind "feature", in their order.
+            `Tile.scores` then begins with what follows the sum, the scale included.
     """
 
     def __init__(
-        self, structure: Any, shapes: tuple, axes: Axes, q_len: int, kv_len: int, limits: Limits, offset: int | None
+        self,
+        structure: Any,
+        shapes: tuple,
+        axes: Axes,
+        q_len: int,
+        kv_len: int,
+        limits: Limits,
+        offset: int | None,
+        features: Features | None = None,
     ):
         self._structure, self._axes, self._limits, self._offset = structure, axes, limits, offset
         self._lengths = q_len, kv_len
@@ -101,6 +131,9 @@ class Lowered:
         self.masks = places.mask is not None
         self.scores_differ = bool(places.scores)
         self.drops = places.dropout is not None
+        self.sum: FeatureSum | None = None
+        self._features = features
+        self._scale = 1.0 if features is None else features.scale
         self.refusal: str | None = None
         self._allowed = self._factor = self._activation = self._raw  # replaced where there are such
         self._scores: list[Expression] = []
@@ -121,6 +154,9 @@ class Lowered:
             self._allowed = self._result(pieces.mask, "mask", lambda mask, q, k: mask.allows(q, k))
         if pieces.dropout is not None:
             self._factor = self._result(pieces.dropout, "dropout", lambda one, q, k: one.factor(q, k))
+        if self._features is not None:
+            self.sum = self._similarity(pieces.similarity, self._features)
+            self.scores_differ |= not self.sum.is_whole or self._scale != 1.0
         for score in pieces.scores:
             modified = self._result(score, "scores", lambda one, s, q, k: one.modify(s, q, k), self._raw)
             self._scores.append(modified)
@@ -128,7 +164,24 @@ class Lowered:
             self._activation = self._result(
                 pieces.normalizer, "normalizer", lambda one, s, q, k: one.activation(s), self._raw
             )
-        self._of_scores = self._fields_of([*self._scores, self._activation])
+        outer = [] if self.sum is None else [self.sum.outer]
+        self._of_scores = self._fields_of([*outer, *self._scores, self._activation])
+        if self.sum is not None:
+            first = len(self._choice.fields)
+            of = [self._leaves[place] for place in self.sum.parameters]
+            self._choice.fields += [Field(one, 0, "feature", np.dtype(np.float32)) for one in of]
+            self._of_scores |= set(range(first, first + len(of)))
+
+    def _similarity(self, piece: Any, features: Features) -> FeatureSum:
+        try:
+            found = feature_sum(piece, self._leaves, features.dtypes, features.count, self._axes, self._limits)
+            self._choice.settle(found.outer)
+        except Lacking as error:
+            raise _Refused(
+                f"it computes dot products and sums over features, and `similarity`: {_name_of(piece)} needs {error}; "
+                "`tiled` computes it"
+            ) from None
+        return found
 
     def _result(self, piece: Any, argument: str, function: Any, *inputs: Expression) -> Expression:
         """What a function of a piece returns, settled."""
@@ -178,11 +231,11 @@ class Lowered:
 
     def fields(self, pieces: Pieces) -> list[jax.Array]:
         """The arrays that a kernel reads, aligned: `[batch..., head, query, key]`, or rows of distances `[batch...,
-        head, 1, 1, q_len + kv_len]` (see `distances`)."""
+        head, 1, 1, q_len + kv_len]` (see `distances`), or parameters `[batch..., head, 1, 1, features]`."""
         leaves = jax.tree.leaves(pieces)
         sources: dict[Any, Any] = dict(enumerate(leaves))
         sources |= {name: leaves[place] for name, place in self._positions.items()}
-        sources |= _as_floats(sources)
+        sources |= as_floats(sources)
         computed: dict[tuple[int, str], Any] = {}
         found = []
         for field in self._choice.fields:
@@ -195,6 +248,10 @@ class Lowered:
     def _compute(self, field: Field, sources: dict[Any, Any]) -> Any:
         """The value of a field, `[batch..., head, query, key, entries]`."""
         axes, of = self._axes, field.of
+        if field.kind == "feature":
+            array = sources[of.origin.name]
+            array = array.reshape(*array.shape[: axes.rank], -1)
+            return jnp.broadcast_to(array, (*array.shape[:-1], self._features.count))[..., None]
         if isinstance(of, Lookup):
             found = everywhere(of.value, sources, axes, (of.index, of.places))
             found = found.reshape(*found.shape[: axes.rank], -1)
@@ -204,7 +261,7 @@ class Lowered:
             away = kv_len - np.arange(distances.length(q_len, kv_len), dtype=np.int32) - (self._offset or 0)
             alone = (1,) * (axes.rank - 1)
             sources = {**sources, "query": np.zeros((*alone, 1), np.int32), "key": away.reshape(*alone, -1)}
-            sources |= _as_floats(sources)
+            sources |= as_floats(sources)
             found = everywhere(of, sources, axes)
             return jnp.swapaxes(found.reshape(*found.shape[: axes.rank], 1), -2, -1)[..., None]
         if isinstance(of.origin, Source) and isinstance(of.origin.name, int):
@@ -246,13 +303,6 @@ class Lowered:
         return Tile(self, fields, query, key)
 
 
-def _as_floats(positions: dict[Any, Any]) -> dict[str, Any]:
-    """Positions less the first one of the keys, in float32: they have the same differences."""
-    query, key = positions["query"], positions["key"]
-    first = key[tuple(slice(0, 1) for _ in key.shape)]
-    return {f"float {name}": (one - first).astype(np.float32) for name, one in (("query", query), ("key", key))}
-
-
 class _Refused(Exception):
     """Names the piece, and what the compiler lacks."""
 
@@ -277,110 +327,3 @@ def _stored(array: Any, field: Field) -> Any:
     if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.asarray(array).astype(held(dtype) if pair else jnp.float32)
     return jnp.asarray(array).astype(jnp.uint32 if dtype == np.uint32 else jnp.int32)
-
-
-class Tile:
-    """Evaluates the functions of the pieces on a tile `[k, q]`; without rows of distances, also on `[q, k]`.
-
-    Args:
-        lowered: the pieces.
-        fields, query, key: as in `Lowered.tile`.
-    """
-
-    def __init__(self, lowered: Lowered, fields: Sequence[Any], query: Any, key: Any):
-        self._lowered, self._fields = lowered, fields
-        self._query, self._key = query, key
-        self._shape = np.broadcast_shapes(query.shape, key.shape)
-
-    def allowed(self) -> Any:
-        """Which pairs may attend, booleans that broadcast to the tile."""
-        return self._evaluate(self._lowered._allowed)
-
-    def dropout(self) -> Any:
-        """The factor of the weights."""
-        return spread(self._evaluate(self._lowered._factor), self._shape, np.float32)
-
-    def scores(self, raw: Any, allowed: Any = None) -> Any:
-        """The scores, from the scaled numbers of the similarity. Those of masked pairs are arbitrary.
-
-        Gradients of masked pairs must be 0; they then reach no other gradient, whatever the pair's numbers are.
-
-        Args:
-            raw: `[k, q]`, float32.
-            allowed: which pairs may attend; None for all.
-        """
-        for piece, value in zip(self._lowered._pieces.scores, self._lowered._scores, strict=True):
-            raw = self._modified(piece, value, raw, allowed)
-        return raw
-
-    def activation(self, scores: Any, allowed: Any = None) -> Any:
-        """The weights of an elementwise normalizer. Those of masked pairs are arbitrary."""
-        lowered = self._lowered
-        return self._modified(lowered._pieces.normalizer, lowered._activation, scores, allowed)
-
-    def _modified(self, piece: Any, value: Expression, raw: Any, allowed: Any) -> Any:
-        lowered = self._lowered
-        if allowed is not None and piece.finite_at_zero:
-            raw = jnp.where(allowed, raw, 0)
-
-        def needs(one: Expression) -> Sequence[Expression]:
-            return () if id(one) in lowered._choice.read else operands_of(one)
-
-        if piece.finite_at_zero or (allowed is None and not may_be_singular([value], needs)):
-            return spread(self._evaluate(value, raw), self._shape, np.float32)
-        # Everything is an argument: a kernel's compiler does not let derivatives close over arrays.
-        places = sorted(lowered._fields_of([value]))
-
-        def run(raw: Any, query: Any, key: Any, *given: Any) -> Any:
-            fields = list(self._fields)
-            for place, one in zip(places, given, strict=True):
-                fields[place] = one
-            return spread(Tile(lowered, fields, query, key)._evaluate(value, raw), self._shape, np.float32)
-
-        def full(place: int) -> Any:
-            """A field of the shape of the tile, whose gradient is one number a pair."""
-            one, field = self._fields[place], lowered._choice.fields[place]
-            if not lowered.differentiable[place]:
-                return one
-            return spread(self._tile_of(one, field), self._shape, one.dtype)
-
-        return guarded(run)(raw, self._query, self._key, *map(full, places))
-
-    def _evaluate(self, value: Expression, raw: Any = None) -> Any:
-        positions = {"query": self._query, "key": self._key}
-        sources = {name: entries([one], ()) for name, one in (positions | _as_floats(positions)).items()}
-        if raw is not None:
-            sources["scores"] = entries([raw], ())
-        read = {at: self._read(of, places) for at, (of, places) in self._lowered._choice.read.items()}
-        return evaluate([value], sources, read)[0].reshape(-1)[0]
-
-    def _read(self, of: Expression | Lookup, places: Sequence[int]) -> Read:
-        fields = [self._fields[place] for place in places]
-        types = [self._lowered._choice.fields[place] for place in places]
-        if isinstance(of, Expression):
-            return Read(lambda: entries([self._number(*one) for one in zip(fields, types, strict=True)], of.shape))
-        if of.of_flags:
-            return Read(lambda at: entries([flag(at.reshape(-1)[0], of.places, fields)], of.value.shape), (of.index,))
-
-        def get(at: Any) -> Any:
-            index, size = at.reshape(-1)[0], of.value.size
-            found = [looked_up(index, of.places, fields[entry::size], of.value.dtype) for entry in range(size)]
-            return entries(found, of.value.shape)
-
-        return Read(get, (of.index,))
-
-    def _tile_of(self, array: Any, field: Field) -> Any:
-        """A field as an array that broadcasts to the tile."""
-        if field.kind != "distance" or array.shape == self._shape:
-            return array
-        diagonals = self._lowered._limits.diagonals
-        assert diagonals is not None  # or there would be no such field
-        return diagonals(array.astype(jnp.int32) if array.dtype == np.bool_ else array, *self._shape)
-
-    def _number(self, array: Any, field: Field) -> Any:
-        """A field as its value: booleans, and numbers in their dtype."""
-        array = self._tile_of(array, field)
-        if field.dtype == np.bool_:
-            return array if array.dtype == np.bool_ else array.astype(jnp.int32) != 0
-        dtype = held(field.dtype)
-        return array if array.dtype == dtype else array.astype(dtype)

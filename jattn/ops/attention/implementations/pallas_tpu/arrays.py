@@ -81,6 +81,11 @@ def no_flags(cut: Cut) -> jax.Array:
     return jnp.zeros((cut.batch, cut.kv_heads // cut.key_heads, 1), jnp.int32)
 
 
+def widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays with float16 as float32: kernels cannot load it."""
+    return tuple(array.astype(jnp.float32) if array.dtype == jnp.float16 else array for array in arrays)
+
+
 def narrowed(tree: Any) -> Any:
     """A tree with its arrays of 64 bits in 32: kernels have no others. NumPy arrays stay NumPy arrays."""
     narrow = {"int64": np.int32, "uint64": np.uint32, "float64": np.float32}

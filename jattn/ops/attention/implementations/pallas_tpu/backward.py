@@ -21,7 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from . import collected, keys
+from . import collected, feature_sums, keys
 from . import fields as kinds
 from .collected import Collector
 from .design import NN, NT, Design, Step, finite
@@ -127,6 +127,7 @@ def gradients(
         pltpu.VMEM((2, cut.kv_tile, cut.unit), value.dtype),  # weights
         pltpu.VMEM((2, cut.kv_tile, cut.unit), key.dtype),  # gradient of the scores
         *([pltpu.VMEM((cut.key_heads, cut.kv_tile, cut.lanes[1]), value.dtype)] if design.partial else []),
+        *([pltpu.VMEM((cut.kv_tile, cut.unit), f32)] if design.sums else []),  # sums over features, then their gradient
         *([pltpu.SemaphoreType.DMA((2,)), pltpu.VMEM((cut.units, cut.rows[0], cut.unit), f32)] * (cut.chunks > 1)),
         *([pltpu.SemaphoreType.DMA((len(copied), 2))] if copied else []),
         *(kinds.buffer(field, cut) for field in copied),
@@ -167,6 +168,7 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
     used = 0 if design.resident else 3
     key_scratch, (qt_s, dot_s, kt_s, dq_s, p_buf, ds_buf, *rest) = refs[:used], refs[used:]
     clean_s: Any = rest.pop(0) if design.partial else None
+    sums_s: Any = rest.pop(0) if design.sums else None
     dq_semaphores, dq_old = (rest.pop(0), rest.pop(0)) if cut.chunks > 1 else (None, None)
     copied = len(design.copied)
     field_semaphores = rest.pop(0) if copied else None
@@ -210,7 +212,11 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
         """Stage 1: the weights of a unit and the gradients of its scores, into the buffers."""
         head, key_head, queries = cut.head_of(unit), cut.key_head_of(unit), cut.queries_of(unit)
         values = clean_s[key_head] if partial else kept.of(VALUES, key_head, tile, slot)
-        raw = design.product(kept.of(KEYS, key_head, tile, slot)[:, :qk_rows], q_ref[head, queries, :qk_rows], NT)
+        if sums_s is None:
+            raw = design.product(kept.of(KEYS, key_head, tile, slot)[:, :qk_rows], q_ref[head, queries, :qk_rows], NT)
+        else:
+            feature_sums.add_up(step, unit, qt_s.at[head], kt_s.at[key_head], sums_s)
+            raw = sums_s[...]
         d_weights = design.product(values[:, :v_rows], do_ref[head, queries, :v_rows], NT)
         fold = design.softmax and not lowered.scores_differ  # the scale then waits until the exponent
         scores = raw if fold or design.scale == 1.0 else raw * design.scale
@@ -254,7 +260,13 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
         if lowered.drops:
             weights = weights * factor
         p_buf[unit % 2] = weights.astype(p_buf.dtype)
-        ds_buf[unit % 2] = d_scores.astype(ds_buf.dtype)
+        if sums_s is None:
+            ds_buf[unit % 2] = d_scores.astype(ds_buf.dtype)
+            return
+        sums_s[...] = d_scores
+        sides = qt_s.at[head], kt_s.at[key_head]
+        results = dq_s.at[unit], dk_ref.at[key_head, tile - first], collector.of_features(unit)
+        feature_sums.differentiate(step, unit, *sides, sums_s, *results)
 
     def accumulate(unit, tile, keys_at):
         """Stage 2: the products with the weights and gradients in the buffers.
@@ -266,8 +278,10 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
         """
         head, key_head, queries = cut.head_of(unit), cut.key_head_of(unit), cut.queries_of(unit)
         weights, d_scores = p_buf[unit % 2], ds_buf[unit % 2]
-        dq_s[unit] += design.product(kt_s[keys_at], d_scores, NN)
         dv_ref[key_head, tile] += design.product(dot_s[head, :, queries], weights, NT)
+        if design.sums:
+            return
+        dq_s[unit] += design.product(kt_s[keys_at], d_scores, NN)
         dk_ref[key_head, tile] += design.product(qt_s[head, :, queries], d_scores, NT)
 
     def visit(t, before, partial):
@@ -281,7 +295,7 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
         for head in range(cut.key_heads):
             some_keys = kept.of(KEYS, head, tile, slot)
             if partial:  # NaN of a masked key must not meet a gradient of 0
-                some_keys = finite(some_keys)
+                some_keys = some_keys if design.sums else finite(some_keys)
                 clean_s[head] = finite(kept.of(VALUES, head, tile, slot))
             kt_s[head] = some_keys.T[:qk_rows]
         collector.fetch(tile)

@@ -5,6 +5,7 @@
     query       `[batch, steps, chunks, heads, q_len]`                   a block, of a query tile
     key         `[batch, steps, chunks, heads, tiles, kv_tile]`          a block, of all keys of a chunk
     distance    `[batch, steps, chunks, heads, q_len + kv_len]`          a block
+    feature     `[batch, steps, chunks, units, features, LANES]`         a block; XLA sums it
     pair        `[batch, head, kv_len, q_len]`, the shape of the field   memory, tile by tile, by copies to and fro
 
 Heads are those of a step if the heads of the field differ, otherwise 1, to which all heads of a step add.
@@ -21,8 +22,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from . import fields as kinds
 from .design import Design
-from .fields import DISTANCE, KEY, PAIR, QUERY, SCALAR, Field
-from .geometry import Cut
+from .fields import DISTANCE, FEATURE, KEY, PAIR, QUERY, SCALAR, Field
+from .geometry import LANES, Cut
 
 IN_MEMORY = pl.BlockSpec(memory_space=pltpu.HBM)
 
@@ -32,6 +33,8 @@ def _sizes(field: Field, cut: Cut) -> tuple[int, ...]:
     heads = field.heads(cut)
     if field.kind == SCALAR:
         return cut.units, cut.unit
+    if field.kind == FEATURE:
+        return cut.units, cut.rows[0], LANES
     if field.kind == KEY:
         return heads, cut.chunk_tiles, cut.kv_tile
     return heads, cut.padded[0] + (cut.padded[1] if field.kind == DISTANCE else 0)
@@ -101,14 +104,27 @@ class Collector:
     refs: Sequence[Any]
     scratch: Sequence[Any]
 
+    @property
+    def of_tiles(self) -> list[tuple[int, Any]]:
+        """The numbers of the differentiated fields that a tile sees, and the refs of their outputs."""
+        kinds = [self.design.fields[number].kind for number in self.wanted]
+        return [
+            one for one, kind in zip(zip(self.wanted, self.refs, strict=True), kinds, strict=True) if kind != FEATURE
+        ]
+
+    def of_features(self, unit: int) -> list[Any]:
+        """The refs of a unit of the outputs for feature fields."""
+        tiles = {number for number, _ in self.of_tiles}
+        return [ref.at[unit] for number, ref in zip(self.wanted, self.refs, strict=True) if number not in tiles]
+
     def floats(self, fields: list[jax.Array]) -> list[jax.Array]:
         """The differentiated ones of the fields that a tile sees."""
-        return [fields[number] for number in self.wanted] if fields else []
+        return [fields[number] for number, _ in self.of_tiles] if fields else []
 
     def replaced(self, fields: list[jax.Array], floats: list[jax.Array]) -> list[jax.Array]:
         """The fields with others in place of the differentiated ones."""
         fields = list(fields)
-        for number, one in zip(self.wanted, floats, strict=True):
+        for (number, _), one in zip(self.of_tiles, floats, strict=True):
             fields[number] = one
         return fields
 
@@ -128,7 +144,7 @@ class Collector:
     def add(self, gradients: list[jax.Array], unit: int, tile: Any) -> None:
         """Add the gradients of what a tile of a unit saw."""
         cut, buffers = self.design.cut, iter(self.scratch[1:])
-        for number, ref, gradient in zip(self.wanted, self.refs, gradients, strict=True):
+        for (number, ref), gradient in zip(self.of_tiles, gradients, strict=True):
             field = self.design.fields[number]
             head, queries = cut.head_of(unit) if field.by_head else 0, cut.queries_of(unit)
             gradient = gradient.astype(jnp.float32)
@@ -179,6 +195,8 @@ def gradient_of(field: Field, found: jax.Array, array: jax.Array, cut: Cut) -> j
         found = jnp.swapaxes(found, 2, 3)[:, :, :query, :key]
     elif field.kind == SCALAR:
         found = found.sum((2, 4)).reshape(cut.batch, cut.q_heads, cut.parts).sum(2)
+    elif field.kind == FEATURE:
+        found = found.sum((2, 5)).reshape(cut.batch, cut.q_heads, cut.parts, -1).sum(2)[..., : field.features]
     elif field.kind == KEY:
         found = jnp.moveaxis(found, 2, 3)
         found = found.reshape(cut.batch, cut.steps * field.heads(cut), cut.padded[1])[:, :, : cut.kv_len]

@@ -56,6 +56,11 @@ class Design:
     axes: tuple[str, ...]
     trips: tuple[int, int] | None = None
 
+    @property
+    def sums(self) -> bool:
+        """Whether the similarity is a sum over features (see `feature_sums`), not a dot product."""
+        return self.lowered.sum is not None
+
     def product(self, a: jax.Array, b: jax.Array, contract: Any) -> jax.Array:
         """A matrix product that sums in float32."""
         if self.interpret:  # a CPU has no product of bfloat16 numbers in a loop

@@ -67,6 +67,8 @@ def estimate(call: Call, plan: Plan, target: Target) -> Estimate | None:
         target: what the program is compiled for.
     """
     costs = COSTS.get(target.generation or "") if target.platform == "tpu" else None
+    if not call.pieces.similarity.is_dot:
+        return None
     if costs is None or not plan.known or max(call.qk_dim, call.v_dim) > DIM or set(call.dtypes) != {"bfloat16"}:
         return None
     visited, full, _ = plan.counts()

@@ -9,6 +9,7 @@ kernel finds it, and in which shape a tile `[keys, queries]` of a head sees it:
     key            `[batch, head, 1, key]`                 as the keys are (`Design.resident`)    [keys, 1]
     query, key     `[batch, head, key, query]`             copied with the tile's keys            [keys, queries]
     distance       `[batch, head, 1, query + key]`         a block                                [1, keys + queries]
+    feature        `[batch, head * feature]`               a table                                (see `feature_sums`)
 
 Batch and head have size 1 where all are the same. A row of distances is that of `lowering.distances`: its entries are
 numbers of `query index - key index`.
@@ -26,7 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 from .geometry import LANES, SUBLANES, Cut
 from .tables import Table
 
-SCALAR, QUERY, KEY, PAIR, DISTANCE = "scalar", "query", "key", "pair", "distance"
+SCALAR, QUERY, KEY, PAIR, DISTANCE, FEATURE = "scalar", "query", "key", "pair", "distance", "feature"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Field:
         by_head: whether heads differ.
         dtype: of 32 bits, except for pairs, of which there are many.
         differentiated: whether its gradient is wanted.
+        features: of a feature field.
     """
 
     kind: str
@@ -46,15 +48,18 @@ class Field:
     by_head: bool
     dtype: Any
     differentiated: bool = False
+    features: int = 0
 
     @classmethod
-    def of(cls, array: Any, cut: Cut, differentiated: bool = False) -> "Field":
+    def of(cls, array: Any, cut: Cut, differentiated: bool = False, of_features: bool = False) -> "Field":
         """The field of an aligned array."""
         rank = len(cut.axes)
         batch, (head, query, key), distances = array.shape[:rank], array.shape[rank : rank + 3], array.shape[rank + 3 :]
         kind = (PAIR if query > 1 else KEY) if key > 1 else QUERY if query > 1 else SCALAR
-        kind = DISTANCE if distances else kind
-        return cls(kind, any(size > 1 for size in batch), head > 1, jnp.dtype(array.dtype), differentiated)
+        kind = FEATURE if of_features else DISTANCE if distances else kind
+        features = array.shape[-1] if of_features else 0
+        by_batch = any(size > 1 for size in batch)
+        return cls(kind, by_batch, head > 1, jnp.dtype(array.dtype), differentiated, features)
 
     def copied(self, resident: bool) -> bool:
         """Whether it is copied tile by tile, like keys that are not resident."""
@@ -71,8 +76,8 @@ def store(field: Field, array: Any, cut: Cut) -> jax.Array:
     batch, head = array.shape[:2]
     queries, keys = ((0, padded - real) for padded, real in zip(cut.padded, (cut.q_len, cut.kv_len), strict=True))
     none = (0, 0)
-    if field.kind == SCALAR:
-        return Table((batch,), head).stored(array.reshape(batch, head))
+    if field.kind in (SCALAR, FEATURE):
+        return _table(field, cut).stored(array.reshape(batch, -1))
     if field.kind == QUERY:
         return jnp.pad(array, [none, none, queries, none]).reshape(batch, head, 1, -1)
     if field.kind == KEY:
@@ -95,7 +100,7 @@ def spec(field: Field, stored: jax.Array, cut: Cut, resident: bool, at: Any) -> 
     """
     if field.copied(resident):
         return pl.BlockSpec(memory_space=pltpu.HBM)
-    if field.kind == SCALAR:
+    if field.kind in (SCALAR, FEATURE):
         return _table(field, cut).spec(lambda *grid: at(*grid)[:1])
 
     def place(*grid: Any) -> tuple[Any, ...]:
@@ -108,7 +113,8 @@ def spec(field: Field, stored: jax.Array, cut: Cut, resident: bool, at: Any) -> 
 
 
 def _table(field: Field, cut: Cut) -> Table:
-    return Table((cut.batch if field.by_batch else 1,), cut.q_heads if field.by_head else 1)
+    width = (cut.q_heads if field.by_head else 1) * (field.features or 1)
+    return Table((cut.batch if field.by_batch else 1,), width)
 
 
 def buffer(field: Field, cut: Cut) -> Any:
@@ -147,6 +153,8 @@ def read(field: Field, ref: Any, cut: Cut, place: Any, unit: int, tile: Any, slo
         slot: the half of the buffer if it is copied, otherwise None.
     """
     head, queries = cut.head_of(unit) if field.by_head else 0, cut.queries_of(unit)
+    if field.kind == FEATURE:
+        return jnp.zeros((1, 1), field.dtype)  # for a tile; sums over features read it one by one
     if field.kind == SCALAR:
         row = _table(field, cut).row(ref, place[0])
         return jnp.full((1, cut.unit), row(place[1] * cut.heads + head if field.by_head else 0), field.dtype)
@@ -157,6 +165,17 @@ def read(field: Field, ref: Any, cut: Cut, place: Any, unit: int, tile: Any, slo
     if field.kind == PAIR:
         return ref[slot, head, :, queries]
     return ref[head, :, window(cut, place, unit, tile)]
+
+
+def of_feature(field: Field, ref: Any, cut: Cut, place: Any, unit: int, feature: Any) -> Any:
+    """The number of a feature field for a unit.
+
+    Args:
+        field, ref, cut, place, unit: as in `read`.
+        feature: the index of the feature.
+    """
+    head = place[1] * cut.heads + cut.head_of(unit) if field.by_head else 0
+    return _table(field, cut).row(ref, place[0])(head * field.features + feature)
 
 
 def window(cut: Cut, place: Any, unit: int, tile: Any) -> Any:

@@ -20,8 +20,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from . import feature_sums, keys
 from . import fields as kinds
-from . import keys
 from .design import NN, NT, Design, Step, finite
 from .geometry import LOG2E, PACKED, SUBLANES
 from .keys import KEYS, VALUES, Keys
@@ -73,6 +73,8 @@ def attend(
         pltpu.VMEM((cut.key_heads + 1, values, tile), value.dtype),  # transposed values; the last those of before
         pltpu.VMEM((2, tile, unit), f32),  # scores
         *([pltpu.VMEM((2, tile, unit), f32)] if design.lowered.drops else []),
+        *([pltpu.VMEM((cut.heads, cut.rows[0], cut.q_tile), f32)] if design.sums else []),  # transposed queries
+        *([pltpu.VMEM((cut.key_heads, cut.rows[0], tile), f32)] if design.sums else []),  # transposed keys
         *([pltpu.SemaphoreType.DMA((len(copied), 2))] if copied else []),
         *(kinds.buffer(field, cut) for field in copied),
     ]
@@ -120,6 +122,7 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
     used = 0 if design.resident else 3
     key_scratch, (top_s, mass_s, out_s, new_s, vt_s, s_buf, *rest) = refs[:used], refs[used:]
     factor_buf = rest.pop(0) if design.lowered.drops else None
+    qt_s, kt_s = (rest.pop(0), rest.pop(0)) if design.sums else (None, None)
     field_semaphores = rest.pop(0) if rest else None
     place = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     step = Step(design, *place, field_refs, rest, field_semaphores)
@@ -156,11 +159,23 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
         for n in range(cut.key_heads):
             vt_s[n, features:] = jnp.ones((PACKED, cut.kv_tile), vt_s.dtype)
 
-    def score(unit, tile, slot, partial):
-        """The scores of a unit, into the buffer."""
+    if qt_s is not None:
+        for head in range(cut.heads):
+            qt_s[head] = q_ref[head].T[: cut.rows[0]]
+
+    def similarity(unit, tile, slot):
+        """The numbers of the similarity of a unit."""
+        if qt_s is not None and kt_s is not None:
+            buffer = s_buf.at[unit % 2]
+            feature_sums.add_up(step, unit, qt_s.at[cut.head_of(unit)], kt_s.at[cut.key_head_of(unit)], buffer)
+            return buffer[...]
         some_keys = kept.of(KEYS, cut.key_head_of(unit), tile, slot)[:, : cut.rows[0]]
         queries = q_ref[cut.head_of(unit), cut.queries_of(unit), : cut.rows[0]]
-        scores = design.product(some_keys, queries, NT)
+        return design.product(some_keys, queries, NT)
+
+    def score(unit, tile, slot, partial):
+        """The scores of a unit, into the buffer."""
+        scores = similarity(unit, tile, slot)
         seen: Any = None
         allowed = None
         if (
@@ -222,6 +237,8 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
             copy.start()
         tile = row(FIRST + t)
         for n in range(cut.key_heads):
+            if kt_s is not None:
+                kt_s[n] = kept.of(KEYS, n, tile, slot).T[: cut.rows[0]]
             values = kept.of(VALUES, n, tile, slot)
             vt_s[n, :features] = (finite(values) if partial else values).T[:features]
             if partial:

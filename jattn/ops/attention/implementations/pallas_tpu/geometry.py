@@ -190,7 +190,7 @@ def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | Non
     """
     group = call.q_heads // call.kv_heads
     if heads is None:
-        heads = _heads(group, call.kv_heads, UNITS // 2 if _is_wide(call) else UNITS)
+        heads = _heads(group, call.kv_heads, UNITS // 2 if is_wide(call) else UNITS)
     parts = 1 if heads % 2 == 0 else 2
     most = _most(call)
     unit = q_tile or min(most, rounded(-(-call.q_len // parts), LANES))
@@ -212,12 +212,15 @@ def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | Non
 def _most(call: Call) -> int:
     """Queries of a unit and keys of a tile, at most."""
     small = vmem_of(call.target or expected_target()) <= 16 * MEGABYTE or max(call.qk_dim, call.v_dim) > 256
-    return UNIT // 2 if small or _is_wide(call) else UNIT
+    return UNIT // 2 if small or is_wide(call) else UNIT
 
 
-def _is_wide(call: Call) -> bool:
-    """Whether products are of float32, each of which is six: the program must stay short enough to compile."""
-    return "float32" in call.dtypes
+def is_wide(call: Call) -> bool:
+    """Whether the numbers of a call are float32: a product is then six, and the program must stay short enough.
+
+    Sums over features are of float32, and float16 is computed as float32.
+    """
+    return not {"float32", "float16"}.isdisjoint(call.dtypes) or not call.pieces.similarity.is_dot
 
 
 def _heads(group: int, kv_heads: int, wanted: int) -> int:

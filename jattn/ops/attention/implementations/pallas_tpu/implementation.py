@@ -28,7 +28,8 @@ from .estimate import estimate
 from .fields import Field
 from .geometry import Cut
 
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("bfloat16", "float32", "float16")
+"""Mosaic loads no float16, on any generation; XLA converts such arrays to float32 before the kernels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +65,9 @@ class PallasTPU(Streaming):
                 raise ValueError(f"`{field}` must be {wanted}, or None to have it chosen; got {size!r}.")
 
     def refuses(self, call: Call) -> str | None:
-        pieces = call.pieces
         reason = super().refuses(call) if is_static(*call.batch) else SYMBOLS
         if reason is not None:
             return reason
-        if not pieces.similarity.is_dot:
-            return f"it computes dot products, and {type(pieces.similarity).__name__} is none; `tiled` computes it"
         unknown = [dtype for dtype in call.dtypes if dtype not in DTYPES]
         if unknown:
             return f"it computes {' and '.join(DTYPES)}, and the arrays are {' and '.join(dict.fromkeys(unknown))}"
@@ -88,6 +86,11 @@ class PallasTPU(Streaming):
                 f"it is for TPUs, and the program is for {call.target.platform}. To compile for a TPU that is not "
                 "here, trace under `jattn.compiled_for('tpu v6e')`; to check values without one, use "
                 "`PallasTPU(interpret=True)`"
+            )
+        if "float16" in call.dtypes and self._decodes(call):
+            return (
+                f"it computes float16 as float32, and would convert all {call.kv_len} keys and values for a few "
+                "queries: keep them in bfloat16 or float32"
             )
         return (
             geometry.refusal(self._cut(call), call.target or expected_target(), _itemsize(call))
@@ -134,7 +137,7 @@ class PallasTPU(Streaming):
             axes = self._axes(query, key, value, call.pieces)
             options: Any = dict(tile=self.kv_tile, interpret=self.interpret, axes=axes)
             return decode.attend(call, _lowered(call, None), known.given[1], query, key, value, **options)
-        made = self._made(call, query, key, value, False)
+        made = self._made(call, *arrays.widened(query, key, value), False)
         design, cut = made.design, made.design.cut
         out, top, mass = forward.attend(design, made.rows, made.flags, *made.arrays, made.stored)
         out = arrays.queries_last(out, cut, cut.v_dim)
@@ -145,7 +148,7 @@ class PallasTPU(Streaming):
 
     def _decodes(self, call: Call, page: int | None = None) -> bool:
         """Whether the kernel for a few queries runs the forward pass."""
-        alone = self.q_tile is None and self.heads is None
+        alone = self.q_tile is None and self.heads is None and call.pieces.similarity.is_dot
         return alone and decode.serves(call, _lowered(call, None), self.kv_tile, page)
 
     def refuses_pages(self, call: Call, pool: jax.Array) -> str | None:
@@ -195,15 +198,22 @@ class PallasTPU(Streaming):
         cut = geometry.for_backward(cut, call.target) if backward else cut
         given, lowered = known.given, _lowered(call, known.offset)
         states = lists.states_of(self._plan(call, cut, known), cut)
+        if lowered.sum is not None:
+            states = lists.in_one_loop(states)
         decided = isinstance(states, np.ndarray)
         read = lowered.fields(pieces)
         positions = (pieces.query_positions, pieces.key_positions)
         read += [array for array, one in zip(positions, given, strict=True) if one]
         wanted = (*lowered.differentiable, *[False] * sum(given))
-        fields = tuple(Field.of(array, cut, one) for array, one in zip(read, wanted, strict=True))
+        parameters = (*(kind == "feature" for kind in lowered.kinds), *[False] * sum(given))
+        fields = tuple(Field.of(array, cut, *one) for array, *one in zip(read, wanted, parameters, strict=True))
         axes = self._axes(query, key, value, pieces)
-        dtype = jnp.promote_types(query.dtype, key.dtype)
-        query, scale = folded_scale(pieces.similarity, query.astype(dtype), call.scale)
+        if lowered.sum is None:
+            dtype = jnp.promote_types(query.dtype, key.dtype)
+            query, scale = folded_scale(pieces.similarity, query.astype(dtype), call.scale)
+        else:  # its scale is part of the scores
+            dtype, scale = jnp.dtype(jnp.float32), 1.0
+            query = query.astype(dtype)
         design = Design(
             cut=cut,
             lowered=lowered,
@@ -211,7 +221,7 @@ class PallasTPU(Streaming):
             given=given,
             scale=scale,
             softmax=pieces.normalizer.streams_as == "softmax",
-            full=not decided or bool((states == FULL).any()),
+            full=bool((states == FULL).any()) if decided else lowered.sum is None,
             partial=not decided or bool((states == PARTIAL).any()),
             resident=geometry.keys_fit(
                 cut, (dtype.itemsize, value.dtype.itemsize), call.target, "backward" if backward else "forward"
@@ -251,6 +261,7 @@ class PallasTPU(Streaming):
         self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array, results: Partial, cotangents: Partial
     ) -> Gradients:
         dtypes = [one.dtype for one in (query, key, value)]
+        query, key, value = arrays.widened(query, key, value)
         made = self._made(call, query, key, value, True)
         design, cut = made.design, made.design.cut
         dead = jnp.isneginf(results.lse)
@@ -271,7 +282,7 @@ class PallasTPU(Streaming):
             d_query = arrays.from_units(d_query, cut, call.qk_dim)
         d_key = arrays.from_tiles(d_key, cut, call.qk_dim) * design.scale
         d_value = arrays.from_tiles(d_value, cut, call.v_dim)
-        grads = d_query * call.scale, d_key, d_value
+        grads = d_query * (call.scale if design.lowered.sum is None else 1.0), d_key, d_value
         d_query, d_key, d_value = (one.astype(dtype) for one, dtype in zip(grads, dtypes, strict=True))
         return Gradients(d_query, d_key, d_value, made.pulled(call.pieces, found))
 
@@ -287,7 +298,10 @@ class PallasTPU(Streaming):
         cost = estimate(call, plan, target)
         query, key, value = (jnp.dtype(dtype) for dtype in call.dtypes)
         sizes = jnp.promote_types(query, key).itemsize, value.itemsize
-        words = geometry.in_words(cut, sizes, target)
+        wide = "float16" in call.dtypes or not call.pieces.similarity.is_dot
+        words = geometry.in_words(cut, (4, 4) if wide else sizes, target)
+        if wide:
+            words += "; computed in float32"
         return plan, words if cost is None else f"{words}; {cost}"
 
 
@@ -302,7 +316,7 @@ def _floats(pieces: Pieces) -> Pieces:
 
 
 def _itemsize(call: Call) -> int:
-    return max(jnp.dtype(dtype).itemsize for dtype in call.dtypes)
+    return 4 if geometry.is_wide(call) else max(jnp.dtype(dtype).itemsize for dtype in call.dtypes)
 
 
 def _lowered(call: Call, offset: int | None) -> Lowered:

@@ -55,3 +55,11 @@ def states_of(plan: Plan, cut: Cut) -> Any:
     if missing:
         states = xp.pad(states, ((0, 0), (0, 0), (0, 0), (0, missing)), constant_values=EMPTY)
     return states
+
+
+def in_one_loop(states: Any) -> Any:
+    """The states with full tiles as partial ones if there may be such: for tiles that cost so much more than a mask
+    that a second loop, and its program, is not worth it."""
+    if isinstance(states, np.ndarray):
+        return states if (states != PARTIAL).all() else np.where(states == FULL, np.uint8(PARTIAL), states)
+    return jnp.where(states == FULL, np.uint8(PARTIAL), states)

@@ -15,7 +15,7 @@ import pytest
 from tpu import compiled_gradients, needs_libtpu
 
 import jattn
-from jattn import masks, scores
+from jattn import masks, scores, similarities
 from jattn.benchmarks.tpu.compiler import GENERATIONS
 from jattn.normalizers import Sigmoid, Softmax
 from jattn.ops.attention.implementations.pallas_tpu import PallasTPU
@@ -82,6 +82,10 @@ CASES = {
     "sigmoid": of(lambda a: {"mask": masks.Causal(), "normalizer": Sigmoid()}),
     "dropout": of(
         lambda a: {"mask": masks.Causal(), "dropout": jattn.Dropout(0.1, a["words"])}, words=((2,), "uint32")
+    ),
+    "additive": of(
+        lambda a: {"mask": masks.Causal(), "similarity": similarities.Additive(a["query"], a["key"], a["vector"])},
+        **{"query": ((128, 100), f32), "key": ((128, 100), f32), "vector": ((4, 100), f32)},
     ),
     "32/8 heads": Case(heads=(32, 8)),
     "multi-query": Case(heads=(8, 1)),

@@ -11,13 +11,13 @@ from measure import as_near, compare, draw, everything, in_order, names, near, p
 from tiers import rows
 
 import jattn
-from jattn import masks, scores
+from jattn import masks, scores, similarities
+from jattn.foundation.pieces import array, piece
 from jattn.ops.attention.implementations.pallas_tpu import PallasTPU, geometry, tables
 
 KERNEL = PallasTPU(q_tile=128, kv_tile=128, interpret=True)
 
 REFUSED = {
-    "additive": "it computes dot products, and Additive is none",
     "sparsemax": "Sparsemax cannot stream",
     "entmax 1.5": "Entmax15 cannot stream",
 }
@@ -63,6 +63,24 @@ def _run(case, storage):
     return jax.jit(everything(case, KERNEL))(query, key, value, inputs.floats, others, cotangents)
 
 
+@piece
+class Distance(similarities.Similarity):
+    """-√(Σ_f weight_f (q_f - k_f)²) times a factor of the head: a sum over features, with more around it."""
+
+    weight: jax.Array = array("feature")
+    factor: jax.Array = array("head")
+    is_dot = False
+    rewrites_key = False
+
+    def prepare(self, query, key):
+        return similarities.base.Prepared(query, key, 0.5)
+
+    def pair(self, query, key):
+        key = jnp.repeat(key, query.shape[-3] // key.shape[-3], axis=-3)
+        apart = query[..., :, None, :].astype(jnp.float32) - key[..., None, :, :].astype(jnp.float32)
+        return -jnp.sqrt(1e-3 + (self.weight * apart * apart).mean(-1)) * self.factor
+
+
 IDS = np.repeat(np.arange(4), 50)
 LONG = {
     # name: (q_len, kv_len, q_heads, kv_heads, qk_dim, v_dim), pieces of the arrays, shapes of arrays
@@ -75,6 +93,16 @@ LONG = {
             "scores": (scores.ALiBi(slopes), scores.SoftCap(5.0)),
         },
         ((2,),),
+    ),
+    "additive": (
+        (200, 300, 2, 1, 8, 8),
+        lambda query, key, vector, bias: {"similarity": similarities.Additive(query, key, vector, bias)},
+        ((8, 11), (8, 11), (2, 11), (11,)),
+    ),
+    "a distance": (
+        (200, 200, 4, 2, 12, 8),
+        lambda weight, factor: {"similarity": Distance(jnp.exp(weight), factor), "mask": masks.SlidingWindow(60, 0)},
+        ((12,), (4,)),
     ),
     "biases": (
         (200, 200, 2, 1, 8, 8),
@@ -112,6 +140,28 @@ def _compare_long(name, kernel=KERNEL):
     arrays = random((q_len, q_heads, qk_dim), (kv_len, kv_heads, qk_dim), (kv_len, kv_heads, v_dim), *shapes)
     have, want = (results(one, arrays, pieces) for one in (kernel, "reference"))
     jax.tree.map(near, have, want)
+
+
+def test_float16_is_computed_in_float32():
+    """As near to float64 as from the same numbers in float32, but for the rounding of the results."""
+    arrays = random((200, 2, 8), (200, 1, 8), (200, 1, 8))
+    arrays = [one.astype(jnp.float16) for one in arrays]
+
+    def run(*arrays):
+        return jattn.attention(*arrays, mask=masks.Causal(), implementation=KERNEL)
+
+    have, pull = jax.vjp(run, *arrays)
+    want, pull_wide = jax.vjp(run, *(one.astype(jnp.float32) for one in arrays))
+    cotangent = jnp.sin(want).astype(jnp.float16)
+    for one, other in zip((have, *pull(cotangent)), (want, *pull_wide(cotangent.astype(jnp.float32))), strict=True):
+        assert one.dtype == jnp.float16
+        np.testing.assert_array_equal(one, other.astype(jnp.float16))
+
+
+def test_a_cache_in_float16_is_refused():
+    query, cache = (jax.ShapeDtypeStruct((1, length, 4, 128), jnp.float16) for length in (1, 4096))
+    with pytest.raises(jattn.Unsupported, match="keep them in bfloat16 or float32"):
+        jattn.explain(query, cache, cache, target="tpu v5e", implementation=PallasTPU())
 
 
 NO_ROOM = {"forward": 0, "backward": 0, "gradients": 0}
