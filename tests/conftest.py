@@ -30,12 +30,12 @@ FLAGS = {
     # does for users: XLA_FLAGS="--xla_backend_optimization_level=3 --xla_llvm_disable_expensive_passes=false".
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
+    # All LLVM functions of a program in one module: many small ones cost more than they save on two cores.
+    "--xla_cpu_parallel_codegen_split_count": "1",
 }
 if version("jaxlib").startswith("0.10."):
     # One LLVM function for each fusion: a third of the time of the MLIR passes, which later releases always run.
     FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
-    # And all of them in one module: a program of many fusions compiles in 0.6 of the time.
-    FLAGS["--xla_cpu_parallel_codegen_split_count"] = "1"
 gc.disable()  # until all is collected (below)
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"{flag}={value}" for flag, value in FLAGS.items() if flag not in given)])

@@ -25,9 +25,9 @@ IN_AXES = [
 ]
 
 # What `vmap` and bfloat16 are tested with in every run; with all rows, where --everything is asked for.
-FEW = {"causal", "grouped queries", "additive", "bias, then soft cap, then alibi, causal", "sigmoid", "entmax 1.5"}
-# Rows that go on from another of their kind, which is tested in every run, and masks that differ in their pairs alone:
-# those are held against their definition in tests/masks.
+FEW = {"grouped queries", "bias, then soft cap, then alibi, causal", "entmax 1.5"}
+# Rows that go on from another of their kind, which is tested in every run, and pieces that have tests of their values
+# and gradients in a folder of their own.
 FURTHER = {
     "tree of candidates",
     "longformer, traced",
@@ -71,6 +71,23 @@ FURTHER = {
     "relative buckets of the past",
     "shared bilinear",
     "softmax with a sink of each query",
+    "a window and a Gaussian around centers",
+    "keys chosen by each query",
+    "gaussian, alibi, sink, grouped, window",
+    "relative logits of queries",
+    "relative logits from a table, of coordinates",
+    "flags of queries and keys, and of heads that see summaries",
+    "bias of queries and of keys",
+    "soft cap",
+    "alibi",
+    "dot",
+    "one key head",
+    "no batch",
+    "longformer",
+    "a shard of the keys",
+    "plain",
+    "more keys than queries",
+    "off by one",
 }
 IMPLEMENTATIONS = pytest.mark.parametrize("name", rows(["reference", "tiled"], ["tiled"]))
 
@@ -180,7 +197,7 @@ def test_float64_is_float64_throughout(case):
     ("case", "axes"),
     [
         pytest.param(*row.values, IN_AXES[i % len(IN_AXES)], id=row.id, marks=row.marks)
-        for i, row in enumerate(rows((case for case in CASES if case.vmap), FEW - {"sigmoid"}, lambda case: case.name))
+        for i, row in enumerate(rows((case for case in CASES if case.vmap), FEW, lambda case: case.name))
     ],
 )
 def test_vmap(case, axes, name):
@@ -235,6 +252,7 @@ def test_jit_equals_eager(case, name):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_nested_vmap():
     """Two mapped axes over a call that has a batch of its own."""
     case = next(case for case in CASES if case.name == "window of each head")

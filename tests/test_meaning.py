@@ -13,8 +13,9 @@ import jattn
 from jattn import masks, normalizers, scores, similarities
 
 TILES = jattn.implementations.Tiled(q_tile=8, k_tile=8)
+WIDE = pytest.mark.exhaustive
 BOTH = pytest.mark.parametrize(
-    "implementation", [pytest.param("reference", marks=pytest.mark.exhaustive), TILES], ids=["reference", "tiled"]
+    "implementation", [pytest.param("reference", marks=WIDE), TILES], ids=["reference", "tiled"]
 )
 
 
@@ -50,7 +51,7 @@ NOTHING = {
 
 
 @BOTH
-@pytest.mark.parametrize("what", NOTHING)
+@pytest.mark.parametrize("what", rows(NOTHING, ["a tile", "the call"]))
 def test_a_query_that_may_attend_to_nothing(what, implementation):
     query, key, value, bias = random((2, 21, 2, 4), (2, 21, 2, 4), (2, 21, 2, 3), (1, 2, 21, 21))
     allows = NOTHING[what]
@@ -76,7 +77,11 @@ def test_a_query_that_may_attend_to_nothing(what, implementation):
 @BOTH
 @pytest.mark.parametrize(
     "normalizer",
-    [normalizers.Softmax(jnp.zeros(2)), normalizers.Sigmoid(), normalizers.ReLU()],
+    [
+        normalizers.Softmax(jnp.zeros(2)),
+        pytest.param(normalizers.Sigmoid(), marks=WIDE),
+        pytest.param(normalizers.ReLU(), marks=WIDE),
+    ],
     ids=["sink", "sigmoid", "relu"],
 )
 def test_a_query_that_may_attend_to_nothing_under_other_normalizers(normalizer, implementation):
@@ -115,7 +120,16 @@ def test_no_keys_at_all(mask, implementation):
 
 
 @BOTH
-@pytest.mark.parametrize("similarity", [None, similarities.Gaussian(0.3), similarities.Cosine()], ids=str)
+@pytest.mark.parametrize(
+    "similarity",
+    [
+        None,
+        # Every run has these in similarities/test_finite.py.
+        pytest.param(similarities.Gaussian(0.3), marks=WIDE),
+        pytest.param(similarities.Cosine(), marks=WIDE),
+    ],
+    ids=str,
+)
 def test_nan_or_inf_in_a_masked_out_key_or_value(similarity, implementation):
     query, key, value = random((2, 21, 4, 4), (2, 21, 2, 4), (2, 21, 2, 3))
     dead = np.r_[3, 17:21]  # inside a tile that is visited, and to the end
@@ -151,7 +165,7 @@ def test_nan_that_is_attended_is_not_hidden(implementation):
 
 
 @BOTH
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", rows(["bfloat16", "float16"], ["bfloat16"]))
 def test_precision(dtype, implementation):
     query, key, value = random((1, 300, 2, 8), (1, 300, 2, 8), (1, 300, 2, 4))
     query, key, value = query.astype(dtype), key.astype(dtype) * 3, value.astype("float32")
@@ -168,6 +182,7 @@ def test_precision(dtype, implementation):
     near(out, want.out, 1e-5)
 
 
+@WIDE
 @BOTH
 def test_precision_of_float64(implementation):
     with jax.enable_x64(True):
@@ -215,8 +230,7 @@ def test_unequal_lengths_where_no_position_is_looked_at():
     ("q_tile", "k_tile"),
     [
         (5, 3),
-        (20, 20),
-        *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in ((1, 1), (8, 64), (64, 8), (21, 21))),
+        *(pytest.param(*one, marks=WIDE) for one in ((1, 1), (20, 20), (8, 64), (64, 8), (21, 21))),
     ],
 )
 def test_lengths_and_head_dims_that_are_no_multiple_of_a_tile(q_tile, k_tile):
@@ -241,31 +255,35 @@ def test_positions_are_absolute(implementation):
     """The same mask and score serve a whole sequence, a decoding step and a shard of the keys."""
     query, key, value = random((24, 2, 4), (24, 2, 4), (24, 2, 4))
     pieces = {"mask": masks.Causal() & masks.SlidingWindow(9), "scores": scores.ALiBi(jnp.asarray([0.1, 0.5]))}
-    whole = jax.jit(lambda *a: jattn.partial_attention(*a, **pieces, implementation=implementation))(query, key, value)
-    step = jax.jit(
-        lambda query, position: jattn.attention(
-            query, key, value, **pieces, query_positions=position, implementation=implementation
+    pieces["implementation"] = implementation
+
+    @jax.jit
+    def run(query, key, value):
+        shards = [
+            jattn.partial_attention(
+                query,
+                key[part],
+                value[part],
+                **pieces,
+                query_positions=np.arange(24),
+                key_positions=np.arange(24)[part],
+            )
+            for part in (slice(0, 10), slice(10, 24))
+        ]
+        moved = jattn.attention(
+            query, key, value, **pieces, query_positions=np.arange(100, 124), key_positions=np.arange(100, 124)
         )
-    )
+        return jattn.attention(query, key, value, **pieces), jattn.merge(*shards).out, moved
+
+    @jax.jit
+    def step(query, position):
+        return jattn.attention(query, key, value, **pieces, query_positions=position)
+
+    whole, merged, moved = run(query, key, value)
     for at in (0, 7, 23):
-        near(step(query[at : at + 1], jnp.asarray([at])), whole.out[at : at + 1])
-    shards = [
-        jattn.partial_attention(
-            query,
-            key[part],
-            value[part],
-            **pieces,
-            query_positions=np.arange(24),
-            key_positions=np.arange(24)[part],
-            implementation=implementation,
-        )
-        for part in (slice(0, 10), slice(10, 24))
-    ]
-    near(jattn.merge(*shards).out, whole.out)
-    moved = jattn.attention(
-        query, key, value, **pieces, query_positions=np.arange(100, 124), key_positions=np.arange(100, 124)
-    )
-    near(moved, whole.out)
+        near(step(query[at : at + 1], np.array([at])), whole[at : at + 1])
+    near(merged, whole)
+    near(moved, whole)
 
 
 # Dropout: a counter-based function of the global (batch, head, query, key) index.
@@ -277,23 +295,28 @@ def test_dropout():
     dropout = jattn.Dropout(0.3, jax.random.key(1))
     mask = masks.of(lambda q, k: (k <= q) & (q != 11))
 
-    def run(implementation, rows=slice(None), columns=slice(None)):
-        return jattn.attention(
-            query[:, rows],
-            key[:, columns],
-            value[:, columns],
-            mask=mask,
-            dropout=dropout,
-            query_positions=np.arange(40)[rows],
-            key_positions=np.arange(40)[columns],
-            implementation=implementation,
-        )
+    @jax.jit
+    def every(query, key, value):
+        def run(implementation, rows=slice(None)):
+            return jattn.attention(
+                query[:, rows],
+                key,
+                value,
+                mask=mask,
+                dropout=dropout,
+                query_positions=np.arange(40)[rows],
+                key_positions=np.arange(40),
+                implementation=implementation,
+            )
 
-    out = np.asarray(run("reference"))
-    for q_tile, k_tile in ((8, 16), (7, 5), (None, None)):
-        near(run(jattn.implementations.Tiled(q_tile, k_tile)), out)
-    near(run(TILES, rows=slice(20, 40)), out[:, 20:])
-    full = np.asarray(jattn.attention(query, key, value, mask=mask))
+        tiled = [run(jattn.implementations.Tiled(*sizes)) for sizes in ((8, 16), (7, 5), (None, None))]
+        full = jattn.attention(query, key, value, mask=mask)
+        return run("reference"), tiled, run(TILES, rows=slice(20, 40)), full
+
+    out, tiled, part, full = jax.tree.map(np.asarray, every(query, key, value))
+    for one in tiled:
+        near(one, out)
+    near(part, out[:, 20:])
     dropped = (out == 0) & (full > 0)
     near(np.where(dropped, 0, full / 0.7), out, 2e-5)
     assert abs(dropped.sum() / (full > 0).sum() - 0.3) < 0.03
@@ -343,10 +366,8 @@ FULL_OF_ARRAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "implementation", [TILES, pytest.param("reference", marks=pytest.mark.exhaustive)], ids=["tiled", "reference"]
-)
-@pytest.mark.parametrize("name", rows(FULL_OF_ARRAYS, ["relative buckets", "sink"]))
+@pytest.mark.parametrize("implementation", [TILES, pytest.param("reference", marks=WIDE)], ids=["tiled", "reference"])
+@pytest.mark.parametrize("name", rows(FULL_OF_ARRAYS, ["sink"]))
 def test_gradients_reach_every_array(name, implementation):
     kind, make = FULL_OF_ARRAYS[name]
     query, key, value = random((2, 13, 2, 4), (2, 13, 2, 4), (2, 13, 2, 4))

@@ -32,6 +32,7 @@ def test_gradient_temporaries_grow_linearly(given):
     assert at[4096] <= 12 * MIB, at
 
 
+@WIDE
 def test_the_measure_sees_quadratic_memory():
     measure = functools.partial(gradient_temporaries, heads=2, dim=16, implementation="reference")
     at = {length: measure(length) for length in (512, 1024, 2048)}

@@ -30,7 +30,7 @@ def loss(given, query=QUERY, key=KEY, value=VALUE):
     return jnp.sin(jattn.attention(query, key, value, **given)).sum()
 
 
-@pytest.mark.parametrize("case", CASES[::7], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", rows(CASES[::7], {case.name for case in CASES[::21]}, lambda case: case.name))
 def test_no_rank_is_promoted(case):
     """Under `jax_numpy_rank_promotion="raise"`, forward and backward. JAX raises while tracing."""
     inputs = draw(case, 0)
@@ -50,10 +50,10 @@ def test_no_rank_is_promoted(case):
                 assert case.name in ("sparsemax", "entmax 1.5")
 
 
-@pytest.mark.parametrize("given", CALLS.values(), ids=CALLS)
-def test_debug_nans_and_checks(given):
+@pytest.mark.parametrize("name", rows(CALLS, ["causal", "sparsemax"]))
+def test_debug_nans_and_checks(name):
     with jax.debug_nans(True), jax.enable_checks(True):
-        jax.jit(jax.grad(functools.partial(loss, given)))(QUERY)
+        jax.jit(jax.grad(functools.partial(loss, CALLS[name])))(QUERY)
 
 
 def test_float64_of_numpy_is_float32():
@@ -109,7 +109,7 @@ FORWARD = {
 
 
 @pytest.mark.parametrize("derivative", FORWARD.values(), ids=FORWARD)
-def test_derivatives_that_chunked_has_not_name_the_reference(derivative):
+def test_derivatives_that_tiled_has_not_name_the_reference(derivative):
     with pytest.raises(jattn.Unsupported, match=r"`tiled` has first derivatives in reverse mode .*'reference'"):
         derivative()
 
@@ -125,9 +125,9 @@ REVERSE = {
 }
 
 
-@pytest.mark.parametrize("derivative", REVERSE.values(), ids=REVERSE)
-def test_derivatives_that_chunked_has(derivative):
-    near(jax.jit(derivative)(), gradient_of_value(), 1e-5)
+@pytest.mark.parametrize("name", rows(REVERSE, ["vmap of grad", "grad of scan of checkpoint"]))
+def test_derivatives_that_tiled_has(name):
+    near(jax.jit(REVERSE[name])(), gradient_of_value(), 1e-5)
 
 
 @functools.cache
@@ -159,7 +159,7 @@ FEWER_AXES = {
 }
 
 
-@pytest.mark.parametrize("name", rows(FEWER_AXES, ["mask of 1", "bias of 2, integers", "xla", "lengths"]))
+@pytest.mark.parametrize("name", rows(FEWER_AXES, ["mask of 1", "bias of 2, integers", "lengths"]))
 def test_dot_product_attention_takes_what_jax_nn_takes(name):
     given = {"implementation": "reference", **FEWER_AXES[name]}
     theirs = {**given, "implementation": "xla"}

@@ -64,6 +64,7 @@ def test_export(implementation):
     near(exported.call(query, key, value), run(query, key, value), 1e-6)
 
 
+@pytest.mark.exhaustive
 def test_of_higher_order_on_reference():
     query, key, value, tangent = random((5, 2, 3), (5, 2, 3), (5, 2, 3), (5, 2, 3))
 

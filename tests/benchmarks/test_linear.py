@@ -28,6 +28,7 @@ def test_a_row_runs(name):
     assert found.figure is not None and found.figure > 0
 
 
+@pytest.mark.exhaustive
 def test_memory_is_linear():
     assert "not linear" not in table.run(ROWS["memory-gate-per-head-and-step"], rounds=1).shown
 

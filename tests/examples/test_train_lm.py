@@ -25,6 +25,19 @@ FLAGS = ["--size=tiny", "--mask=packed", "--device=cpu"]
 FLAGS += ["--steps=20", "--batch=8", "--length=32", "--checkpoint-every=8"]
 
 
+def compiled_once(make_steps):
+    """The same steps for every run over the same devices, whose programs are then compiled once."""
+    made = {}
+
+    def steps(definition, transform, kind, shardings):
+        name = kind, str(shardings)
+        if name not in made:
+            made[name] = make_steps(definition, transform, kind, shardings)
+        return made[name]
+
+    return steps
+
+
 @pytest.fixture(scope="module")
 def lm():
     """The script and its parts, imported as `python examples/train_lm.py` does."""
@@ -35,7 +48,10 @@ def lm():
         }
         sizes = parts["model"].SIZES
         sizes["tiny"] = dataclasses.replace(sizes["tiny"], layers=1)
-        yield SimpleNamespace(script=importlib.import_module("train_lm"), **parts)
+        script = importlib.import_module("train_lm")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(script, "make_steps", compiled_once(script.make_steps))
+            yield SimpleNamespace(script=script, **parts)
     finally:
         sys.path.remove(str(EXAMPLES))
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from generative_layers import LAYERS, random_parameters
+from tiers import rows
 
 from jattn import masks
 from jattn.layers import CausalAttention, multi_head
@@ -13,7 +14,7 @@ NAMES = [name for name in LAYERS if type(LAYERS[name]) is CausalAttention]
 LAYER = CausalAttention(8, 2, max_len=6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rows(NAMES, ["attention, grouped, a window"]))
 def test_the_call_is_multi_head_attention(name):
     layer = LAYERS[name]
     parameters = random_parameters(layer)

@@ -88,6 +88,8 @@ def create(spec, batch, dtype=jnp.float32):
 
 
 each_kind = pytest.mark.parametrize("kind", rows(KINDS, always=("contiguous", "rolling with sinks", "paged")))
+one_kind = pytest.mark.parametrize("kind", rows(KINDS, always=("contiguous",)))
+"""For what layers/test_decoding.py tests with the other kinds in every run."""
 SCHEDULES = [
     [([2, 0, 3], "left"), "step", ([3, 1, 0], "right"), ([0, 3, 1], "left"), "step"],
     [([0, 3, 2], "right"), ([3, 1, 1], "right"), "step", "step", "step"],
@@ -125,7 +127,7 @@ def test_chunks_of_any_sizes_give_the_whole(kind):
         np.testing.assert_array_equal(cache.lengths, seen)
 
 
-@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+@pytest.mark.parametrize("kind", rows(["contiguous", "paged"], ["contiguous"]))
 def test_a_cache_that_is_full(kind):
     """Refused where lengths are known; where they are traced, NaN for the sequences concerned, from then on."""
     spec, _ = KINDS[kind]
@@ -150,7 +152,7 @@ def test_a_cache_that_is_full(kind):
         jax.eval_shape(lambda cache: cache.append(*[np.zeros((2, 13, 2, size), np.float32) for size in (4, 3)]), cache)
 
 
-@each_kind
+@one_kind
 def test_transforms(kind):
     """Gradients of prompt and step are those of the whole; without a batch, and mapped over one."""
     spec, own = KINDS[kind]
@@ -180,7 +182,7 @@ def test_transforms(kind):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@each_kind
+@pytest.mark.parametrize("kind", rows(KINDS, always=("paged",)))
 def test_half_precision_and_what_is_kept(kind):
     """A bfloat16 cache holds what was put into it, rounded; a view without new tokens is what the last ones saw."""
     spec, own = KINDS[kind]
@@ -200,7 +202,7 @@ def test_half_precision_and_what_is_kept(kind):
     np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rows(KINDS, ["paged"]))
 def test_a_cache_in_an_exported_function(kind):
     pytest.importorskip("flatbuffers", reason="jax.export serializes with it")
     spec, _ = KINDS[kind]
@@ -211,7 +213,7 @@ def test_a_cache_in_an_exported_function(kind):
     np.testing.assert_array_equal(again.lengths, [LENGTH] * 2)
 
 
-@each_kind
+@pytest.mark.parametrize("kind", rows(KINDS, always=("paged",)))
 def test_split_over_devices(kind):
     """Examples or heads over Explicit axes: the cache is laid out as its tokens. Devices do not share pages."""
     spec, _ = KINDS[kind]
