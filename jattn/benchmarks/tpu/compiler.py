@@ -13,6 +13,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ...foundation.target import compiled_for
+from ...ops.attention.implementations.pallas_tpu.estimate import CHIPS, Chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,28 +23,30 @@ class Generation:
     Attributes:
         name: such as "v6e".
         topology: the smallest that libtpu describes.
-        clock: cycles per second of a core. It follows from the published peak in bfloat16: cores x matrix units x the
-            multiplications of a unit per cycle x 2 x clock.
     """
 
     name: str
     topology: str
-    clock: float
 
     @property
     def target(self) -> str:
         """The target, as `jattn.compiled_for` takes it."""
         return self.name if self.name.startswith("tpu") else f"tpu {self.name}"
 
+    @property
+    def chip(self) -> Chip:
+        """Its clock and its memory."""
+        return CHIPS[self.name.removeprefix("tpu")]
+
 
 GENERATIONS = {
     each.name: each
     for each in (
-        Generation("v4", "v4:2x2x1", 1.05e9),
-        Generation("v5e", "v5e:2x2", 1.5e9),
-        Generation("v5p", "v5p:2x2x1", 1.75e9),
-        Generation("v6e", "v6e:2x2", 1.75e9),
-        Generation("tpu7x", "tpu7x:2x2x1", 2.2e9),
+        Generation("v4", "v4:2x2x1"),
+        Generation("v5e", "v5e:2x2"),
+        Generation("v5p", "v5p:2x2x1"),
+        Generation("v6e", "v6e:2x2"),
+        Generation("tpu7x", "tpu7x:2x2x1"),
     )
 }
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ...ops.attention.plan import PARTIAL
-from . import ours, splash, splash_like
+from . import decoding, ours, splash, splash_like
 from .compiler import GENERATIONS
 
 TILE, DIM, GROUP = 512, 128, 4
@@ -67,8 +67,12 @@ def _splash_like(tiles: int, generation: str, *, backward: bool) -> Program:
 
 
 def _ours(tiles: int, generation: str, *, setting: ours.Setting) -> Program:
-    function, arguments, unrolled = setting.program(tiles, GENERATIONS[generation].target, TILE, GROUP, DIM)
+    function, arguments, unrolled = setting.program(tiles, GENERATIONS[generation].target, TILE, GROUP)
     return Program(function, arguments, GROUP, unrolled)
+
+
+def _step(tiles: int, generation: str, *, step: decoding.Step) -> Program:
+    return Program(*step.program(tiles, GENERATIONS[generation].target), heads=1)
 
 
 def _settings() -> dict[str, ours.Setting]:
@@ -77,6 +81,8 @@ def _settings() -> dict[str, ours.Setting]:
         "multi-head": ours.Setting(GROUP),
         "partial": ours.Setting(1, PARTIAL),
         "scored": ours.Setting(1, scored=True),
+        "wide": ours.Setting(1, dim=256),
+        "float32": ours.Setting(1, dtype="float32"),
     }
     both = {False: "forward", True: "backward"}
     return {
@@ -86,11 +92,27 @@ def _settings() -> dict[str, ours.Setting]:
     }
 
 
+GROUPED, LATENT = decoding.Step(32, 8, 128), decoding.Step(128, 1, 576, latent=True)
+
+STEPS = {
+    "grouped": GROUPED,
+    "grouped partial": dataclasses.replace(GROUPED, partial=True),
+    "paged": dataclasses.replace(GROUPED, page=128),
+    "small pages": dataclasses.replace(GROUPED, page=16),
+    "latent": LATENT,
+    "latent partial": dataclasses.replace(LATENT, partial=True),
+    "narrow": dataclasses.replace(GROUPED, dim=64),
+    "multi-query": decoding.Step(8, 1, 128),
+    "float32": dataclasses.replace(GROUPED, dtype="float32"),
+}
+"""Steps of decoding, by name. All their tiles are full, or all are partial."""
+
 KERNELS = {
     "splash forward": Kernel(splash.FORWARD, _splash, estimated=False),
     "splash backward": Kernel(splash.BACKWARD, _splash, estimated=False),
     "splash-like forward": Kernel(splash_like.FORWARD, functools.partial(_splash_like, backward=False)),
     "splash-like backward": Kernel(splash_like.BACKWARD, functools.partial(_splash_like, backward=True)),
     **{name: Kernel(each.name, functools.partial(_ours, setting=each)) for name, each in _settings().items()},
+    **{f"decode {name}": Kernel(each.name, functools.partial(_step, step=each)) for name, each in STEPS.items()},
 }
 """By name."""

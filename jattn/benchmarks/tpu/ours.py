@@ -48,20 +48,24 @@ class Setting:
         state: of all tiles.
         scored: with ALiBi, a soft cap and segments, the slopes differentiated, instead of a causal mask.
         backward: the backward pass instead of the forward pass.
+        dim: features of a query and of a value.
+        dtype: of query, key and value.
     """
 
     kv_heads: int
     state: int = FULL
     scored: bool = False
     backward: bool = False
+    dim: int = 128
+    dtype: str = "bfloat16"
 
     @property
     def name(self) -> str:
         """The name of the kernel."""
         return BACKWARD if self.backward else FORWARD
 
-    def program(self, tiles: int, target: str, tile: int, q_heads: int, dim: int) -> tuple[Any, tuple[Any, ...], float]:
-        """A program that visits `tiles` x `tiles` tiles of `tile` queries and keys in each head, bfloat16.
+    def program(self, tiles: int, target: str, tile: int, q_heads: int) -> tuple[Any, tuple[Any, ...], float]:
+        """A program that visits `tiles` x `tiles` tiles of `tile` queries and keys in each head.
 
         Every tile of queries is a batch element, because the estimate knows no copies from the middle of an array.
         Positions are traced where the mask is evaluated: with the index of the tile, 0, it would be evaluated earlier.
@@ -69,10 +73,10 @@ class Setting:
         Returns:
             The function, the shapes of its arguments, and the tiles of one head that its loop computes at once.
         """
-        call, _ = self._call(target, 1, tile, tiles * tile, q_heads, dim)
+        call, _ = self._call(target, 1, tile, tiles * tile, q_heads)
         cut = Alike()._cut(call)
         queries, keys = cut.q_tile, tiles * tile
-        _, arguments = self._call(target, tiles * tile // queries, queries, keys, q_heads, dim)
+        _, arguments = self._call(target, tiles * tile // queries, queries, keys, q_heads)
 
         def run(query, key, value, slopes, ids, saved):
             call, query, key = self._prepared(target, query, key, value, slopes, ids)
@@ -85,10 +89,11 @@ class Setting:
 
         return run, arguments, cut.heads * cut.q_tile * cut.kv_tile / tile**2
 
-    def _call(self, target: str, batch: int, queries: int, keys: int, q_heads: int, dim: int) -> tuple[Call, Any]:
+    def _call(self, target: str, batch: int, queries: int, keys: int, q_heads: int) -> tuple[Call, Any]:
         """A call, as far as its shapes tell, and the arguments of `run` in `program`."""
-        shaped, bf16, f32 = jax.ShapeDtypeStruct, jnp.bfloat16, jnp.float32
-        query, key = shaped((batch, queries, q_heads, dim), bf16), shaped((batch, keys, self.kv_heads, dim), bf16)
+        shaped, f32, dim = jax.ShapeDtypeStruct, jnp.float32, self.dim
+        query = shaped((batch, queries, q_heads, dim), self.dtype)
+        key = shaped((batch, keys, self.kv_heads, dim), self.dtype)
         ids = shaped((batch, queries), jnp.int32), shaped((batch, keys), jnp.int32)
         row: Any = shaped((batch, queries, q_heads), f32)
         out: Any = shaped(query.shape, f32)

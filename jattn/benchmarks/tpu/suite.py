@@ -4,17 +4,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...ops.attention.implementations.pallas_tpu.estimate import StepEstimate
 from ..cases import Bar
 from ..row import Row
 from .compiler import GENERATIONS, missing
-from .kernels import TILE
+from .kernels import STEPS, TILE
 from .measure import Measured, measure
 
 DEFAULT = ("v5e", "v6e", "tpu7x")
 NOT_RUN = "compiled, not run"
 
-LENGTH, STEPS, HEADS = 16384, 8, 32
-"""Of the whole kernels: tokens, query heads, and groups of heads that are computed together."""
+LENGTH, HEADS = 16384, 32
+"""Of the whole kernels: tokens and query heads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Tile:
         return Row(
             self.name,
             f"{self.what}, {self.generation}",
-            "512 x 512 x 128",
+            f"512 x 512 x {256 if self.kernel.endswith('wide') else 128}",
             _cost(found, self.generation),
             f"splash-like {_cost(clone, self.generation)}; splash {splash.bundles:.0f} bundles",
             cycles,
@@ -105,7 +106,7 @@ class Whole:
             ours += HEADS * (full * whole.tile + partial * edge.tile + rows * edge.row)
             other += HEADS * ((full + partial) * clone.tile + rows * clone.row)
         ratio = ours / other if known else None
-        clock = GENERATIONS[self.generation].clock
+        clock = GENERATIONS[self.generation].chip.clock
         return Row(
             self.name,
             f"{'forward + backward' if self.backward else 'forward'}, causal, {full + partial} of {rows**2} tiles, "
@@ -121,6 +122,63 @@ class Whole:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """A step of decoding: one new token of a sequence, with a cache.
+
+    Computing a tile and copying the next one happen at once, and the slower of the two bounds the step. The compiler
+    estimates the first, the bandwidth of the memory tells the second.
+
+    Attributes:
+        step: one of `kernels.STEPS`.
+        what: in words.
+        filled: the tokens in the cache.
+        generation: what it is compiled for.
+    """
+
+    step: str
+    what: str
+    filled: int
+    generation: str
+
+    @property
+    def name(self) -> str:
+        return f"decode-{self.step.replace(' ', '-')}-{self.filled}-{self.generation}"
+
+    def run(self) -> Row:
+        """Compile the kernel."""
+        try:
+            return self._compiled()
+        except RuntimeError as error:
+            return _failed(self.name, f"{self.what}, {self.generation}", error)
+
+    def _compiled(self) -> Row:
+        step, generation = STEPS[self.step], GENERATIONS[self.generation]
+        found = measure(f"decode {self.step}", self.generation)
+        keys, chip = step.tile(generation.target), generation.chip
+        if found.growth is None:
+            unit, compute, rest = "bundles", found.bundles, found.schedule.bundles - found.bundles
+        else:
+            unit, compute, rest = "cycles", found.growth.tile, found.growth.row + found.growth.once
+        copies = step.tile_bytes(generation.target) / chip.bytes
+        compute /= step.cores(generation.target)  # each has its share of the tiles
+        cost = StepEstimate(keys, copies, compute, -(-self.filled // keys), True, chip.bandwidth)
+        cycles, all_copies = cost.cycles + rest, cost.tiles * copies
+        return Row(
+            self.name,
+            f"{self.what}, {self.filled} tokens, {self.generation}",
+            f"1 x {step.q_heads}/{step.kv_heads} x {step.dim}",
+            f"{cycles:.4g} cycles ({1e6 * cycles / chip.clock:.1f} µs at {chip.clock / 1e9:g} GHz); a tile of {keys} "
+            f"keys: {compute:.0f} {unit}",
+            f"copies at {chip.bandwidth / 1e9:.0f} GB/s: {all_copies:.4g} cycles; a tile: {copies:.0f}",
+            cycles / all_copies,
+            f"{cycles / all_copies:.2f} x the copies, bound by {'copies' if copies > compute else unit}; {NOT_RUN}",
+            "-",
+            None,
+            {"ours": dataclasses.asdict(found), "copies": copies},
+        )
+
+
 def _failed(name: str, what: str, error: RuntimeError) -> Row:
     """The row of a kernel that does not compile."""
     said = str(error).replace("|", "/")
@@ -131,7 +189,7 @@ def _cost(found: Measured, generation: str) -> str:
     """Cycles, microseconds and bundles of a tile of one head."""
     if found.growth is None:
         return f"{found.bundles:.0f} bundles"
-    cycles, clock = found.growth.tile, GENERATIONS[generation].clock
+    cycles, clock = found.growth.tile, GENERATIONS[generation].chip.clock
     return f"{cycles:.0f} cycles ({1e6 * cycles / clock:.2f} µs), {found.bundles:.0f} bundles"
 
 
@@ -148,11 +206,28 @@ TARGETS: Mapping[str, tuple[str, dict[str, int]]] = {
     "backward multi-head": ("backward, full tile, a key head each", {}),
     "backward partial": ("backward, causal partial tile", {"v5e": 2680, "v6e": 1400, "tpu7x": 1400}),
     "backward scored": ("backward, ALiBi + soft cap + segments", {"v5e": 3290, "v6e": 2200, "tpu7x": 2130}),
+    "forward wide": ("forward, full tile, 256 features", {}),
+    "backward wide": ("backward, full tile, 256 features", {}),
+    "forward float32": ("forward, full tile, float32", {}),
+    "backward float32": ("backward, full tile, float32", {}),
 }
 """Of each kernel: what it is, and the most cycles a tile by generation."""
 
+DECODING: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    "grouped": ("decoding, 32/8 heads", (4096, 65536)),
+    "grouped partial": ("decoding, 32/8 heads, all tiles partial", (4096,)),
+    "paged": ("decoding, 32/8 heads, pages of 128", (4096, 65536)),
+    "small pages": ("decoding, 32/8 heads, pages of 16", (65536,)),
+    "latent": ("decoding, latents for 128 heads", (4096, 65536)),
+    "latent partial": ("decoding, latents for 128 heads, all tiles partial", (4096,)),
+    "narrow": ("decoding, 32/8 heads of 64", (65536,)),
+    "multi-query": ("decoding, 8 heads, one key head", (65536,)),
+    "float32": ("decoding, 32/8 heads, float32", (65536,)),
+}
+"""Of each step of decoding: what it is, and the tokens in the cache."""
 
-def tpu(generations: Sequence[str] = DEFAULT) -> tuple[Tile | Whole, ...]:
+
+def tpu(generations: Sequence[str] = DEFAULT) -> tuple[Tile | Whole | Decode, ...]:
     """The rows of the TPU suite.
 
     Args:
@@ -166,11 +241,13 @@ def tpu(generations: Sequence[str] = DEFAULT) -> tuple[Tile | Whole, ...]:
         raise ValueError(f"`generations` must be of {', '.join(GENERATIONS)}; got {', '.join(unknown)}.")
     if missing() is not None:
         raise ValueError(f"nothing can be compiled for a TPU here: {missing()}.")
-    rows: list[Tile | Whole] = []
+    rows: list[Tile | Whole | Decode] = []
     for generation in generations:
         for kernel, (what, most) in TARGETS.items():
             bar = Bar(most[generation], True) if generation in most else None
             rows.append(Tile(kernel, what, generation, bar))
         for backward, most in ((False, 0.45), (True, 0.62)):
             rows.append(Whole(backward, generation, Bar(most, True) if generation == "v6e" else None))
+        for step, (what, lengths) in DECODING.items():
+            rows += [Decode(step, what, length, generation) for length in lengths]
     return tuple(rows)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .....foundation.arrays import iota
+from .....foundation.target import expected_target
 from .....foundation.varying import vary
 from .....similarities.base import folded_scale
 from ...call import Call
@@ -38,6 +39,7 @@ from ...plan import EMPTY, FULL, PARTIAL, Plan, make_plan
 from ..lowering import Lowered
 from . import decode_kernel, geometry
 from .decode_kernel import Decoding, RowField
+from .estimate import estimate_step
 from .storage import FEATURES, HEADS, LANES, SUBLANES, Storage, order_of
 
 QUERIES = 16
@@ -126,9 +128,12 @@ def plan_of(call: Call, given: bool, tile: int) -> Plan:
 def describe(call: Call, given: bool, tile: int | None = None) -> tuple[Plan, str]:
     """The plan of a call, and the sizes in words."""
     sizes = sizes_of(call, tile)
+    plan = plan_of(call, given, sizes.tile)
     heads = "1 key head" if call.kv_heads == 1 else f"{call.kv_heads} key heads"
-    text = f"{heads} x {sizes.rows} rows x {sizes.tile} keys a tile"
-    return plan_of(call, given, sizes.tile), text if sizes.parts == 1 else f"{text}, dealt out to {sizes.parts} cores"
+    words = f"{heads} x {sizes.rows} rows x {sizes.tile} keys a tile"
+    words += "" if sizes.parts == 1 else f", dealt out to {sizes.parts} cores"
+    cost = estimate_step(call, plan, sizes.parts, call.target or expected_target())
+    return plan, words if cost is None else f"{words}; {cost}"
 
 
 def attend(
@@ -143,6 +148,7 @@ def attend(
     tile: int | None = None,
     interpret: bool = False,
     axes: tuple[str, ...] = (),
+    trips: tuple[int, int] | None = None,
 ) -> Partial:
     """`Streaming.stream` of a call with few queries.
 
@@ -157,6 +163,7 @@ def attend(
         tile: keys of a tile, if the caller chose it.
         interpret: whether to interpret the kernel on this machine.
         axes: the mesh axes over which the arrays vary.
+        trips: as in `Decoding`.
     """
     pieces, page = call.pieces, None if table is None else key.shape[-3]
     sizes = sizes_of(call, tile, page)
@@ -193,6 +200,7 @@ def attend(
         softmax=pieces.normalizer.streams_as == "softmax",
         interpret=interpret,
         vmem=geometry.vmem_limit(call.target),
+        trips=trips,
     )
     scalars = list(_lists(plan_of(call, given, sizes.tile), design))
     if table is not None:
