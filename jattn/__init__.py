@@ -15,6 +15,7 @@ from .ops.attention.api import attention, attention_weights, dot_product_attenti
 from .ops.attention.dropout import Dropout
 from .ops.attention.explain import Explanation, explain, explain_calls
 from .ops.attention.partial import Partial, merge
+from .ops.attention.recording import Record, Seen, named, record, recorded
 from .ops.convolution import long_convolution, short_convolution
 from .ops.dispatch import Implementation, Unsupported
 from .ops.recurrence import delta_rule, delta_step, linear_recurrence, linear_step
@@ -24,6 +25,8 @@ __all__ = [
     "Explanation",
     "Implementation",
     "Partial",
+    "Record",
+    "Seen",
     "Unsupported",
     "attention",
     "attention_weights",
@@ -39,9 +42,12 @@ __all__ = [
     "long_convolution",
     "masks",
     "merge",
+    "named",
     "normalizers",
     "partial_attention",
     "positions",
+    "record",
+    "recorded",
     "scores",
     "short_convolution",
     "similarities",

@@ -23,7 +23,7 @@ LAYERS = (
     ("ops.attention.plan",),
     ("ops.attention",),
     ("ops.attention.implementations",),
-    ("ops.attention.api", "ops.attention.explain", "ops.attention.paged"),
+    ("ops.attention.api", "ops.attention.explain", "ops.attention.paged", "ops.attention.recording"),
     ("parallel",),
     ("ops.recurrence", "ops.convolution"),
     ("layers",),

@@ -18,6 +18,7 @@ from ..masks.placement import check_lone_query_positions
 from ..ops.attention.api import attention, attention_weights
 from ..ops.attention.call import check_pieces, check_positions, reject_ambiguous_positions, renamed
 from ..ops.attention.dropout import Dropout
+from ..ops.attention.observed import is_observed
 from ..parallel import Heads
 from ..positions import rotary as default_rotary
 from .norms import QKNorm, as_qk_norm
@@ -127,6 +128,11 @@ def multi_head(
             summed = local(split, sources, pieces, at)
         else:
             parallel.check(batch, kv_heads)
+            if is_observed():  # by someone who needs the whole call, not the part of a device
+                whole = norm_of(qk_norm)
+                query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, norm=whole)
+                attended = parallel.attention(query, key, value, **pieces, **at, implementation=implementation)
+                return joined_heads(parameters, attended, dtype)
             specs = (
                 parameter_specs(split, head=parallel.axis),
                 parallel.specs_of_inputs(sources),

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..foundation.arrays import as_array, describe
-from ..foundation.sharding import AnyMesh, mesh_axes, run_on_shards
+from ..foundation.sharding import AnyMesh, mesh_axes, reshard, run_on_shards
 from ..ops.attention.api import attention
 from ..ops.attention.call import Pieces, check_arrays, prepare
 from ..ops.attention.dropout import Dropout
+from ..ops.attention.observed import observed, observer_is
 from .meshes import check_batch_axes, check_mesh, check_mesh_axes, current_mesh
 from .specs import MeshAxis, array_specs, partition_spec, partition_specs
 
@@ -105,7 +106,16 @@ class Heads:
 
         whole = array_specs(batch=self.batch_axes(len(batch)), head=self.axis)
         specs = ((whole.query, whole.key, whole.value), self.specs(pieces), self.specs_of_positions(positions))
-        return run_on_shards(local, ((query, key, value), pieces, positions), specs, whole.out, mesh=mesh)
+
+        def run() -> jax.Array:
+            with observer_is(None):
+                return run_on_shards(local, ((query, key, value), pieces, positions), specs, whole.out, mesh=mesh)
+
+        def placed() -> Any:
+            split = zip((query, key, value), (whole.query, whole.key, whole.value), strict=True)
+            return tuple(_placed(array, mesh, spec) for array, spec in split)
+
+        return observed(run, placed, given)
 
     def sum_over_heads(
         self, function: Callable[..., jax.Array], operands: tuple, specs: tuple, batch_axes: int
@@ -182,6 +192,13 @@ class Heads:
                     f"got size {size}."
                 )
         return mesh
+
+
+def _placed(array: Any, mesh: AnyMesh, spec: PartitionSpec) -> Any:
+    """The array, split as `spec` says over Explicit axes or, by XLA, over Auto axes."""
+    if AxisType.Explicit in mesh.axis_types:
+        return reshard(array, mesh, spec)
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
 
 def as_arrays(*positions: Any) -> tuple[Any, ...]:

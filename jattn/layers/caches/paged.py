@@ -19,6 +19,7 @@ from ...masks.base import restricted
 from ...normalizers import Softmax
 from ...ops.attention.api import attention, partial_attention
 from ...ops.attention.call import Pieces, check_pieces
+from ...ops.attention.observed import observed, observer_is
 from ...ops.attention.paged import Pages, attend_pages
 from ...ops.attention.partial import Partial, merge
 from .base import Cache, RealQueries, Spec, View, check_room, check_sizes, exportable
@@ -78,7 +79,13 @@ class PagedView(View):
         arrays = Pages(query, self.pool_keys, values, table, whole.checked())
         implementation = pieces.get("implementation")
         loop = _Blocks(max(1, self.block // page_size), implementation)
-        return self.checked(attend_pages(arrays, loop, implementation))
+
+        def run() -> jax.Array:
+            with observer_is(None):
+                return attend_pages(arrays, loop, implementation)
+
+        in_order = dataclasses.replace(arrays.pieces, key_positions=self.key_positions)
+        return self.checked(observed(run, lambda: (query, self.key, self.value), in_order))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .call import Call, Pieces, check_arrays, renamed
 from .dropout import Dropout
 from .implementations import ATTENTION
 from .implementations.reference import weights_of
+from .observed import observed
 from .partial import Partial
 from .select import select
 from .split import run_call
@@ -87,7 +88,8 @@ def attention(
     (1, 100, 8, 16)
     """
     pieces = Pieces(mask, similarity, scores, normalizer, dropout, query_positions, key_positions)
-    return _attend((query, key, value), pieces, implementation).out
+    arrays = query, key, value
+    return observed(lambda: _attend(arrays, pieces, implementation).out, lambda: arrays, pieces)
 
 
 def partial_attention(
@@ -288,7 +290,9 @@ def dot_product_attention(
             query_positions=iota(query.shape[-3]),
         )
         default = isinstance(implementation, str) and implementation == "xla"
-        residual = _attend((arrays[0], arrays[1], arrays[2]), pieces, None if default else implementation)
+        given = arrays[0], arrays[1], arrays[2]
+        chosen = None if default else implementation
+        residual = observed(lambda: _attend(given, pieces, chosen), lambda: given, pieces)
     out, lse = (array[0] if unbatched else array for array in residual)
     return (out, lse.astype(query.dtype)) if return_residual else out
 

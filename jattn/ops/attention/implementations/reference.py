@@ -112,6 +112,14 @@ def weights_of(call: Call, query: jax.Array, key: jax.Array) -> jax.Array:
     return _weights(call, *scored(call, query, key))
 
 
+@jax.jit
+def applied_weights(call: Call, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The weights `[batch..., q_heads, q_len, kv_len]` after dropout, and which pairs may attend."""
+    scores, allowed = scored(call, query, key)
+    weights, factor = _weights(call, scores, allowed), tile.dropout_factor(call.pieces)
+    return weights if factor is None else weights * factor, allowed
+
+
 def _weights(call: Call, scores: jax.Array, allowed: jax.Array) -> jax.Array:
     normalizer, scores = tile.for_normalizer(call.pieces.normalizer, scores, allowed)
     return normalizer.weights(scores, allowed)

@@ -1,0 +1,175 @@
+"""Recomputes the weights of chosen heads and queries beside each attention, which itself runs as it would without.
+
+A recording sees the arrays and pieces of every call, as its caller gave them. From them it computes rows of
+
+    A = d ∘ normalizer(scores(similarity(q, k)) | mask)        d: the factors of dropout
+
+by the definition, for nothing but the chosen heads and queries, and returns the output of the call.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import jax
+from jax.extend.core import get_opaque_trace_state
+
+from ....foundation.arrays import as_jax, is_static
+from ....foundation.numerics import accumulation_dtype
+from ..call import Call
+from ..implementations.reference import applied_weights
+from ..observed import Arrays, Observer, observed, observer_is
+from ..partial import Partial
+from ..select import select
+from ..split import run_call
+from .choice import Choice
+from .gradients import Zero, perturbed
+from .names import current_name
+from .seen import Record, Seen
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The weights of some heads and queries, and which of their pairs may attend."""
+
+    heads: tuple[int, ...] | None
+    queries: tuple[int, ...] | None
+
+    def __call__(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        del value
+        call, query, key = select(call, query, key, heads=self.heads, queries=self.queries)
+        return applied_weights(call, query, key)
+
+
+class Recorder(Observer):
+    """Records the chosen weights of the calls that it is shown.
+
+    Attributes:
+        seen: what is recorded so far.
+        names: the names of all calls, in order; those of a layer that attended several times are the same.
+        zeros: for each recorded call, the array whose gradient is that of the weights; None without gradients.
+        like: for each recorded call, what such an array must be like, if gradients are to come; else None.
+    """
+
+    def __init__(
+        self,
+        choice: Choice,
+        start: FrameType | None,
+        parent: Observer | None,
+        *,
+        zeros: list[jax.Array] | None = None,
+        like: list[Zero] | None = None,
+    ):
+        self.choice = choice
+        self.seen = Seen()
+        self.names: list[str] = []
+        self.zeros = zeros
+        self.like = like
+        self._start = start
+        self._parent = parent
+        self._trace = get_opaque_trace_state()
+        self._unnamed = 0
+        self._bytes = 0
+
+    def attend(self, run: Callable[[], Any], arrays: Arrays, pieces: Any) -> Any:
+        with observer_is(self._parent):
+            found = observed(run, lambda: arrays, pieces)
+        name, again = self._named(current_name(self._start))
+        if not any(self.choice.has(one, len(self.names) - 1) for one in (name, f"{name}#{again}")):
+            return found
+        self._check_trace(name)
+        arrays = as_jax(*arrays)
+        self._check_choice(name, arrays)
+        with observer_is(None):
+            rows = _Rows(self.choice.heads, self.choice.queries)
+            results = ("weights", "weights")
+            weights, allowed = run_call(rows, arrays, pieces, results, whole_heads=self.choice.heads is not None)
+            if self.like is not None:
+                self.like.append(Zero.like(weights))
+            if self.zeros is not None:
+                found = self._perturbed(found, arrays[2], allowed)
+        query, key, _ = arrays
+        sizes = {"q_heads": query.shape[-2], "q_len": query.shape[-3], "kv_len": key.shape[-3]}
+        record = Record(weights, None, self.choice.heads, self.choice.queries, **sizes)
+        self.seen.records[f"{name}#{again}" if again else name] = record
+        return found
+
+    def finish(self) -> None:
+        """Check that something is recorded.
+
+        Raises:
+            ValueError: nothing attended, or nothing that was chosen.
+        """
+        if not self.names:
+            raise ValueError(
+                "nothing is recorded: the model never attended through jattn. Weights are recorded of "
+                "`jattn.attention` and `dot_product_attention`, and so of jattn's layers and `attention_fn`; not of "
+                "`partial_attention`, linear attention, recurrences and others that `help(jattn.record)` lists. A "
+                "function that was compiled before (`jax.jit`, `nnx.jit`) does not attend anew: record inside of it, "
+                "`jax.jit(jattn.recorded(function))`, which returns `(output, seen)`."
+            )
+        self.choice.check_met([one if self.names.count(one) == 1 else f"{one}#0" for one in self.names])
+
+    def _named(self, name: str) -> tuple[str, int]:
+        """The name of the next call, and how many calls have had it."""
+        if not name:
+            name = f"attention.{self._unnamed}"
+            self._unnamed += 1
+        again = self.names.count(name)
+        self.names.append(name)
+        if again == 1:  # the first of several has a number too
+            records = self.seen.records.items()
+            self.seen.records = {f"{name}#0" if one == name else one: kept for one, kept in records}
+        return name, again
+
+    def _perturbed(self, found: Any, value: jax.Array, allowed: jax.Array) -> Any:
+        """The output of a call, with its cotangent intercepted."""
+        assert self.zeros is not None
+        zero = self.zeros[len(self.seen)]
+        if not isinstance(found, Partial):
+            return perturbed(self.choice, found, value, allowed, zero)
+        return dataclasses.replace(found, out=perturbed(self.choice, found.out, value, allowed, zero))
+
+    def _check_trace(self, name: str) -> None:
+        if get_opaque_trace_state() != self._trace:
+            raise ValueError(
+                f"{name!r} attended inside of a function that JAX transforms within the recording (`jit`, `vmap`, "
+                "`grad`, `checkpoint`, `scan`, `cond`, `shard_map`, ...), which its weights cannot leave. Record "
+                "inside of the transformation instead: `jattn.recorded(function)` returns `(output, seen)`, and "
+                "`seen` is a result like any other, as in `jax.jit(jattn.recorded(function))(x)`, "
+                "`jax.value_and_grad(jattn.recorded(loss), has_aux=True)(x)`, or stacked by a `scan`. To leave this "
+                "call out, choose others with `layers=`."
+            )
+
+    def _check_choice(self, name: str, arrays: Arrays) -> None:
+        """Check the indices and the size of the record.
+
+        Raises:
+            ValueError: a head or query does not exist; the record would be too large.
+        """
+        query, key, _ = arrays
+        counts = []
+        for argument, indices, count in (
+            ("heads", self.choice.heads, query.shape[-2]),
+            ("queries", self.choice.queries, query.shape[-3]),
+        ):
+            if indices is not None and not all(-count <= index < count for index in indices):
+                raise ValueError(
+                    f"`{argument}` must be indices from 0 to {count - 1} for {name!r}, which has {count} {argument}; "
+                    f"got {list(indices)}. `layers=` chooses the layers that have them."
+                )
+            counts.append(count if indices is None else len(indices))
+        if not is_static(*query.shape, *key.shape):
+            return
+        shape = (*query.shape[:-3], *counts, key.shape[-3])
+        graded = self.zeros is not None or self.like is not None
+        size = math.prod(shape) * accumulation_dtype(*arrays).itemsize * (1 + graded)
+        self._bytes += size
+        if self._bytes > self.choice.limit:
+            raise ValueError(
+                f"`limit` is {self.choice.limit:,} bytes, and the record would take {self._bytes:,} with {name!r}, "
+                f"whose weights have shape {list(shape)} ({size:,} bytes). Choose fewer with `layers=`, `heads=` or "
+                "`queries=`, or raise `limit=`."
+            )

@@ -1,0 +1,459 @@
+"""`jattn.record` and `jattn.recorded`: the weights of every way to attend, beside a call that runs as ever."""
+
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jattn
+import jattn.linen
+import jattn.nnx
+from jattn.layers import caches
+from jattn.ops.attention import api
+from jattn.parallel import Heads
+from jattn.variants.heads import Differential
+
+LENGTH, HEADS, FEATURES = 5, 2, 8
+X = np.random.default_rng(0).normal(size=(2, LENGTH, FEATURES)).astype(np.float32)
+CAUSAL = jattn.masks.Causal()
+
+
+def heads(x):
+    return x.reshape(*x.shape[:-1], HEADS, -1)
+
+
+def attend(x, **options):
+    return jattn.attention(heads(x), heads(x), heads(x), mask=CAUSAL, **options).reshape(x.shape)
+
+
+LAYER = jattn.layers.MultiHeadAttention(FEATURES, HEADS, kv_heads=1, rotary=True, mask=CAUSAL)
+PARAMETERS = LAYER.init(jax.random.key(0))
+
+
+class Block(nnx.Module):
+    """Attends in three ways: a layer of jattn, one of Flax, a function."""
+
+    def __init__(self, rngs):
+        self.own = jattn.nnx.MultiHeadAttention(FEATURES, HEADS, mask=CAUSAL, rngs=rngs)
+        self.flax = nnx.MultiHeadAttention(
+            HEADS, FEATURES, attention_fn=jattn.nnx.attention_fn(), decode=False, rngs=rngs
+        )
+
+    def __call__(self, x):
+        x = x + self.own(x)
+        x = x + self.flax(x, X)
+        with jattn.named("by.hand"):
+            return x + self.attend(x)
+
+    def attend(self, x):
+        return attend(x)
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.blocks = nnx.List([Block(rngs), Block(rngs)])
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class LinenBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x + jattn.linen.MultiHeadAttention(q_heads=HEADS, mask=CAUSAL, name="own")(x)
+        x = x + nn.MultiHeadDotProductAttention(HEADS, attention_fn=jattn.linen.attention_fn(), name="flax")(x, X)
+        with jattn.named("by.hand"):
+            return x + attend(x)
+
+
+class LinenModel(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return LinenBlock(name="last")(LinenBlock(name="first")(x))
+
+
+MODEL = Model(nnx.Rngs(0))
+LINEN = LinenModel()
+VARIABLES = LINEN.init(jax.random.key(0), X)
+NAMES = ("own", "flax", "by.hand")
+
+
+def masked(x, mask=True, scale=None):
+    """The definition: softmax(q·k / √dim), NumPy."""
+    scores = np.einsum("bqhd,bkhd->bhqk", heads(x), heads(x)) / np.sqrt(x.shape[-1] / HEADS)
+    scores = np.where(mask, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+LOWER = np.tril(np.ones((LENGTH, LENGTH), bool))
+
+
+def named_function(x):
+    with jattn.named("decoder.3"), jattn.named("cross"):
+        return attend(x)
+
+
+def twice(x):
+    return jattn.dot_product_attention(heads(x), heads(x), heads(x), is_causal=True), attend(x)
+
+
+FUNCTIONS = {
+    "attention": (attend, ["attention.0"]),
+    "named": (named_function, ["decoder.3.cross"]),
+    "several": (twice, ["attention.0", "attention.1"]),
+    "named several times": (
+        lambda x: (named_function(x), attend(x), named_function(x)),
+        ["decoder.3.cross#0", "attention.0", "decoder.3.cross#1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", FUNCTIONS)
+def test_functions(way):
+    function, names = FUNCTIONS[way]
+    with jattn.record() as seen:
+        out = function(X)
+    compiled, again = jax.jit(jattn.recorded(function))(X)
+    assert list(seen) == list(again) == names
+    for name in names:
+        np.testing.assert_allclose(seen[name], masked(X, LOWER), atol=1e-6)
+        np.testing.assert_allclose(again[name], seen[name], atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, out, function(X))  # attention ran as it does without
+    jax.tree.map(np.testing.assert_array_equal, compiled, jax.jit(function)(X))
+
+
+MODELS = {
+    "nnx": (lambda x: MODEL(x), [f"blocks.{i}.{name}" for i in range(2) for name in NAMES]),
+    "linen": (lambda x: LINEN.apply(VARIABLES, x), [f"{i}.{name}" for i in ("first", "last") for name in NAMES]),
+}
+
+
+@pytest.mark.parametrize("way", MODELS)
+def test_models(way):
+    """Names are paths; weights those that the layers themselves give, which other tests compare with the definition."""
+    function, names = MODELS[way]
+    with jattn.record() as seen:
+        out = function(X)
+    assert list(seen) == names
+    if way == "nnx":
+        own = MODEL.blocks[0].own.attention_weights(X)
+    else:
+        first = {"params": VARIABLES["params"]["first"]["own"]}
+        own = jattn.linen.MultiHeadAttention(q_heads=HEADS, mask=CAUSAL).apply(first, X, method="attention_weights")
+    np.testing.assert_allclose(seen[names[0]], own, atol=1e-6)
+    assert jax.tree.leaves(seen)[1].shape == (2, HEADS, LENGTH, LENGTH) == seen.stack().shape[1:]
+    some, few = jattn.recorded(function, layers=[names[4], 0], heads=1, queries=[-1, 2])(X)
+    assert list(few) == [names[0], names[4]]
+    np.testing.assert_allclose(few[names[4]], seen[names[4]][:, [1]][:, :, [-1, 2]], atol=1e-6)
+    np.testing.assert_array_equal(some, out)
+
+
+def test_flax_weights():
+    """What Flax itself sows of the same call."""
+    layer = nn.MultiHeadDotProductAttention(HEADS, attention_fn=jattn.linen.attention_fn())
+    variables = layer.init(jax.random.key(1), X)
+    with jattn.record() as seen:
+        _, state = layer.apply(variables, X, sow_weights=True, mutable=["intermediates"])
+    np.testing.assert_allclose(seen["attention.0"], state["intermediates"]["attention_weights"][0], atol=1e-6)
+
+
+PIECES = {
+    "mask, grouped heads": dict(mask=CAUSAL),
+    "scores, sink": dict(scores=jattn.scores.SoftCap(2.0), normalizer=jattn.normalizers.Softmax(np.float32([0.3, 1]))),
+    "sigmoid": dict(normalizer=jattn.normalizers.Sigmoid()),
+    "dropout": dict(dropout=jattn.Dropout(0.5, jax.random.key(3)), mask=lambda q, k: q != k),
+    "positions": dict(mask=CAUSAL, query_positions=np.array([3, 0, 4, 1, 2]), key_positions=np.array([2, 0, 4, 1, 3])),
+    "nothing to attend to": dict(mask=lambda q, k: (q > 1) & (k < 3)),
+}
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_weights_times_values_are_the_output(pieces):
+    query, value = heads(X), heads(X)[..., :1, :]
+    out, seen = jattn.recorded(lambda q, v: jattn.attention(q, v, v, **PIECES[pieces]))(query, value)
+    weights = seen["attention.0"]
+    np.testing.assert_allclose(np.einsum("bhqk,bkd->bqhd", weights, value[..., 0, :]), out, atol=1e-5)
+    few = jattn.recorded(lambda q, v: jattn.attention(q, v, v, **PIECES[pieces]), heads=[1], queries=[3, 0])
+    np.testing.assert_allclose(few(query, value)[1]["attention.0"], weights[:, [1]][:, :, [3, 0]], atol=1e-6)
+
+
+def test_gradients_are_those_of_weights_as_variables():
+    """Two layers in float64, the first of grouped heads with a bias and a sink, beside a dense computation."""
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.normal(size=(2, LENGTH, count, 3)) for count in (2, 1, 1))
+    bias, sink = rng.normal(size=(1, 2, LENGTH, LENGTH)), rng.normal(size=2)
+
+    def model(q, k, v, bias, sink):
+        first = jattn.attention(
+            q, k, v, mask=CAUSAL, scores=jattn.scores.Bias(bias), normalizer=jattn.normalizers.Softmax(sink)
+        )
+        return jnp.sin(jattn.attention(first, jnp.cos(first), first**2, mask=CAUSAL))
+
+    def dense(added, q, k, v, bias, sink):
+        def layer(q, k, v, added, bias, mass):
+            scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(3) + bias
+            terms = jnp.where(LOWER, jnp.exp(scores), 0)
+            weights = terms / (terms.sum(-1, keepdims=True) + mass)
+            return jnp.einsum("bhqk,bkhd->bqhd", weights + added, v), weights
+
+        k, v = (jnp.repeat(one, 2, -2) for one in (k, v))
+        first, one = layer(q, k, v, added[0], bias, jnp.exp(sink)[:, None, None])
+        second, two = layer(first, jnp.cos(first), first**2, added[1], 0, 0)
+        return jnp.sin(second)[..., 0, 1].sum(), (one, two)
+
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(one) for one in (q, k, v, bias, sink)]
+        zeros = [jnp.zeros((2, 2, LENGTH, LENGTH))] * 2
+        want, weights = jax.grad(dense, has_aux=True)(zeros, *arrays)
+        run = jattn.recorded(model, gradients=lambda out: out[..., 0, 1].sum())
+        out, seen = jax.jit(run)(*arrays)
+        few = jattn.recorded(model, gradients=lambda out: out[..., 0, 1].sum(), layers=1, heads=1, queries=[4, 2])
+        (chosen,) = few(*arrays)[1].gradients.values()
+        np.testing.assert_allclose(out, model(*arrays), rtol=1e-12)
+        for name, one, weight in zip(seen, want, weights, strict=True):
+            np.testing.assert_allclose(seen[name], weight, rtol=1e-12, atol=1e-15)
+            np.testing.assert_allclose(seen.gradients[name], np.where(LOWER, one, 0), rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(chosen, np.where(LOWER, want[1], 0)[:, [1]][:, :, [4, 2]], rtol=1e-10, atol=1e-14)
+
+
+def test_gradients_of_a_model_with_state():
+    """Its weights drop as in the call itself, and the counters of its random keys stay as they were."""
+    layer = jattn.nnx.MultiHeadAttention(FEATURES, HEADS, dropout_rate=0.5, rngs=nnx.Rngs(0))
+    before = jax.tree.leaves(nnx.state(layer, nnx.RngCount))
+    out, seen = jattn.recorded(layer, gradients=lambda out: out.sum())(X)
+    assert jax.tree.leaves(nnx.state(layer, nnx.RngCount)) == before
+    assert "with gradients" in repr(seen)
+    again, plain = jattn.recorded(layer)(X)
+    np.testing.assert_array_equal(out, again)
+    np.testing.assert_allclose(seen["attention.0"], plain["attention.0"], atol=1e-6)
+    assert (plain["attention.0"] == 0).any()  # what was dropped
+
+
+def test_costs_nothing_when_nothing_records():
+    def without(x):
+        return api._attend((heads(x), heads(x), heads(x)), api.Pieces(mask=CAUSAL), None).out.reshape(x.shape)
+
+    plain = str(jax.make_jaxpr(without)(X))
+    assert str(jax.make_jaxpr(attend)(X)) == plain
+    recording = str(jax.make_jaxpr(jattn.recorded(attend))(X))
+    assert len(recording) > len(plain)
+    assert str(jax.make_jaxpr(attend)(X)) == plain
+    assert str(jax.make_jaxpr(jattn.recorded(lambda x: (attend(x), attend(x + 1)), layers=1))(X)).count("softmax") == 0
+
+
+def stacked(x):
+    return jax.lax.scan(lambda carry, one: (carry, jattn.recorded(attend)(one)), 0, x)[1]
+
+
+THROUGH = {
+    "vmap": lambda x: jax.vmap(jattn.recorded(attend))(x),
+    "scan": stacked,
+    "checkpoint": lambda x: jax.checkpoint(jattn.recorded(attend))(x),
+    "grad": lambda x: jax.value_and_grad(jattn.recorded(lambda x: attend(x).sum()), has_aux=True)(x)[0],
+    "nnx.jit": lambda x: nnx.jit(jattn.recorded(lambda layer, x: attend(x)))(MODEL.blocks[0], x),
+    "a block": lambda x: jax.jit(in_a_block)(x),
+    "record within": lambda x: jattn.recorded(lambda x: in_a_block(x)[0])(x),
+    "shard_map": lambda x: jax.shard_map(
+        jattn.recorded(attend, gradients=lambda out: out.sum()),
+        mesh=jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,)),
+        in_specs=PartitionSpec("data"),
+        out_specs=PartitionSpec("data"),
+    )(x),
+}
+
+
+def in_a_block(x):
+    with jattn.record() as seen:
+        out = attend(x)
+    return out, seen
+
+
+@pytest.mark.parametrize("transformation", THROUGH)
+def test_passes_through(transformation):
+    _, seen = THROUGH[transformation](X)
+    np.testing.assert_allclose(seen["attention.0"].reshape(2, HEADS, LENGTH, LENGTH), masked(X, LOWER), atol=1e-6)
+
+
+INSIDE = {
+    "jit": lambda x: jax.jit(lambda x: attend(x))(x),
+    "vmap": lambda x: jax.vmap(attend)(x),
+    "grad": jax.grad(lambda x: attend(x).sum()),
+    "checkpoint": lambda x: jax.checkpoint(lambda x: attend(x))(x),
+    "scan": lambda x: jax.lax.scan(lambda carry, x: (carry, attend(x)), 0, x),
+    "while": lambda x: jax.lax.fori_loop(0, 2, lambda i, x: attend(x), x),
+    "cond": lambda x: jax.lax.cond(x[0, 0, 0] > 0, attend, jnp.sin, x),
+}
+
+
+@pytest.mark.parametrize("transformation", INSIDE)
+@pytest.mark.parametrize("gradients", [False, jnp.sum], ids=["weights", "gradients"])
+def test_what_is_transformed_within_is_refused(transformation, gradients):
+    def function(x):
+        x = attend(x)
+        return INSIDE[transformation](jnp.asarray(x))
+
+    with pytest.raises(ValueError, match=r"'attention.1' attended inside of a function that JAX transforms .*recorded"):
+        jax.eval_shape(jattn.recorded(function, gradients=gradients), X)
+    jax.eval_shape(jattn.recorded(function, layers=0), X)  # but the others record
+
+
+def test_weights_are_differentiable():
+    def loss(q):
+        _, seen = jattn.recorded(lambda q: jattn.attention(q, q, q, implementation="reference"))(q)
+        return (seen["attention.0"][..., 0] ** 2).sum()
+
+    def want(q):
+        return (jattn.attention_weights(q, q)[..., 0] ** 2).sum()
+
+    np.testing.assert_allclose(jax.grad(loss)(heads(X)), jax.grad(want)(heads(X)), atol=1e-6)
+
+
+@pytest.mark.parametrize("cache", [caches.Contiguous(6), caches.Rolling(6), caches.Paged(4, 3, 2)], ids=repr)
+def test_decoding(cache):
+    """The last row of the whole call, over the places of the cache."""
+    state = LAYER.initial_state(PARAMETERS, (2,), cache=cache)
+    if isinstance(cache, caches.Paged):
+        pages = caches.PageAllocator(4, 3)
+        state = state.with_table(pages.table([pages.allocate(LENGTH) for _ in range(2)], 2))
+    _, state = LAYER.prefill(PARAMETERS, X[:, :-1], state)
+    step = jattn.recorded(LAYER.step, gradients=lambda out: out[0].sum())
+    (out, _), seen = step(PARAMETERS, X[:, -1], state)
+    whole, want = jattn.recorded(LAYER, gradients=lambda out: out[:, -1].sum())(PARAMETERS, X)
+    np.testing.assert_allclose(out, whole[:, -1], atol=1e-5)
+    for got, one in ((seen, want), (seen.gradients, want.gradients)):
+        got, one = got["attention.0"], one["attention.0"]
+        np.testing.assert_allclose(got, np.pad(one[:, :, -1:], [(0, 0)] * 3 + [(0, 1)]), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+def test_split_heads(kind):
+    """Weights keep the split of batch and heads."""
+    layer = dataclasses.replace(LAYER, kv_heads=2)
+    parameters = layer.init(jax.random.key(0))
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+    split = dataclasses.replace(layer, parallel=Heads("model", batch="data", mesh=mesh))
+
+    def loss(out):
+        return jnp.sin(out).sum()
+
+    want_out, want = jattn.recorded(layer, gradients=loss)(parameters, X)
+    with jax.set_mesh(mesh):
+        inputs = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data")))
+        out, seen = jax.jit(jattn.recorded(split, gradients=loss))(parameters, inputs)
+        _, few = jattn.recorded(split, heads=1, queries=-1)(parameters, inputs)
+    np.testing.assert_allclose(out, want_out, atol=1e-5)
+    for got, one in ((seen, want), (seen.gradients, want.gradients)):
+        assert got["attention.0"].sharding.spec[:2] == ("data", "model")
+        np.testing.assert_allclose(got["attention.0"], one["attention.0"], atol=1e-5)
+    np.testing.assert_allclose(few["attention.0"], want["attention.0"][:, [1]][:, :, [-1]], atol=1e-5)
+
+
+def test_a_variant_of_two_calls():
+    layer = jattn.nnx.Layer(Differential(FEATURES, 1, depth=1), rngs=nnx.Rngs(0))
+
+    class Holder(nnx.Module):
+        def __init__(self):
+            self.inner = layer
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    _, seen = jattn.recorded(Holder())(X)
+    assert list(seen) == ["inner#0", "inner#1"] == list(jattn.recorded(Holder(), layers="inner")(X)[1])
+    assert list(jattn.recorded(Holder(), layers="inner#0")(X)[1]) == ["inner#0"]
+    with pytest.raises(KeyError, match="'inner' attended 2 times: take one of inner#0, inner#1"):
+        seen["inner"]
+    assert seen.stack("inner").shape == (2, 2, 1, LENGTH, LENGTH)
+
+
+def test_names_of_copies_and_prefixes():
+    """nnx transformations call copies: a layer then has its name in the copy, after that of the caller."""
+
+    class Outer(nnx.Module):
+        def __init__(self):
+            self.block = MODEL.blocks[0]
+
+        def __call__(self, x):
+            return nnx.clone(self.block)(x)
+
+    @contextlib.contextmanager
+    def prefix():
+        with jattn.named("late"):
+            yield
+
+    with jattn.record(layers="*own*") as seen, jattn.named("outer"), prefix():
+        Outer()(X)
+        MODEL.blocks[0](X)
+    assert list(seen) == ["outer.own.late#0", "outer.own.late#1"]
+
+
+def test_table_and_tokens():
+    _, seen = jattn.recorded(lambda x: twice(x)[0], queries=[0, 3])(X)
+    seen = seen.tokens(list("abcde"), [list("vwxyz"), list("VWXYZ")])
+    record = jax.tree.map(lambda leaf: leaf, seen).record("attention.0")
+    assert (record.query_tokens, record.key_tokens) == (("a", "d"), (tuple("vwxyz"), tuple("VWXYZ")))
+    assert repr(seen).splitlines() == [
+        "name         weights              heads  queries  keys  tokens",
+        "attention.0  float32[2, 2, 2, 5]  all 2  0, 3     5     attached",
+        "attention.1  float32[2, 2, 2, 5]  all 2  0, 3     5     attached",
+        "2 recorded, 0.0 MiB",
+    ]
+    assert dict(seen).keys() == {"attention.0", "attention.1"} and len(seen) == 2
+
+
+BAD = {
+    "unknown layer": (
+        dict(layers="blocks.2"),
+        "`layers` must be names of .*got 'blocks.2'. These attended: blocks.0.own",
+    ),
+    "unknown call": (dict(layers=[0, 6]), "`layers` must be .* numbers of calls below 6; got 6"),
+    "no layer": (dict(layers=[]), "`layers` must be a name"),
+    "negative call": (dict(layers=-1), "`layers` must be a name"),
+    "unknown head": (dict(heads=2), "`heads` must be indices from 0 to 1 for 'blocks.0.own', which has 2 heads; got"),
+    "unknown query": (dict(queries=[0, -6]), "`queries` must be indices from 0 to 4 for 'blocks.0.own'"),
+    "no indices": (dict(heads="all"), "`heads` must be one or several indices"),
+    "too large": (dict(limit=600), "`limit` is 600 bytes, and the record would take 800 with 'blocks.0.flax'.*layers="),
+    "limit": (dict(limit=0), "`limit` must be a positive number of bytes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_choices(case):
+    options, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda x: jattn.recorded(MODEL, **options)(x), X)
+    with pytest.raises(ValueError, match=message), jattn.record(**options):
+        MODEL(X)
+
+
+def test_bad_uses():
+    with pytest.raises(ValueError, match="never attended through jattn"), jattn.record():
+        jnp.sin(X)
+    with pytest.raises(RuntimeError, match="its own"), jattn.record():
+        raise RuntimeError("its own")  # not hidden by the one that nothing attended
+    with pytest.raises(ValueError, match="the output of `function` must be a floating-point scalar"):
+        jattn.recorded(attend, gradients=True)(X)
+    with pytest.raises(ValueError, match="`gradients` must be True, False, or a function"):
+        jattn.recorded(attend, gradients="loss")
+    with pytest.raises(ValueError, match="`function` must be a function"):
+        jattn.recorded(attend(X))
+    with pytest.raises(ValueError, match="`name` must be text"):
+        jattn.named("a..b")
+    _, seen = jattn.recorded(twice, queries=0)(X)
+    with pytest.raises(KeyError, match=r"nothing is recorded under 'x', but under attention.0, attention.1"):
+        seen["x"]
+    with pytest.raises(ValueError, match=r"gradients were not recorded: `jattn.recorded"):
+        _ = seen.gradients
+    with pytest.raises(ValueError, match=r"`queries` must have 5 tokens for 'attention.0'; got 2"):
+        seen.tokens(["a", "b"])
+    with pytest.raises(ValueError, match=r"`layers` must match some of attention.0, attention.1; got 'y'"):
+        seen.stack("y")
