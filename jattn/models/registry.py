@@ -10,6 +10,7 @@ from .config import Config
 
 MODULES: Mapping[str, str] = {
     "gpt2": "gpt2",
+    "vit": "vit",
 }
 """The module of each `model_type`. It has a `FAMILY`."""
 

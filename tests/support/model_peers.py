@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from model_cases import Case, objective, random_tensor
 
-OUTPUTS = ("loss", "logits", "last_hidden_state", "pooler_output")
+OUTPUTS = (
+    "loss",
+    "logits",
+    "last_hidden_state",
+    "pooler_output",
+    "logits_per_image",
+    "text_embeds",
+    "image_embeds",
+)
 INSTALLED = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
@@ -35,7 +43,7 @@ def model_of(case: Case, attention: str = "eager") -> Any:
     model = getattr(transformers, case.settings["architectures"][0])(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(random_tensor(name, tuple(parameter.shape))))
+            parameter.copy_(torch.from_numpy(random_tensor(case.tensor(name), tuple(parameter.shape))))
     return model
 
 
@@ -69,7 +77,7 @@ def _run(case: Case, attention: str) -> tuple[dict[str, np.ndarray], dict[str, n
             outputs[name] = torch.where(valid[(..., *[None] * (one.ndim - valid.ndim))] != 0, one, 0)
     made = cotangents(outputs)
     objective(outputs, {name: torch.from_numpy(one) for name, one in made.items()}).backward()
-    gradients = {name: one.grad.numpy() for name, one in model.named_parameters() if one.grad is not None}
+    gradients = {case.tensor(name): one.grad.numpy() for name, one in model.named_parameters() if one.grad is not None}
     return {name: one.detach().numpy() for name, one in outputs.items()}, gradients
 
 

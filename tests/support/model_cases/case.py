@@ -1,6 +1,7 @@
 """A tiny model with random weights, its inputs, and what to compare with Hugging Face's."""
 
 import dataclasses
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +35,8 @@ class Case:
         valid: for each output, ones where it has a meaning, such as `attention_mask`; broadcast to the leading axes.
         generates: whether `prefill` and `step` give the logits of the whole.
         unused: parameters of Hugging Face's model without a gradient here, for heads that are not computed.
+        stored: regular expressions and what replaces them: from the names of Hugging Face's parameters to those of the
+            tensors of its checkpoints, where these differ.
     """
 
     settings: Mapping[str, Any]
@@ -42,6 +45,13 @@ class Case:
     valid: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     generates: bool = False
     unused: tuple[str, ...] = ()
+    stored: tuple[tuple[str, str], ...] = ()
+
+    def tensor(self, parameter: str) -> str:
+        """The name of a parameter of Hugging Face's model in a checkpoint."""
+        for pattern, replacement in self.stored:
+            parameter = re.sub(pattern, replacement, parameter)
+        return parameter
 
     def marked(self, name: str, output: Any) -> Any:
         """An output with zeros where it has no meaning."""
@@ -85,3 +95,10 @@ def padded(vocabulary: int, rows: tuple[str, ...] = ("0011111", "1111100", "1111
     positions = np.maximum(mask.cumsum(-1) - 1, 0)
     found = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     return {**found, "labels": np.where(mask & before, ids, -100)} if labels else found
+
+
+def label_loss(logits: Any, labels: Any) -> jax.Array:
+    """The mean of -log p(label), as classifiers of Hugging Face compute it; a label of -100 is not counted."""
+    counted = labels != -100
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(counted, labels, 0)[..., None], -1)[..., 0]
+    return jnp.where(counted, losses, 0).sum() / counted.sum()
