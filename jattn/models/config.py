@@ -100,6 +100,7 @@ class Config:
     NAMES: ClassVar[Mapping[str, str]] = {}
     FIXED: ClassVar[Mapping[str, tuple]] = {}
     IGNORED: ClassVar[tuple[str, ...]] = ()
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}  # of keys that config.json may lack, where the field's is another
     COMMON: ClassVar[Mapping[str, str]] = {
         "bos_token_id": "bos_token",
         "eos_token_id": "eos_token",
@@ -145,6 +146,7 @@ class Config:
         64
         """
         names = {**cls.COMMON, **cls.NAMES}
+        settings = {**cls.DEFAULTS, **settings}
         unknown = [
             f"{key!r}: {value!r}"
             for key, value in settings.items()

@@ -58,6 +58,13 @@ class GPT2Config(Config):
         "embd_pdrop": "embedding_dropout",
         "resid_pdrop": "residual_dropout",
     }
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "attn_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "resid_pdrop": 0.1,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+    }
     FIXED: ClassVar[Mapping[str, tuple]] = {"add_cross_attention": (False,)}
     IGNORED: ClassVar[tuple[str, ...]] = (
         "n_ctx",  # repeats n_positions

@@ -9,10 +9,18 @@ from .checkpoint.table import Table
 from .config import Config
 
 MODULES: Mapping[str, str] = {
+    "gemma": "llama",
+    "gemma2": "llama",
+    "gemma3_text": "llama",
     "gpt2": "gpt2",
+    "gpt_oss": "llama",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+    "qwen3": "llama",
     "vit": "vit",
 }
-"""The module of each `model_type`. It has a `FAMILY`."""
+"""The module of each `model_type`. It has a `FAMILY`, or `FAMILIES` by `model_type`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +40,7 @@ class Family:
     def architecture(self, model: Any) -> str:
         """The name of a model's class in `config.json`."""
         names = [name for name, one in self.models.items() if one is type(model)]
-        own = [name for name in names if name.lower().startswith(model.config.model_type.replace("_", "").lower())]
-        return [*own, *names][0]
+        return names[0]
 
     def has_head(self, model: Any) -> bool:
         """Whether the model is more than the first of the family."""
@@ -51,8 +58,9 @@ def family_of(model_type: Any) -> Family:
     >>> family_of("gpt5")
     Traceback (most recent call last):
     ...
-    ValueError: `model_type` must be one of gpt2...; got 'gpt5'.
+    ValueError: `model_type` must be one of ...gpt2...; got 'gpt5'.
     """
     if not isinstance(model_type, str) or model_type not in MODULES:
         raise ValueError(f"`model_type` must be one of {', '.join(sorted(MODULES))}; got {model_type!r}.")
-    return importlib.import_module(f".{MODULES[model_type]}", __package__).FAMILY
+    module = importlib.import_module(f".{MODULES[model_type]}", __package__)
+    return module.FAMILIES[model_type] if hasattr(module, "FAMILIES") else module.FAMILY

@@ -23,7 +23,8 @@ def main(families: list[str]) -> None:
         for name, case in CASES[family].items():
             outputs, gradients = model_peers.run(case)
             arrays |= {f"{name}/output/{key}": one for key, one in outputs.items()}
-            arrays |= {f"{name}/gradient/{key}": one for key, one in model_peers.summary(gradients).items()}
+            summary = model_peers.summary(gradients)
+            arrays |= {f"{name}/gradients": np.stack([*summary.values()]), f"{name}/names": np.array([*summary])}
         FOLDER.mkdir(exist_ok=True)
         np.savez_compressed(FOLDER / f"{family}.npz", **arrays)
         print(family, (FOLDER / f"{family}.npz").stat().st_size, "bytes")

@@ -6,6 +6,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import pytest
 from model_cases import Case, objective, random_tensor
 
 OUTPUTS = (
@@ -18,6 +19,7 @@ OUTPUTS = (
     "image_embeds",
 )
 INSTALLED = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+needed = pytest.mark.skipif(not INSTALLED, reason="NOT COMPARED: torch and transformers are not installed")
 
 
 def run(case: Case, attention: str = "eager") -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -40,6 +42,7 @@ def model_of(case: Case, attention: str = "eager") -> Any:
     settings = {name: value for name, value in case.settings.items() if name not in ("model_type", "architectures")}
     config = transformers.AutoConfig.for_model(case.settings["model_type"], **settings)
     config._attn_implementation = attention
+    config._experts_implementation = "eager"
     model = getattr(transformers, case.settings["architectures"][0])(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -77,8 +77,8 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def tokens(vocabulary: int, *shape: int, seed: int = 0) -> np.ndarray:
-    """Random tokens."""
-    return np.random.default_rng(seed).integers(0, vocabulary, shape)
+    """Random tokens, without the first few: PyTorch gives an embedding's row for padding no gradient."""
+    return np.random.default_rng(seed).integers(3, vocabulary, shape)
 
 
 def whole(vocabulary: int, batch: int = 2, length: int = 7) -> dict[str, np.ndarray]:
