@@ -1,7 +1,7 @@
 """The table of tiny models that are compared with Hugging Face's: a row buys what models/test_families.py tests.
 
-A family is a module of this package with `CASES`. `tests/models/make_expected.py` writes what Hugging Face gives for each
-case; run it after a change.
+A family is a module of this package with `CASES`. `tests/models/make_expected.py` writes what Hugging Face gives for
+each case; run it after a change.
 """
 
 import importlib
