@@ -15,7 +15,9 @@ from ...values import add_values, grouped_product
 from .slicing import (
     fresh_rows,
     in_branches,
+    is_cheap,
     key_tile_at,
+    mostly_partial,
     own_pairs,
     pairs_of,
     put_rows,
@@ -91,8 +93,12 @@ def attend(
                 return jnp.where(pairs(), scores(), -jnp.inf)
 
             if softmax:
-                # Branches around the product too: what selects scores in full tiles would cost more than the branch.
-                row = in_branches(partial, masked_scores, scores, axes) if masked else scores()
+                if not masked:
+                    row = scores()
+                elif mostly_partial(lists) and is_cheap(lambda: pairs_of(tile, tiling, q_index, k_index)):
+                    row = masked_scores()
+                else:  # Branches around the product too: selecting scores in full tiles would cost more than a branch.
+                    row = in_branches(partial, masked_scores, scores, axes)
                 new_top = jnp.maximum(top, row.max(-1))
                 safe_top = jnp.where(jnp.isneginf(new_top), 0, new_top)
                 weights = jnp.exp(row - safe_top[..., None])

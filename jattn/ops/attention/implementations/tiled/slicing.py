@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .....foundation.arrays import of_rank
 from .....foundation.pieces import take
@@ -115,7 +116,7 @@ def own_pairs(
 
     if partial is False or (pieces.mask is None and not any(tiling.ragged)):
         return None
-    if partial is True or _is_cheap(lambda: pairs_of(tile, tiling, q_index, k_index)):
+    if partial is True or is_cheap(lambda: pairs_of(tile, tiling, q_index, k_index)):
         return pairs_of(tile, tiling, q_index, k_index)
     shape = jax.eval_shape(pairs).shape
     axes = varying_axes(pieces, partial)
@@ -129,7 +130,15 @@ def in_branches(
     return jax.lax.cond(partial, lambda: vary(masked(), axes), lambda: vary(plain(), axes))
 
 
-def _is_cheap(function: Callable[[], Any]) -> bool:
+def mostly_partial(lists: Lists) -> bool:
+    """Whether it is known that at most half of the visited tiles are full, so that a branch would save little."""
+    if not isinstance(lists.bounds, np.ndarray):
+        return False
+    start, full_stop, stop = np.moveaxis(lists.bounds, -1, 0)
+    return bool(2 * (full_stop - start).sum() <= (stop - start).sum())
+
+
+def is_cheap(function: Callable[[], Any]) -> bool:
     """Whether a function consists of a few cheap operations."""
     names = [equation.primitive.name for equation in jax.make_jaxpr(function)().jaxpr.eqns]
     return CHEAP.union(FREE).issuperset(names) and sum(name in CHEAP for name in names) <= FEW
