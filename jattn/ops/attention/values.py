@@ -1,6 +1,7 @@
 """Products of weights and values. A masked pair contributes nothing, even if its value is NaN or inf."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,13 @@ from ...foundation.sharding import auto_devices
 from ...foundation.varying import vary, varying_axes
 
 
-def grouped_product(weights: jax.Array, values: jax.Array) -> jax.Array:
+def grouped_product(weights: jax.Array, values: jax.Array, precision: Any = None) -> jax.Array:
     """`[..., q_heads, q, k]` times `[..., kv_heads, k, d]`: `[..., q_heads, q, d]`, without repeating the values."""
     *batch, q_heads, q_len, k_len = weights.shape
     kv_heads, dim = values.shape[-3], values.shape[-1]
     grouped = weights.reshape(*batch, kv_heads, q_heads // kv_heads * q_len, k_len)
-    out = jnp.einsum("...hqk,...hkd->...hqd", grouped, values, preferred_element_type=accumulation_dtype(values))
+    dtype = accumulation_dtype(values)
+    out = jnp.einsum("...hqk,...hkd->...hqd", grouped, values, precision=precision, preferred_element_type=dtype)
     return out.reshape(*batch, q_heads, q_len, dim)
 
 
@@ -50,8 +52,8 @@ def add_values(
 ) -> jax.Array:
     """`total() + multiply_values(weights, values(), allowed())`, not differentiable, for a loop.
 
-    It takes one product unless values are NaN or inf. Functions are evaluated in the branch that needs them, so that
-    XLA compiles and runs fewer operations.
+    Values that are NaN or inf count as 0 in the product. What they add to it is computed in a branch, from functions
+    evaluated there, so that XLA compiles and runs fewer operations.
 
     Args:
         total: `[..., q_heads, q, d]`.
@@ -62,18 +64,15 @@ def add_values(
     """
     tile = values()
     weights = weights.astype(tile.dtype)
+    product = grouped_product(weights, without_nonfinite(tile))
 
     def with_nonfinite():
-        tile = values()
-        reach = jnp.broadcast_to(allowed(), weights.shape)
-        product = grouped_product(weights, without_nonfinite(tile)) + _nonfinite_sums(reach, tile)
-        return vary(total() + product, axes)
+        return vary(total() + product + _nonfinite_sums(jnp.broadcast_to(allowed(), weights.shape), values()), axes)
 
     if auto_devices(weights, tile) > 1:  # the test below would need communication
         return with_nonfinite()
-    product = grouped_product(weights, tile)
-    # NaN or inf among the values makes every row of the product NaN or inf, even if its weight is 0.
-    finite = jnp.isfinite(product.sum((-2, -1))).all()
+    # An overflow of this sum takes the branch too, which then adds 0.
+    finite = jnp.isfinite(jnp.sum(tile, dtype=accumulation_dtype(tile)))
     return jax.lax.cond(finite, lambda: vary(total() + product, axes), with_nonfinite)
 
 
@@ -82,7 +81,8 @@ def _nonfinite_sums(reach: jax.Array, values: jax.Array) -> jax.Array:
     dtype = accumulation_dtype(values)
 
     def count(kinds):
-        return grouped_product(reach.astype(dtype), kinds.astype(dtype))
+        # A matrix unit that rounds to bfloat16 would lose the 1 of `unit + 1` below.
+        return grouped_product(reach.astype(dtype), kinds.astype(dtype), precision="highest")
 
     above, below = ~(values < jnp.inf), ~(values > -jnp.inf)  # +inf and -inf; NaN counts as both: inf - inf
     unit = 4096
