@@ -3,6 +3,7 @@
 Each process computes everything on one of its own devices too, and compares the shards it holds.
 """
 
+import functools
 import sys
 
 import jax
@@ -15,10 +16,11 @@ from jattn import masks, scores
 
 BATCH, LENGTH, HEADS, DIM = 8, 12, 8, 4
 SPLITS = {
-    "batch": {"batch": ("data", "model")},
-    "heads": {"heads": ("data", "model")},
-    "both": {"batch": "data", "heads": "model"},
+    "batch": ({"batch": ("data", "model")}, ["lengths"]),
+    "heads": ({"heads": ("data", "model")}, ["slopes"]),
+    "both": ({"batch": "data", "heads": "model"}, ["causal", "segments", "lengths", "slopes"]),
 }
+"""What is split over which mesh axes, and the cases that are."""
 
 
 def spec(axes: tuple[str | None, ...], over: dict[str, object]) -> PartitionSpec:
@@ -46,6 +48,7 @@ CASES = {
 FLOATS = ("query", "key", "value", "slopes")
 
 
+@functools.cache
 def everything(case: str):
     """The output, and the gradients of all floating-point arrays."""
 
@@ -68,14 +71,14 @@ def main(port: str, processes: str, process: str) -> None:
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     values, axes = arrays()
     alone = jax.device_put(values, jax.local_devices()[0])
-    for name, over in SPLITS.items():
+    for name, (over, cases) in SPLITS.items():
         given = {
             one: jax.make_array_from_callback(
                 array.shape, NamedSharding(mesh, spec(axes[one], over)), lambda index, array=array: array[index]
             )
             for one, array in values.items()
         }
-        for case in CASES:
+        for case in cases:
             run = everything(case)
             (want, want_gradients), (out, gradients) = run(alone), run(given)
             compare(f"{name}, {case}: output", out, want, given["query"].sharding)

@@ -46,6 +46,6 @@ FEW = {"attention, grouped, a window", "GLA, grouped, convolved", "Gated DeltaNe
 
 def random_parameters(layer: Generative, seed: int = 1) -> Any:
     """Nothing stays at 0 or 1, where it would hide what it multiplies."""
-    leaves, tree = jax.tree.flatten(layer.init(jax.random.key(seed)))
+    leaves, tree = jax.tree.flatten(jax.jit(layer.init)(jax.random.key(seed)))
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(tree, [leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])

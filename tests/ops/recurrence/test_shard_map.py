@@ -17,7 +17,7 @@ def mesh():
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
-        *(pytest.param(*row.values, "chunked", marks=row.marks) for row in rows(KINDS, ("bonus", "channel delta"))),
+        *(pytest.param(*row.values, "chunked", marks=row.marks) for row in rows(KINDS, ["bonus"])),
         *(pytest.param(kind, "scan", marks=pytest.mark.exhaustive) for kind in ("bonus", "gated delta")),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_window_of_all_is_full():
     close(*both(query, key, value, bias), 1e-5)
 
 
-@pytest.mark.parametrize("form", ["full", "simple", "local"])
+@pytest.mark.parametrize("form", rows(["full", "simple", "local"], ["local"]))
 def test_keys_of_any_size(form):
     """A running maximum: an early output is right though a later key is e^200 times larger."""
     query, key, value, bias = normal(5, (9, 2), (9, 2), (9, 2), (9, 9))
@@ -96,7 +96,7 @@ def test_step_is_the_call():
         close(out, want[:, t], 1e-5)
 
 
-@pytest.mark.parametrize("form", rows(["full", "simple", "local"], ["local"]))
+@pytest.mark.parametrize("form", rows(["full", "simple", "local"], ["simple"]))
 def test_the_future_does_not_reach_the_past(form):
     query, key, value, bias = normal(7, (9, 2), (9, 2), (9, 2), (9, 9))
 
@@ -128,15 +128,27 @@ def test_the_future_does_not_reach_the_past(form):
 def test_a_key_of_minus_infinity_is_padding(causal):
     query, key, value = normal(8, (9, 2), (9, 2), (9, 2))
     key[6:], value[6:] = -np.inf, np.nan
-    for run in (
-        jax.jit(lambda *a: aft_simple(*a, causal=causal)),
-        jax.jit(lambda *a: aft_local(*a, jnp.zeros((len(a[0]), len(a[0]))), window=2, causal=causal)),
-    ):
-        got = run(query, key, value)
-        close(got[:6], run(query[:6], key[:6], value[:6]), 1e-6)
-        assert np.isfinite(jax.jit(jax.grad(lambda k, run=run: run(query, k, value)[:6].sum()))(key)).all()
+
+    @jax.jit
+    def everything(query, key, value):
+        def simple(*arrays):
+            return aft_simple(*arrays, causal=causal)
+
+        def local(*arrays):
+            length = len(arrays[0])
+            return aft_local(*arrays, jnp.zeros((length, length)), window=2, causal=causal)
+
+        found = []
+        for run in (simple, local):
+            out, pull = jax.vjp(lambda key, run=run: run(query, key, value), key)
+            found.append((out, run(query[:6], key[:6], value[:6]), *pull(jnp.zeros_like(out).at[:6].set(1))))
+        return found
+
+    for got, alone, gradient in everything(query, key, value):
+        close(got[:6], alone, 1e-6)
+        assert np.isfinite(gradient).all()
     key[:] = -np.inf
-    assert not np.asarray(jax.jit(lambda *a: aft_simple(*a, causal=causal))(query, key, value)).any()
+    assert not np.asarray(everything(query, key, value)[0][0]).any()
 
 
 def test_bfloat16():

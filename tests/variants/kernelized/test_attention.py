@@ -92,11 +92,11 @@ def arrays(seed, length=7, batch=(), spread=1.0):
 
 @pytest.mark.parametrize(
     ("name", "causal", "normalize"),
-    [(name, True, True) for name in CASES if name not in ("positive", "relu")]
+    [(name, True, True) for name in ("elu", "hyperbolic")]
     + [
         pytest.param(*one, marks=pytest.mark.exhaustive)
         for one in [
-            *((name, True, True) for name in ("positive", "relu")),
+            *((name, True, True) for name in CASES if name not in ("elu", "hyperbolic")),
             *((name, False, True) for name in CASES),
             *((name, causal, False) for name, causal in (("elu", True), ("hyperbolic", True), ("hyperbolic", False))),
         ]
@@ -133,7 +133,7 @@ def test_step_is_every_form_at_every_split(name):
         stepped.append(out)
     close(np.stack(stepped, 1), want, 2e-5)
     empty = kernel_state(features, (2,), 2, 3, 2)
-    for form, splits in (("scan", (4,)), ("chunked", (0, 3, 4, 8, 9))):
+    for form, splits in (("scan", (4,)), ("chunked", (0, 3, 8))):
         for split in splits:
             first, between = run(*(x[:, :split] for x in (query, key, value)), empty, jnp.arange(split), form)
             second, last = run(*(x[:, split:] for x in (query, key, value)), between, jnp.arange(split, length), form)
@@ -143,7 +143,7 @@ def test_step_is_every_form_at_every_split(name):
 
 
 @pytest.mark.parametrize("name", rows(["elu", "positive"], ["positive"]))
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_padding_has_no_effect(name, causal):
     features = CASES[name][0]
     query, key, value = arrays(2, 6, (2,))
