@@ -7,7 +7,7 @@
 A state is a tuple of the caches of the blocks' attention layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -126,19 +126,7 @@ class Decoder(nnx.Module):
             ValueError: `capacity` is missing, or larger than the positions of the model.
         """
         batch = (batch,) if isinstance(batch, int) else batch
-        if isinstance(cache, Spec):
-            specs = [cache] * len(self.blocks)
-        else:
-            check_choice("cache", cache, ("contiguous", "rolling"))
-            windows = [block.window if cache == "rolling" else None for block in self.blocks]
-            if capacity is not None or None in windows:
-                check_positive(capacity=capacity)
-            specs = [Rolling(one) if one else Contiguous(capacity or 0) for one in windows]
-        for spec in specs:
-            if self.longest is not None and isinstance(spec, Contiguous) and spec.length > self.longest:
-                raise ValueError(
-                    f"`capacity` must be at most {self.longest}, the positions of the model; got {spec.length}."
-                )
+        specs = cache_specs(cache, capacity, [block.window for block in self.blocks], self.longest)
         return tuple(
             block.attention.initial_state(batch, cache=spec, dtype=dtype)
             for block, spec in zip(self.blocks, specs, strict=True)
@@ -211,6 +199,38 @@ class CausalLM(Decoder):
     def output(self, hidden: jax.Array) -> jax.Array:
         """The logits of the next token, `[..., vocabulary]`."""
         return self.embedding.attend(hidden) if self.head is None else self.head(hidden)
+
+
+def cache_specs(
+    cache: Any, capacity: int | None, windows: Sequence[int | None], longest: int | None = None
+) -> list[Spec]:
+    """The cache of each block.
+
+    Args:
+        cache: `"contiguous"`, `"rolling"`, or a cache of `jattn.layers.caches` for every block.
+        capacity: the largest number of tokens of a sequence.
+        windows: how many tokens a token sees in each block; None for all.
+        longest: the largest capacity; None for any.
+
+    Raises:
+        ValueError: `cache` is something else; `capacity` is missing or too large.
+
+    >>> cache_specs("rolling", 9, [None, 4])
+    [Contiguous(length=9), Rolling(window=4, sinks=0)]
+    """
+    specs: list[Spec]
+    if isinstance(cache, Spec):
+        specs = [cache] * len(windows)
+    else:
+        check_choice("cache", cache, ("contiguous", "rolling"))
+        windows = [window if cache == "rolling" else None for window in windows]
+        if capacity is not None or None in windows:
+            check_positive(capacity=capacity)
+        specs = [Rolling(one) if one else Contiguous(capacity or 0) for one in windows]
+    for spec in specs:
+        if longest is not None and isinstance(spec, Contiguous) and spec.length > longest:
+            raise ValueError(f"`capacity` must be at most {longest}, the positions of the model; got {spec.length}.")
+    return specs
 
 
 def last_of(x: jax.Array, valid: Any = None) -> jax.Array:

@@ -89,6 +89,7 @@ class MLP(nnx.Module):
         activation: a name in `ACTIVATIONS`.
         gated: whether there is a gate.
         use_bias: whether projections add a bias.
+        dropout_rate: the dropout rate of what `down` takes, in training.
         kernel_init, out_kernel_init: initializers, the second of the last projection.
         options: `dtype`, `param_dtype` and `rngs`.
     """
@@ -101,6 +102,7 @@ class MLP(nnx.Module):
         *,
         gated: bool = False,
         use_bias: bool = True,
+        dropout_rate: float = 0.0,
         kernel_init: Any = nnx.initializers.lecun_normal(),
         out_kernel_init: Any = None,
         **options: Any,
@@ -110,14 +112,15 @@ class MLP(nnx.Module):
         self.up = linear(features, hidden, kernel_init=kernel_init)
         self.gate = linear(features, hidden, kernel_init=kernel_init) if gated else None
         self.down = linear(hidden, features, kernel_init=out_kernel_init or kernel_init)
+        self.dropout = dropout(dropout_rate, options["rngs"])
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., features]` -> `[..., features]`."""
         activate = ACTIVATIONS[self.activation]
         if self.gate is None:
-            return self.down(activate(self.up(x)))
-        return self.down(activate(self.gate(x)) * self.up(x))
+            return self.down(self.dropout(activate(self.up(x))))
+        return self.down(self.dropout(activate(self.gate(x)) * self.up(x)))
 
 
 def dropout(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:
@@ -156,12 +159,12 @@ def checked_tokens(name: str, tokens: Any, vocabulary: int, longest: int | None 
     return jnp.asarray(tokens)
 
 
-def as_valid(valid: Any) -> Any:
+def as_valid(valid: Any, name: str = "valid") -> Any:
     """Which tokens are real, as booleans: ones and zeros, as tokenizers give them, are converted."""
     valid = as_array(valid)
     dtype = dtype_of(valid)
     if dtype is None or dtype == np.bool_:
         return valid
     if not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"`valid` must be booleans or ones and zeros; got {describe(valid)}.")
+        raise ValueError(f"`{name}` must be booleans or ones and zeros; got {describe(valid)}.")
     return valid != 0

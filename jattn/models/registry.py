@@ -18,6 +18,7 @@ MODULES: Mapping[str, str] = {
     "mistral": "llama",
     "qwen2": "llama",
     "qwen3": "llama",
+    "t5": "t5",
     "vit": "vit",
 }
 """The module of each `model_type`. It has a `FAMILY`, or `FAMILIES` by `model_type`."""

@@ -12,23 +12,14 @@ import model_peers
 import numpy as np
 import pytest
 from flax import nnx
-from model_cases import CASES, Case, objective, random_tensor
+from model_cases import CASES, Case, objective
+from model_runs import close, made
 
 from jattn import models
-from jattn.models.registry import family_of
 
 ROWS = [pytest.param(family, name, id=f"{family}: {name}") for family, cases in CASES.items() for name in cases]
 GENERATES = [row for row in ROWS if CASES[row.values[0]][row.values[1]].generates]
 peers = model_peers.needed
-
-
-def made(case: Case) -> Any:
-    """The model of a case with random weights."""
-    family = family_of(case.settings["model_type"])
-    config = family.config.from_json(case.settings)
-    model = family.models[case.settings["architectures"][0]](config, rngs=nnx.Rngs(0))
-    tensors = {name: random_tensor(name, one.shape) for name, one in models.to_tensors(model).items()}
-    return models.from_tensors(tensors, case.settings)
 
 
 def run(case: Case) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -51,13 +42,6 @@ def run(case: Case) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     outputs, gradients = both(parameters)
     tensors = models.to_tensors(nnx.merge(graph, gradients, rest))
     return {name: np.asarray(one) for name, one in outputs.items()}, tensors
-
-
-def close(got: Any, want: Any, tolerance: float, what: str, least: float = 0.0) -> None:
-    """Check that the largest error is small beside the largest number."""
-    assert np.shape(got) == np.shape(want), what
-    error = np.abs(np.asarray(got) - want).max() / max(np.abs(want).max(), least, 1e-30)
-    assert error <= tolerance, f"{what}: {error}"
 
 
 def check_outputs(got: dict[str, Any], want: dict[str, Any]) -> None:

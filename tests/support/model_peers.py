@@ -13,6 +13,7 @@ OUTPUTS = (
     "loss",
     "logits",
     "last_hidden_state",
+    "encoder_last_hidden_state",
     "pooler_output",
     "logits_per_image",
     "text_embeds",
@@ -44,6 +45,9 @@ def model_of(case: Case, attention: str = "eager") -> Any:
     config._attn_implementation = attention
     config._experts_implementation = "eager"
     model = getattr(transformers, case.settings["architectures"][0])(config).eval()
+    if settings.get("tie_word_embeddings") is False:
+        head = model.get_output_embeddings()  # T5 ties it in any case
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(random_tensor(case.tensor(name), tuple(parameter.shape))))

@@ -15,7 +15,7 @@ that a tensor must have is known before any file is read.
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +89,8 @@ class Rule:
             shape: then the first name of the parameter's axes counts them.
         axes: how axes are arranged, as in `Arrangement`; by default tensor and parameter have the same axes.
         sizes: sizes of axes that the shape of the parameter does not tell.
+        given: a parameter without which the rule does not hold, such as that of a gate.
+        unless: a parameter with which the rule does not hold.
         tied: the tensor repeats a parameter that another rule fills. It may be absent from a checkpoint, must be equal
             if it is there, and is not written.
 
@@ -100,6 +102,8 @@ class Rule:
     paths: str | tuple[str, ...]
     axes: str | None = None
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    given: str | None = None
+    unless: str | None = None
     tied: bool = False
 
     def tensor(self, path: str) -> str | None:
@@ -111,6 +115,16 @@ class Rule:
         """The paths of the parameters in a tensor of this name."""
         found = re.fullmatch(_regex(self.pattern), tensor)
         return () if found is None else tuple(path.format(**found.groupdict()) for path in self._paths)
+
+    def holds(self, tensor: str, parameters: Collection[str]) -> bool:
+        """Whether a model with these parameters has the tensor of this name."""
+        found = re.fullmatch(_regex(self.pattern), tensor)
+        if found is None:
+            return False
+        needed = (*self._paths, *(() if self.given is None else (self.given,)))
+        excluded = () if self.unless is None else (self.unless,)
+        named = [[path.format(**found.groupdict()) in parameters for path in one] for one in (needed, excluded)]
+        return all(named[0]) and not any(named[1])
 
     def stored_shape(self, shape: Shape) -> Shape:
         """The shape of the tensor, for parameters of this shape."""
@@ -202,9 +216,9 @@ def entries(rules: Sequence[Rule], shapes: Mapping[str, Shape]) -> dict[str, Ent
             tensor = rule.tensor(path)
             if tensor is None or (rule.tied and tensor in found):
                 continue
-            paths = rule.parameters(tensor)
-            if not all(one in shapes for one in paths):
+            if not rule.holds(tensor, shapes):
                 continue
+            paths = rule.parameters(tensor)
             found[tensor] = Entry(rule, paths, shapes[path], rule.stored_shape(shapes[path]))
             for one in () if rule.tied else paths:
                 if one in filled:
