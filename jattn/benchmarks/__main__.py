@@ -9,7 +9,7 @@ from pathlib import Path
 from . import table
 from .measure import CLOCKS
 from .row import Row
-from .suites import SUITES, about
+from .suites import SUITES, about, begin
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
@@ -55,9 +55,9 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     described = about(asked.suite, asked.clock)
     print(described, flush=True)
     rows = []
-    for case in cases:
-        if asked.rows and case.name not in asked.rows:
-            continue
+    selected = [case for case in cases if not asked.rows or case.name in asked.rows]
+    begin(asked.suite, selected)
+    for case in selected:
         rows.append(table.run(case, rounds=asked.repeats, clock=asked.clock))
         print(f"[{case.name}]", " | ".join(rows[-1].cells()), flush=True)
     if asked.markdown:

@@ -1,6 +1,7 @@
 """The benchmark suites, by name."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from . import table
 from .cases import cpu
@@ -24,6 +25,14 @@ def about(suite: str, clock: str) -> str:
     from .tpu.compiler import libtpu_version
 
     return f"{table.versions()}, libtpu {libtpu_version()}: the compiler's estimates. Compiled, not run: no times"
+
+
+def begin(suite: str, rows: Sequence[Any]) -> None:
+    """Begin in the background with what rows compile; times are measured one after the other."""
+    if suite == "tpu":
+        from .tpu import suite as tpu_suite
+
+        tpu_suite.begin(rows)
 
 
 SUITES = {"cpu": cpu, "decode": decode, "linear": linear, "sparse": sparse, "tpu": tpu}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,8 @@ class Measured:
         return sum(region.bundles for region in self.schedule.body) / self.unrolled
 
 
-@functools.cache
 def measure(kernel: str, generation: str) -> Measured:
-    """Compile a kernel of `kernels.KERNELS` for a generation.
+    """Compile a kernel of `kernels.KERNELS` for a generation, or wait for it.
 
     The compiler ends its process where its simulation does not know an instruction. The kernel is then compiled again,
     without an estimate.
@@ -63,6 +63,21 @@ def measure(kernel: str, generation: str) -> Measured:
     Raises:
         RuntimeError: it does not compile; with the last line of the error.
     """
+    return start(kernel, generation).result()
+
+
+@functools.cache
+def start(kernel: str, generation: str) -> Future[Measured]:
+    """Begin to compile, with as many others at once as there are cores."""
+    return _workers().submit(_measured, kernel, generation)
+
+
+@functools.cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count())
+
+
+def _measured(kernel: str, generation: str) -> Measured:
     wanted = KERNELS[kernel].estimated
     found = _compiled(kernel, generation, LENGTHS, estimate=True) if wanted else None
     estimated = found is not None

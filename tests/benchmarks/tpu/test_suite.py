@@ -28,6 +28,7 @@ def measured(monkeypatch):
         return UNKNOWN if generation == "tpu7x" or kernel.startswith("splash ") else ESTIMATED
 
     monkeypatch.setattr(suite, "measure", answer)
+    monkeypatch.setattr(suite, "start", lambda kernel, generation: KERNELS[kernel])
     monkeypatch.setattr(suite, "missing", lambda: None)
 
 
@@ -46,11 +47,13 @@ def test_every_row_is_complete(measured, tmp_path, capsys):
         assert all(row.cells())
         assert suite.NOT_RUN in row.shown
         if not row.name.startswith("decode"):
-            assert (row.figure is None) == (row.met is None and "v6e" not in row.name)
+            assert row.figure is not None or row.met is None or "splash's bundles" in row.bar
     by_name = {row.name: row for row in rows}
     tile = by_name["forward-full-v6e"]
     assert tile.figure == 1000 and tile.met is False
     assert "1000 cycles (0.57 µs), 440 bundles" in tile.ours
+    assert tile.bar == "at most 520 cycles, at most 0.58 x splash's bundles"
+    assert by_name["forward-full-tpu7x"].met is False  # by bundles alone
     assert by_name["whole-forward-v6e"].figure == 1.0
     assert "528 of 1024 tiles" in by_name["whole-forward-v6e"].what
     assert "no estimate" in by_name["forward-full-tpu7x"].shown
