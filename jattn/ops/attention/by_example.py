@@ -24,6 +24,7 @@ from ...foundation.sharding import Layout, Split, layout, mesh_of, run_split, sp
 from ...masks.base import as_mask
 from ...scores.base import as_score
 from ..dispatch import WATCHER
+from .observed import OBSERVER
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -179,10 +180,14 @@ class _Rules:
         return _layout(value, " ".join(one if self.heads else "whole" for one in names), np.ndim(value) - len(names))
 
     def _of_shape(self, leaf: Any) -> Layout:
-        shape, rank = np.shape(leaf), len(self.batch)
-        if not self.by_shape or shape[:rank] != self.batch:
-            return Layout([None] * len(shape))
-        return layout(rank, *[None] * (len(shape) - rank))
+        return _of_shape(leaf, self.batch) if self.by_shape else Layout([None] * np.ndim(leaf))
+
+
+def _of_shape(leaf: Any, batch: tuple[int, ...]) -> Layout:
+    """The layout of an array that has batch axes if its shape begins with theirs."""
+    shape, rank = np.shape(leaf), len(batch)
+    own = [None] * (len(shape) - rank)
+    return layout(rank, *own) if shape[:rank] == batch else Layout([None] * len(shape))
 
 
 def _run(function: Callable[..., Any], arguments: dict[str, Any], inputs: jax.Array, rules: _Rules, out: Any) -> Any:
@@ -193,24 +198,37 @@ def _run(function: Callable[..., Any], arguments: dict[str, Any], inputs: jax.Ar
     others = tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
     arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
     layouts = [one for one, array in zip(layouts, is_array, strict=True) if array]
-    call = _OfArrays(function, tree, others)
+    call: Any = _OfArrays(function, tree, others)
+    observer = OBSERVER.get()
+    if observer is not None:
+        call = observer.inside(call)
     first = next(names for array, names in zip(arrays, layouts, strict=True) if array is inputs)
     split = split_of([inputs, *arrays], [first, *layouts])
     assert split is not None  # there are Explicit axes
     split = _dividing(split, arrays, layouts)
     rank = len(rules.batch)
-    results, structure = jax.tree.flatten(_checked(call, arrays))
+    found = _checked(call, arrays)
+    if observer is not None:
+        # Of any head the observer may ask, so heads are whole on each device.
+        split = dataclasses.replace(split, axes=tuple(one for one in split.axes if one[0] != "head"))
+        found, shown = found
+        shown = jax.tree.map(lambda leaf: _of_shape(leaf, rules.batch), shown)
+    results, structure = jax.tree.flatten(found)
     if out is None:
         doubled = [_twice(np.shape(array), names) for array, names in zip(arrays, layouts, strict=True)]
-        twice = jax.tree.leaves(_checked(call, arrays, doubled))
+        twice = _checked(call, arrays, doubled)
+        twice = jax.tree.leaves(twice if observer is None else twice[0])
         named = [
             layout(rank, *[None] * (leaf.ndim - rank)) if leaf.shape != other.shape else Layout([None] * leaf.ndim)
             for leaf, other in zip(results, twice, strict=True)
         ]
     else:
         named = [_layout(leaf, axes, rank) for leaf, axes in zip(results, jax.tree.leaves(out), strict=True)]
+    named = structure.unflatten(named)
+    named = named if observer is None else (named, shown)
     with _unwatched():
-        return run_split(call, (arrays,), (layouts,), structure.unflatten(named), split, shared_vary=False)
+        found = run_split(call, (arrays,), (layouts,), named, split, shared_vary=False)
+    return found if observer is None else observer.adopt(call, *found)
 
 
 def _twice(shape: tuple[int, ...], names: Layout) -> tuple[int, ...]:

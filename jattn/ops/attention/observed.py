@@ -25,6 +25,17 @@ class Observer(abc.ABC):
             pieces: the `Pieces` of the call.
         """
 
+    @abc.abstractmethod
+    def inside(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        """`function`, for a `jax.shard_map` of this library: it returns also a tree of arrays, for `adopt`.
+
+        It may be traced any number of times.
+        """
+
+    @abc.abstractmethod
+    def adopt(self, function: Callable[..., Any], result: Any, arrays: Any) -> Any:
+        """Accept the whole arrays of what `inside` returned, and return `result`. The function is not called again."""
+
 
 OBSERVER: ContextVar[Observer | None] = ContextVar("OBSERVER", default=None)
 """None unless a recording is active, so that other calls pay for one look at this variable, and no equation."""

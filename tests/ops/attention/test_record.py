@@ -357,6 +357,24 @@ def test_split_heads(kind):
     np.testing.assert_allclose(few["attention.0"], want["attention.0"][:, [1]][:, :, [-1]], atol=1e-5)
 
 
+def test_split_examples():
+    """A layer that runs each device's examples on it, over Explicit axes."""
+    layer = Differential(FEATURES, 2, depth=1)
+    parameters = layer.init(jax.random.key(0))
+    run = jattn.recorded(layer, heads=1, queries=[0, -1])
+    (want_out, want), mesh = run(parameters, X), jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        inputs = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data")))
+        out, seen = jax.jit(run)(parameters, inputs)
+        with pytest.raises(ValueError, match="`gradients` of weights are not recorded of this layer over Explicit"):
+            jattn.recorded(layer, gradients=jnp.sum)(parameters, inputs)
+    np.testing.assert_allclose(out, want_out, atol=1e-5)
+    assert list(seen) == list(want) == ["attention.0", "attention.1"]
+    for name in seen:
+        assert seen[name].sharding.spec[0] == "data"
+        np.testing.assert_allclose(seen[name], want[name], atol=1e-5)
+
+
 def test_a_variant_of_two_calls():
     layer = jattn.nnx.Layer(Differential(FEATURES, 1, depth=1), rngs=nnx.Rngs(0))
 

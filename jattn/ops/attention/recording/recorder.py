@@ -96,6 +96,25 @@ class Recorder(Observer):
         self.seen.records[f"{name}#{again}" if again else name] = record
         return found
 
+    def inside(self, function: Callable[..., Any]) -> "_Inside":
+        if self.zeros is not None or self.like is not None:
+            raise ValueError(
+                "`gradients` of weights are not recorded of this layer over Explicit mesh axes, where each device runs "
+                "it on its own examples. Make the mesh with `axis_types=(jax.sharding.AxisType.Auto,) * ...`, or leave "
+                "`gradients` out."
+            )
+        return _Inside(function, self)
+
+    def adopt(self, function: Any, result: Any, arrays: Seen) -> Any:
+        inner = function.inner
+        self.names, self._unnamed, self._bytes = inner.names, inner._unnamed, inner._bytes
+        for name, record in arrays.records.items():
+            self.seen.records[name] = record
+        function.recorder = function.inner = None  # it stays in caches of compiled functions
+        for name in dict.fromkeys(self.names):
+            self._number(name)
+        return result
+
     def finish(self) -> None:
         """Check that something is recorded.
 
@@ -119,10 +138,14 @@ class Recorder(Observer):
             self._unnamed += 1
         again = self.names.count(name)
         self.names.append(name)
-        if again == 1:  # the first of several has a number too
+        self._number(name)
+        return name, again
+
+    def _number(self, name: str) -> None:
+        """Give the first of several calls a number too."""
+        if name in self.seen.records and self.names.count(name) > 1:
             records = self.seen.records.items()
             self.seen.records = {f"{name}#0" if one == name else one: kept for one, kept in records}
-        return name, again
 
     def _perturbed(self, found: Any, value: jax.Array, allowed: jax.Array) -> Any:
         """The output of a call, with its cotangent intercepted."""
@@ -173,3 +196,20 @@ class Recorder(Observer):
                 f"whose weights have shape {list(shape)} ({size:,} bytes). Choose fewer with `layers=`, `heads=` or "
                 "`queries=`, or raise `limit=`."
             )
+
+
+class _Inside:
+    """A function that returns what it records beside its result; see `Observer.inside`."""
+
+    def __init__(self, function: Callable[..., Any], recorder: Recorder):
+        self.function = function
+        self.recorder: Recorder | None = recorder
+        self.inner: Recorder | None = None
+
+    def __call__(self, *arguments: Any) -> tuple[Any, Seen]:
+        outer = self.recorder
+        assert outer is not None
+        self.inner = inner = Recorder(outer.choice, outer._start, None)
+        inner.names, inner._unnamed, inner._bytes = list(outer.names), outer._unnamed, outer._bytes
+        with observer_is(inner):
+            return self.function(*arguments), inner.seen
