@@ -9,6 +9,10 @@ from .checkpoint.table import Table
 from .config import Config
 
 MODULES: Mapping[str, str] = {
+    "clip": "clip",
+    "clip_resnet": "clip_resnet",
+    "clip_text_model": "clip",
+    "clip_vision_model": "clip",
     "gemma": "llama",
     "gemma2": "llama",
     "gemma3_text": "llama",

@@ -92,7 +92,7 @@ def save(model: nnx.Module, table: Table, *, prefixed: bool) -> dict[str, np.nda
     for name, entry in entries(table.named(prefixed), shapes).items():
         if not entry.rule.tied:
             parts = [np.asarray(variables[path].get_value()) for path in entry.paths]
-            tensors[name] = np.ascontiguousarray(entry.rule.save(parts))
+            tensors[name] = np.asarray(entry.rule.save(parts), order="C")  # `ascontiguousarray` makes numbers vectors
     return tensors
 
 

@@ -70,9 +70,10 @@ def objective(outputs: Mapping[str, Any], cotangents: Mapping[str, Any]) -> Any:
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Numbers that depend on the name alone: about as large as trained weights of this kind."""
-    numbers = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    numbers = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    numbers = np.asarray(numbers, np.float32)
     if len(shape) < 2:
-        return 1 + 0.2 * numbers if name.endswith("weight") and shape else 0.2 * numbers
+        return np.asarray(1 + 0.2 * numbers if name.endswith("weight") and shape else 0.2 * numbers, np.float32)
     return numbers * np.float32(0.7 / np.sqrt(shape[-1]) if "embed" not in name else 0.5)
 
 
