@@ -75,9 +75,7 @@ class CLIPText(nnx.Module):
         )
         self.norm = layer_norm(config.features, config.epsilon, **options)
 
-    def __call__(
-        self, tokens: Any, *, attention_mask: Any = None, mask: Any = None, positions: Any = None
-    ) -> Encoded:
+    def __call__(self, tokens: Any, *, attention_mask: Any = None, mask: Any = None, positions: Any = None) -> Encoded:
         """Hidden states and the state at the end of each text.
 
         Args:
@@ -128,9 +126,7 @@ class CLIPTextWithProjection(CLIPText):
         super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.projection = _projection(config, config.projected_features, dtype, param_dtype, rngs)
 
-    def __call__(
-        self, tokens: Any, *, attention_mask: Any = None, mask: Any = None, positions: Any = None
-    ) -> Encoded:
+    def __call__(self, tokens: Any, *, attention_mask: Any = None, mask: Any = None, positions: Any = None) -> Encoded:
         """Hidden states and the vector of each text; arguments as in `CLIPText`."""
         found = super().__call__(tokens, attention_mask=attention_mask, mask=mask, positions=positions)
         return Encoded(found.hidden, self.projection(found.pooled))
@@ -227,6 +223,8 @@ class CLIP(nnx.Module):
     >>> model(tokens, jax.numpy.zeros((3, 6, 6, 3))).logits.shape
     (3, 2)
     """
+
+    vision: Any  # a `CLIPVision` or a `CLIPResNet`
 
     def __init__(self, config: CLIPConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}

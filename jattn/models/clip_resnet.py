@@ -80,8 +80,8 @@ class CLIPResNet(nnx.Module):
     """CLIP's ResNet: images `[..., height, width, channels]` -> a vector each, `[..., projected_features]`.
 
         x = pool(relu(norm(W₃ * relu(norm(W₂ * relu(norm(W₁ * images)))))))
-        x = Bottleneck(x)                                       blocks of four stages; each but the first halves the size
-        out = attention of mean(x) to the pixels of x           `jattn.variants.vision.AttentionPool`
+        x = Bottleneck(x)                                 blocks of four stages; each but the first halves the size
+        out = attention of mean(x) to the pixels of x     `jattn.variants.vision.AttentionPool`
 
     Args:
         config: the configuration.

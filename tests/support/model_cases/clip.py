@@ -67,9 +67,13 @@ CASES = {
         valid=VALID,
     ),
     "image": Case(
-        VISION | {"architectures": ["CLIPVisionModel"], "patch_size": 2}, {"pixel_values": IMAGES}, call=see("pooler_output")
+        VISION | {"architectures": ["CLIPVisionModel"], "patch_size": 2},
+        {"pixel_values": IMAGES},
+        call=see("pooler_output"),
     ),
     "projected image": Case(
-        VISION | {"architectures": ["CLIPVisionModelWithProjection"]}, {"pixel_values": IMAGES}, call=see("image_embeds")
+        VISION | {"architectures": ["CLIPVisionModelWithProjection"]},
+        {"pixel_values": IMAGES},
+        call=see("image_embeds"),
     ),
 }
