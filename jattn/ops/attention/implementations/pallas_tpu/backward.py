@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -27,8 +26,8 @@ from .collected import Collector
 from .design import NN, NT, Design, Step, finite
 from .geometry import LOG2E
 from .keys import KEYS, VALUES, Keys
-from .lists import FIRST
 from .tables import Inputs, Table
+from .visits import Visits
 
 
 class Rows(NamedTuple):
@@ -181,32 +180,32 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
     collector = Collector(design, step.place, first, wanted, df_refs, collector_scratch)
     units, last = cut.units, cut.units - 1
     row = row_table.row(row_ref, batch, step.step, chunk, q_index)
-    full, visited = design.trips or (row(0), row(1))
     qk_rows, v_rows = cut.rows
 
-    def copies(t, slot):
-        tile = row(FIRST + t) + first
+    def copies(place, slot):
+        tile = visits.tile(place) + first
         return kept.copies(tile, slot) + step.copies(tile, slot)
 
-    @pl.when(visited > 0)
-    def _():
-        for copy in copies(0, 0):
-            copy.start()
+    visits = Visits(design, row, copies)
+    visits.start()
 
     @pl.when((share == 0) & (q_index == 0))
     def _():
         dk_ref[...] = jnp.zeros(dk_ref.shape)
         dv_ref[...] = jnp.zeros(dv_ref.shape)
 
+    def clear():
+        """What a row of tiles begins with: the unit before the first one changes nothing."""
+        dq_s[...] = jnp.zeros(dq_s.shape)
+        kt_s[cut.key_heads] = jnp.zeros(kt_s.shape[1:], kt_s.dtype)
+        p_buf[last % 2] = jnp.zeros(p_buf.shape[1:], p_buf.dtype)
+        ds_buf[last % 2] = jnp.zeros(ds_buf.shape[1:], ds_buf.dtype)
+
+    pl.when(step.is_first)(clear)
     collector.start()
-    dq_s[...] = jnp.zeros(dq_s.shape)
     for head in range(cut.heads):
         qt_s[head] = q_ref[head].T[:qk_rows]
         dot_s[head] = do_ref[head].T[:v_rows]
-    # The unit before the first one changes nothing.
-    kt_s[cut.key_heads] = jnp.zeros(kt_s.shape[1:], kt_s.dtype)
-    p_buf[last % 2] = jnp.zeros(p_buf.shape[1:], p_buf.dtype)
-    ds_buf[last % 2] = jnp.zeros(ds_buf.shape[1:], ds_buf.dtype)
 
     def differentiate(unit, tile, slot, partial):
         """Stage 1: the weights of a unit and the gradients of its scores, into the buffers."""
@@ -218,8 +217,7 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
             feature_sums.add_up(step, unit, qt_s.at[head], kt_s.at[key_head], sums_s)
             raw = sums_s[...]
         d_weights = design.product(values[:, :v_rows], do_ref[head, queries, :v_rows], NT)
-        fold = design.softmax and not lowered.scores_differ  # the scale then waits until the exponent
-        scores = raw if fold or design.scale == 1.0 else raw * design.scale
+        scores = raw if design.folds or design.scale == 1.0 else raw * design.scale
         fields: list[jax.Array] = []
         seen: Any = None
         if lowered.scores_differ or lowered.drops or not design.softmax or (partial and lowered.masks):
@@ -238,7 +236,7 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
             d_weights = d_weights * factor
         if design.softmax:
             lse, remainder, shift = (ref[head : head + 1, queries] for ref in (lse_ref, remainder_ref, shift_ref))
-            if fold:
+            if design.folds:
                 exponent = scores * (LOG2E * design.scale) - (lse + remainder) * LOG2E
             else:  # scores may be huge: subtract the lse first, and then its rounding error
                 exponent = (scores - lse) * LOG2E - remainder * LOG2E
@@ -284,13 +282,7 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
         dq_s[unit] += design.product(kt_s[keys_at], d_scores, NN)
         dk_ref[key_head, tile] += design.product(qt_s[head, :, queries], d_scores, NT)
 
-    def visit(t, before, partial):
-        slot = lax.rem(t, 2)
-        for copy in copies(t, slot):
-            copy.wait()
-        for copy in copies(jnp.minimum(t + 1, visited - 1), 1 - slot):  # without a branch, which would cut the schedule
-            copy.start()
-        inside = row(FIRST + t)
+    def visit(inside, slot, before, partial):
         tile = inside + first
         for head in range(cut.key_heads):
             some_keys = kept.of(KEYS, head, tile, slot)
@@ -308,24 +300,16 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
         kt_s[cut.key_heads] = kt_s[cut.key_head_of(last)]
         return inside
 
-    before = jnp.int32(0)
-    if design.full:
-        before = lax.fori_loop(0, full, functools.partial(visit, partial=False), before)
-    if design.partial:
-        before = lax.fori_loop(full, visited, functools.partial(visit, partial=True), before)
-
-    @pl.when(visited > 0)
-    def _():
-        for copy in copies(visited - 1, lax.rem(visited, 2)):
-            copy.wait()
-
+    before = visits.sweep(visit, jnp.int32(0))
     accumulate(last, before, cut.key_heads)
     if cut.chunks > 1:
-        _add_in_memory(dq_ref.at[step.batch, step.step, step.q_index], dq_s, dq_old, dq_semaphores, chunk, visited)
-        return
-    for unit in range(units):
-        gradient = dq_s[unit].T.astype(dq_ref.dtype)
-        dq_ref[cut.head_of(unit), cut.queries_of(unit), :qk_rows] = gradient
+        whole = dq_ref.at[step.batch, step.step, step.q_index]
+        _add_in_memory(whole, dq_s, dq_old, dq_semaphores, chunk, visits.count)
+    else:
+        for unit in range(units):
+            gradient = dq_s[unit].T.astype(dq_ref.dtype)
+            dq_ref[cut.head_of(unit), cut.queries_of(unit), :qk_rows] = gradient
+    clear()  # for the next row: here the stores find free slots
 
 
 def _add_in_memory(whole: Any, part: Any, old: Any, semaphores: Any, chunk: Any, visited: Any) -> None:

@@ -55,9 +55,6 @@ MOST_KEYS, MOST_SCORES = 2048, 2**17
 SCALARS = 2**16
 """The most entries of lists and tables: scalar memory holds 1 MiB."""
 
-CORES = {"v4": 2, "v5p": 2}
-"""Cores of one device."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -87,7 +84,7 @@ def sizes_of(call: Call, tile: int | None = None, page: int | None = None) -> Si
     step = LANES if page is None else math.lcm(LANES, page)
     tile = min(geometry.rounded(tile, step), geometry.rounded(call.kv_len, step))
     generation = call.target.generation if call.target is not None else None
-    parts = min(CORES.get(generation or "", 1), -(-call.kv_len // tile))
+    parts = min(geometry.CORES.get(generation or "", 1), -(-call.kv_len // tile))
     return Sizes(rows, tile, parts, -(-call.kv_len // tile))
 
 

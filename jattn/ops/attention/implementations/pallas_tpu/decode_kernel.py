@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from .....foundation.varying import varying_shape
 from ..lowering import Lowered
+from .design import infinities
 from .storage import LANES, Storage
 
 ROWS = 64
@@ -363,10 +364,8 @@ def _spread(design, values, allowed, rows, out_s):
     reach = jnp.ones(shape) if allowed is None else jnp.where(allowed, 1.0, 0.0)
     reach = reach[rows] if reach.shape[0] > 1 else reach
     reach = jnp.broadcast_to(reach, shape).astype(jnp.bfloat16)
-    for sign in (1.0, -1.0):  # NaN counts as both: inf - inf
-        kind = jnp.where(values.astype(jnp.float32) * sign < jnp.inf, 0.0, 1.0).astype(jnp.bfloat16)
-        hit = design.value.weighted(reach, kind, interpret=design.interpret) > 0
-        out_s[rows, :] += jnp.where(hit, sign * jnp.inf, 0.0)
+    product = functools.partial(design.value.weighted, reach, interpret=design.interpret)
+    out_s[rows, :] += infinities(values, product)
 
 
 def _allowed(design: Decoding, pieces: Any, tile: Any) -> jax.Array | None:

@@ -1,7 +1,7 @@
 """What is known of the kernels of a call before they run, and what a step sees of the fields."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ class Design:
         interpret: whether the kernels are interpreted on the machine at hand.
         vmem: the limit on vector memory, in bytes.
         axes: the mesh axes over which the results vary.
+        cores: of one device, which divide batch elements and heads among them.
         trips: for the compiler's estimates, which cannot see bounds that are read at run time: the numbers of full and
             of visited tiles of every row, in place of those of the list.
     """
@@ -54,12 +55,18 @@ class Design:
     interpret: bool
     vmem: int
     axes: tuple[str, ...]
+    cores: int = 1
     trips: tuple[int, int] | None = None
 
     @property
     def sums(self) -> bool:
         """Whether the similarity is a sum over features (see `feature_sums`), not a dot product."""
         return self.lowered.sum is not None
+
+    @property
+    def folds(self) -> bool:
+        """Whether the scale waits until the exponent. A negative one would make the maximum a minimum."""
+        return self.softmax and not self.lowered.scores_differ and self.scale > 0
 
     def product(self, a: jax.Array, b: jax.Array, contract: Any) -> jax.Array:
         """A matrix product that sums in float32."""
@@ -118,6 +125,12 @@ class Step:
     @property
     def place(self) -> tuple[Any, Any, Any]:
         return self.batch, self.step, self.q_index
+
+    @property
+    def is_first(self) -> Any:
+        """Whether scratch is as yet what it happens to be: in the first step; of several cores, those of any heads."""
+        of_heads = self.q_index == 0
+        return of_heads if self.design.cores > 1 else of_heads & (self.batch == 0) & (self.step == 0)
 
     def copies(self, tile: Any, slot: Any) -> list[Any]:
         """The copies of the fields for a tile of keys."""
@@ -179,6 +192,20 @@ class Step:
 def finite(array: jax.Array) -> jax.Array:
     """The array with 0 in place of NaN and inf."""
     return jnp.where(jnp.isfinite(array.astype(jnp.float32)), array, jnp.zeros_like(array))
+
+
+def infinities(values: jax.Array, product: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """What NaN and inf among values add to a product in which they were 0: NaN counts as inf and -inf.
+
+    Args:
+        values: any.
+        product: with numbers that are not negative, of an array of 1 where the values are not finite, and 0 elsewhere.
+    """
+    added: Any = 0.0
+    for sign in (1.0, -1.0):
+        kind = jnp.where(values.astype(jnp.float32) * sign < jnp.inf, 0.0, 1.0).astype(jnp.bfloat16)
+        added = added + jnp.where(product(kind) > 0, sign * jnp.inf, 0.0)
+    return added
 
 
 def positions_given(call: Call) -> tuple[bool, bool]:

@@ -22,11 +22,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from . import feature_sums, keys
 from . import fields as kinds
-from .design import NN, NT, Design, Step, finite
+from .design import NN, NT, Design, Step, finite, infinities
 from .geometry import LOG2E, PACKED, SUBLANES
 from .keys import KEYS, VALUES, Keys
-from .lists import FIRST
 from .tables import Inputs, Table
+from .visits import Visits
 
 
 def attend(
@@ -131,33 +131,34 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
     before = cut.key_heads  # where the transposed values of the tile before are
     row = row_table.row(row_ref, step.batch, step.step, 0, step.q_index)
     flags = flag_table.row(flag_ref, kept.batch, kept.step)
-    full, visited = design.trips or (row(0), row(1))
-    fold = not design.lowered.scores_differ and design.softmax
-    slope = LOG2E * design.scale if fold else LOG2E
+    slope = LOG2E * design.scale if design.folds else LOG2E
     product_sums = _sums_by_product(design)
 
-    def copies(t, slot):
-        tile = row(FIRST + t)
+    def copies(place, slot):
+        tile = visits.tile(place)
         return kept.copies(tile, slot) + step.copies(tile, slot)
 
-    @pl.when(visited > 0)
-    def _():
-        for copy in copies(0, 0):
-            copy.start()
+    visits = Visits(design, row, copies)
+    visits.start()
 
-    top_s[...] = jnp.full(top_s.shape, -jnp.inf)
-    mass_s[...] = jnp.zeros(mass_s.shape)
-    out_s[...] = jnp.zeros(out_s.shape)
-    # The unit before the first one changes nothing.
-    vt_s[before] = jnp.zeros(vt_s.shape[1:], vt_s.dtype)
-    empty = -jnp.inf if design.softmax else 0.0
-    s_buf[last % 2] = jnp.full(s_buf.shape[1:], empty)
-    new_s[last % 2] = jnp.full(new_s.shape[1:], empty)
-    if factor_buf is not None:
-        factor_buf[last % 2] = jnp.zeros(factor_buf.shape[1:])
-    if product_sums:
-        for n in range(cut.key_heads):
-            vt_s[n, features:] = jnp.ones((PACKED, cut.kv_tile), vt_s.dtype)
+    def clear():
+        """What a row of tiles begins with: the unit before the first one changes nothing."""
+        top_s[...] = jnp.full(top_s.shape, -jnp.inf)
+        mass_s[...] = jnp.zeros(mass_s.shape)
+        out_s[...] = jnp.zeros(out_s.shape)
+        vt_s[before] = jnp.zeros(vt_s.shape[1:], vt_s.dtype)
+        empty = -jnp.inf if design.softmax else 0.0
+        s_buf[last % 2] = jnp.full(s_buf.shape[1:], empty)
+        new_s[last % 2] = jnp.full(new_s.shape[1:], empty)
+        if factor_buf is not None:
+            factor_buf[last % 2] = jnp.zeros(factor_buf.shape[1:])
+
+    @pl.when(step.is_first)
+    def _():
+        clear()
+        if product_sums:
+            for n in range(cut.key_heads):
+                vt_s[n, features:] = jnp.ones((PACKED, cut.kv_tile), vt_s.dtype)
 
     if qt_s is not None:
         for head in range(cut.heads):
@@ -185,7 +186,7 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
             or (partial and design.lowered.masks)
         ):
             seen = step.seen(unit, tile, slot)
-        if not fold:
+        if not design.folds:
             scores = scores if design.scale == 1.0 else scores * design.scale
             scores = seen.scores(scores) if design.lowered.scores_differ else scores
         if partial:
@@ -229,13 +230,7 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
         mass_s[unit, :1] = shrink * mass_s[unit, :1] + mass
         out_s[unit] = shrink * out_s[unit] + summed[:features]
 
-    def visit(t, broken, partial):
-        slot = lax.rem(t, 2)
-        for copy in copies(t, slot):
-            copy.wait()
-        for copy in copies(jnp.minimum(t + 1, visited - 1), 1 - slot):  # without a branch, which would cut the schedule
-            copy.start()
-        tile = row(FIRST + t)
+    def visit(tile, slot, broken, partial):
         for n in range(cut.key_heads):
             if kt_s is not None:
                 kt_s[n] = kept.of(KEYS, n, tile, slot).T[: cut.rows[0]]
@@ -249,47 +244,37 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
         vt_s[before] = vt_s[cut.key_head_of(last)]
         return broken
 
-    broken = jnp.int32(0)
-    if design.full:
-        broken = lax.fori_loop(0, full, functools.partial(visit, partial=False), broken)
-    if design.partial:
-        broken = lax.fori_loop(full, visited, functools.partial(visit, partial=True), broken)
-
-    @pl.when(visited > 0)
-    def _():
-        for copy in copies(visited - 1, lax.rem(visited, 2)):
-            copy.wait()
-
+    broken = visits.sweep(visit, jnp.int32(0))
     absorb(last, before)
+    for unit in range(units):
+        head, queries = cut.head_of(unit), cut.queries_of(unit)
+        out, mass = out_s[unit], mass_s[unit, :1]
+        if design.softmax:
+            out = out * (1.0 / jnp.where(mass == 0, 1.0, mass))
+        o_ref[head, queries, :features] = out.T
+        top_ref[head : head + 1, queries] = top_s[unit, :1]
+        mass_ref[head : head + 1, queries] = mass
+    clear()  # for the next row: here the stores find free slots
 
-    def spread(t, _):
+    def spread(place, _):
         """NaN and inf among the values of a partial tile reach the queries that may attend to them."""
-        for copy in copies(t, 0):
+        for copy in visits.copies(place, 0):
             copy.start()
             copy.wait()
-        tile = row(FIRST + t)
+        tile = visits.tile(place)
         for unit in range(units):
             values = kept.of(VALUES, cut.key_head_of(unit), tile, 0).astype(jnp.float32).T[:features]
             seen = step.seen(unit, tile, 0) if design.lowered.masks else None
             allowed = step.allowed(seen, unit, tile)
             reach = jnp.ones((cut.kv_tile, cut.unit)) if allowed is None else jnp.where(allowed, 1.0, 0.0)
             reach = jnp.broadcast_to(reach, (cut.kv_tile, cut.unit)).astype(jnp.bfloat16)
-            for sign in (1.0, -1.0):  # NaN counts as both: inf - inf
-                kind = jnp.where(values * sign < jnp.inf, 0.0, 1.0).astype(jnp.bfloat16)
-                hit = design.product(kind, reach, NN) > 0
-                out_s[unit] += jnp.where(hit, sign * jnp.inf, 0.0)
+            out_s[unit] += infinities(values, functools.partial(design.product, b=reach, contract=NN))
 
     if design.partial:
 
         @pl.when(broken > 0)
         def _():
-            lax.fori_loop(full, visited, spread, None)
-
-    for unit in range(units):
-        head, queries = cut.head_of(unit), cut.queries_of(unit)
-        out, mass = out_s[unit], mass_s[unit, :1]
-        if design.softmax:
-            out = out / jnp.where(mass == 0, 1.0, mass)
-        o_ref[head, queries, :features] = out.T
-        top_ref[head : head + 1, queries] = top_s[unit, :1]
-        mass_ref[head : head + 1, queries] = mass
+            lax.fori_loop(visits.full, visits.count, spread, None)
+            for unit in range(units):
+                o_ref[cut.head_of(unit), cut.queries_of(unit), :features] += out_s[unit].T
+                out_s[unit] = jnp.zeros(out_s.shape[1:])

@@ -29,6 +29,9 @@ MEGABYTE = 2**20
 VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "7x": 64}
 """Vector memory of a core, in MiB."""
 
+CORES = {"v4": 2, "v5p": 2}
+"""Cores of one device, of generations that have more than one."""
+
 RESIDENT = {"forward": 3 / 8, "backward": 1 / 8, "gradients": 3 / 8}
 """The share of vector memory that all keys and values of a step may take, and that their gradients may."""
 
@@ -42,6 +45,12 @@ def vmem_of(target: Target | None) -> int:
     """Bytes of vector memory of a core. An unknown generation is taken to have what most have."""
     generation = target.generation if target is not None else None
     return VMEM.get(generation or "", 64) * MEGABYTE
+
+
+def cores_of(target: Target | None) -> int:
+    """Cores of one device; of an unknown generation, more than one."""
+    generation = target.generation if target is not None else None
+    return 2 if generation is None else CORES.get(generation, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,7 +144,7 @@ class PallasTPU(Streaming):
         top, mass = (arrays.rows_last(one, cut) for one in (top, mass))
         if not design.softmax:
             return Partial(out, jnp.log(mass), jnp.zeros_like(mass))
-        return Partial(out, *log_of_sum(top if design.lowered.scores_differ else top * design.scale, mass))
+        return Partial(out, *log_of_sum(top * design.scale if design.folds else top, mass))
 
     def _decodes(self, call: Call, page: int | None = None) -> bool:
         """Whether the kernel for a few queries runs the forward pass."""
@@ -229,6 +229,7 @@ class PallasTPU(Streaming):
             interpret=self.interpret,
             vmem=geometry.vmem_limit(call.target),
             axes=axes,
+            cores=geometry.cores_of(call.target),
         )
         keys = cut.padded[1]
         heads_first = (
