@@ -192,6 +192,13 @@ def test_nan_and_inf_reach_who_may_attend_to_them():
     np.testing.assert_array_equal(np.isposinf(have), np.isposinf(want))
 
 
+def test_a_negative_scale_of_rounded_scores():
+    arrays = [20 * one.astype(jnp.bfloat16) for one in random((130, 2, 8), (130, 1, 8), (130, 1, 8))]
+    pieces = {"mask": masks.Causal(), "similarity": similarities.ScaledDot(-1.0)}
+    have, want = (jattn.attention(*arrays, **pieces, implementation=one) for one in (KERNEL, "reference"))
+    np.testing.assert_allclose(have.astype(np.float32), want.astype(np.float32), atol=0.25, rtol=2**-7)
+
+
 @pytest.mark.parametrize("sizes", [{"q_tile": 100}, {"kv_tile": 0}, {"heads": 0}])
 def test_sizes_are_checked(sizes):
     with pytest.raises(ValueError, match=next(iter(sizes))):
