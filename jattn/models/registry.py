@@ -9,6 +9,8 @@ from .checkpoint.table import Table
 from .config import Config
 
 MODULES: Mapping[str, str] = {
+    "albert": "bert",
+    "bert": "bert",
     "clip": "clip",
     "clip_resnet": "clip_resnet",
     "clip_text_model": "clip",
@@ -22,6 +24,7 @@ MODULES: Mapping[str, str] = {
     "mistral": "llama",
     "qwen2": "llama",
     "qwen3": "llama",
+    "roberta": "bert",
     "t5": "t5",
     "vit": "vit",
 }

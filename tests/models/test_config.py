@@ -5,7 +5,20 @@ from model_peers import needed as peers
 
 from jattn.models.registry import family_of
 
-MODEL_TYPES = ("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_oss", "llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = (
+    "albert",
+    "bert",
+    "roberta",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_oss",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+)
 
 
 @peers

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from ...nnx import PieceArray
-from .safetensors import DTYPES, Stored, Tensors
+from .safetensors import DTYPES, Renamed, Stored, Tensors
 from .table import Entry, Table, entries
 
 Shardings = jax.sharding.Sharding | Callable[[str, jax.ShapeDtypeStruct], Any] | None
@@ -65,6 +65,7 @@ def load(
         ValueError: tensors are missing, unexpected, or of another shape or dtype than the model's; the message lists
             all. A tensor that repeats a tied parameter differs from it.
     """
+    tensors = Renamed(tensors, table.current) if table.renamed else tensors
     kept = _common_dtype(tensors.stored) if param_dtype is None else jnp.dtype(param_dtype)
     model: nnx.Module = nnx.eval_shape(lambda: build(kept))
     variables = parameters_of(model)

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -73,6 +73,31 @@ class Arrays:
     def read(self, name: str) -> np.ndarray:
         """The tensor of this name."""
         return np.asarray(self.arrays[name])
+
+
+class Renamed:
+    """Tensors under other names.
+
+    Args:
+        tensors: tensors.
+        rename: a function from their names to the new ones.
+
+    Raises:
+        ValueError: two of them would have the same name.
+    """
+
+    def __init__(self, tensors: Tensors, rename: Callable[[str], str]):
+        self.tensors = tensors
+        self.names: dict[str, str] = {}
+        for name in tensors.stored:
+            if rename(name) in self.names:
+                raise ValueError(f"the tensors {name!r} and {self.names[rename(name)]!r} are the same parameter.")
+            self.names[rename(name)] = name
+        self.stored: dict[str, Stored] = {new: tensors.stored[name] for new, name in self.names.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor of this name."""
+        return self.tensors.read(self.names[name])
 
 
 class Files:

@@ -161,13 +161,22 @@ class Table:
         heads: for what stands on top of it, such as the head of a language model.
         prefix: what names of `rules` begin with in checkpoints of a model with a head, such as `"transformer."`.
             Checkpoints may lack it.
-        ignored: names of tensors that hold no parameter, such as buffers: patterns with `*`.
+        ignored: names of tensors that hold no parameter of the model, such as buffers: patterns with `*`.
+        renamed: endings of names in old checkpoints, and what they are called now.
     """
 
     rules: tuple[Rule, ...]
     heads: tuple[Rule, ...] = ()
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def current(self, tensor: str) -> str:
+        """The name that a tensor of an old checkpoint has now."""
+        for old, new in self.renamed.items():
+            if tensor.endswith(old):
+                return tensor.removesuffix(old) + new
+        return tensor
 
     def named(self, prefixed: bool) -> tuple[Rule, ...]:
         """All rules, with or without the prefix."""

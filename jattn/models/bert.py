@@ -1,0 +1,416 @@
+"""BERT and its kin: encoders of text with norms behind their layers.
+
+| `model_type` | paper | what differs |
+|---|---|---|
+| bert | Devlin et al. 2018, arXiv:1810.04805 | |
+| roberta | Liu et al. 2019, arXiv:1907.11692 | positions begin after the token for padding; heads of its own |
+| albert | Lan et al. 2019, arXiv:1909.11942 | blocks share parameters; embeddings have fewer features |
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ..foundation.arguments import check_positive
+from ..foundation.arrays import as_array
+from ..masks import from_attention_mask
+from ..masks.base import restricted
+from ..positions import from_attention_mask as positions_of
+from .checkpoint.table import Rule, Table
+from .encoder import NORMAL, Encoded, EncoderBlock, EncoderConfig, Pooler, block_rules, linear_rules, norm_rules
+from .layers import ACTIVATIONS, checked_tokens, dropout, layer_norm
+from .registry import Family
+
+DROPOUT = {"attention_probs_dropout_prob": 0.1, "hidden_dropout_prob": 0.1}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "bert": DROPOUT | {"pad_token_id": 0},
+    "roberta": DROPOUT | {"vocab_size": 50265, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
+    "albert": {
+        "vocab_size": 30000,
+        "embedding_size": 128,
+        "hidden_size": 4096,
+        "num_attention_heads": 64,
+        "intermediate_size": 16384,
+        "num_hidden_groups": 1,
+        "hidden_act": "gelu_new",
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    },
+}
+"""What a `config.json` of each `model_type` may lack."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig(EncoderConfig):
+    """The configuration of BERT, RoBERTa or ALBERT; defaults are those of BERT-base. Others as in `EncoderConfig`.
+
+    Args:
+        vocabulary: number of tokens.
+        max_length: number of position embeddings, `position_offset` included.
+        position_offset: the index of the first position embedding that is used.
+        token_types: number of token types, such as 2 for pairs of sentences.
+        embedding_features: features of embeddings, which are then projected to `features`; None if they have as many.
+        groups: number of blocks with parameters of their own, which `depth / groups` consecutive blocks share; by
+            default `depth`.
+
+    >>> BertConfig(vocabulary=100, features=64, depth=2, heads=4, mlp_features=128).head_activation
+    'gelu'
+    """
+
+    NAMES: ClassVar[Mapping[str, str]] = {
+        **EncoderConfig.NAMES,
+        "vocab_size": "vocabulary",
+        "max_position_embeddings": "max_length",
+        "type_vocab_size": "token_types",
+        "embedding_size": "embedding_features",
+        "num_hidden_groups": "groups",
+    }
+    FIXED: ClassVar[Mapping[str, tuple]] = {
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+        "position_embedding_type": ("absolute",),
+        "inner_group_num": (1,),
+    }
+    IGNORED: ClassVar[tuple[str, ...]] = (
+        "classifier_dropout_prob",
+        "down_scale_factor",  # of early versions of ALBERT, without effect
+        "gap_size",
+        "layers_to_keep",
+        "net_structure_type",
+        "num_memory_blocks",
+    )
+
+    model_type: str = "bert"
+    vocabulary: int = 30522
+    max_length: int = 512
+    position_offset: int = 0
+    token_types: int = 2
+    embedding_features: int | None = None
+    groups: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        sizes = {"vocabulary": self.vocabulary, "max_length": self.max_length, "token_types": self.token_types}
+        check_positive(**sizes, embedding_features=self.embedding_features or self.features)
+        groups = self.depth if self.groups is None else self.groups
+        check_positive(groups=groups)
+        if groups > self.depth or self.position_offset >= self.max_length:
+            raise ValueError(
+                f"`groups` must be at most `depth` {self.depth}, and `position_offset` below `max_length` "
+                f"{self.max_length}; got {groups} and {self.position_offset}."
+            )
+
+    @property
+    def head_activation(self) -> str:
+        """The activation of the head for masked tokens."""
+        return "gelu" if self.model_type == "roberta" else self.activation
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The index of each block among those with parameters of their own."""
+        groups = self.depth if self.groups is None else self.groups
+        return tuple(int(index / (self.depth / groups)) for index in range(self.depth))
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
+        """The configuration that a `config.json` describes; see `Config.from_json`."""
+        model_type = settings.get("model_type", "bert")
+        config = super().from_json({**DEFAULTS.get(model_type, {}), **settings}, ignore)
+        if model_type != "roberta":
+            return config
+        if config.pad_token is None:
+            raise ValueError("`pad_token_id` in config.json must be given for roberta: positions begin after it.")
+        return dataclasses.replace(config, position_offset=config.pad_token + 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as `config.json` has them."""
+        settings = super().to_json()
+        left_out = () if self.model_type == "albert" else ("embedding_size", "num_hidden_groups", "inner_group_num")
+        return {key: value for key, value in settings.items() if key not in left_out}
+
+
+class BertEncoder(nnx.Module):
+    """BERT without pooler or head: what its models have in common.
+
+        x = norm(E[tokens] + T[token types] + P[positions])
+        x = norm(x + attention(x)),  x = norm(x + mlp(x))          for each block, in both directions
+
+    Args:
+        config: the configuration.
+        dtype: the dtype to compute in, by default that of the parameters.
+        param_dtype: the dtype of the parameters.
+        rngs: random streams for parameters and dropout.
+    """
+
+    def __init__(self, config: BertConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        width = config.embedding_features or config.features
+        self.config = config
+        self.embedding = nnx.Embed(config.vocabulary, width, embedding_init=NORMAL, **options)
+        self.position_embedding = nnx.Embed(config.max_length, width, embedding_init=NORMAL, **options)
+        self.type_embedding = nnx.Embed(config.token_types, width, embedding_init=NORMAL, **options)
+        self.embedding_norm = layer_norm(width, config.epsilon, **options)
+        self.dropout = dropout(config.dropout, rngs)
+        projected = config.embedding_features is not None
+        project = nnx.Linear(width, config.features, kernel_init=NORMAL, **options) if projected else None
+        self.embedding_projection = project
+        blocks = range(max(config.order) + 1)
+        self.blocks = nnx.List([EncoderBlock(config, norm_first=False, **options) for _ in blocks])
+
+    def hidden(
+        self,
+        tokens: Any,
+        *,
+        attention_mask: Any = None,
+        token_types: Any = None,
+        mask: Any = None,
+        positions: Any = None,
+    ) -> jax.Array:
+        """The hidden states of the last block, `[..., length, features]`.
+
+        Args:
+            tokens: integers `[..., length]`.
+            attention_mask: ones and zeros `[..., length]`, 0 for padding, which may be on either side: it is not
+                attended to, and does not count in positions. Its own output is meaningless.
+            token_types: integers `[..., length]`, by default 0.
+            mask: a mask of `jattn.masks`; for example `SameSegment(ids)` for packed rows.
+            positions: integers `[length]` or `[..., length]`; by default tokens are counted from 0 in each sequence.
+                `position_offset` is added. Hugging Face's BERT counts padding on the left, unless `position_ids` are
+                given.
+
+        Raises:
+            ValueError: tokens or token types are not integers, or known to be out of range; there are more tokens than
+                positions.
+        """
+        config = self.config
+        tokens = checked_tokens("tokens", tokens, config.vocabulary, config.max_length - config.position_offset)
+        if attention_mask is not None:
+            attention_mask = as_array(attention_mask)
+            mask = restricted(mask, from_attention_mask(attention_mask))
+            positions = positions_of(attention_mask) if positions is None else positions
+        positions = jnp.asarray(np.arange(tokens.shape[-1]) if positions is None else positions)
+        types = jnp.zeros_like(tokens) if token_types is None else token_types
+        types = checked_tokens("token_types", types, config.token_types)
+        x = self.embedding(tokens) + self.type_embedding(types)
+        x = x + self.position_embedding(positions + config.position_offset)
+        x = self.dropout(self.embedding_norm(x))
+        if self.embedding_projection is not None:
+            x = self.embedding_projection(x)
+        for index in config.order:
+            x = self.blocks[index](x, mask=mask)
+        return x
+
+
+class Bert(BertEncoder):
+    """BERT with its pooler: tokens `[..., length]` -> hidden states and a vector, `Encoded`.
+
+        hidden: as in `BertEncoder`,    pooled = tanh(W hidden_0 + b)
+
+    Args:
+        config, dtype, param_dtype, rngs: as in `BertEncoder`.
+
+    >>> import jax
+    >>> from flax import nnx
+    >>> from jattn.models.bert import Bert, BertConfig
+    >>> config = BertConfig(vocabulary=11, features=8, depth=1, heads=2, mlp_features=16, max_length=9)
+    >>> jax.eval_shape(Bert(config, rngs=nnx.Rngs(0)), jax.numpy.zeros((2, 5), int)).pooled.shape
+    (2, 8)
+    """
+
+    def __init__(self, config: BertConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.pooler = Pooler(config.features, config.features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, tokens: Any, **options: Any) -> Encoded:
+        """Hidden states and the pooled vector; arguments as in `hidden`."""
+        hidden = self.hidden(tokens, **options)
+        return Encoded(hidden, self.pooler(hidden))
+
+
+class MaskedHead(nnx.Module):
+    """norm(activation(W h + b)), which embeddings are compared with, and a bias for each token."""
+
+    def __init__(self, config: BertConfig, *, param_dtype: Any, **options: Any):
+        width = config.embedding_features or config.features
+        self.dense = nnx.Linear(config.features, width, kernel_init=NORMAL, param_dtype=param_dtype, **options)
+        self.norm = layer_norm(width, config.epsilon, param_dtype=param_dtype, **options)
+        self.bias = nnx.Param(jnp.zeros(config.vocabulary, param_dtype))
+        self.activation = config.head_activation
+
+    def __call__(self, hidden: jax.Array, embedding: nnx.Embed) -> jax.Array:
+        """Logits `[..., vocabulary]`."""
+        logits = embedding.attend(self.norm(ACTIVATIONS[self.activation](self.dense(hidden))))
+        return logits + self.bias[...].astype(logits.dtype)
+
+
+class BertForMaskedLM(BertEncoder):
+    """BERT with its head for masked tokens: tokens `[..., length]` -> logits `[..., length, vocabulary]`.
+
+        logits = norm(activation(W hidden + b)) Eᵀ + c
+
+    Args:
+        config, dtype, param_dtype, rngs: as in `BertEncoder`.
+    """
+
+    def __init__(self, config: BertConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.head = MaskedHead(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, tokens: Any, **options: Any) -> jax.Array:
+        """The logits; arguments as in `hidden`."""
+        return self.head(self.hidden(tokens, **options), self.embedding)
+
+
+class BertForSequenceClassification(Bert):
+    """BERT with a classifier of the pooled vector: tokens `[..., length]` -> logits `[..., labels]`.
+
+    Args:
+        config, dtype, param_dtype, rngs: as in `BertEncoder`.
+    """
+
+    def __init__(self, config: BertConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        check_positive(labels=config.labels)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.classifier = nnx.Linear(config.features, config.labels, kernel_init=NORMAL, **options)
+
+    def __call__(self, tokens: Any, **options: Any) -> jax.Array:  # type: ignore[override]
+        """The logits; arguments as in `hidden`."""
+        return self.classifier(self.dropout(super().__call__(tokens, **options).pooled))
+
+
+class RobertaForSequenceClassification(BertEncoder):
+    """RoBERTa with a classifier: BERT's, except that the layer in place of the pooler belongs to the head.
+
+    Args:
+        config, dtype, param_dtype, rngs: as in `BertEncoder`.
+    """
+
+    def __init__(self, config: BertConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        check_positive(labels=config.labels)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.dense = Pooler(config.features, config.features, **options)
+        self.classifier = nnx.Linear(config.features, config.labels, kernel_init=NORMAL, **options)
+
+    def __call__(self, tokens: Any, **options: Any) -> jax.Array:
+        """The logits; arguments as in `hidden`."""
+        return self.classifier(self.dropout(self.dense(self.dropout(self.hidden(tokens, **options)))))
+
+
+RULES = (
+    Rule("embeddings.word_embeddings.weight", "embedding.embedding"),
+    Rule("embeddings.position_embeddings.weight", "position_embedding.embedding"),
+    Rule("embeddings.token_type_embeddings.weight", "type_embedding.embedding"),
+    *norm_rules("embeddings.LayerNorm", "embedding_norm"),
+)
+BLOCKS = block_rules(
+    "encoder.layer.{block}.",
+    "blocks.{block}.",
+    {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "out": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+        "mlp_norm": "output.LayerNorm",
+    },
+)
+SHARED = block_rules(
+    "encoder.albert_layer_groups.{block}.albert_layers.0.",
+    "blocks.{block}.",
+    {
+        "query": "attention.query",
+        "key": "attention.key",
+        "value": "attention.value",
+        "out": "attention.dense",
+        "attention_norm": "attention.LayerNorm",
+        "up": "ffn",
+        "down": "ffn_output",
+        "mlp_norm": "full_layer_layer_norm",
+    },
+)
+
+IGNORED = (
+    "*embeddings.position_ids",  # a buffer
+    "cls.seq_relationship.*",  # a head for pairs of sentences, in the first checkpoints
+    "sop_classifier.*",
+    "*pooler.*",  # where the model has none
+)
+
+
+def _masked_head(dense: str, norm: str, bias: str, decoder: str) -> tuple[Rule, ...]:
+    return (
+        *linear_rules(dense, "head.dense"),
+        *norm_rules(norm, "head.norm"),
+        Rule(bias, "head.bias"),
+        Rule(f"{decoder}.weight", "embedding.embedding", tied=True),
+        Rule(f"{decoder}.bias", "head.bias", tied=True),
+    )
+
+
+def _family(name: str, table: Table, classifier: type = BertForSequenceClassification) -> Family:
+    models = {"Model": Bert, "ForMaskedLM": BertForMaskedLM, "ForSequenceClassification": classifier}
+    return Family(BertConfig, {name + head: model for head, model in models.items()}, table)
+
+
+FAMILIES = {
+    "bert": _family(
+        "Bert",
+        Table(
+            (*RULES, *BLOCKS, *linear_rules("pooler.dense", "pooler.linear")),
+            (
+                *_masked_head(
+                    "cls.predictions.transform.dense",
+                    "cls.predictions.transform.LayerNorm",
+                    "cls.predictions.bias",
+                    "cls.predictions.decoder",
+                ),
+                *linear_rules("classifier", "classifier"),
+            ),
+            prefix="bert.",
+            ignored=IGNORED,
+            renamed={".gamma": ".weight", ".beta": ".bias"},
+        ),
+    ),
+    "roberta": _family(
+        "Roberta",
+        Table(
+            (*RULES, *BLOCKS, *linear_rules("pooler.dense", "pooler.linear")),
+            (
+                *_masked_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
+                *linear_rules("classifier.dense", "dense.linear"),
+                *linear_rules("classifier.out_proj", "classifier"),
+            ),
+            prefix="roberta.",
+            ignored=IGNORED,
+        ),
+        RobertaForSequenceClassification,
+    ),
+    "albert": _family(
+        "Albert",
+        Table(
+            (
+                *RULES,
+                *SHARED,
+                *linear_rules("encoder.embedding_hidden_mapping_in", "embedding_projection"),
+                *linear_rules("pooler", "pooler.linear"),
+            ),
+            (
+                *_masked_head("predictions.dense", "predictions.LayerNorm", "predictions.bias", "predictions.decoder"),
+                *linear_rules("classifier", "classifier"),
+            ),
+            prefix="albert.",
+            ignored=IGNORED,
+        ),
+    ),
+}
