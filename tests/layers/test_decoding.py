@@ -141,7 +141,7 @@ PADDING = {
 }
 
 
-@pytest.mark.parametrize("cache", rows([*CACHES, *FOR_WINDOWS], ["contiguous", "rolling"]))
+@pytest.mark.parametrize("cache", rows([*CACHES, *FOR_WINDOWS], ["contiguous"]))
 def test_prompts_of_different_lengths(cache):
     """Padding, NaN too, changes nothing: each example generates as it does alone."""
     layer = layer_of(mask=WINDOW, rotary=True, scores=scores.ALiBi.standard(HEADS))
@@ -277,6 +277,7 @@ def test_cross_attention_in_linen():
     close(*run(X))
 
 
+@pytest.mark.exhaustive
 def test_heads_over_devices():
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     ahead = masks.of(lambda q, k: q - k < 3)  # empty places are hidden by the cache alone

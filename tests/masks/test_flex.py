@@ -81,6 +81,7 @@ def test_indices_that_are_not_read_cost_nothing():
     assert [leaf.shape for leaf in jax.tree.leaves(by_head)] == [(HEADS,)]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("axes", [pytest.param(("model",), marks=pytest.mark.exhaustive), ("data", "model")])
 def test_heads_on_devices_keep_their_indices(axes):
     mesh = jax.make_mesh((2,) * len(axes), axes)

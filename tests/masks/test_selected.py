@@ -59,7 +59,9 @@ def test_whole_tiles_occur_above():
     assert (states(masks.Selected(drawn("small blocks, whole tiles")[1], (4, 2))) == 2).any()
 
 
-@pytest.mark.parametrize("implementation", ["reference", Tiled(8, 8)], ids=["reference", "tiled"])
+@pytest.mark.parametrize(
+    "implementation", [pytest.param("reference", marks=pytest.mark.exhaustive), Tiled(8, 8)], ids=["reference", "tiled"]
+)
 def test_a_token_in_a_cache_has_the_last_list(implementation):
     """`first_query` says where the first list begins; traced, so that decoding compiles once."""
     size, indices = drawn("key blocks of queries")

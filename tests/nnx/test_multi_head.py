@@ -201,6 +201,7 @@ def test_weights():
     close(weights.sum(-1), jnp.ones((BATCH, 2, LENGTH)))
 
 
+@pytest.mark.exhaustive
 def test_heads_over_devices():
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     arguments: dict[str, Any] = dict(

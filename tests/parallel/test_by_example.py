@@ -282,6 +282,7 @@ def test_numpy_arrays_beside_a_split_state():
     np.testing.assert_allclose(out, run(given)[0], atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_new_state_follows_split_tokens():
     """Outside of `jit`, a state that is on no mesh yet is split as the tokens are."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))

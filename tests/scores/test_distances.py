@@ -22,7 +22,9 @@ def added(score, length):
     return aligned.modify(jnp.zeros((1, 1, length, length)), jnp.arange(length)[:, None], jnp.arange(length))[0, 0]
 
 
-@pytest.mark.parametrize("implementation", ["reference", Tiled(2, 3)], ids=["reference", "tiled"])
+@pytest.mark.parametrize(
+    "implementation", [pytest.param("reference", marks=pytest.mark.exhaustive), Tiled(2, 3)], ids=["reference", "tiled"]
+)
 def test_shaw_is_a_number_of_the_query_at_each_clipped_distance(implementation):
     """(q_i·k_j + q_i·a_clip(j - i, -2, 1)) / √dim, with its gradients in the query and in a."""
     q, k, v, a = normal(0, (7, 2, 4), (7, 2, 4), (7, 2, 3), (4, 4))

@@ -23,7 +23,7 @@ def test_long_is_the_sum(length, taps):
     check(long_convolution, truth, inputs, filters, skip)
 
 
-@pytest.mark.parametrize("length", [63, 1000, 1021])
+@pytest.mark.parametrize("length", [63, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in (1000, 1021))])
 def test_nothing_wraps_around(length):
     """A filter whose last tap is the largest: circular, the end would come back to the start."""
     inputs, filters = normal(2, (length, 1), (length, 1))

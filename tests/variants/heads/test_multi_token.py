@@ -37,6 +37,7 @@ def test_the_future_is_not_seen():
     assert seen[..., 1, :, :].any()
 
 
+@pytest.mark.exhaustive
 def test_memory_is_not_quadratic():
     def temporaries(length):
         arrays = [jax.ShapeDtypeStruct((length, 1, 4), jnp.float32)] * 3

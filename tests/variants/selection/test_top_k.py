@@ -44,6 +44,7 @@ def test_no_keys():
     assert not np.asarray(top_k(q, k, v, 2)).any()
 
 
+@pytest.mark.exhaustive
 def test_memory_is_not_quadratic():
     def temporaries(length):
         arrays = [jax.ShapeDtypeStruct((length, 1, 8), jnp.float32)] * 3

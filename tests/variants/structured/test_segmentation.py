@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from differences import check, close, normal
+from tiers import rows
 from variant_layers import check_layer
 
 from jattn.variants.structured import Segmentation, chain_log_partition, chain_marginals, segmentation_attention
@@ -34,7 +35,7 @@ def true_marginals(potentials, transitions):
     return out / max(out[0].sum(), 1e-300)
 
 
-@pytest.mark.parametrize("length", [1, 5])
+@pytest.mark.parametrize("length", rows([1, 5], ["5"]))
 def test_log_partition_and_marginals_are_sums_over_labelings(length):
     """The gradient of marginals is the second derivative of log Z."""
     potentials, shared, each = normal(0, (length, 3), (3, 3), (length - 1, 3, 3))
@@ -81,6 +82,7 @@ def test_examples_end_at_their_lengths_and_nan_behind_stays_there():
         assert (np.asarray(gradient)[behind[..., -gradient.shape[2] :]] == 0).all()
 
 
+@pytest.mark.exhaustive
 def test_work_is_linear_in_the_length():
     def temporaries(length):
         shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((length, 2), (2, 2))]

@@ -188,16 +188,27 @@ def positions(length, largest=60):
     return run | some.map(lambda values: np.array(values, np.int32))
 
 
-@settings(quick, max_examples=80)
-@given(algebra(ANY, floats=True), positions(Q_LEN), positions(KV_LEN), st.integers(1, 9), st.integers(1, 9))
-def test_a_known_plan_is_sound(function, q, k, q_tile, k_tile):
-    assert_sound(*plan_and_truth(of(function), q, k, q_tile, k_tile))
+def known_plans(examples):
+    @settings(quick, max_examples=examples)
+    @given(algebra(ANY, floats=True), positions(Q_LEN), positions(KV_LEN), st.integers(1, 9), st.integers(1, 9))
+    def test(function, q, k, q_tile, k_tile):
+        assert_sound(*plan_and_truth(of(function), q, k, q_tile, k_tile))
+
+    return test
 
 
-@settings(quick, max_examples=15)
-@given(algebra(ANY, floats=True), positions(Q_LEN), positions(KV_LEN))
-def test_a_traced_plan_is_sound(function, q, k):
-    assert_sound(*traced_plan_and_truth(of(function), q, k, 5, 7, tables=True))
+def traced_plans(examples):
+    @settings(quick, max_examples=examples)
+    @given(algebra(ANY, floats=True), positions(Q_LEN), positions(KV_LEN))
+    def test(function, q, k):
+        assert_sound(*traced_plan_and_truth(of(function), q, k, 5, 7, tables=True))
+
+    return test
+
+
+test_a_known_plan_is_sound, test_a_traced_plan_is_sound = known_plans(20), traced_plans(4)
+test_more_known_plans_are_sound = pytest.mark.exhaustive(known_plans(60))
+test_more_traced_plans_are_sound = pytest.mark.exhaustive(traced_plans(12))
 
 
 @pytest.mark.exhaustive
