@@ -15,6 +15,7 @@ import jattn
 import jattn.linen
 import jattn.nnx
 from jattn.layers import caches
+from jattn.models import t5
 from jattn.ops.attention import api
 from jattn.parallel import Heads
 from jattn.variants.heads import Differential
@@ -388,9 +389,21 @@ def test_a_variant_of_two_calls():
     _, seen = jattn.recorded(Holder())(X)
     assert list(seen) == ["inner#0", "inner#1"] == list(jattn.recorded(Holder(), layers="inner")(X)[1])
     assert list(jattn.recorded(Holder(), layers="inner#0")(X)[1]) == ["inner#0"]
-    with pytest.raises(KeyError, match="'inner' attended 2 times: take one of inner#0, inner#1"):
+    with pytest.raises(KeyError, match="'inner' may be any of inner#0, inner#1"):
         seen["inner"]
     assert seen.stack("inner").shape == (2, 2, 1, LENGTH, LENGTH)
+
+
+def test_names_of_a_whole_model():
+    config = t5.T5Config(vocabulary=9, features=8, head_dim=4, mlp_features=8, depth=2, heads=2)
+    model = nnx.eval_shape(lambda: t5.T5ForConditionalGeneration(config, rngs=nnx.Rngs(0)))
+    tokens = jnp.zeros((1, 5), int)
+    _, seen = nnx.eval_shape(jattn.recorded(lambda model: model(tokens, tokens[:, :3])), model)
+    decoder = [f"decoder.blocks.{i}.{name}" for i in range(2) for name in ("attention", "cross")]
+    assert list(seen) == [*(f"encoder.blocks.{i}.attention" for i in range(2)), *decoder]
+    assert seen["decoder.1.cross"].shape == seen["1.cross"].shape == seen.shapes[decoder[3]] == (1, 2, 3, 5)
+    with pytest.raises(KeyError, match=r"'1.attention' may be any of encoder.*, decoder.blocks.1.attention"):
+        seen["1.attention"]
 
 
 def test_names_of_copies_and_prefixes():

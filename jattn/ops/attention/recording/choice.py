@@ -25,6 +25,17 @@ def matches(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, one) for one in (pattern, *below))
 
 
+def abbreviates(short: str, name: str) -> bool:
+    """Whether the parts of `short` are among those of a name, in their order.
+
+    >>> [abbreviates(one, "decoder.blocks.3.cross#1") for one in ("decoder.3.cross", "cross#1", "3.decoder", "cross#0")]
+    [True, True, False, False]
+    """
+    name = name if "#" in short else name.partition("#")[0]
+    rest = iter(name.split("."))
+    return all(part in rest for part in short.split("."))
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """What to record.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ....foundation.arrays import describe
-from .choice import Layers, listed, matches
+from .choice import Layers, abbreviates, listed, matches
 
 Tokens = tuple[Any, ...]
 
@@ -77,7 +77,8 @@ def _checked(argument: str, tokens: Any, length: int, name: str) -> Tokens:
 class Seen(Mapping[str, Any]):
     """Attention weights by name: a mapping, in the order of the calls, and a pytree of the arrays.
 
-    `seen["decoder.3.cross"]` are the weights `[..., heads, queries, kv_len]`. A layer that attended several times has
+    `seen["decoder.blocks.3.cross"]` are the weights `[..., heads, queries, kv_len]`, and so are
+    `seen["decoder.3.cross"]`: parts of a name suffice if they stand for one. A layer that attended several times has
     the names `name#0`, `name#1`, ... Calls outside of modules and `jattn.named` are `attention.0`, `attention.1`, ...
     Printing it shows a table.
 
@@ -98,19 +99,24 @@ class Seen(Mapping[str, Any]):
         return len(self.records)
 
     def record(self, name: str) -> Record:
-        """The `Record` of a name.
+        """The `Record` of a name, or of parts of it.
 
         Raises:
-            KeyError: there is none; the message lists those that exist.
+            KeyError: there is none, or more than one; the message lists them.
         """
         if name in self.records:
             return self.records[name]
-        several = [one for one in self.records if isinstance(name, str) and one.rpartition("#")[0] == name]
-        if several:
-            raise KeyError(
-                f"{name!r} attended {len(several)} times: take one of {listed(several)}, or `stack({name!r})`."
-            )
+        meant = [one for one in self.records if isinstance(name, str) and abbreviates(name, one)]
+        if len(meant) == 1:
+            return self.records[meant[0]]
+        if meant:
+            raise KeyError(f"{name!r} may be any of {listed(meant)}: name one of them.")
         raise KeyError(f"nothing is recorded under {name!r}, but under {listed(list(self.records)) or 'no name'}.")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """For each name, the shape of its weights."""
+        return {name: tuple(record.weights.shape) for name, record in self.records.items()}
 
     @property
     def gradients(self) -> dict[str, Any]:
@@ -160,7 +166,7 @@ class Seen(Mapping[str, Any]):
             ValueError: their shapes differ; no name matches.
         """
         names = self._chosen(layers)
-        shapes = {name: tuple(self[name].shape) for name in names}
+        shapes = {name: self.shapes[name] for name in names}
         if len(set(shapes.values())) > 1:
             found = listed([f"{name} {shape}" for name, shape in shapes.items()])
             raise ValueError(f"`layers` must have weights of one shape to be stacked; got {found}.")
