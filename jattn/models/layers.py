@@ -28,6 +28,10 @@ ACTIVATIONS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_fast", "gelu_python_tan
 ACTIVATIONS |= {"gelu_python": ACTIVATIONS["gelu"], "swish": ACTIVATIONS["silu"]}
 
 
+class Fixed(nnx.Variable):
+    """An array that checkpoints hold, and that is not trained."""
+
+
 def check_activation(name: Any) -> None:
     """Check that an activation is known by this name.
 

@@ -27,6 +27,7 @@ MODULES: Mapping[str, str] = {
     "roberta": "bert",
     "t5": "t5",
     "vit": "vit",
+    "whisper": "whisper",
 }
 """The module of each `model_type`. It has a `FAMILY`, or `FAMILIES` by `model_type`."""
 
