@@ -9,6 +9,7 @@ from .checkpoint.table import Rule, Table
 from .config import Config
 from .decoder import next_token_loss
 from .directory import from_directory, from_tensors, to_directory, to_tensors
+from .hub import from_hub
 from .losses import shifted_right, smoothed_loss, token_loss
 from .registry import MODULES as _MODULES
 from .registry import Family
@@ -19,6 +20,7 @@ __all__ = [
     "Rule",
     "Table",
     "from_directory",
+    "from_hub",
     "from_tensors",
     "next_token_loss",
     "shifted_right",

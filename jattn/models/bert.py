@@ -15,14 +15,11 @@ import numpy as np
 from flax import nnx
 
 from ..foundation.arguments import check_positive
-from ..foundation.arrays import as_array
-from ..masks import from_attention_mask
 from ..masks.base import restricted
-from ..positions import from_attention_mask as positions_of
 from .bert_config import BertConfig
 from .checkpoint.table import Rule, Table
 from .encoder import NORMAL, Encoded, EncoderBlock, Pooler, block_rules, linear_rules, norm_rules
-from .layers import ACTIVATIONS, checked_tokens, dropout, layer_norm
+from .layers import ACTIVATIONS, checked_positions, checked_tokens, dropout, layer_norm, padding_of
 from .registry import Family
 
 __all__ = [
@@ -91,13 +88,17 @@ class BertEncoder(nnx.Module):
         """
         config = self.config
         tokens = checked_tokens("tokens", tokens, config.vocabulary, config.max_length - config.position_offset)
+        if positions is not None:
+            positions = checked_positions(positions, tokens, config.max_length - config.position_offset)
         if attention_mask is not None:
-            attention_mask = as_array(attention_mask)
-            mask = restricted(mask, from_attention_mask(attention_mask))
-            positions = positions_of(attention_mask) if positions is None else positions
+            padding, counted = padding_of(attention_mask, tokens)
+            mask = restricted(mask, padding)
+            positions = counted if positions is None else positions
         positions = jnp.asarray(np.arange(tokens.shape[-1]) if positions is None else positions)
         types = jnp.zeros_like(tokens) if token_types is None else token_types
         types = checked_tokens("token_types", types, config.token_types)
+        if types.shape != tokens.shape:
+            raise ValueError(f"`token_types` must have the shape {tokens.shape} of `tokens`; got {types.shape}.")
         x = self.embedding(tokens) + self.type_embedding(types)
         x = x + self.position_embedding(positions + config.position_offset)
         x = self.dropout(self.embedding_norm(x))

@@ -19,11 +19,10 @@ from ..foundation.arguments import check_choice, check_positive
 from ..foundation.arrays import describe
 from ..foundation.numerics import widen
 from ..layers.caches import Contiguous, Rolling, Spec
-from ..masks import from_attention_mask
 from ..masks.base import restricted
-from ..positions import from_attention_mask as positions_of
+from ..ops.attention.call import renamed
 from .config import Config
-from .layers import as_valid, checked_tokens
+from .layers import as_valid, checked_positions, checked_tokens, padding_of
 
 State = tuple[Any, ...]
 
@@ -101,9 +100,12 @@ class Decoder(nnx.Module):
     def hidden(self, tokens: Any, *, attention_mask: Any = None, mask: Any = None, positions: Any = None) -> jax.Array:
         """The hidden states after the last norm, `[..., length, features]`; arguments as in the call."""
         tokens = self._checked(tokens)
+        if positions is not None:
+            positions = checked_positions(positions, tokens, self.longest)
         if attention_mask is not None:
-            mask = restricted(mask, from_attention_mask(attention_mask))
-            positions = positions_of(attention_mask) if positions is None else positions
+            padding, counted = padding_of(attention_mask, tokens)
+            mask = restricted(mask, padding)
+            positions = counted if positions is None else positions
         at = {"positions": positions} if self.rotates else {}
         x = self.embed(tokens, np.arange(tokens.shape[-1]) if positions is None else positions)
         for block in self.blocks:
@@ -155,9 +157,10 @@ class Decoder(nnx.Module):
         valid = as_valid(valid)
         x = self.embed(tokens, state[0].positions(tokens.shape[-1], valid))
         after = []
-        for block, one in zip(self.blocks, state, strict=True):
-            x, one = block.prefill(x, one, valid=valid, mask=mask)
-            after.append(one)
+        with renamed(inputs="tokens"):
+            for block, one in zip(self.blocks, state, strict=True):
+                x, one = block.prefill(x, one, valid=valid, mask=mask)
+                after.append(one)
         x = self.norm(x if every else last_of(x, valid))
         return self.output(x), tuple(after)
 

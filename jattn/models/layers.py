@@ -13,6 +13,9 @@ from ..foundation.arguments import check_choice
 from ..foundation.arrays import as_array, describe, dtype_of, known_values
 from ..foundation.numerics import widen
 from ..layers.norms import rms_norm
+from ..masks import Mask, from_attention_mask
+from ..ops.attention.call import renamed
+from ..positions import from_attention_mask as positions_of
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -153,6 +156,8 @@ def checked_tokens(name: str, tokens: Any, vocabulary: int, longest: int | None 
     dtype = dtype_of(tokens)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or not tokens.ndim:
         raise ValueError(f"`{name}` must be integers [..., length]; got {describe(tokens)}.")
+    if not tokens.shape[-1]:
+        raise ValueError(f"`{name}` must have at least one token; got an array of shape {tuple(tokens.shape)}.")
     if longest is not None and tokens.shape[-1] > longest:
         raise ValueError(f"`{name}` must be at most {longest} long, the positions of the model; got {tokens.shape}.")
     known = known_values(tokens)
@@ -161,6 +166,52 @@ def checked_tokens(name: str, tokens: Any, vocabulary: int, longest: int | None 
             f"`{name}` must be in [0, {vocabulary}), the vocabulary of the model; got {known.min()} to {known.max()}."
         )
     return jnp.asarray(tokens)
+
+
+def padding_of(attention_mask: Any, tokens: jax.Array, name: str = "attention_mask") -> tuple[Mask, Any]:
+    """The mask of a padded batch, and the positions of its tokens, counted from 0 in each sequence.
+
+    Args:
+        attention_mask: ones and zeros `[..., length]`.
+        tokens: integers `[..., length]`.
+        name: the name of the argument.
+
+    Raises:
+        ValueError: it does not have the shape of the tokens; values are neither 0 nor 1.
+    """
+    attention_mask = as_array(attention_mask)
+    if dtype_of(attention_mask) is None or tuple(attention_mask.shape) != tuple(tokens.shape):
+        raise ValueError(
+            f"`{name}` must be ones and zeros of the shape {tuple(tokens.shape)} of the tokens; got "
+            f"{describe(attention_mask)}."
+        )
+    with renamed(attention_mask=name):
+        return from_attention_mask(attention_mask), positions_of(attention_mask)
+
+
+def checked_positions(positions: Any, tokens: jax.Array, longest: int | None = None) -> Any:
+    """Positions `[length]` or `[..., length]`, one for each token.
+
+    Args:
+        positions: integers.
+        tokens: integers `[..., length]`.
+        longest: positions are below it. Checked where values are known.
+
+    Raises:
+        ValueError: they are not such an array, or are out of range.
+    """
+    positions = as_array(positions)
+    dtype = dtype_of(positions)
+    shapes = (tuple(tokens.shape), tuple(tokens.shape[-1:]))
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or tuple(positions.shape) not in shapes:
+        wanted = " or ".join(map(str, dict.fromkeys(shapes)))
+        raise ValueError(f"`positions` must be integers of shape {wanted}; got {describe(positions)}.")
+    known = None if longest is None else known_values(positions)
+    if known is not None and known.size and (known.min() < 0 or known.max() >= longest):
+        raise ValueError(
+            f"`positions` must be in [0, {longest}), those of the model; got {known.min()} to {known.max()}."
+        )
+    return positions
 
 
 def as_valid(valid: Any, name: str = "valid") -> Any:
