@@ -14,8 +14,8 @@ FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 def from_hub(name: str, model: type | None = None, *, revision: str | None = None, **options: Any) -> Any:
     """Download a model of the Hugging Face hub and load it; needs the extra `jattn[hf]`.
 
-    Files are cached by the package `huggingface_hub`, whose environment variables set where, and hold a token for models
-    that ask for one.
+    The package `huggingface_hub` caches files. Its environment variables say where, and hold a token for models that ask
+    for one.
 
     Args:
         name: the repository, such as `"openai-community/gpt2"`.
@@ -29,8 +29,8 @@ def from_hub(name: str, model: type | None = None, *, revision: str | None = Non
     """
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ValueError(
-            f"`name` must be that of a repository, such as 'openai-community/gpt2'; got {describe(name)}. A directory is "
-            "loaded by `from_directory`."
+            f"`name` must be that of a repository, such as 'openai-community/gpt2'; got {describe(name)}. "
+            "A directory is loaded by `from_directory`."
         )
     try:
         hub: Any = importlib.import_module("huggingface_hub")
