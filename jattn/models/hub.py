@@ -14,8 +14,8 @@ FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 def from_hub(name: str, model: type | None = None, *, revision: str | None = None, **options: Any) -> Any:
     """Download a model of the Hugging Face hub and load it; needs the extra `jattn[hf]`.
 
-    The package `huggingface_hub` caches files. Its environment variables say where, and hold a token for models that ask
-    for one.
+    The package `huggingface_hub` caches files. Its environment variables say where, and hold a token for models that
+    ask for one.
 
     Args:
         name: the repository, such as `"openai-community/gpt2"`.
