@@ -111,4 +111,4 @@ class Setting:
                 pieces, mask=masks.SameSegment(*ids), scores=(scores.ALiBi(slopes), scores.SoftCap(30.0))
             )
         call, query, key = prepare(query, key, value, pieces)
-        return dataclasses.replace(call, target=as_target(target)), query, key
+        return dataclasses.replace(call, target=as_target(target), exact_lse=False), query, key

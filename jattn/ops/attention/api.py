@@ -89,7 +89,7 @@ def attention(
     """
     pieces = Pieces(mask, similarity, scores, normalizer, dropout, query_positions, key_positions)
     arrays = query, key, value
-    return observed(lambda: _attend(arrays, pieces, implementation).out, lambda: arrays, pieces)
+    return observed(lambda: _attend(arrays, pieces, implementation, lse=False).out, lambda: arrays, pieces)
 
 
 def partial_attention(
@@ -191,8 +191,10 @@ class _Attend:
     """The output and its lse, by an implementation."""
 
     implementation: str | Implementation | None
+    lse: bool
 
     def __call__(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
+        call = dataclasses.replace(call, exact_lse=self.lse or not call.pieces.normalizer.mergeable)
         chosen = ATTENTION.choose(call, self.implementation, call.target or expected_target(query, key, value))
         open_ = self.implementation is None and call.target is None and ATTENTION.depends_on_platform
         if open_ and isinstance(chosen, Streaming):
@@ -201,13 +203,17 @@ class _Attend:
 
 
 def _attend(
-    arrays: tuple[jax.Array, jax.Array, jax.Array], pieces: Pieces, implementation: str | Implementation | None
+    arrays: tuple[jax.Array, jax.Array, jax.Array],
+    pieces: Pieces,
+    implementation: str | Implementation | None,
+    *,
+    lse: bool = True,
 ) -> Partial:
     watcher = WATCHER.get()
     named: dict[str, Any] = dict(zip(("query", "key", "value"), arrays, strict=True))
     watch = None if watcher is None else lambda call: watcher(Watched(ATTENTION, call, named, implementation))
     names: Any = ("out", "lse", "lse")
-    return run_call(_Attend(implementation), arrays, pieces, Partial(*names), watch=watch)
+    return run_call(_Attend(implementation, lse), arrays, pieces, Partial(*names), watch=watch)
 
 
 def dot_product_attention(

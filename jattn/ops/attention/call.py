@@ -95,6 +95,7 @@ class Call:
         target: what the program is compiled for; None if that is decided when it is lowered.
         plan: what the implementation knows about the call before it runs (`Streaming.plan`), or None.
         keys_as_values: whether the values are known to be the keys, so that reading one of them suffices.
+        exact_lse: whether the lse is read outside of the implementation. If not, it may be that of rounded weights.
     """
 
     batch: tuple[int, ...]
@@ -111,6 +112,7 @@ class Call:
     target: Target | None = None
     plan: Any = None
     keys_as_values: bool = False
+    exact_lse: bool = True
 
 
 jax.tree_util.register_dataclass(

@@ -39,7 +39,7 @@ class Limits:
     primitives: frozenset[str]
     entries: int = 64
     flags: int = 1024
-    pairs: int = 2**22
+    pairs: int = 2**25
     diagonals: Callable[[Any, int, int], Any] | None = None
     query_cost: int = 24
     key_cost: int = 4

@@ -229,6 +229,12 @@ class Lowered:
             for place, field in enumerate(self._choice.fields)
         )
 
+    @property
+    def entries(self) -> int:
+        """How many entries of tables a tile compares an index of both positions with. Each is a part of the program."""
+        tables = [(of, places) for of, places in self._choice.read.values() if isinstance(of, Lookup)]
+        return sum(len(places) for of, places in tables if not of.of_flags)
+
     def fields(self, pieces: Pieces) -> list[jax.Array]:
         """The arrays that a kernel reads, aligned: `[batch..., head, query, key]`, or rows of distances `[batch...,
         head, 1, 1, q_len + kv_len]` (see `distances`), or parameters `[batch..., head, 1, 1, features]`."""

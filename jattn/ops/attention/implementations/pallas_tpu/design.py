@@ -38,6 +38,7 @@ class Design:
         interpret: whether the kernels are interpreted on the machine at hand.
         vmem: the limit on vector memory, in bytes.
         axes: the mesh axes over which the results vary.
+        exact_lse: whether the mass of a row is that of the weights before they are rounded for the product.
         cores: of one device, which divide batch elements and heads among them.
         trips: for the compiler's estimates, which cannot see bounds that are read at run time: the numbers of full and
             of visited tiles of every row, in place of those of the list.
@@ -55,6 +56,7 @@ class Design:
     interpret: bool
     vmem: int
     axes: tuple[str, ...]
+    exact_lse: bool = True
     cores: int = 1
     trips: tuple[int, int] | None = None
 

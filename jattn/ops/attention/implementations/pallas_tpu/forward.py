@@ -111,8 +111,8 @@ def attend(
 
 
 def _sums_by_product(design: Design) -> bool:
-    """Whether the mass of a tile is a product with ones. Not if dropout changes the weights of the product."""
-    return design.softmax and not design.lowered.drops
+    """Whether the mass of a tile is a product with ones: not if it is that of weights before dropout or rounding."""
+    return design.softmax and not design.lowered.drops and not design.exact_lse
 
 
 def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs, *refs):
@@ -220,8 +220,9 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
         shrink = jnp.exp2((top - safe) * slope)
         weights = jnp.exp2((s_buf[unit % 2] - safe) * slope)
         mass = None
-        if factor_buf is not None:
+        if not product_sums:
             mass = weights.sum(0, keepdims=True)
+        if factor_buf is not None:
             weights = weights * factor_buf[unit % 2]
         summed = design.product(vt_s[values], weights.astype(vt_s.dtype), NN)
         if mass is None:

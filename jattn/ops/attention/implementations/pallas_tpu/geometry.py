@@ -22,6 +22,10 @@ UNIT = 512
 UNITS = 4
 """Units per step that are aimed at: more share the transposed values, but make the program longer."""
 
+ENTRIES = (6, 45)
+"""Entries of tables in a tile above which it is halved, to keep the loop below 10,000 bundles: in the backward pass
+each entry takes about 1.5 for a register of scores, beside some 10."""
+
 JOINED = 1.1
 """Heads with different plans share a step if that visits at most 10% more tiles."""
 
@@ -185,7 +189,7 @@ class Cut:
         return f"{heads} x {self.q_tile} queries x {self.kv_tile} keys a step"
 
 
-def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | None) -> Cut:
+def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | None, entries: int = 0) -> Cut:
     """The cut of a call, with the caller's sizes where given.
 
     A step has an even number of units, because the scores of one unit are computed while the weights of the one before
@@ -196,12 +200,16 @@ def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | Non
         q_tile: queries of a unit.
         kv_tile: keys of a tile.
         heads: query heads of a step.
+        entries: of tables with which a tile compares an index (`Lowered.entries`).
     """
     group = call.q_heads // call.kv_heads
     if heads is None:
-        heads = _heads(group, call.kv_heads, UNITS // 2 if is_wide(call) else UNITS)
+        heads = _heads(group, call.kv_heads, UNITS // 2 if is_wide(call) or entries else UNITS)
     parts = 1 if heads % 2 == 0 else 2
     most = _most(call)
+    for few in ENTRIES:
+        most = most // 2 if entries > few else most
+    most = max(most, LANES)
     unit = q_tile or min(most, rounded(-(-call.q_len // parts), LANES))
     return Cut(
         axes=call.batch,

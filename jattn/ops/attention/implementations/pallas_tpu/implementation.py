@@ -112,7 +112,8 @@ class PallasTPU(Streaming):
 
     def _cut(self, call: Call, known: "Known | None" = None) -> Cut:
         """The cut of a call. Heads that visit different tiles are computed alone."""
-        return geometry.cut_of(call, self.q_tile, self.kv_tile, (known and known.heads) or self.heads)
+        entries = _lowered(call, known.offset if known else offset_of(call)).entries
+        return geometry.cut_of(call, self.q_tile, self.kv_tile, (known and known.heads) or self.heads, entries)
 
     def _plan(self, call: Call, cut: Cut, known: "Known") -> Plan:
         if known.plan is not None:
@@ -229,6 +230,7 @@ class PallasTPU(Streaming):
             interpret=self.interpret,
             vmem=geometry.vmem_limit(call.target),
             axes=axes,
+            exact_lse=call.exact_lse and value.dtype != jnp.float32,
             cores=geometry.cores_of(call.target),
         )
         keys = cut.padded[1]

@@ -76,6 +76,9 @@ CASES = {
         slopes=((4,), f32),
     ),
     "buckets": of(lambda a: {"scores": scores.RelativeBuckets(a["table"])}, table=((32, 4), f32)),
+    "relative logits": of(
+        lambda a: {"scores": scores.RelativeLogits(a["logits"], first=-4)}, logits=((4, LENGTH, 9), f32)
+    ),
     "key bias": of(lambda a: {"scores": scores.Bias(a["bias"])}, bias=((1, 1, 1, LENGTH), f32)),
     "pair bias": of(lambda a: {"scores": scores.Bias(a["bias"])}, bias=((4, LENGTH, LENGTH), f32)),
     "sinks": of(lambda a: {"mask": masks.Causal(), "normalizer": Softmax(a["sink"])}, sink=((4,), f32)),
