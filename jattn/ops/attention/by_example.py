@@ -207,6 +207,8 @@ def _run(function: Callable[..., Any], arguments: dict[str, Any], inputs: jax.Ar
     assert split is not None  # there are Explicit axes
     split = _dividing(split, arrays, layouts)
     rank = len(rules.batch)
+    if observer is not None:
+        arrays, layouts = [*arrays, *call.operands], [*layouts, *(_of_shape(one, rules.batch) for one in call.operands)]
     found = _checked(call, arrays)
     if observer is not None:
         # Of any head the observer may ask, so heads are whole on each device.

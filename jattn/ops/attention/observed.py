@@ -26,15 +26,26 @@ class Observer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def inside(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        """`function`, for a `jax.shard_map` of this library: it returns also a tree of arrays, for `adopt`.
-
-        It may be traced any number of times.
-        """
+    def inside(self, function: Callable[[list[Any]], Any]) -> "Inside":
+        """`function`, for a `jax.shard_map` of this library, observed there."""
 
     @abc.abstractmethod
-    def adopt(self, function: Callable[..., Any], result: Any, arrays: Any) -> Any:
-        """Accept the whole arrays of what `inside` returned, and return `result`. The function is not called again."""
+    def adopt(self, inside: Any, result: Any, arrays: Any) -> Any:
+        """Accept the whole arrays of what `inside` returned, and return `result`. It is not called again."""
+
+
+class Inside(abc.ABC):
+    """A function of a list of arrays that returns its result and a tree of arrays for `Observer.adopt`.
+
+    Attributes:
+        operands: more arrays, to append to those of the function.
+    """
+
+    operands: list[Any]
+
+    @abc.abstractmethod
+    def __call__(self, arrays: list[Any]) -> tuple[Any, Any]:
+        """The result for these arrays and the operands. It may be traced any number of times."""
 
 
 OBSERVER: ContextVar[Observer | None] = ContextVar("OBSERVER", default=None)

@@ -362,18 +362,21 @@ def test_split_examples():
     """A layer that runs each device's examples on it, over Explicit axes."""
     layer = Differential(FEATURES, 2, depth=1)
     parameters = layer.init(jax.random.key(0))
-    run = jattn.recorded(layer, heads=1, queries=[0, -1])
+
+    def both(parameters, x):
+        return attend(layer(parameters, x))
+
+    run = jattn.recorded(both, heads=1, queries=[0, -1], gradients=lambda out: jnp.sin(out).sum())
     (want_out, want), mesh = run(parameters, X), jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         inputs = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data")))
         out, seen = jax.jit(run)(parameters, inputs)
-        with pytest.raises(ValueError, match="`gradients` of weights are not recorded of this layer over Explicit"):
-            jattn.recorded(layer, gradients=jnp.sum)(parameters, inputs)
     np.testing.assert_allclose(out, want_out, atol=1e-5)
-    assert list(seen) == list(want) == ["attention.0", "attention.1"]
+    assert list(seen) == list(want) == ["attention.0", "attention.1", "attention.2"]
     for name in seen:
-        assert seen[name].sharding.spec[0] == "data"
+        assert seen[name].sharding.spec[0] == seen.gradients[name].sharding.spec[0] == "data"
         np.testing.assert_allclose(seen[name], want[name], atol=1e-5)
+        np.testing.assert_allclose(seen.gradients[name], want.gradients[name], atol=1e-5)
 
 
 def test_a_variant_of_two_calls():

@@ -18,9 +18,10 @@ from jax.extend.core import get_opaque_trace_state
 
 from ....foundation.arrays import as_jax, is_static
 from ....foundation.numerics import accumulation_dtype
+from ....foundation.varying import vary, varying_axes
 from ..call import Call
 from ..implementations.reference import applied_weights
-from ..observed import Arrays, Observer, observed, observer_is
+from ..observed import Arrays, Inside, Observer, observed, observer_is
 from ..partial import Partial
 from ..select import select
 from ..split import run_call
@@ -96,21 +97,17 @@ class Recorder(Observer):
         self.seen.records[f"{name}#{again}" if again else name] = record
         return found
 
-    def inside(self, function: Callable[..., Any]) -> "_Inside":
-        if self.zeros is not None or self.like is not None:
-            raise ValueError(
-                "`gradients` of weights are not recorded of this layer over Explicit mesh axes, where each device runs "
-                "it on its own examples. Make the mesh with `axis_types=(jax.sharding.AxisType.Auto,) * ...`, or leave "
-                "`gradients` out."
-            )
+    def inside(self, function: Callable[[list[Any]], Any]) -> "_Inside":
         return _Inside(function, self)
 
-    def adopt(self, function: Any, result: Any, arrays: Seen) -> Any:
-        inner = function.inner
+    def adopt(self, inside: Any, result: Any, arrays: Seen) -> Any:
+        inner = inside.inner
         self.names, self._unnamed, self._bytes = inner.names, inner._unnamed, inner._bytes
         for name, record in arrays.records.items():
             self.seen.records[name] = record
-        function.recorder = function.inner = None  # it stays in caches of compiled functions
+            if self.like is not None:
+                self.like.append(Zero.like(record.weights))
+        inside.recorder = inside.inner = inside.operands = None  # it stays in caches of compiled functions
         for name in dict.fromkeys(self.names):
             self._number(name)
         return result
@@ -150,7 +147,7 @@ class Recorder(Observer):
     def _perturbed(self, found: Any, value: jax.Array, allowed: jax.Array) -> Any:
         """The output of a call, with its cotangent intercepted."""
         assert self.zeros is not None
-        zero = self.zeros[len(self.seen)]
+        zero = vary(self.zeros[len(self.seen)], varying_axes(found, value, allowed))
         if not isinstance(found, Partial):
             return perturbed(self.choice, found, value, allowed, zero)
         return dataclasses.replace(found, out=perturbed(self.choice, found.out, value, allowed, zero))
@@ -178,6 +175,11 @@ class Recorder(Observer):
             ("heads", self.choice.heads, query.shape[-2]),
             ("queries", self.choice.queries, query.shape[-3]),
         ):
+            if indices is not None and not is_static(count):
+                raise ValueError(
+                    f"`{argument}` must be None for {name!r}: their number is a symbol of `jax.export`, {count}; got "
+                    f"{list(indices)}."
+                )
             if indices is not None and not all(-count <= index < count for index in indices):
                 raise ValueError(
                     f"`{argument}` must be indices from 0 to {count - 1} for {name!r}, which has {count} {argument}; "
@@ -198,18 +200,22 @@ class Recorder(Observer):
             )
 
 
-class _Inside:
-    """A function that returns what it records beside its result; see `Observer.inside`."""
+class _Inside(Inside):
+    """A function that returns what it records beside its result."""
 
-    def __init__(self, function: Callable[..., Any], recorder: Recorder):
+    def __init__(self, function: Callable[[list[Any]], Any], recorder: Recorder):
         self.function = function
         self.recorder: Recorder | None = recorder
         self.inner: Recorder | None = None
+        self.operands = [] if recorder.zeros is None else recorder.zeros[len(recorder.seen) :]
 
-    def __call__(self, *arguments: Any) -> tuple[Any, Seen]:
+    def __call__(self, arrays: list[Any]) -> tuple[Any, Seen]:
         outer = self.recorder
         assert outer is not None
-        self.inner = inner = Recorder(outer.choice, outer._start, None)
+        own = len(arrays) - len(self.operands)
+        zeros = None if outer.zeros is None else arrays[own:]
+        like = None if outer.like is None else []
+        self.inner = inner = Recorder(outer.choice, outer._start, None, zeros=zeros, like=like)
         inner.names, inner._unnamed, inner._bytes = list(outer.names), outer._unnamed, outer._bytes
         with observer_is(inner):
-            return self.function(*arguments), inner.seen
+            return self.function(arrays[:own]), inner.seen
