@@ -58,8 +58,39 @@ class BertEncoder(nnx.Module):
         projected = config.embedding_features is not None
         project = nnx.Linear(width, config.features, kernel_init=NORMAL, **options) if projected else None
         self.embedding_projection = project
-        blocks = range(max(config.order) + 1)
-        self.blocks = nnx.List([EncoderBlock(config, norm_first=False, **options) for _ in blocks])
+        self.blocks = nnx.List([self.make_block(index, **options) for index in range(max(config.order) + 1)])
+
+    def make_block(self, index: int, **options: Any) -> EncoderBlock:
+        """A block, counted from 0; called once for each by the constructor."""
+        del index
+        return EncoderBlock(self.config, norm_first=False, **options)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """The embeddings of tokens, without types and positions."""
+        return self.embedding(tokens)
+
+    def embedded(
+        self, tokens: Any, attention_mask: Any, token_types: Any, mask: Any, positions: Any
+    ) -> tuple[jax.Array, Any]:
+        """The input of the first block, and the mask with padding left out; arguments as in `hidden`."""
+        config = self.config
+        longest = config.max_length - config.position_offset
+        tokens = checked_tokens("tokens", tokens, config.vocabulary, longest)
+        if positions is not None:
+            positions = checked_positions(positions, tokens, longest)
+        if attention_mask is not None:
+            padding, counted = padding_of(attention_mask, tokens)
+            mask = restricted(mask, padding)
+            positions = counted if positions is None else positions
+        positions = jnp.asarray(np.arange(tokens.shape[-1]) if positions is None else positions)
+        types = jnp.zeros_like(tokens) if token_types is None else token_types
+        types = checked_tokens("token_types", types, config.token_types)
+        if types.shape != tokens.shape:
+            raise ValueError(f"`token_types` must have the shape {tokens.shape} of `tokens`; got {types.shape}.")
+        x = self.embed(tokens) + self.type_embedding(types)
+        x = x + self.position_embedding(positions + config.position_offset)
+        x = self.dropout(self.embedding_norm(x))
+        return (x if self.embedding_projection is None else self.embedding_projection(x)), mask
 
     def hidden(
         self,
@@ -86,25 +117,8 @@ class BertEncoder(nnx.Module):
             ValueError: tokens or token types are not integers, or known to be out of range; there are more tokens than
                 positions.
         """
-        config = self.config
-        tokens = checked_tokens("tokens", tokens, config.vocabulary, config.max_length - config.position_offset)
-        if positions is not None:
-            positions = checked_positions(positions, tokens, config.max_length - config.position_offset)
-        if attention_mask is not None:
-            padding, counted = padding_of(attention_mask, tokens)
-            mask = restricted(mask, padding)
-            positions = counted if positions is None else positions
-        positions = jnp.asarray(np.arange(tokens.shape[-1]) if positions is None else positions)
-        types = jnp.zeros_like(tokens) if token_types is None else token_types
-        types = checked_tokens("token_types", types, config.token_types)
-        if types.shape != tokens.shape:
-            raise ValueError(f"`token_types` must have the shape {tokens.shape} of `tokens`; got {types.shape}.")
-        x = self.embedding(tokens) + self.type_embedding(types)
-        x = x + self.position_embedding(positions + config.position_offset)
-        x = self.dropout(self.embedding_norm(x))
-        if self.embedding_projection is not None:
-            x = self.embedding_projection(x)
-        for index in config.order:
+        x, mask = self.embedded(tokens, attention_mask, token_types, mask, positions)
+        for index in self.config.order:
             x = self.blocks[index](x, mask=mask)
         return x
 
@@ -198,7 +212,7 @@ class RobertaForSequenceClassification(BertEncoder):
         super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         check_positive(labels=config.labels)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.dense = Pooler(config.features, config.features, **options)
+        self.dense = Pooler(config.features, config.features, config.classifier_activation, **options)
         self.classifier = nnx.Linear(config.features, config.labels, kernel_init=NORMAL, **options)
 
     def __call__(self, tokens: Any, **options: Any) -> jax.Array:
@@ -212,20 +226,17 @@ RULES = (
     Rule("embeddings.token_type_embeddings.weight", "type_embedding.embedding"),
     *norm_rules("embeddings.LayerNorm", "embedding_norm"),
 )
-BLOCKS = block_rules(
-    "encoder.layer.{block}.",
-    "blocks.{block}.",
-    {
-        "query": "attention.self.query",
-        "key": "attention.self.key",
-        "value": "attention.self.value",
-        "out": "attention.output.dense",
-        "attention_norm": "attention.output.LayerNorm",
-        "up": "intermediate.dense",
-        "down": "output.dense",
-        "mlp_norm": "output.LayerNorm",
-    },
-)
+BLOCK = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+BLOCKS = block_rules("encoder.layer.{block}.", "blocks.{block}.", BLOCK)
 SHARED = block_rules(
     "encoder.albert_layer_groups.{block}.albert_layers.0.",
     "blocks.{block}.",
@@ -249,7 +260,8 @@ IGNORED = (
 )
 
 
-def _masked_head(dense: str, norm: str, bias: str, decoder: str) -> tuple[Rule, ...]:
+def masked_head(dense: str, norm: str, bias: str, decoder: str) -> tuple[Rule, ...]:
+    """The rules of a `MaskedHead`, from the names of its tensors."""
     return (
         *linear_rules(dense, "head.dense"),
         *norm_rules(norm, "head.norm"),
@@ -270,7 +282,7 @@ FAMILIES = {
         Table(
             (*RULES, *BLOCKS, *linear_rules("pooler.dense", "pooler.linear")),
             (
-                *_masked_head(
+                *masked_head(
                     "cls.predictions.transform.dense",
                     "cls.predictions.transform.LayerNorm",
                     "cls.predictions.bias",
@@ -288,7 +300,7 @@ FAMILIES = {
         Table(
             (*RULES, *BLOCKS, *linear_rules("pooler.dense", "pooler.linear")),
             (
-                *_masked_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
+                *masked_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
                 *linear_rules("classifier.dense", "dense.linear"),
                 *linear_rules("classifier.out_proj", "classifier"),
             ),
@@ -307,7 +319,7 @@ FAMILIES = {
                 *linear_rules("pooler", "pooler.linear"),
             ),
             (
-                *_masked_head("predictions.dense", "predictions.LayerNorm", "predictions.bias", "predictions.decoder"),
+                *masked_head("predictions.dense", "predictions.LayerNorm", "predictions.bias", "predictions.decoder"),
                 *linear_rules("classifier", "classifier"),
             ),
             prefix="albert.",

@@ -94,6 +94,11 @@ class BertConfig(EncoderConfig):
         return "gelu" if self.model_type == "roberta" else self.activation
 
     @property
+    def classifier_activation(self) -> str:
+        """The activation of a classifier that has a layer in place of the pooler."""
+        return "tanh"
+
+    @property
     def order(self) -> tuple[int, ...]:
         """The index of each block among those with parameters of their own."""
         groups = self.depth if self.groups is None else self.groups

@@ -119,12 +119,19 @@ class EncoderBlock(nnx.Module):
         self.dropout = dropout(config.dropout, options["rngs"])
         self.norm_first = norm_first
 
-    def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
-        """`[..., length, features]` -> `[..., length, features]`; options are those of the attention."""
+    def __call__(self, x: jax.Array, *, attention: Any = None, **options: Any) -> jax.Array:
+        """`[..., length, features]` -> `[..., length, features]`.
+
+        Args:
+            x: the input.
+            attention: used in place of the block's own, such as `block.attention.with_pieces(...)`.
+            options: passed to the attention, such as `mask`.
+        """
+        attention = self.attention if attention is None else attention
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), **options))
+            x = x + self.dropout(attention(self.attention_norm(x), **options))
             return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, **options)))
+        x = self.attention_norm(x + self.dropout(attention(x, **options)))
         return self.mlp_norm(x + self.dropout(self.mlp(x)))
 
 

@@ -11,6 +11,7 @@ from .config import Config
 MODULES: Mapping[str, str] = {
     "albert": "bert",
     "bert": "bert",
+    "big_bird": "bigbird",
     "clip": "clip",
     "clip_resnet": "clip_resnet",
     "clip_text_model": "clip",
@@ -21,6 +22,7 @@ MODULES: Mapping[str, str] = {
     "gpt2": "gpt2",
     "gpt_oss": "llama",
     "llama": "llama",
+    "longformer": "longformer",
     "mistral": "llama",
     "qwen2": "llama",
     "qwen3": "llama",
