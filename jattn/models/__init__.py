@@ -9,6 +9,7 @@ from .checkpoint.table import Rule, Table
 from .config import Config
 from .decoder import next_token_loss
 from .directory import from_directory, from_tensors, to_directory, to_tensors
+from .generation import Generated, generate
 from .hub import from_hub
 from .losses import shifted_right, smoothed_loss, token_loss
 from .registry import MODULES as _MODULES
@@ -17,11 +18,13 @@ from .registry import Family
 __all__ = [
     "Config",
     "Family",
+    "Generated",
     "Rule",
     "Table",
     "from_directory",
     "from_hub",
     "from_tensors",
+    "generate",
     "next_token_loss",
     "shifted_right",
     "smoothed_loss",

@@ -1,5 +1,6 @@
 """Generation of tokens: `generate`, and the protocol of models that it generates with."""
 
+from .api import Generated, generate
 from .protocol import EncoderDecoder, GenerativeModel
 
-__all__ = ["EncoderDecoder", "GenerativeModel"]
+__all__ = ["EncoderDecoder", "Generated", "GenerativeModel", "generate"]

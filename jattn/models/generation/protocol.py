@@ -4,8 +4,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from ..config import Config
-
 
 @runtime_checkable
 class GenerativeModel(Protocol):
@@ -24,7 +22,7 @@ class GenerativeModel(Protocol):
         longest: the largest number of tokens of a sequence; None if it is not limited.
     """
 
-    config: Config
+    config: Any
     longest: int | None
 
     def initial_state(

@@ -1,0 +1,31 @@
+"""Write what Hugging Face's `generate` gives for the cases of `generation_cases`.
+
+`python tests/models/make_expected_generation.py` needs torch and transformers (the extra `peers`).
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+
+from generation_cases import MODELS, WAYS, hugging_face, peer
+
+FILE = Path(__file__).parent / "expected" / "generation.npz"
+
+
+def main() -> None:
+    arrays = {}
+    for name in MODELS:
+        model = peer(name)
+        for way, options in WAYS.items():
+            found = hugging_face(model, options)
+            arrays |= {f"{name}/{way}/{key}": one for key, one in found.items()}
+            print(name, way, found["tokens"].tolist())
+    np.savez_compressed(FILE, **arrays)
+    print(FILE.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()
