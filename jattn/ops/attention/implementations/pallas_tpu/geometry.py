@@ -284,8 +284,24 @@ def _of_keys(cut: Cut, itemsizes: tuple[int, int]) -> int:
     return 2 * cut.key_heads * cut.chunk_tiles * cut.kv_tile * row
 
 
-def for_backward(cut: Cut, target: Target | None) -> Cut:
-    """The cut of the backward pass: as many chunks of the keys as their gradients need to stay in vector memory."""
+def is_long(call: Call) -> bool:
+    """Whether the backward pass of a tile needs more instructions than a matrix unit that takes 128 features at once
+    takes cycles."""
+    pieces = call.pieces
+    plain = not pieces.scores and pieces.dropout is None and pieces.normalizer.streams_as == "softmax"
+    return not plain or max(call.qk_dim, call.v_dim) > LANES
+
+
+def for_backward(cut: Cut, target: Target | None, *, long: bool = False) -> Cut:
+    """The cut of the backward pass: as many chunks of the keys as their gradients need to stay in vector memory.
+
+    Args:
+        cut: that of the forward pass.
+        target: what the program is for.
+        long: whether to halve the heads of a step on v5e, whose loop would have more than 10,000 bundles.
+    """
+    if long and target is not None and target.generation == "v5e" and cut.heads % 4 == 0:
+        cut = dataclasses.replace(cut, heads=cut.heads // 2)
     tile = 2 * cut.key_heads * cut.kv_tile * sum(cut.rows) * 4
     whole = vmem_of(target)
     share = RESIDENT["gradients"] * (1 / 2 if whole <= 16 * MEGABYTE else 1)  # little memory has much else to hold
@@ -306,15 +322,15 @@ def working_set(cut: Cut, itemsize: int) -> int:
     return queries + keys + 2 * cut.kv_tile * cut.unit * (4 + 2 * itemsize)
 
 
-def in_words(cut: Cut, itemsizes: tuple[int, int], target: Target | None) -> str:
-    """The sizes of a step and its vector memory, without that of fields."""
+def in_words(cut: Cut, itemsizes: tuple[int, int], target: Target | None, *, long: bool = False) -> str:
+    """The sizes of a step and its vector memory, without that of fields. `long` is as in `for_backward`."""
 
     def of_sweep(cut: Cut, sweep: str) -> str:
         if keys_fit(cut, itemsizes, target, sweep):
             return f"keys and values whole ({_of_keys(cut, itemsizes) / MEGABYTE:.1f} MiB)"
         return "keys and values tile by tile"
 
-    back = for_backward(cut, target)
+    back = for_backward(cut, target, long=long)
     chunks = "all keys" if back.chunks == 1 else f"{back.chunks} chunks of the keys"
     gradients = 2 * back.key_heads * back.chunk_tiles * back.kv_tile * sum(back.rows) * 4 / MEGABYTE
     return (

@@ -196,7 +196,8 @@ class PallasTPU(Streaming):
         """What both kernels need of a call."""
         known, pieces = call.plan or self.plan(call), call.pieces
         cut = self._cut(call, known)
-        cut = geometry.for_backward(cut, call.target) if backward else cut
+        if backward:
+            cut = geometry.for_backward(cut, call.target, long=self.heads is None and geometry.is_long(call))
         given, lowered = known.given, _lowered(call, known.offset)
         states = lists.states_of(self._plan(call, cut, known), cut)
         if lowered.sum is not None:
@@ -302,7 +303,8 @@ class PallasTPU(Streaming):
         query, key, value = (jnp.dtype(dtype) for dtype in call.dtypes)
         sizes = jnp.promote_types(query, key).itemsize, value.itemsize
         wide = "float16" in call.dtypes or not call.pieces.similarity.is_dot
-        words = geometry.in_words(cut, (4, 4) if wide else sizes, target)
+        long = self.heads is None and geometry.is_long(call)
+        words = geometry.in_words(cut, (4, 4) if wide else sizes, target, long=long)
         if wide:
             words += "; computed in float32"
         return plan, words if cost is None else f"{words}; {cost}"
