@@ -13,6 +13,7 @@ from tiers import rows
 import jattn
 from jattn import masks, scores, similarities
 from jattn.foundation.pieces import array, piece
+from jattn.normalizers import Sigmoid
 from jattn.ops.attention.implementations.pallas_tpu import PallasTPU, geometry, tables
 
 KERNEL = PallasTPU(q_tile=128, kv_tile=128, interpret=True)
@@ -187,6 +188,27 @@ def test_what_does_not_fit_is_fetched_as_the_lists_say(name, heads, shares, monk
     monkeypatch.setattr(geometry, "RESIDENT", shares)
     monkeypatch.setattr(tables, "WHOLE", 0)
     _compare_long(name, dataclasses.replace(KERNEL, heads=heads))  # not the program of the test above
+
+
+def test_long_loops_of_the_backward_pass_have_half_the_heads(monkeypatch):
+    """On v5e, whose loops are the longest."""
+    cuts = []
+    real = geometry.for_backward
+    monkeypatch.setattr(geometry, "for_backward", lambda *given, **long: cuts.append(real(*given, **long)) or cuts[-1])
+    arrays = [one.astype(jnp.bfloat16) for one in random((200, 4, 8), (200, 2, 8), (200, 2, 8))]
+
+    def gradients(implementation):
+        def run(*arrays):
+            return jattn.attention(*arrays, normalizer=Sigmoid(bias=-2.0), implementation=implementation)
+
+        out, pull = jax.vjp(run, *arrays)
+        return pull(jnp.sin(out))
+
+    with jattn.compiled_for("tpu v5e"):
+        have = gradients(PallasTPU(interpret=True))
+    assert cuts[0].heads == 2
+    for one, other in zip(have, gradients("reference"), strict=True):
+        near(one.astype(jnp.float32), other.astype(jnp.float32), 0.02)
 
 
 def test_nan_and_inf_reach_who_may_attend_to_them():
