@@ -19,7 +19,7 @@ def test_every_row_has_a_name_of_its_own():
     assert len(ROWS) == 3 * len(sparse.PATTERNS)
 
 
-@pytest.mark.parametrize("pattern", rows(sparse.PATTERNS, ["BigBird", "Longformer"], lambda pattern: pattern.name))
+@pytest.mark.parametrize("pattern", rows(sparse.PATTERNS, ["BigBird"], lambda pattern: pattern.name))
 def test_both_sides_compute_the_same(pattern):
     query, key, value, _ = inputs(SMALL)
     ours = pattern.attend(SMALL)(query, key, value)

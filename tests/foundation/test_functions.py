@@ -218,6 +218,7 @@ def test_numpy_inside_a_function_works_where_it_can(function, plain):
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(mask))
 
 
+@pytest.mark.exhaustive
 def test_branches_and_loops_of_a_function_inside_shard_map():
     starts = jnp.array([0, 5, 9])
 

@@ -73,6 +73,7 @@ def test_bad_sizes_are_named(sizes, message):
         CausalAttention(8, **{"max_len": 6, **sizes})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name", ["attention, grouped, a window", pytest.param("FoX, grouped", marks=pytest.mark.exhaustive)]
 )

@@ -91,7 +91,6 @@ EACH = [
     *((case, "paged") for case in CASES),
 ]
 ALWAYS = {
-    ("relative buckets, learned", "contiguous"),
     ("dropout", "contiguous"),
     ("window, grouped", "rolling"),
     ("a learned sink", "paged"),
@@ -261,6 +260,7 @@ def test_a_checkpoint_of_training_generates():
     close(twin.apply({"params": restored}, X, state, method="prefill")[0], want)
 
 
+@pytest.mark.exhaustive
 def test_cross_attention_in_linen():
     """The width of what keys are made of is read from the parameters, once these are made."""
     layer = jattn.linen.MultiHeadAttention(FEATURES, HEADS, implementation="reference")

@@ -135,6 +135,7 @@ def test_cross_attention_with_values_of_their_own():
     np.testing.assert_allclose(run(p, x, y, rotary=False), truth(p, x, y)[1], rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.exhaustive
 def test_positions_hold_for_queries_and_keys_in_self_attention():
     p, x = parameters(Sizes(16, 4)), inputs(Q_LEN, 16, seed=1)
     at = jnp.array([4, 0, 3, 1, 2])

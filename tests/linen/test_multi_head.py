@@ -127,6 +127,7 @@ def test_partitioned_parameters_scan_and_remat():
     assert out.shape == X.shape
 
 
+@pytest.mark.exhaustive
 def test_heads_over_devices():
     mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     one = Layer(FEATURES, HEADS, mask=masks.Causal(), rotary=True)

@@ -24,7 +24,9 @@ def diffusion(length, block):
     return pair
 
 
-@pytest.mark.parametrize(("length", "block"), [(6, 2), (7, 3), (4, 4)])
+@pytest.mark.parametrize(
+    ("length", "block"), [(7, 3), *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in ((6, 2), (4, 4)))]
+)
 def test_block_diffusion_is_its_definition(length, block):
     want = written_out(2 * length, 1, diffusion(length, block))
     np.testing.assert_array_equal(dense(BlockDiffusion(length, block), 2 * length), want)

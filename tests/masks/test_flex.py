@@ -90,6 +90,7 @@ def test_heads_on_devices_keep_their_indices(axes):
     np.testing.assert_allclose(out, dense(), atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_sharded_arrays_keep_their_indices():
     """A mesh with explicit axes in the context, where the functions are traced; and outside of it."""
     mesh = jax.make_mesh((2, 2), ("data", "model"))

@@ -275,6 +275,7 @@ def test_the_mesh_of_the_context():
     assert_close(np.asarray(got), np.asarray(want))
 
 
+@pytest.mark.exhaustive
 def test_no_batch_axis_and_two():
     query, key, value = qkv()
     mesh = make_mesh((2, 4))

@@ -37,6 +37,7 @@ def test_whispers_sinusoids():
     close(sinusoidal(np.arange(20), channels, layout="half", inclusive=True), expected, 1e-5)
 
 
+@pytest.mark.exhaustive
 def test_it_may_be_compiled_mapped_and_differentiated_in_positions():
     positions = jnp.array([0.0, 1.5, 3.0])
     close(jax.jit(lambda p: sinusoidal(p, 6))(positions), sinusoidal(positions, 6), 1e-6)

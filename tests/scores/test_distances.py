@@ -44,6 +44,7 @@ def test_shaw_is_a_number_of_the_query_at_each_clipped_distance(implementation):
     check(ours, truth, q, k, v, a)
 
 
+@pytest.mark.exhaustive
 def test_transformer_xl_by_a_table_of_distances():
     q, k, v, kernel, u, w = map(jnp.asarray, normal(1, (5, 2, 4), (8, 2, 4), (8, 2, 3), (6, 2, 4), (2, 4), (2, 4)))
     distance = np.arange(-7, 5)  # of keys from queries, which are the last five of eight
@@ -95,6 +96,7 @@ def test_a_table_by_offsets_as_in_swin():
     np.testing.assert_array_equal(added(RelativeGrid(table, (2, 3), start=1), 7), np.pad(offsets, ((1, 0), (1, 0))))
 
 
+@pytest.mark.exhaustive
 def test_nothing_as_large_as_the_scores_is_kept():
     """The gradient's memory grows with the length, not with its square; tiles beyond the window are skipped."""
 

@@ -41,8 +41,8 @@ def test_it_adds_the_gates_between(queries, monkeypatch):
 
 @pytest.mark.parametrize("kept", [0.5, pytest.param(0.99, marks=pytest.mark.exhaustive)])
 def test_length_costs_no_digits(kept):
-    """Output and gradients in float32 are those of float64. Differences of plain running sums are off by 1e-4 here."""
-    length = 3000
+    """Output and gradients in float32 are those of float64. Differences of plain running sums are off by 5e-5 here."""
+    length = 1500
     query, key, value, cotangent = normal(2, *[(length, 1, 4)] * 4)
     gates = (np.log(kept) * 2 * np.random.default_rng(3).uniform(size=(1, length))).astype(np.float32)
 
@@ -92,6 +92,7 @@ def test_queries_of_each_example():
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[min(i, len(a) - 1)], b, atol=1e-6), together, alone)
 
 
+@pytest.mark.exhaustive
 def test_a_million_tokens_that_forget_everything_do_not_overflow():
     sums = forget.running_sums(jnp.full(1_000_000, -jnp.inf))
     assert (np.diff(sums.whole) < -1000).all()

@@ -57,6 +57,7 @@ def test_it_streams_with_all_gradients():
     check(ours, truth, q, k, value, w, u, v, b)
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_is_projected_in_float32():
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in normal(4, Q, K, (3, 5), (3, 5), (5,))]
     numbers = pair_numbers(Additive(*arrays[2:]), *arrays[:2])

@@ -85,6 +85,7 @@ def test_a_large_gamma_takes_the_nearest_key():
     close(weights.max(-1), np.ones((1, 1, 3)), 1e-5)
 
 
+@pytest.mark.exhaustive
 def test_it_is_a_kernel_regression_whose_best_width_can_be_learned():
     rng = np.random.default_rng(6)
     x = np.sort(rng.uniform(0, 5, 60)).astype(np.float32)

@@ -98,7 +98,7 @@ SCHEDULES = [
 """Chunks of three places, as many of them tokens in each of three sequences, the others padding; and single tokens."""
 
 
-@each_kind
+@pytest.mark.parametrize("kind", rows(KINDS, always=("rolling with sinks", "paged")))
 def test_chunks_of_any_sizes_give_the_whole(kind):
     """Also of sequences of different lengths, padded on either side, with NaN in the padding."""
     spec, own = KINDS[kind]

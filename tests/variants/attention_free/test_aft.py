@@ -66,6 +66,7 @@ def test_conv_is_local_with_a_relative_bias(causal):
     close(got, truth(query, key, value, np.repeat(bias, 2, 0), causal), 1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_window_of_all_is_full():
     query, key, value, bias = normal(4, (33, 2), (33, 2), (33, 2), (33, 33))
     both = jax.jit(lambda *a: (aft_local(*a, window=33), aft_full(*a)))
@@ -151,6 +152,7 @@ def test_a_key_of_minus_infinity_is_padding(causal):
     assert not np.asarray(everything(query, key, value)[0][0]).any()
 
 
+@pytest.mark.exhaustive
 def test_bfloat16():
     query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in normal(9, (63, 4), (63, 4), (63, 4)))
     got = jax.jit(lambda *a: aft_simple(*a, causal=True))(query, key, value)

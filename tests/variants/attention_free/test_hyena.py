@@ -117,6 +117,7 @@ def test_step_is_the_call_at_every_split(length, max_len):
         close(np.concatenate(got, 1), want, 2e-5, f"split at {split}")
 
 
+@pytest.mark.exhaustive
 def test_a_prefix_is_the_prefix_of_the_output():
     layer = Hyena(4, max_len=64)
     parameters, inputs = made(layer), normal(8, (63, 4))[0]
@@ -128,6 +129,7 @@ def test_as_a_module():
     check_layer(Hyena(4, max_len=16), jnp.asarray(normal(9, (2, 9, 4))[0]))
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_and_vmap():
     layer = Hyena(4, max_len=16)
     parameters, inputs = layer.init(jax.random.key(0)), normal(10, (3, 9, 4))[0]
@@ -151,6 +153,7 @@ def test_bad_input_is_named():
         layer.step(parameters, jnp.ones(4), Hyena(4, max_len=9).initial_state(parameters))
 
 
+@pytest.mark.exhaustive
 def test_nan_stays_when_it_has_left_the_filters():
     """By steps as in the whole, and behind a prefill."""
     layer = Hyena(4, max_len=4)

@@ -123,6 +123,7 @@ def test_prefill_and_steps_are_the_whole(name):
     jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4), found, wanted)
 
 
+@pytest.mark.exhaustive
 def test_prompts_of_different_lengths():
     layer, x = LAYERS["DeepSeek"], random(2, LENGTH, FEATURES)
     parameters = parameters_of(layer)

@@ -157,6 +157,7 @@ def test_padding_has_no_effect(name, causal):
     assert all(np.isfinite(g).all() and not g[1].any() for g in pull(jnp.ones_like(out)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", rows(["elu", "positive"], ["positive"]))
 def test_segments_are_sequences_of_their_own(name):
     features = CASES[name][0]
@@ -171,6 +172,7 @@ def test_segments_are_sequences_of_their_own(name):
     close(state.sums, last.sums, 1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", rows(["elu", "positive"], ["positive"]))
 def test_the_future_does_not_reach_the_past(name):
     features = CASES[name][0]

@@ -57,7 +57,7 @@ def test_projections_by_pooling():
 SHARED = {"none": (2, True), "heads": (0, True), "kv": (0, False), "layers": (None, False)}
 
 
-@pytest.mark.parametrize("pooling", ["linear", "convolution", "mean"])
+@pytest.mark.parametrize("pooling", rows(["linear", "convolution", "mean"], ["convolution"]))
 @pytest.mark.parametrize("sharing", rows(SHARED, ("none", "heads")))
 def test_as_a_module(sharing, pooling):
     layer = Linformer(4, heads=2, longest=6, projected=3, sharing=sharing, pooling=pooling, use_bias=False)

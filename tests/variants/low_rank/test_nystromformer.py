@@ -33,6 +33,7 @@ def test_padding_alone_is_zeros():
     assert not none.any()
 
 
+@pytest.mark.exhaustive
 def test_batch_does_not_change_an_element():
     query, key, value = normal(3, (2, 9, 2, 4), (2, 9, 2, 4), (2, 9, 2, 4))
     query[1] *= 9

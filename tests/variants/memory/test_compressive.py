@@ -75,6 +75,7 @@ def test_segments_attend_compressed_then_recent_then_themselves():
         close(outs[3][b], attend(parameters, x[12:], np.concatenate([made[1:4], x[8:12]])), 1e-5)
 
 
+@pytest.mark.exhaustive
 def test_short_segments_fill_the_memory_first():
     parameters, inputs = setup(8)
     _, losses, memories = run(parameters, inputs, size=2)

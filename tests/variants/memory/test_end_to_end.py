@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from differences import check, close, normal
+from tiers import rows
 from variant_layers import check_layer
 
 from jattn.variants.memory import MemoryNetwork, memory_hops, position_encoding
@@ -51,7 +52,7 @@ def truth(parameters, hops, tying, encoding):
     return u @ parameters["answer"]["kernel"]
 
 
-@pytest.mark.parametrize("tying", ["adjacent", "layerwise"])
+@pytest.mark.parametrize("tying", rows(["adjacent", "layerwise"], ["adjacent"]))
 @pytest.mark.parametrize("encoding", ["position", pytest.param("bag", marks=pytest.mark.exhaustive)])
 def test_network_is_its_definition(tying, encoding):
     layer = MemoryNetwork(words=6, features=3, hops=2, sentences=5, tying=tying, encoding=encoding)

@@ -188,6 +188,7 @@ def test_as_a_module(combine):
     check_layer(layer, then, memory)
 
 
+@pytest.mark.exhaustive
 def test_it_is_causal_and_bfloat16_stays():
     layer = Memorizing(6, heads=2, memory_size=8, top_k=2)
     parameters = layer.init(jax.random.key(0))

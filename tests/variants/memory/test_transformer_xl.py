@@ -54,6 +54,7 @@ def test_keys_after_the_query_have_distances_too():
     close(call(*given), dense(*given, np.ones((4, 4), bool)), 1e-5)
 
 
+@pytest.mark.exhaustive
 def test_only_distances_matter():
     given = arrays(4, 4, seed=2)
     want = call(*given)
@@ -76,6 +77,7 @@ def test_it_skips_tiles_and_streams():
     close(out[24:], want[24:], 1e-5)
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_and_empty_rows():
     given = [jnp.asarray(x, jnp.bfloat16) for x in arrays(4, 4, seed=4)]
     out = call(*given, mask=lambda q, k: k < q)
@@ -109,6 +111,7 @@ def test_segments_equal_the_full_pass_when_memory_covers_the_context(sizes):
     assert int(memory.filled) == 12
 
 
+@pytest.mark.exhaustive
 def test_memory_holds_the_last_states_and_a_window_of_them_is_a_sliding_window():
     layer, parameters, inputs = layer_and_inputs(4)
     whole = TransformerXL(6, heads=2, memory_len=12, head_dim=4)

@@ -74,6 +74,7 @@ def test_memory_of_zeros_and_exact_heads_have_finite_gradients():
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.exhaustive
 def test_sharpening_keeps_order_and_does_not_vanish():
     weights = jnp.array([1e-3, 9e-4, 0.0])
     sharp = sharpen(weights, jnp.array(60.0))
@@ -107,6 +108,7 @@ def test_a_head_set_by_hand_copies_exactly():
     np.testing.assert_array_equal(memory[7:], 5)
 
 
+@pytest.mark.exhaustive
 def test_looking_by_content_finds_the_slot():
     (memory,) = normal(3, (8, 16))
     ones = jnp.ones(1)
@@ -126,6 +128,7 @@ def test_as_a_module():
     assert read.shape == (2, 2, 3)
 
 
+@pytest.mark.exhaustive
 def test_a_memory_in_bfloat16_goes_through_a_scan():
     layer = TuringMemory(4, slots=6, width=3)
     parameters = jax.tree.map(lambda x: x.astype(jnp.bfloat16), layer.init(jax.random.key(0)))

@@ -183,6 +183,7 @@ def test_retention_depends_on_distances_alone():
     assert last.position == 1005
 
 
+@pytest.mark.exhaustive
 def test_a_group_reads_one_state():
     """Grouped heads equal a layer whose keys, values and gates are repeated; the state is that much smaller."""
     layer = GLA(FEATURES, 4, 4, 3, kv_heads=2)

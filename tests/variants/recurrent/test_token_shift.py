@@ -35,6 +35,7 @@ def test_is_its_equation(packed):
     np.testing.assert_array_equal(last[:, 0], x[:, -1])
 
 
+@pytest.mark.exhaustive
 def test_goes_on_at_every_split():
     parameters, (x,) = made(), normal(2, (2, 6, 3))
     run = jax.jit(LAYER.__call__)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from differences import close, normal
+from tiers import rows
 
 import jattn
 from jattn import masks, normalizers, scores, similarities
@@ -13,22 +14,24 @@ from jattn.variants.selection import best_keys, top_k
 CAUSAL = masks.Causal()
 
 
-def test_all_keys_are_attention_whatever_the_pieces():
-    q, k, v, sink, w, u, a = normal(1, (2, 6, 4, 3), (2, 5, 2, 3), (2, 5, 2, 2), (4,), (3, 5), (3, 5), (4, 5))
-    pieces = [
-        {"similarity": similarities.Gaussian(np.float32([0.3, 0.5, 0.1, 1.0]))},
-        {"similarity": similarities.Additive(w, u, a), "normalizer": normalizers.Softmax(sink)},
-        {"normalizer": normalizers.Sparsemax(), "mask": masks.Lengths(np.array([3, 5]))},
-        {
-            "scores": [scores.ALiBi(np.float32([0.5, 0.25, 0.1, 1.0])), scores.SoftCap(1.0)],
-            "query_positions": np.arange(6),
-            "mask": CAUSAL,
-        },
-        {"mask": masks.SameSegment(np.array([[0, 0, 0, 1, 1, 1]] * 2), np.array([[0, 0, 1, 1, 1]] * 2))},
-    ]
-    for choice in pieces:
-        chosen, all_of_them = jax.jit(lambda c: (top_k(q, k, v, 9, **c), jattn.attention(q, k, v, **c)))(choice)
-        close(chosen, all_of_them, 1e-5, str(choice))
+Q, K, V, SINK, *ADDITIVE = normal(1, (2, 6, 4, 3), (2, 5, 2, 3), (2, 5, 2, 2), (4,), (3, 5), (3, 5), (4, 5))
+PIECES = {
+    "a similarity": {"similarity": similarities.Gaussian(np.float32([0.3, 0.5, 0.1, 1.0]))},
+    "a sink": {"similarity": similarities.Additive(*ADDITIVE), "normalizer": normalizers.Softmax(SINK)},
+    "sparsemax": {"normalizer": normalizers.Sparsemax(), "mask": masks.Lengths(np.array([3, 5]))},
+    "scores": {
+        "scores": [scores.ALiBi(np.float32([0.5, 0.25, 0.1, 1.0])), scores.SoftCap(1.0)],
+        "query_positions": np.arange(6),
+        "mask": CAUSAL,
+    },
+    "segments": {"mask": masks.SameSegment(np.array([[0, 0, 0, 1, 1, 1]] * 2), np.array([[0, 0, 1, 1, 1]] * 2))},
+}
+
+
+@pytest.mark.parametrize("name", rows(PIECES, ["a sink", "scores"]))
+def test_all_keys_are_attention_whatever_the_pieces(name):
+    both = jax.jit(lambda pieces: (top_k(Q, K, V, 9, **pieces), jattn.attention(Q, K, V, **pieces)))
+    close(*both(PIECES[name]), 1e-5)
 
 
 def test_of_equal_scores_the_earlier_key_is_kept(monkeypatch):

@@ -97,6 +97,7 @@ def test_a_step_carries_what_the_layer_sums():
     np.testing.assert_allclose(step.context, every.context[2], rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_later_states_change_nothing_before():
     states, sources = map(jnp.asarray, normal(6, (4, 2), (5, 3)))
     layer = CoverageAttention(2, 3, 4)

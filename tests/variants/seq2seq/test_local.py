@@ -45,6 +45,7 @@ def test_the_window_ends_with_what_is_as_far_as_it_reaches():
     close(out, inside / inside.sum(-1, keepdims=True) * np.exp(-(away**2) / 2), 1e-6)
 
 
+@pytest.mark.exhaustive
 def test_the_layer_with_padding_and_a_mask():
     states, sources = (jnp.asarray(x) for x in normal(8, (2, 3, 4), (2, 6, 4)))
     layer = LuongLocal(4)

@@ -70,6 +70,7 @@ def test_layer_is_a_dense_rebuild(causal):
     np.testing.assert_array_equal(got[1, 10:], np.broadcast_to(parameters["out"]["bias"], (3, 6)))
 
 
+@pytest.mark.exhaustive
 def test_traced_flags_per_batch_and_no_globals():
     layer = Longformer(4, heads=2, reach=1)
     parameters = layer.init(jax.random.key(0))

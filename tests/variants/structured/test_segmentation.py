@@ -111,11 +111,13 @@ def test_forbidden_states_and_chains_with_nothing_allowed():
     assert np.isfinite(run(potentials)[2]).all()
 
 
+@pytest.mark.exhaustive
 def test_without_transitions_each_position_is_a_sigmoid():
     scores, values = normal(5, (7,), (7, 2))
     close(segmentation_attention(scores, jnp.zeros((2, 2)), values), (1 / (1 + np.exp(-scores))) @ values, 1e-5)
 
 
+@pytest.mark.exhaustive
 def test_long_chains_stay_finite_and_bfloat16_is_summed_in_float32():
     scores = jnp.full((2000,), 3.0, jnp.bfloat16)
     values = jnp.ones((2000, 1), jnp.bfloat16)

@@ -109,11 +109,8 @@ CALLS = {
 ALWAYS = {
     "a table of documents by batch index",
     "a learned table of distances",
-    "what is lacking, of a distance",
     "slopes that are infinite where masked",
     "NaN in masked entries of arrays",
-    "a bias of NaN before a cap",
-    "arrays of 16 and 8 bits",
     "one query",
 }
 

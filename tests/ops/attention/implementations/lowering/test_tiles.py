@@ -20,8 +20,6 @@ ALWAYS = {
     "flags of queries and keys, and of heads that see summaries",
     "fixed, in documents",
     "relative buckets",
-    "relative logits of queries",
-    "a table of the offsets in a grid",
     "bias, then soft cap, then alibi, causal",
     "sigmoid",
 }
