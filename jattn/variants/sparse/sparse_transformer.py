@@ -16,7 +16,9 @@ from ...masks.blocks import Summaries
 from ...masks.flags import split_between_heads
 from ...ops.attention.api import partial_attention
 from ...ops.attention.by_example import by_example
+from ...ops.attention.call import Pieces as AllPieces
 from ...ops.attention.call import check_pieces
+from ...ops.attention.observed import is_observed, observed
 from ...ops.attention.partial import Partial, merge
 from .take import take_pieces
 
@@ -156,7 +158,10 @@ def strided_attention(
         axis = found.lse.ndim - 2
         return jax.tree.map(lambda array: jnp.take(array, back, axis=axis), found)
 
-    return _run(local, columns, (query, key, value), mask, options, how, layer)
+    def whole(q_heads: int | None) -> Mask:
+        return strided_mask(stride, how, q_heads=q_heads, layer=layer)
+
+    return _run(local, columns, (query, key, value), mask, options, how, layer, whole)
 
 
 @by_example(query="length heads dim", key="length heads dim", value="length heads dim")
@@ -204,7 +209,10 @@ def fixed_attention(
         gathered = (jnp.take(array, chosen, axis=-3) for array in rest)
         return partial_attention(query, *gathered, **_restricted(pieces, own), query_positions=at, key_positions=chosen)
 
-    return _run(local, columns, (query, key, value), mask, options, how, layer)
+    def whole(q_heads: int | None) -> Mask:
+        return fixed_mask(stride, summaries, how, q_heads=q_heads, layer=layer)
+
+    return _run(local, columns, (query, key, value), mask, options, how, layer, whole)
 
 
 def _given(parts: tuple[Mask, Mask], how: str, q_heads: int | None, layer: Any) -> Mask:
@@ -221,8 +229,10 @@ def _given(parts: tuple[Mask, Mask], how: str, q_heads: int | None, layer: Any) 
     return parts[layer % 2]
 
 
-def _run(local: Any, columns: Any, arrays: Arrays, mask: Any, options: Pieces, how: str, layer: Any) -> Any:
-    """Run each part on the heads that have it."""
+def _run(
+    local: Any, columns: Any, arrays: Arrays, mask: Any, options: Pieces, how: str, layer: Any, pattern: Any
+) -> Any:
+    """Run each part on the heads that have it. `pattern(q_heads)` is the mask of both, for who observes the whole."""
     check_choice("how", how, HOW)
     if (layer is not None) != (how == "interleaved"):
         raise ValueError(f"`layer` is for `how='interleaved'` and needed there; got layer {layer!r}, how {how!r}.")
@@ -236,7 +246,18 @@ def _run(local: Any, columns: Any, arrays: Arrays, mask: Any, options: Pieces, h
     whole = check_pieces(pieces["mask"], None, options.get("scores"), None, None)
     for name, each in (("mask", whole[0]), ("scores", whole[2])):
         pieces[name] = indexed(each, arrays[0].shape[:-3], arrays[0].shape[-2])  # a half of the heads keeps its indices
+    if not is_observed():
+        return _parts(local, columns, arrays, pieces, how, layer)
+    own = pattern(arrays[0].shape[-2] if how == "split" else None)
+    given = _restricted({name: one for name, one in pieces.items() if name != "implementation"}, own)
+    return observed(
+        lambda: _parts(local, columns, arrays, pieces, how, layer),
+        lambda: (arrays[0], arrays[1], arrays[2]),
+        AllPieces(**given),
+    )
 
+
+def _parts(local: Any, columns: Any, arrays: Arrays, pieces: Pieces, how: str, layer: Any) -> Any:
     if how == "merged":
         return merge(local(arrays, pieces), columns(arrays, pieces, outside=True)).out
     if how == "interleaved":

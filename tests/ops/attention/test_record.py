@@ -19,6 +19,7 @@ from jattn.models import t5
 from jattn.ops.attention import api
 from jattn.parallel import Heads
 from jattn.variants.heads import Differential
+from jattn.variants.sparse import fixed_attention, strided_attention
 
 LENGTH, HEADS, FEATURES = 5, 2, 8
 X = np.random.default_rng(0).normal(size=(2, LENGTH, FEATURES)).astype(np.float32)
@@ -185,6 +186,17 @@ def test_weights_times_values_are_the_output(pieces):
     np.testing.assert_allclose(np.einsum("bhqk,bkd->bqhd", weights, value[..., 0, :]), out, atol=1e-5)
     few = jattn.recorded(lambda q, v: jattn.attention(q, v, v, **PIECES[pieces]), heads=[1], queries=[3, 0])
     np.testing.assert_allclose(few(query, value)[1]["attention.0"], weights[:, [1]][:, :, [3, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("pattern", [strided_attention, fixed_attention], ids=lambda pattern: pattern.__name__)
+def test_weights_of_merged_parts(pattern):
+    """Of the whole, in one record, although it runs as partial attention over parts of the keys."""
+    value = heads(np.cos(X))
+    out, seen = jattn.recorded(lambda x: pattern(x, x, value, 2, scores=jattn.scores.SoftCap(2.0)))(heads(X))
+    np.testing.assert_allclose(np.einsum("bhqk,bkhd->bqhd", seen["attention.0"], value), out, atol=1e-5)
+    split = jattn.recorded(lambda x: pattern(x, x, value, 2, how="split", mask=lambda q, k: q != k))
+    out, seen = split(heads(X))
+    np.testing.assert_allclose(np.einsum("bhqk,bkhd->bqhd", seen["attention.0"], value), out, atol=1e-5)
 
 
 def test_gradients_are_those_of_weights_as_variables():

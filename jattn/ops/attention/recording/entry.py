@@ -31,11 +31,11 @@ class record:
     Names are paths in the model that is called, such as `blocks.3.attention`, of nnx and linen modules; `jattn.named`
     gives others. A variant that attends several times, such as differential attention, has a name for each time.
 
-    Nothing is recorded of `partial_attention`, whose weights depend on what it is merged with, nor of variants that are
-    made of it: local-p, memorizing, shared-prefix, strided and fixed sparse attention. Nor where there are no weights
-    between a query and a key: linear attention, recurrences, convolutions, gates, attention-free layers other than
-    AFT-full, marginals of structured attention; nor where a variant computes its own weights and returns them: pointers
-    and coverage, neural Turing machines, hard and top-k attention, multi-token attention.
+    Nothing is recorded of `partial_attention`, whose weights depend on what it is merged with, nor of the variants made
+    of it: local-p, memorizing and shared-prefix attention. Nor where there are no weights between a query and a key:
+    linear attention, recurrences, convolutions, gates, attention-free layers other than AFT-full, marginals of
+    structured attention. Nor of variants that compute weights of their own: pointers and coverage, neural Turing
+    machines, hard and top-k attention, multi-token attention.
 
     Functions that JAX transforms are recorded by `jattn.recorded`. A block around the call of a compiled function sees
     nothing of it.
