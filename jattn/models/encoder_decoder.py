@@ -146,8 +146,8 @@ class EncoderDecoder(nnx.Module):
     decoder: Any
     longest: int | None = None
 
-    def embed_inputs(self, inputs: Any) -> jax.Array:
-        """The input of the encoder's first block, `[..., inputs, features]`, from checked inputs."""
+    def embed_inputs(self, inputs: Any, positions: Any = None) -> jax.Array:
+        """The input of the encoder's first block, `[..., inputs, features]`; positions are counted from 0 if None."""
         raise NotImplementedError
 
     def embed(self, tokens: jax.Array, positions: Any) -> jax.Array:
@@ -163,15 +163,18 @@ class EncoderDecoder(nnx.Module):
 
         Args:
             inputs: what the encoder takes, such as tokens `[..., inputs]`.
-            attention_mask: ones and zeros `[..., inputs]`, 0 for padding: it is not attended to.
+            attention_mask: ones and zeros `[..., inputs]`, 0 for padding: it is not attended to, and
+                does not count in positions.
             mask: a mask of `jattn.masks` on the encoder's self-attention.
 
         Raises:
             ValueError: inputs are not what the model takes.
         """
-        x = self.embed_inputs(inputs)
+        positions = None
         if attention_mask is not None:
             mask = restricted(mask, from_attention_mask(attention_mask))
+            positions = positions_of(attention_mask)
+        x = self.embed_inputs(inputs, positions)
         return self.encoder(x, mask=mask)
 
     def decode(

@@ -23,11 +23,13 @@ MODULES: Mapping[str, str] = {
     "gpt_oss": "llama",
     "llama": "llama",
     "longformer": "longformer",
+    "marian": "transformer",
     "mistral": "llama",
     "qwen2": "llama",
     "qwen3": "llama",
     "roberta": "bert",
     "t5": "t5",
+    "transformer": "transformer",
     "vit": "vit",
     "whisper": "whisper",
 }

@@ -169,8 +169,9 @@ class T5(EncoderDecoder):
                 blocks.append(EncoderBlock(attention, mlp, norm, drop()))
         return Stack(blocks, norm(), drop())
 
-    def embed_inputs(self, inputs: Any) -> jax.Array:
-        """The embeddings of inputs."""
+    def embed_inputs(self, inputs: Any, positions: Any = None) -> jax.Array:
+        """The embeddings of inputs, whatever their positions."""
+        del positions
         return self.dropout(self.embedding(checked_tokens("inputs", inputs, self.config.vocabulary)))
 
     def embed(self, tokens: jax.Array, positions: Any) -> jax.Array:

@@ -185,12 +185,13 @@ class Whisper(EncoderDecoder):
         self.encoder = config.sizes(decoder=False).stack(decoder=False, **options)
         self.decoder = config.sizes(decoder=True).stack(decoder=True, **options)
 
-    def embed_inputs(self, inputs: Any) -> jax.Array:
+    def embed_inputs(self, inputs: Any, positions: Any = None) -> jax.Array:
         """The two convolutions and positions: `[..., mels, frames]` -> `[..., ceil(frames / 2), features]`.
 
         Raises:
             ValueError: inputs are not such features, or there are more than `2 * max_inputs` frames.
         """
+        del positions  # of sound, which is not padded on the left
         inputs, mels, most = as_array(inputs), self.config.mels, 2 * self.config.max_inputs
         dtype = dtype_of(inputs)
         floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)

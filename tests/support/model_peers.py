@@ -49,8 +49,10 @@ def model_of(case: Case, attention: str = "eager") -> Any:
         head = model.get_output_embeddings()  # T5 ties it in any case
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(random_tensor(case.tensor(name), tuple(parameter.shape))))
+        buffers = {name: model.get_buffer(name) for name in case.buffers}
+        for name, one in {**dict(model.named_parameters()), **buffers}.items():
+            if name not in case.computed:
+                one.copy_(torch.from_numpy(random_tensor(case.tensor(name), tuple(one.shape))))
     return model
 
 

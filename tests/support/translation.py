@@ -10,18 +10,21 @@ from model_cases.case import tokens
 from jattn import models
 
 SOURCES = np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+RIGHT = np.sort(SOURCES)[:, ::-1].copy()  # padded on the right alone
 TARGETS = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
 
 
-def inputs(vocabulary: int, *, padded: bool, labels: bool = True) -> dict[str, np.ndarray]:
-    """Token ids of both sides; with padding on either side of the encoder's, and on the right of the decoder's."""
+def inputs(
+    vocabulary: int, *, padded: bool, labels: bool = True, sources: np.ndarray = SOURCES
+) -> dict[str, np.ndarray]:
+    """Token ids of both sides; with padding of the encoder's as in `sources`, and of the decoder's on the right."""
     found = {
         "input_ids": tokens(vocabulary, *SOURCES.shape, seed=2),
         "decoder_input_ids": tokens(vocabulary, *TARGETS.shape, seed=3),
     }
     counted = TARGETS if padded else np.ones_like(TARGETS)
     if padded:
-        found |= {"attention_mask": SOURCES, "decoder_attention_mask": TARGETS}
+        found |= {"attention_mask": sources, "decoder_attention_mask": TARGETS}
     if labels:
         found["labels"] = np.where(counted, tokens(vocabulary, *TARGETS.shape, seed=4), -100)
     return found
@@ -43,6 +46,6 @@ def translated(model: Any, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
     return found | {"logits": output, "loss": models.token_loss(output, inputs["labels"])}
 
 
-def valid() -> dict[str, np.ndarray]:
+def valid(sources: np.ndarray = SOURCES) -> dict[str, np.ndarray]:
     """Where outputs of padded inputs have a meaning."""
-    return {"encoder_last_hidden_state": SOURCES, "logits": TARGETS, "last_hidden_state": TARGETS}
+    return {"encoder_last_hidden_state": sources, "logits": TARGETS, "last_hidden_state": TARGETS}

@@ -37,6 +37,8 @@ class Case:
         unused: parameters of Hugging Face's model without a gradient here, for heads that are not computed.
         stored: regular expressions and what replaces them: from the names of Hugging Face's parameters to those of the
             tensors of its checkpoints, where these differ.
+        computed: parameters of Hugging Face's model that it computes and no checkpoint holds.
+        buffers: tensors of checkpoints that are no parameters of Hugging Face's model.
     """
 
     settings: Mapping[str, Any]
@@ -46,6 +48,8 @@ class Case:
     generates: bool = False
     unused: tuple[str, ...] = ()
     stored: tuple[tuple[str, str], ...] = ()
+    computed: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
 
     def tensor(self, parameter: str) -> str:
         """The name of a parameter of Hugging Face's model in a checkpoint."""
