@@ -88,6 +88,9 @@ FURTHER = {
     "plain",
     "more keys than queries",
     "off by one",
+    "cosine",
+    "bilinear",
+    "length 63",
 }
 IMPLEMENTATIONS = pytest.mark.parametrize("name", rows(["reference", "tiled"], ["tiled"]))
 

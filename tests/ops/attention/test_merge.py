@@ -113,6 +113,7 @@ def test_merging_chunks_equals_the_whole(cuts):
         np.testing.assert_allclose(have, wish, rtol=0, atol=2e-5)
 
 
+@pytest.mark.exhaustive
 def test_merging_chunks_of_the_chunked_implementation():
     query, key, value = random((2, 9, 2, 4), (2, 21, 2, 4), (2, 21, 2, 3))
     tiles = jattn.implementations.Tiled(q_tile=4, k_tile=4)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from differences import check, normal
+from tiers import rows
 from variant_layers import check_layer
 
 import jattn
@@ -55,6 +56,7 @@ def test_doubly_stochastic():
     assert doubly_stochastic_loss(jnp.eye(4)) == 0
 
 
+@pytest.mark.exhaustive
 def test_always_soft_is_the_soft_form():
     states, annotations, *parameters = given(3)
     glimpse = LAYER.hard(tree(*parameters), states, annotations, jax.random.key(0), soft_rate=1.0)
@@ -83,6 +85,7 @@ def test_samples_come_as_often_as_alpha_says():
     assert np.all(gap[np.asarray(glimpse.sampled)] < 1e-5)
 
 
+@pytest.mark.exhaustive
 def test_reinforce_is_unbiased():
     """Over all ways to look, the estimator's mean is the gradient of the mean log-likelihood."""
     (scores,) = map(jnp.asarray, normal(5, (2, 3)))
@@ -137,7 +140,7 @@ def test_moving_baseline():
     assert jax.grad(lambda x: moving_baseline(jnp.array(0.0), x))(jnp.ones(2)).sum() == 0
 
 
-@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("hard", rows([False, True], ["True"]))
 def test_padding_and_nothing_to_look_at(hard):
     states, annotations, *parameters = given(8)
     states, annotations = np.stack([states, states]), np.stack([annotations, annotations])

@@ -77,12 +77,14 @@ def test_the_loss_is_symmetric_and_knows_no_norms():
     np.testing.assert_allclose(contrastive_loss(images, texts, t), contrastive_loss(texts, 7 * images, t), rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_equal_pairs_cost_nothing_and_equal_texts_a_guess():
     t = jnp.array(math.log(100.0))
     np.testing.assert_allclose(contrastive_loss(jnp.eye(5), jnp.eye(5), t), 0, atol=1e-5)
     np.testing.assert_allclose(contrastive_loss(jnp.ones((5, 3)), jnp.ones((5, 3)), t), math.log(5), rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_the_loss_makes_no_matrix_of_all_pairs():
     def temporaries(pairs):
         arrays = [jax.ShapeDtypeStruct((pairs, 8), jnp.float32)] * 2

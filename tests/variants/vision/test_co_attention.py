@@ -78,6 +78,7 @@ def test_padding_of_one_stream_reaches_only_its_own_rows():
     np.testing.assert_allclose(second[:2], want[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_swapping_the_streams_swaps_the_outputs():
     layer = CoAttention(3, 3, heads=1, head_dim=2, first_hidden=4, second_hidden=4)
     parameters = layer.init(jax.random.key(0))

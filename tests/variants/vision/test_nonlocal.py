@@ -81,7 +81,7 @@ def test_bfloat16(pairwise):
     np.testing.assert_allclose(out.astype(np.float32), layer(tree, x), atol=0.1)
 
 
-@pytest.mark.parametrize("pairwise", PAIRWISE)
+@pytest.mark.parametrize("pairwise", rows(PAIRWISE, ["concat"]))
 def test_no_matrix_of_all_pairs(pairwise):
     """The compiled gradient at four times the pixels takes about four times the temporaries."""
     layer = NonLocal(8, 4, pairwise)
