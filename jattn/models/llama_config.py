@@ -281,7 +281,8 @@ class LlamaConfig(Config):
             "attention_bias": "out" in self.use_bias,
             "hidden_activation" if self.model_type in ("gemma2", "gemma3_text") else "hidden_act": self.activation,
         }
-        settings = {key: value for key, value in settings.items() if value is not None or key == "sliding_window"}
+        kept = ("sliding_window", *KINDS[self.model_type].defaults)  # of which null is not the default
+        settings = {key: value for key, value in settings.items() if value is not None or key in kept}
         again = type(self).from_json(settings)
         if again != self:
             fields = [one.name for one in dataclasses.fields(self)]
