@@ -31,6 +31,7 @@ WITHOUT_EFFECT = frozenset(
         "dtype",
         "early_stopping",
         "encoder_no_repeat_ngram_size",
+        "eos_token_ids",
         "exponential_decay_length_penalty",
         "finetuning_task",
         "forced_bos_token_id",

@@ -89,7 +89,7 @@ def test_settings_that_are_not_computed_are_refused(settings, message):
 
 
 def test_early_forms_of_settings():
-    """`rope_theta` and `rope_scaling` beside each other, the local base of Gemma 3, gelu that means its approximation."""
+    """`rope_theta` beside `rope_scaling`, the local base of Gemma 3, and gelu that means its approximation."""
     old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
     new = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}
     assert LlamaConfig.from_json(old) == LlamaConfig.from_json(new)
