@@ -1,5 +1,6 @@
 """Longformer: a dilated window for each head, and a few global tokens (Beltagy et al. 2020)."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from ...masks import Causal, Dilated
 from ...masks.base import Mask, as_mask
 from ...masks.flags import Flagged
 from ...ops.attention.api import attention
+from ...ops.attention.recording import named
 
 Numbers = Integers | tuple[int, ...]
 
@@ -110,7 +112,8 @@ class Longformer(Layer):
 
     Beltagy et al. 2020 (arXiv:2004.05150). Other tokens see a global token through its k and v, not its k' and v'. Both
     lines are calls of `jattn.attention`; each skips the rows of the other, and tiles outside the window without global
-    tokens.
+    tokens. `jattn.record` has the first under the name of the layer, and the second under `name.global`: each is 0 in
+    the rows of the other, so their sum is the weights of all rows.
 
     Demonstrated in `examples/experiments/far_key.py`.
 
@@ -197,7 +200,8 @@ class Longformer(Layer):
             )
             for limit in limits:
                 mask = mask & limit
-            return attention(query, key, value, mask=mask, **options)
+            with named("global") if prefix else contextlib.nullcontext():
+                return attention(query, key, value, mask=mask, **options)
 
         if flags is None:
             heads = attend("", own)

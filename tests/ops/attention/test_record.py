@@ -19,7 +19,7 @@ from jattn.models import t5
 from jattn.ops.attention import api
 from jattn.parallel import Heads
 from jattn.variants.heads import Differential
-from jattn.variants.sparse import fixed_attention, strided_attention
+from jattn.variants.sparse import Longformer, fixed_attention, strided_attention
 
 LENGTH, HEADS, FEATURES = 5, 2, 8
 X = np.random.default_rng(0).normal(size=(2, LENGTH, FEATURES)).astype(np.float32)
@@ -419,6 +419,13 @@ def test_names_of_a_whole_model():
     assert seen["decoder.1.cross"].shape == seen["1.cross"].shape == seen.shapes[decoder[3]] == (1, 2, 3, 5)
     with pytest.raises(KeyError, match=r"'1.attention' may be any of encoder.*, decoder.blocks.1.attention"):
         seen["1.attention"]
+
+
+def test_names_within_a_layer():
+    """Longformer attends twice; the second time has a name of its own."""
+    model = nnx.Sequential(jattn.nnx.Layer(Longformer(FEATURES, HEADS, reach=1), rngs=nnx.Rngs(0)))
+    _, seen = jax.eval_shape(jattn.recorded(lambda x: model(x, global_tokens=[0])), X)
+    assert list(seen) == ["layers.0", "layers.0.global"]
 
 
 def test_names_of_copies_and_prefixes():
