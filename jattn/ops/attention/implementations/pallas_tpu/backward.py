@@ -23,7 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 from . import collected, feature_sums, keys
 from . import fields as kinds
 from .collected import Collector
-from .design import NN, NT, Design, Step, finite
+from .design import NN, NT, Design, Step, finite, interpreter
 from .geometry import LOG2E
 from .keys import KEYS, VALUES, Keys
 from .tables import Inputs, Table
@@ -151,7 +151,7 @@ def gradients(
             dimension_semantics=order,
             vmem_limit_bytes=design.vmem,
         ),
-        interpret=design.interpret,
+        interpret=interpreter(design.interpret, design.axes),
     )(*inputs.arrays)
     return d_query, d_key, d_value, d_fields
 

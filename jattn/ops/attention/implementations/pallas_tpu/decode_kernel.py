@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from .....foundation.varying import varying_shape
 from ..lowering import Lowered
-from .design import infinities
+from .design import infinities, interpreter
 from .storage import LANES, Storage
 
 ROWS = 64
@@ -181,7 +181,7 @@ def call(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=design.vmem
         ),
-        interpret=design.interpret,
+        interpret=interpreter(design.interpret, axes),
     )(*scalars, query, *sides, *stored)  # fmt: skip
 
 

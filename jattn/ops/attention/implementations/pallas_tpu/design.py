@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .....foundation.varying import vary, varying_shape
+from ....dispatch import Unsupported
 from ...call import Call
 from ..lowering import Lowered, Tile
 from . import fields as kinds
@@ -189,6 +190,23 @@ class Step:
             real = position(1, cut.unit, self.q_index * cut.q_tile + cut.queries_of(unit).start) < cut.q_len
             found = real if found is None else found & real
         return found
+
+
+def interpreter(interpret: bool, axes: tuple[str, ...]) -> Any:
+    """The interpreter of a kernel, as `pallas_call` takes it.
+
+    Inside of `jax.shard_map` it must be the slower one, which simulates a TPU: the other one forgets along which mesh
+    axes arrays vary.
+
+    Raises:
+        Unsupported: inside of `shard_map`, on a JAX whose simulator may wait forever for a thread of the CPU.
+    """
+    if interpret and axes and jax.__version_info__ < (0, 11):
+        raise Unsupported(
+            "`pallas_tpu` cannot be interpreted inside of `jax.shard_map`, nor with arrays split over Explicit mesh "
+            "axes, which run in one, before JAX 0.11; interpret it with the arrays of one device."
+        )
+    return pltpu.InterpretParams() if interpret and axes else interpret
 
 
 def finite(array: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from . import feature_sums, keys
 from . import fields as kinds
-from .design import NN, NT, Design, Step, finite, infinities
+from .design import NN, NT, Design, Step, finite, infinities, interpreter
 from .geometry import LOG2E, PACKED, SUBLANES
 from .keys import KEYS, VALUES, Keys
 from .tables import Inputs, Table
@@ -105,7 +105,7 @@ def attend(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=design.vmem
         ),
-        interpret=design.interpret,
+        interpret=interpreter(design.interpret, design.axes),
     )(*inputs.arrays)
     return out, top, mass
 

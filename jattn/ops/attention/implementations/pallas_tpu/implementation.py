@@ -14,7 +14,6 @@ from .....foundation.numerics import inner
 from .....foundation.target import expected_target
 from .....foundation.varying import vary, varying_axes
 from .....similarities.base import folded_scale
-from ....dispatch import Unsupported
 from ...call import Call, Pieces
 from ...partial import Partial, log_of_sum
 from ...plan import FULL, PARTIAL, Plan, make_plan
@@ -135,7 +134,7 @@ class PallasTPU(Streaming):
     def _stream(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> Partial:
         if self._decodes(call):
             known = call.plan or self.plan(call)
-            axes = self._axes(query, key, value, call.pieces)
+            axes = varying_axes(query, key, value, call.pieces)
             options: Any = dict(tile=self.kv_tile, interpret=self.interpret, axes=axes)
             return decode.attend(call, _lowered(call, None), known.given[1], query, key, value, **options)
         made = self._made(call, *arrays.widened(query, key, value), False)
@@ -178,19 +177,9 @@ class PallasTPU(Streaming):
         """
         call = arrays.narrowed(call)
         with jax.enable_x64(False):
-            axes = self._axes(query, keys, values, table, call.pieces)
+            axes = varying_axes(query, keys, values, table, call.pieces)
             options: Any = dict(table=table, tile=self.kv_tile, interpret=self.interpret, axes=axes)
             return decode.attend(call, _lowered(call, None), False, query, keys, values, **options)
-
-    def _axes(self, *arrays: Any) -> tuple[str, ...]:
-        """The mesh axes over which the arrays vary."""
-        axes = varying_axes(*arrays)
-        if axes and self.interpret:
-            raise Unsupported(
-                f"`{self.name}` cannot be interpreted inside of `jax.shard_map`, nor with arrays split over Explicit "
-                "mesh axes, which run in one; interpret it with the arrays of one device."
-            )
-        return axes
 
     def _made(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array, backward: bool) -> "_Made":
         """What both kernels need of a call."""
@@ -209,7 +198,7 @@ class PallasTPU(Streaming):
         wanted = (*lowered.differentiable, *[False] * sum(given))
         parameters = (*(kind == "feature" for kind in lowered.kinds), *[False] * sum(given))
         fields = tuple(Field.of(array, cut, *one) for array, *one in zip(read, wanted, parameters, strict=True))
-        axes = self._axes(query, key, value, pieces)
+        axes = varying_axes(query, key, value, pieces)
         if lowered.sum is None:
             dtype = jnp.promote_types(query.dtype, key.dtype)
             query, scale = folded_scale(pieces.similarity, query.astype(dtype), call.scale)

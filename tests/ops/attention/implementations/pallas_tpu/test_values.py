@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from measure import as_near, compare, draw, everything, in_order, names, near, poisoned, random, truth
 from tiers import rows
 
@@ -226,6 +228,26 @@ def test_a_negative_scale_of_rounded_scores():
     pieces = {"mask": masks.Causal(), "similarity": similarities.Dot(-1.0)}
     have, want = (jattn.attention(*arrays, **pieces, implementation=one) for one in (KERNEL, "reference"))
     np.testing.assert_allclose(have.astype(np.float32), want.astype(np.float32), atol=0.25, rtol=2**-7)
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the simulator of TPUs needs a newer JAX")
+def test_heads_of_two_devices():
+    """Inside of `shard_map` a kernel is simulated; the gradient of shared slopes is the sum over devices."""
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    arrays = random((130, 2, 8), (130, 2, 8), (130, 2, 8), (2,))
+    split = [jax.device_put(one, NamedSharding(mesh, P(None, "x"))) for one in arrays[:3]]
+
+    def gradients(implementation, *arrays):
+        def run(query, key, value, slopes):
+            pieces = {"mask": masks.Causal(), "scores": scores.ALiBi(slopes)}
+            return jnp.sin(jattn.attention(query, key, value, **pieces, implementation=implementation))
+
+        out, pull = jax.vjp(run, *arrays)
+        return out, pull(out)
+
+    have = jax.jit(gradients, static_argnums=0)(KERNEL, *split, arrays[3])
+    want = gradients("reference", *arrays)
+    jax.tree.map(lambda one, other: near(jax.device_get(one), other), have, want)
 
 
 @pytest.mark.parametrize("sizes", [{"q_tile": 100}, {"kv_tile": 0}, {"heads": 0}])
