@@ -30,6 +30,7 @@ MODULES: Mapping[str, str] = {
     "roberta": "bert",
     "t5": "t5",
     "transformer": "transformer",
+    "vilbert": "vilbert",
     "vit": "vit",
     "whisper": "whisper",
 }
