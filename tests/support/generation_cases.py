@@ -25,6 +25,34 @@ MODELS: dict[str, dict[str, Any]] = {
         "n_head": 4,
         "tie_word_embeddings": False,  # tied, a model with random weights repeats its input
     },
+    "llama": {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 41,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 32,
+    },
+    "t5": {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "vocab_size": 41,
+        "d_model": 16,
+        "d_kv": 6,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 5,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "tie_word_embeddings": False,
+    },
 }
 """`config.json` by name."""
 
@@ -39,10 +67,9 @@ class Way:
     early_stopping: bool | str = False
 
 
-STOP = (27, 33)
+STOP = (24, 27, 33)
 WAYS = {
-    "greedy": Way(),
-    "greedy, stops": Way(STOP),
+    "greedy": Way(STOP),
     "beams": Way(STOP, 3),
     "beams, short": Way(STOP, 3, -1.5),
     "beams, long": Way(STOP, 3, 2.0),
@@ -54,9 +81,16 @@ WAYS = {
 }
 
 
+def arguments(name: str) -> dict[str, Any]:
+    """What the model is to continue, or to encode."""
+    return {"inputs" if name == "t5" else "tokens": PROMPTS}
+
+
 def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Weights that make what follows depend on the last token: large embeddings."""
-    return random_tensor(name, shape) * np.float32(20 if any(part in name for part in ("wte", "wpe", "embed")) else 1)
+    return random_tensor(name, shape) * np.float32(
+        20 if any(part in name for part in ("wte", "wpe", "embed", "shared")) else 1
+    )
 
 
 def ended(row: list[int], stop: tuple[int, ...]) -> list[int]:
@@ -88,7 +122,9 @@ def peer(name: str) -> Any:
 
 
 def hugging_face(model: Any, way: Way) -> dict[str, np.ndarray]:
-    """New tokens, and the scores of beams, by Hugging Face's `generate`, with padding on the left.
+    """New tokens, and the scores of beams, by Hugging Face's `generate`.
+
+    Prompts are padded on the left, inputs of an encoder on the right.
 
     Args:
         model: Hugging Face's model.
@@ -97,8 +133,12 @@ def hugging_face(model: Any, way: Way) -> dict[str, np.ndarray]:
     import torch
 
     longest = max(map(len, PROMPTS))
-    ids = np.array([[0] * (longest - len(one)) + one for one in PROMPTS])
-    mask = np.array([[0] * (longest - len(one)) + [1] * len(one) for one in PROMPTS])
+    encodes = model.config.is_encoder_decoder
+    ids, mask = np.zeros((2, len(PROMPTS), longest), np.int64)
+    for row, (prompt, ones) in enumerate(zip(ids, mask, strict=True)):
+        count = len(PROMPTS[row])
+        at = slice(count) if encodes else slice(longest - count, longest)
+        prompt[at], ones[at] = PROMPTS[row], 1
     options = {"num_beams": way.beams, "length_penalty": way.length_penalty, "early_stopping": way.early_stopping}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -113,7 +153,7 @@ def hugging_face(model: Any, way: Way) -> dict[str, np.ndarray]:
             output_scores=True,
             **(options if way.beams > 1 else {}),
         )
-    new = [ended(row, way.stop_tokens) for row in found.sequences[:, longest:].tolist()]
+    new = [ended(row, way.stop_tokens) for row in found.sequences[:, 1 if encodes else longest :].tolist()]
     tokens = np.array([row + [0] * (NEW - len(row)) for row in new], np.int32)
     scores = {"scores": found.sequences_scores.numpy()} if way.beams > 1 else {}
     return {"tokens": tokens, "lengths": np.array([len(row) for row in new], np.int32), **scores}

@@ -14,7 +14,7 @@ from ...foundation.arrays import describe, dtype_of, is_tracing
 from ...layers.caches import Contiguous, Paged, Spec
 from .beam import BeamSearch
 from .loop import Memory, run
-from .prompts import Prompts
+from .prompts import Prompts, in_one_array
 from .protocol import EncoderDecoder, GenerativeModel
 from .sampling import Sampling
 from .states import table_of
@@ -85,7 +85,8 @@ def generate(
         max_new_tokens: how many tokens are generated for each prompt, unless a stop token comes first.
         attention_mask: ones and zeros `[batch, length]`, 0 for padding of `tokens` on either side. Padding changes
             nothing: a prompt gives what it gives alone.
-        inputs: of an encoder-decoder, the inputs of its encoder.
+        inputs: of an encoder-decoder, what its encoder reads: lists of tokens of any lengths, tokens `[batch, source]`,
+            or other arrays, such as features of sound.
         inputs_mask: ones and zeros `[batch, source]`, 0 for padding of `inputs`.
         stop_tokens: tokens that end a sequence; by default `config.eos_token`. `()` for none.
         temperature: 0 chooses the most likely token. Sampling at a temperature T has this as its limit for T -> 0,
@@ -131,10 +132,10 @@ def generate(
     check_flags(progress=progress)
     config, source = model.config, _source(model, inputs, inputs_mask)
     if tokens is None:
-        tokens = _start_tokens(config, inputs)
+        tokens = _start_tokens(config, source)
     prompts = Prompts.of(tokens, attention_mask, config.vocabulary)
     stop = _stop_tokens(stop_tokens, config)
-    pad = config.pad_token if config.pad_token is not None else (*stop, 0)[0]
+    pad = config.pad_token if config.pad_token in range(config.vocabulary) else (*stop, 0)[0]
     if beams == 1:
         choices = _choices(temperature, top_k, top_p, key, len(prompts.tokens))
         how: Any = Sampling(max_new_tokens, stop, pad, *choices)
@@ -187,7 +188,10 @@ def _source(model: Any, inputs: Any, inputs_mask: Any) -> tuple[Any, Any] | None
     if isinstance(model, EncoderDecoder):
         if inputs is None:
             raise ValueError("`inputs` must be given: what the encoder of this model reads; got None.")
-        return jax.tree.map(jnp.asarray, (inputs, inputs_mask))
+        inputs, inputs_mask = in_one_array(inputs, inputs_mask, "inputs", "inputs_mask")
+        if inputs_mask is not None and np.all(inputs_mask):
+            inputs_mask = None
+        return jnp.asarray(inputs), None if inputs_mask is None else jnp.asarray(inputs_mask)
     if inputs is not None or inputs_mask is not None:
         raise ValueError(
             f"`inputs` and `inputs_mask` are for a model with an encoder, which a {type(model).__name__} has not; give "
@@ -196,15 +200,15 @@ def _source(model: Any, inputs: Any, inputs_mask: Any) -> tuple[Any, Any] | None
     return None
 
 
-def _start_tokens(config: Any, inputs: Any) -> np.ndarray:
+def _start_tokens(config: Any, source: tuple[Any, Any] | None) -> np.ndarray:
     """The prompt of each example of an encoder-decoder."""
     start = getattr(config, "decoder_start_token", None)
-    if inputs is None or start is None:
+    if source is None or start is None:
         raise ValueError(
             "`tokens` must be the prompts, integers [batch, length] or a list of lists; got None, and "
             f"{type(config).__name__} names no `decoder_start_token`."
         )
-    return np.full((np.shape(inputs)[0], 1), start, np.int32)
+    return np.full((len(source[0]), 1), start, np.int32)
 
 
 def _stop_tokens(stop_tokens: Any, config: Any) -> tuple[int, ...]:
@@ -215,6 +219,8 @@ def _stop_tokens(stop_tokens: Any, config: Any) -> tuple[int, ...]:
     """
     given = config.eos_token if stop_tokens is None else stop_tokens
     given = () if given is None else given if isinstance(given, Sequence) else (given,)
+    if stop_tokens is None:  # a published default may be beyond a small vocabulary, and then never occurs
+        given = [token for token in given if token in range(config.vocabulary)]
     for token in given:
         if not isinstance(token, int | np.integer) or not 0 <= token < config.vocabulary:
             raise ValueError(

@@ -40,12 +40,7 @@ class Prompts:
         >>> prompts.tokens.tolist(), prompts.lengths.tolist()
         ([[3, 1, 4], [1, 0, 0]], [3, 1])
         """
-        if dtype_of(tokens) is None and _is_ragged(tokens):
-            if attention_mask is not None:
-                raise ValueError(
-                    "`attention_mask` belongs to `tokens` in one array; lists have no padding. Leave it out, or pad."
-                )
-            tokens, attention_mask = _padded(tokens)
+        tokens, attention_mask = in_one_array(tokens, attention_mask, "tokens", "attention_mask")
         array = as_array(tokens)
         if dtype_of(array) is None or array.ndim != 2:
             raise ValueError(
@@ -72,12 +67,32 @@ class Prompts:
         return Prompts(self.tokens.repeat(times, 0), valid, self.lengths.repeat(times))
 
 
+def in_one_array(tokens: Any, mask: Any, name: str, mask_name: str) -> tuple[Any, Any]:
+    """Sequences of any lengths, padded on the right, and their mask; an array, and its mask, as they are.
+
+    Args:
+        tokens: an array, or a sequence of sequences of integers.
+        mask: ones and zeros for an array.
+        name, mask_name: the names of both.
+
+    Raises:
+        ValueError: there is a mask of sequences; one of them is not of integers.
+    """
+    if dtype_of(tokens) is not None or not _is_ragged(tokens):
+        return tokens, mask
+    if mask is not None:
+        raise ValueError(
+            f"`{mask_name}` belongs to `{name}` in one array; lists have no padding. Leave it out, or pad."
+        )
+    return _padded(tokens, name)
+
+
 def _is_ragged(tokens: Any) -> bool:
     """Whether these are several sequences."""
     return isinstance(tokens, Sequence) and any(np.ndim(one) or isinstance(one, Sequence) for one in tokens)
 
 
-def _padded(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+def _padded(prompts: Sequence[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Prompts padded on the right, and which tokens are not padding.
 
     Raises:
@@ -87,7 +102,7 @@ def _padded(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     for index, prompt in enumerate(prompts):
         row = np.asarray(prompt)
         if row.ndim != 1 or (row.size and not np.issubdtype(row.dtype, np.integer)):
-            raise ValueError(f"`tokens[{index}]` must be a list of integers; got {describe(prompt)}.")
+            raise ValueError(f"`{name}[{index}]` must be a list of integers; got {describe(prompt)}.")
         rows.append(row)
     longest = max(len(row) for row in rows)
     valid = np.arange(longest) < np.array([len(row) for row in rows])[:, None]

@@ -9,7 +9,7 @@ import model_peers
 import numpy as np
 import pytest
 from flax import nnx
-from generation_cases import MODELS, NEW, PROMPTS, STOP, WAYS, Way, hugging_face, made, peer
+from generation_cases import MODELS, NEW, PROMPTS, STOP, WAYS, Way, arguments, hugging_face, made, peer
 
 from jattn import models
 from jattn.layers import caches
@@ -26,8 +26,8 @@ def gpt2():
     return made("gpt2")
 
 
-def check(model, way: Way, want) -> None:
-    found = models.generate(model, PROMPTS, max_new_tokens=NEW, **dataclasses.asdict(way))
+def check(name: str, model, way: Way, want) -> None:
+    found = models.generate(model, **arguments(name), max_new_tokens=NEW, **dataclasses.asdict(way))
     lists = [row[:length].tolist() for row, length in zip(want["tokens"], want["lengths"], strict=True)]
     assert found.lists() == lists
     if "scores" in want:
@@ -40,7 +40,12 @@ def test_gives_what_hugging_face_gave(name):
     with np.load(Path(__file__).parents[1] / "expected" / "generation.npz") as file:
         for way, options in WAYS.items():
             prefix = f"{name}/{way}/"
-            check(model, options, {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)})
+            check(
+                name,
+                model,
+                options,
+                {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)},
+            )
 
 
 @peers
@@ -48,7 +53,7 @@ def test_gives_what_hugging_face_gave(name):
 def test_agrees_with_transformers(name):
     model, other = made(name), peer(name)
     for way in WAYS.values():
-        check(model, way, hugging_face(other, way))
+        check(name, model, way, hugging_face(other, way))
 
 
 def test_equals_calls_on_the_whole(gpt2):
