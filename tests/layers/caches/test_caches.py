@@ -30,10 +30,13 @@ PLACES = LENGTH + 2
 KINDS = {
     "contiguous": (caches.Contiguous(PLACES), masks.Causal()),
     "rolling": (caches.Rolling(3), masks.SlidingWindow(2, None)),
-    "rolling with sinks": (caches.Rolling(2, sinks=2), masks.SlidingWindow(1, None) | masks.Sinks(2)),
+    "rolling with sinks": (caches.Rolling(2, sinks=3), masks.SlidingWindow(1, None) | masks.Sinks(3)),
     "paged": (caches.Paged(pages=11, page_size=3, slots=4, block=5), masks.Causal()),
 }
-"""A cache, and the mask that it adds to those of the call."""
+"""A cache, and the mask that it adds to those of the call.
+
+There are not as many sinks as a window has: a place counted without them would be the same one.
+"""
 
 
 @pytest.fixture(autouse=True)
