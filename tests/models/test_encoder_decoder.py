@@ -1,12 +1,15 @@
 """Encoder-decoders over caches give what they give on the whole; their inputs are checked."""
 
 import jax.numpy as jnp
+import model_peers
 import numpy as np
 import pytest
 from flax import nnx
 from model_cases import CASES
 from model_runs import close, made
 from translation import source
+
+from jattn import models
 
 ROWS = {
     family: next(iter(cases.values()))
@@ -36,3 +39,36 @@ def test_generates_what_it_computes_on_the_whole(family):
 
     whole, parts = (np.where(valid[..., None], one, 0) for one in both(model))
     close(parts, whole, 1e-5, family)
+
+
+@model_peers.needed
+@pytest.mark.parametrize("family", ROWS)
+def test_generates_the_tokens_of_hugging_face(family):
+    """Greedy, and by beam search, from padded inputs."""
+    import torch
+    import transformers
+
+    case = ROWS[family]
+    model, peer = made(case), model_peers.model_of(case)
+    given = {
+        name: case.inputs[name] for name in ("input_ids", "input_features", "attention_mask") if name in case.inputs
+    }
+    masks = {"inputs_mask": given["attention_mask"]} if "attention_mask" in given else {}
+    stop, pad = case.settings.get("eos_token_id", 1), 0
+    for beams in (1, 3):
+        found = models.generate(model, inputs=source(given), **masks, max_new_tokens=6, beams=beams)
+        want = transformers.GenerationMixin.generate(
+            peer,
+            **{name: torch.from_numpy(one) for name, one in given.items()},
+            generation_config=transformers.GenerationConfig(
+                max_new_tokens=6,
+                num_beams=beams,
+                do_sample=False,
+                eos_token_id=stop,
+                pad_token_id=pad,
+                decoder_start_token_id=case.settings["decoder_start_token_id"],
+            ),
+        ).numpy()[:, 1:]
+        for ours, theirs in zip(found.lists(), want.tolist(), strict=True):
+            theirs = theirs[: theirs.index(stop) + 1] if stop in theirs else theirs
+            assert ours == theirs, beams
