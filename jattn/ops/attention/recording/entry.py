@@ -38,7 +38,7 @@ class record:
     machines, hard and top-k attention, multi-token attention.
 
     Functions that JAX transforms are recorded by `jattn.recorded`. A block around the call of a compiled function sees
-    nothing of it.
+    nothing of it, such as `jattn.models.generate`: for the weights of its text, record a call of the model on the text.
 
     Args:
         layers: a name, a pattern of names such as `"decoder.*.cross"`, the number of a call (0 for the first), or
