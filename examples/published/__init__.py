@@ -1,0 +1,1 @@
+"""Trained models that come inside packages of PyPI, and readers of the formats that they are in."""

@@ -1,0 +1,175 @@
+"""Trained weights, as their authors published them, do what their authors say: four models from packages of PyPI.
+
+Downloads up to 250 MB once, into `$JATTN_CACHE`. Skipped, loudly, where that fails.
+"""
+
+import importlib
+import importlib.util
+import pickle
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jattn
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The modules of `examples/published`, imported as the examples do."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        yield lambda name: importlib.import_module(f"published.{name}")
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def wheel(published):
+    """A package by name."""
+
+    def opened(name):
+        packages = published("packages")
+        try:
+            return packages.opened(getattr(packages, name))
+        except ConnectionError as error:
+            pytest.skip(f"NOT TESTED with published weights: {error}")
+
+    return opened
+
+
+def needs(*names):
+    missing = [name for name in names if not importlib.util.find_spec(name)]
+    return pytest.mark.skipif(bool(missing), reason=f"NOT TESTED: {', '.join(missing)} not installed (extra `peers`)")
+
+
+@pytest.fixture(scope="module")
+def rxnmapper(published, wheel):
+    reactions = published("reactions")
+    model, vocabulary = reactions.load(wheel("RXNMAPPER"))
+    known = reactions.shipped(wheel("RXNMAPPER"))
+    tokens, mask = reactions.encode(known, vocabulary)
+    hidden, seen = nnx.jit(jattn.recorded(lambda model: model(tokens, attention_mask=mask).hidden))(model)
+    return reactions, known, tokens, mask, hidden, seen
+
+
+@pytest.mark.published
+@pytest.mark.exhaustive
+def test_a_head_of_rxnmapper_maps_atoms(rxnmapper):
+    reactions, known, *_, seen = rxnmapper
+    right = np.array([reactions.accuracy(np.asarray(weights), known) for weights in seen.values()])
+    assert right.shape == (12, 8)
+    assert right[reactions.LAYER, reactions.HEAD] >= 0.89
+    assert np.median(right) < 0.15
+
+
+@pytest.mark.published
+@pytest.mark.exhaustive
+@needs("torch", "transformers")
+def test_rxnmapper_is_hugging_faces(published, wheel, rxnmapper):
+    import torch
+    import transformers
+
+    reactions, _known, tokens, mask, hidden, seen = rxnmapper
+    data = published("torch_files").read(wheel("RXNMAPPER").read(f"{reactions.FOLDER}/pytorch_model.bin"))
+    config = transformers.AlbertConfig(
+        vocab_size=591,
+        embedding_size=128,
+        hidden_size=256,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        intermediate_size=512,
+        hidden_act="gelu",
+        attn_implementation="eager",
+    )
+    peer = transformers.AlbertModel(config).eval()
+    state = {name.removeprefix("albert."): torch.tensor(one) for name, one in data.items() if name.startswith("albert")}
+    peer.load_state_dict(state)
+    with torch.no_grad():
+        ours_to = peer(torch.tensor(tokens), attention_mask=torch.tensor(mask), output_attentions=True)
+    valid = mask.astype(bool)
+    want = ours_to.last_hidden_state.numpy()[valid]
+    assert np.abs(np.asarray(hidden)[valid] - want).max() / np.abs(want).max() <= 1e-5
+    for weights, maps in zip(seen.values(), ours_to.attentions, strict=True):
+        error = np.abs(np.asarray(weights) - maps.numpy())
+        assert (error * valid[:, None, :, None]).max() <= 2e-5
+
+
+@pytest.mark.published
+@pytest.mark.exhaustive
+@needs("tokenizers")
+def test_minilm_compares_sentences(published, wheel, tmp_path):
+    language = published("language")
+    model, tokenizer = language.minilm(wheel("MINILM"), tmp_path)
+    tokenizer.enable_padding()
+    tokenizer.no_truncation()
+    encoded = tokenizer.encode_batch(["A man is eating food.", "A man is eating a piece of bread."])
+    tokens, mask = (np.array([getattr(one, name) for one in encoded]) for name in ("ids", "attention_mask"))
+    first, second = language.sentence(model, tokens, mask)
+    np.testing.assert_allclose(first @ second, 0.755, atol=1e-3)
+
+
+@pytest.mark.published
+@pytest.mark.exhaustive
+@needs("tokenizers")
+def test_whisper_hears_what_is_said(published, wheel):
+    from jattn.models.audio import log_mel
+
+    language, sounds = published("language"), published("sounds")
+    try:
+        samples = sounds.front_center()
+    except ConnectionError as error:
+        pytest.skip(f"NOT TESTED with speech: {error}")
+    model, tokenizer = language.whisper(wheel("WHISPER"))
+    encoded = nnx.jit(lambda model, features: model.encode(features))(model, log_mel(samples, sounds.RATE)[None])
+    state = model.initial_state(1, 32, encoded=encoded)
+    start, without_times, text_end = 50257, 50362, 50256
+    prompt = jnp.array([[start, without_times]])
+    logits, state = nnx.jit(lambda model, *arguments: model.prefill(*arguments))(model, prompt, state)
+    step = nnx.jit(lambda model, *arguments: model.step(*arguments))
+    words: list[int] = []
+    while len(words) < 20 and (token := int(np.argmax(logits[0, :start]))) != text_end:
+        words.append(token)
+        logits, state = step(model, jnp.array([token]), state)
+    assert tokenizer.decode(words).strip() == "Front, center."
+
+
+@pytest.mark.published
+@pytest.mark.exhaustive
+@needs("tokenizers", "gguf")
+def test_smollm2_knows_the_capital_of_france_and_has_induction_heads(published, wheel, tmp_path):
+    model, tokenizer = published("language").smollm2(wheel("SMOLLM2"), tmp_path)
+    logits = nnx.jit(lambda model, tokens: model(tokens)[0, -1])(
+        model, jnp.array([tokenizer.encode("The capital of France is").ids])
+    )
+    assert tokenizer.decode([int(logits.argmax())]).strip() == "Paris"
+
+    length = 50
+    once = np.random.default_rng(0).integers(1000, 40000, (4, length))
+    layers = ["blocks.16.attention", "blocks.18.attention"]
+    run = jattn.recorded(lambda model, tokens: model(tokens), layers=layers, heads=[0, 6])
+    _, seen = nnx.jit(run)(model, jnp.asarray(np.concatenate([once, once], 1)))
+    previous, induction = (np.asarray(seen[name]) for name in layers)
+    second = np.arange(length + 1, 2 * length)
+    assert previous[:, 0, second, second - 1].mean() >= 0.85
+    assert induction[:, 1, second, second - length + 1].mean() >= 0.85
+
+
+def test_a_pickle_that_names_anything_but_tensors_is_refused(published):
+    read = published("torch_files").read
+
+    class Command:
+        def __reduce__(self):
+            return print, ("this must never run",)
+
+    for harm in (Command(), jax.numpy.float32, print):
+        with pytest.raises(pickle.UnpicklingError, match="refused: the pickle names"):
+            read(pickle.dumps(harm, protocol=2))
+    with pytest.raises(ValueError, match=r"must be one of `torch\.save`"):
+        read(pickle.dumps({"a": 1}, protocol=2))
