@@ -5,13 +5,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from model_cases.case import tokens
 
 from jattn import models
 
 SOURCES = np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 RIGHT = np.sort(SOURCES)[:, ::-1].copy()  # padded on the right alone
 TARGETS = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+
+
+def tokens(vocabulary: int, *shape: int, seed: int) -> np.ndarray:
+    """Random tokens, none that pads."""
+    return np.random.default_rng(seed).integers(3, vocabulary, shape)
 
 
 def inputs(
