@@ -252,14 +252,17 @@ def test_gradients_of_a_model_with_state():
 
 
 def test_costs_nothing_when_nothing_records(monkeypatch):
+    def traced(**choice):
+        function = jattn.recorded(lambda x: (attend(x), attend(x + 1)), **choice) if choice else lambda x: attend(x)
+        return str(jax.make_jaxpr(function)(X))  # of a function traced for the first time
+
     with monkeypatch.context() as without:
         without.setattr(api, "observed", lambda run, arrays, pieces: run())
-        plain = str(jax.make_jaxpr(attend)(X))
-    assert str(jax.make_jaxpr(attend)(X)) == plain
-    recording = str(jax.make_jaxpr(jattn.recorded(attend))(X))
-    assert len(recording) > len(plain)
-    assert str(jax.make_jaxpr(attend)(X)) == plain
-    assert str(jax.make_jaxpr(jattn.recorded(lambda x: (attend(x), attend(x + 1)), layers=1))(X)).count("softmax") == 0
+        plain = traced()
+    assert traced() == plain
+    assert traced(layers=1).count("jattn_reverse_mode") == 2 * plain.count("jattn_reverse_mode")
+    assert traced(layers=1).count("applied_weights") < traced(layers=[0, 1]).count("applied_weights")
+    assert traced() == plain
 
 
 def stacked(x):
