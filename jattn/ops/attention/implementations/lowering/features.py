@@ -116,8 +116,9 @@ def feature_sum(
 def _is_sum(value: Expression, features: int) -> bool:
     """Whether a value is a sum over the features: of numbers, or of products of two."""
     node = value.origin
-    named = isinstance(node, Node) and node.name in ("reduce_sum", "dot_general")
-    return named and value.size == 1 and all(one.size == features for one in node.operands)
+    if not isinstance(node, Node) or node.name not in ("reduce_sum", "dot_general"):
+        return False
+    return value.size == 1 and all(one.size == features for one in node.operands)
 
 
 def _replaced(value: Expression, old: Expression, new: Expression) -> Expression:

@@ -255,6 +255,7 @@ class Lowered:
         """The value of a field, `[batch..., head, query, key, entries]`."""
         axes, of = self._axes, field.of
         if field.kind == "feature":
+            assert isinstance(of, Expression) and isinstance(of.origin, Source) and self._features is not None
             array = sources[of.origin.name]
             array = array.reshape(*array.shape[: axes.rank], -1)
             return jnp.broadcast_to(array, (*array.shape[:-1], self._features.count))[..., None]

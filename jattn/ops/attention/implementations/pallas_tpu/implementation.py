@@ -137,7 +137,8 @@ class PallasTPU(Streaming):
             axes = varying_axes(query, key, value, call.pieces)
             options: Any = dict(tile=self.kv_tile, interpret=self.interpret, axes=axes)
             return decode.attend(call, _lowered(call, None), known.given[1], query, key, value, **options)
-        made = self._made(call, *arrays.widened(query, key, value), False)
+        query, key, value = arrays.widened(query, key, value)
+        made = self._made(call, query, key, value, False)
         design, cut = made.design, made.design.cut
         out, top, mass = forward.attend(design, made.rows, made.flags, *made.arrays, made.stored)
         out = arrays.queries_last(out, cut, cut.v_dim)
