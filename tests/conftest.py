@@ -13,6 +13,7 @@ JAX reads its environment when it is imported, so this file sets it first: eight
 """
 
 import gc
+import importlib.util
 import os
 import shutil
 import sys
@@ -76,9 +77,10 @@ def size(folder: Path) -> int:
 
 
 def pytest_report_header(config):
-    return (
-        f"jattn: {'every test' if everything(config) else 'without tests marked `exhaustive`; --everything has them'}"
-    )
+    tier = "every test" if everything(config) else "without tests marked `exhaustive`; --everything has them"
+    lacking = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    compared = f"NOT compared with transformers: no {' and '.join(lacking)} here (the extra `peers`)"
+    return [f"jattn: {tier}", f"jattn.models: {compared if lacking else 'compared with transformers'}"]
 
 
 def everything(config) -> bool:
