@@ -13,7 +13,7 @@ from tiers import rows
 import jattn
 from jattn import masks, normalizers, scores
 from jattn.layers import caches
-from jattn.ops.attention.implementations.pallas_tpu import PallasTPU, decode
+from jattn.ops.attention.implementations.pallas_tpu import PallasTPU, geometry
 
 KERNEL = PallasTPU(kv_tile=128, interpret=True)
 KERNEL_OF_TWO = PallasTPU(kv_tile=256, interpret=True)  # not a program of another test
@@ -73,7 +73,7 @@ def test_values(name):
 
 
 def test_two_cores_share_the_keys(monkeypatch):
-    monkeypatch.setitem(decode.CORES, "", 2)  # those of this machine
+    monkeypatch.setitem(geometry.CORES, "", 2)  # those of this machine
     have, want = pair("features first, several queries", KERNEL_OF_TWO)
     near(have.out, want.out, 1e-5)
     near(have.lse, want.lse, 1e-5)

@@ -203,8 +203,8 @@ def test_long_loops_of_the_backward_pass_have_half_the_heads(monkeypatch):
         def run(*arrays):
             return jattn.attention(*arrays, normalizer=Sigmoid(bias=-2.0), implementation=implementation)
 
-        out, pull = jax.vjp(run, *arrays)
-        return pull(jnp.sin(out))
+        _, pull = jax.vjp(run, *arrays)
+        return pull(jnp.sin(arrays[0]))  # not of the output, which each rounds in its own way
 
     with jattn.compiled_for("tpu v5e"):
         have = gradients(PallasTPU(interpret=True))
