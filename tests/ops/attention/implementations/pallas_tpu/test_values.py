@@ -210,7 +210,7 @@ def test_long_loops_of_the_backward_pass_have_half_the_heads(monkeypatch):
         have = gradients(PallasTPU(interpret=True))
     assert cuts[0].heads == 2
     for one, other in zip(have, gradients("reference"), strict=True):
-        near(one.astype(jnp.float32), other.astype(jnp.float32), 0.02)
+        near(one.astype(jnp.float32), other.astype(jnp.float32), 0.03)  # of numbers rounded twice
 
 
 def test_nan_and_inf_reach_who_may_attend_to_them():
