@@ -6,6 +6,7 @@ from typing import Any
 from . import table
 from .cases import cpu
 from .decoding import decode
+from .generating import generating
 from .linear import linear
 from .row import Compiled
 from .sparse import sparse
@@ -35,4 +36,4 @@ def begin(suite: str, rows: Sequence[Any]) -> None:
         tpu_suite.begin(rows)
 
 
-SUITES = {"cpu": cpu, "decode": decode, "linear": linear, "sparse": sparse, "tpu": tpu}
+SUITES = {"cpu": cpu, "decode": decode, "linear": linear, "models": generating, "sparse": sparse, "tpu": tpu}
