@@ -197,7 +197,7 @@ class Decode:
             f"keys: {compute:.0f} {unit}",
             f"copies at {chip.bandwidth / 1e9:.0f} GB/s: {all_copies:.4g} cycles; a tile: {copies:.0f}",
             cycles / all_copies,
-            f"{cycles / all_copies:.2f} x the copies, bound by {'copies' if copies > compute else unit}; {NOT_RUN}",
+            f"{cycles / all_copies:.2f} x the copies, bound by {'copies' if copies > compute else 'computing'}; {NOT_RUN}",
             "-",
             None,
             {"ours": dataclasses.asdict(found), "copies": copies},

@@ -76,7 +76,7 @@ def test_the_slower_of_copies_and_computing_bounds_a_step(measured, monkeypatch)
     found = rows["decode-grouped-4096-tpu7x"].run()
     copies = 2**21 / (3690e9 / 2.2e9)
     assert found.figure == pytest.approx((8 * 4000 + copies + 1000) / (8 * copies))
-    assert "4000 bundles" in found.ours and "bound by bundles" in found.shown
+    assert "4000 bundles" in found.ours and "bound by computing" in found.shown
 
 
 def test_what_cannot_be_compiled_is_said(monkeypatch, capsys):

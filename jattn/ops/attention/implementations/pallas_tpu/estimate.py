@@ -60,21 +60,35 @@ class Cost(NamedTuple):
 
 
 COSTS: dict[tuple[str, str, int], tuple[Cost, Cost]] = {
-    ("v5e", "bfloat16", 128): (Cost(1148, 1152, 727), Cost(2656, 2659, 1139)),
-    ("v6e", "bfloat16", 128): (Cost(507, 588, 483), Cost(1246, 1379, 710)),
-    ("7x", "bfloat16", 128): (Cost(512, 568, 466), Cost(1246, 1335, 584)),
+    ("v5e", "bfloat16", 128): (Cost(1148, 1152, 453), Cost(2645, 2645, 1085)),
+    ("v5e", "bfloat16", 256): (Cost(2165, 2168, 756), Cost(5292, 5292, 2959)),
+    ("v5e", "float32", 128): (Cost(7014, 7018, 1725), Cost(16018, 16018, 3724)),
+    ("v6e", "bfloat16", 128): (Cost(507, 588, 344), Cost(1176, 1289, 666)),
+    ("v6e", "bfloat16", 256): (Cost(634, 715, 562), Cost(1400, 1513, 1139)),
+    ("v6e", "float32", 128): (Cost(3276, 3358, 1192), Cost(7814, 7927, 2333)),
+    ("7x", "bfloat16", 128): (Cost(512, 568, 305), Cost(1225, 1235, 294)),
+    ("7x", "bfloat16", 256): (Cost(637, 693, 470), Cost(1466, 1476, 484)),
+    ("7x", "float32", 128): (Cost(3916, 3972, 1053), Cost(7578, 7588, 2328)),
 }
 """Of each generation, dtype and number of features of queries and values, the forward and the backward pass:
-`python -m jattn.benchmarks --suite tpu`, JAX 0.12."""
+`python -m jattn.benchmarks --suite tpu`, JAX 0.12. A mask costs as much with any dtype and number of features."""
 
 DECODING: dict[tuple[str, str, str, int, int], float] = {
     ("v5e", "bfloat16", TOKENS, 128, 8): 977 / 4096,
+    ("v5e", "bfloat16", HEADS, 128, 8): 870 / 2048,
+    ("v5e", "bfloat16", FEATURES, 64, 8): 823 / 8192,
     ("v5e", "bfloat16", FEATURES, 576, 128): 3256 / 1024,
+    ("v5e", "float32", TOKENS, 128, 8): 2521 / 2048,
     ("v6e", "bfloat16", TOKENS, 128, 8): 1293 / 4096,
     ("v6e", "bfloat16", HEADS, 128, 8): 1066 / 2048,
     ("v6e", "bfloat16", FEATURES, 64, 8): 1406 / 8192,
     ("v6e", "bfloat16", FEATURES, 576, 128): 1815 / 1024,
     ("v6e", "float32", TOKENS, 128, 8): 2707 / 2048,
+    ("7x", "bfloat16", TOKENS, 128, 8): 1317 / 4096,
+    ("7x", "bfloat16", HEADS, 128, 8): 1103 / 2048,
+    ("7x", "bfloat16", FEATURES, 64, 8): 770 / 8192,
+    ("7x", "bfloat16", FEATURES, 576, 128): 1134 / 1024,
+    ("7x", "float32", TOKENS, 128, 8): 2850 / 2048,
 }
 """Of each generation, dtype, order of keys in memory, number of features, and rows of a key head (queries times their
 query heads, rounded up to 8), the cycles in which a step computes a key of one head."""
@@ -82,7 +96,7 @@ query heads, rounded up to 8), the cycles in which a step computes a key of one 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The compiler's estimate of a call, in cycles of one core.
+    """The compiler's estimate of a call, in cycles of one device.
 
     Attributes:
         forward: of the forward pass.
@@ -98,7 +112,7 @@ class Estimate:
     def __str__(self) -> str:
         said = f"{self.relation} " if self.relation else ""
         return (
-            f"the compiler's estimate for one core: {said}{self.forward:,.0f} cycles forward, "
+            f"the compiler's estimate for one device: {said}{self.forward:,.0f} cycles forward, "
             f"{self.backward:,.0f} backward"
         )
 
