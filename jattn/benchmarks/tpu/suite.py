@@ -189,6 +189,7 @@ class Decode:
         compute /= step.cores(generation.target)  # each has its share of the tiles
         cost = StepEstimate(keys, copies, compute, -(-self.filled // keys), True, chip.bandwidth)
         cycles, all_copies = cost.cycles + rest, cost.tiles * copies
+        bound = "copies" if copies > compute else "computing"
         return Row(
             self.name,
             f"{self.what}, {self.filled} tokens, {self.generation}",
@@ -197,7 +198,7 @@ class Decode:
             f"keys: {compute:.0f} {unit}",
             f"copies at {chip.bandwidth / 1e9:.0f} GB/s: {all_copies:.4g} cycles; a tile: {copies:.0f}",
             cycles / all_copies,
-            f"{cycles / all_copies:.2f} x the copies, bound by {'copies' if copies > compute else 'computing'}; {NOT_RUN}",
+            f"{cycles / all_copies:.2f} x the copies, bound by {bound}; {NOT_RUN}",
             "-",
             None,
             {"ours": dataclasses.asdict(found), "copies": copies},
