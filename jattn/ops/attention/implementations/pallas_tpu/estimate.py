@@ -72,8 +72,8 @@ COSTS: dict[tuple[str, str, int], tuple[Cost, Cost]] = {
 }
 """Of each generation, dtype and number of features of queries and values, the forward and the backward pass:
 `python -m jattn.benchmarks --suite tpu`, JAX 0.12. Partial tiles were measured with 128 features in bfloat16; elsewhere
-they are taken to cost as much more than full ones as there. On 7x the forward one is of an earlier version of the kernel,
-because the compiler's simulation fails on this one."""
+they are taken to cost as much more than full ones as there. On 7x the forward one is of an earlier version of the
+kernel, because the compiler's simulation fails on this one."""
 
 DECODING: dict[tuple[str, str, str, int, int], float] = {
     ("v5e", "bfloat16", TOKENS, 128, 8): 977 / 4096,
@@ -94,8 +94,8 @@ DECODING: dict[tuple[str, str, str, int, int], float] = {
 }
 """Of each generation, dtype, order of keys in memory, number of features, and rows of a key head (queries times their
 query heads, rounded up to 8), the cycles in which a step computes a key of one head. Where the compiler's simulation
-fails, bundles stand for cycles, which are more: on v5e with 128 features, tokens first, and 64 in bfloat16; on 7x with 64
-and 576."""
+fails, bundles stand for cycles, which are more: on v5e with 128 features, tokens first, and 64 in bfloat16; on 7x
+with 64 and 576."""
 
 
 @dataclasses.dataclass(frozen=True)
