@@ -43,12 +43,14 @@ def test_case(case):
 
 @pytest.mark.parametrize("case", rows(CASES, {"grouped queries"}, lambda case: case.name))
 def test_case_in_bfloat16(case):
-    if not case.bfloat16 or case.name in REFUSED:
-        pytest.skip("another row tests it")
     """Weights and gradients of scores are rounded for products.
 
-    So an error may be twice as large, beside that of the plain reference, as in float32.
+    So an error may be twice as large, beside that of the plain reference, as in float32. A gradient may also be off by
+    half a unit of bfloat16: where the lse is read it is that of exact weights, so the gradients of the scores of a row,
+    whose weights are rounded, sum to 0 only up to that.
     """
+    if not case.bfloat16 or case.name in REFUSED:
+        pytest.skip("another row tests it")
     found = in_order(_run(case, "bfloat16"))
     wanted, plain = truth(case, 0, "bfloat16"), truth(case, 0, "bfloat16", plain=True)
     for label, have, want, rough in zip(names(case, 0), found, wanted, plain, strict=True):
@@ -56,7 +58,10 @@ def test_case_in_bfloat16(case):
         if label == "lse":
             np.testing.assert_allclose(have, want, atol=LSE, rtol=0)
         else:
-            as_near(label, have, want, want + 2 * (rough - want))
+            error = 2 * np.abs(rough - want)
+            if label.startswith("gradient"):
+                error = np.maximum(error, 2.0**-10 * np.abs(want).max())
+            as_near(label, have, want, want + error)
 
 
 def _run(case, storage):
