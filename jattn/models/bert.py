@@ -15,11 +15,11 @@ import numpy as np
 from flax import nnx
 
 from ..foundation.arguments import check_positive
-from ..masks.base import restricted
 from .bert_config import BertConfig
+from .checkpoint.rules import linear_rules, norm_rules
 from .checkpoint.table import Rule, Table
-from .encoder import NORMAL, Encoded, EncoderBlock, Pooler, block_rules, linear_rules, norm_rules
-from .layers import ACTIVATIONS, checked_positions, checked_tokens, dropout, layer_norm, padding_of
+from .encoder import NORMAL, Encoded, EncoderBlock, Pooler, block_rules
+from .layers import ACTIVATIONS, checked_tokens, dropout, layer_norm, placed
 from .registry import Family
 
 __all__ = [
@@ -76,12 +76,7 @@ class BertEncoder(nnx.Module):
         config = self.config
         longest = config.max_length - config.position_offset
         tokens = checked_tokens("tokens", tokens, config.vocabulary, longest)
-        if positions is not None:
-            positions = checked_positions(positions, tokens, longest)
-        if attention_mask is not None:
-            padding, counted = padding_of(attention_mask, tokens)
-            mask = restricted(mask, padding)
-            positions = counted if positions is None else positions
+        mask, positions = placed(tokens, attention_mask, mask, positions, longest)
         positions = jnp.asarray(np.arange(tokens.shape[-1]) if positions is None else positions)
         types = jnp.zeros_like(tokens) if token_types is None else token_types
         types = checked_tokens("token_types", types, config.token_types)

@@ -11,16 +11,14 @@ from flax import nnx
 
 from ..foundation.arrays import known_values
 from ..foundation.numerics import unit, widen
-from ..masks import Causal, from_attention_mask
-from ..masks.base import restricted
-from ..positions import from_attention_mask as positions_of
+from ..masks import Causal
 from ..variants.vision import contrastive_loss
 from .checkpoint.table import Rule, Table
 from .clip_config import CLIPConfig, CLIPResNetConfig, CLIPTextConfig, CLIPVisionConfig
 from .clip_resnet import RULES as RESNET
 from .clip_resnet import CLIPResNet
 from .encoder import NORMAL, Encoded, EncoderBlock, block_rules, norm_rules
-from .layers import checked_tokens, layer_norm
+from .layers import checked_tokens, layer_norm, placed
 from .patches import PatchEmbedding
 from .registry import Family
 
@@ -90,9 +88,7 @@ class CLIPText(nnx.Module):
         """
         tokens = checked_tokens("tokens", tokens, self.config.vocabulary, self.config.max_length)
         end = self._end(tokens)
-        if attention_mask is not None:
-            mask = restricted(mask, from_attention_mask(attention_mask))
-            positions = positions_of(attention_mask) if positions is None else positions
+        mask, positions = placed(tokens, attention_mask, mask, positions, self.config.max_length)
         positions = np.arange(tokens.shape[-1]) if positions is None else positions
         x = self.embedding(tokens) + self.position_embedding(jnp.asarray(positions))
         for block in self.blocks:

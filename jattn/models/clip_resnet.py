@@ -8,9 +8,9 @@ from flax import nnx
 
 from ..nnx import Layer
 from ..variants.vision import AttentionPool
+from .checkpoint.rules import out_rules, projection_rules
 from .checkpoint.table import Rule, Table
 from .clip_config import CLIPResNetConfig
-from .encoder import out_rules, projection_rules
 from .patches import checked_images
 from .registry import Family
 

@@ -19,10 +19,9 @@ from ..foundation.arguments import check_choice, check_positive
 from ..foundation.arrays import describe
 from ..foundation.numerics import widen
 from ..layers.caches import Contiguous, Rolling, Spec
-from ..masks.base import restricted
 from ..ops.attention.call import renamed
 from .config import Config
-from .layers import as_valid, checked_positions, checked_tokens, padding_of
+from .layers import as_valid, checked_tokens, placed
 
 State = tuple[Any, ...]
 
@@ -100,12 +99,7 @@ class Decoder(nnx.Module):
     def hidden(self, tokens: Any, *, attention_mask: Any = None, mask: Any = None, positions: Any = None) -> jax.Array:
         """The hidden states after the last norm, `[..., length, features]`; arguments as in the call."""
         tokens = self._checked(tokens)
-        if positions is not None:
-            positions = checked_positions(positions, tokens, self.longest)
-        if attention_mask is not None:
-            padding, counted = padding_of(attention_mask, tokens)
-            mask = restricted(mask, padding)
-            positions = counted if positions is None else positions
+        mask, positions = placed(tokens, attention_mask, mask, positions, self.longest)
         at = {"positions": positions} if self.rotates else {}
         x = self.embed(tokens, np.arange(tokens.shape[-1]) if positions is None else positions)
         for block in self.blocks:

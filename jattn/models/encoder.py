@@ -13,6 +13,7 @@ from flax import nnx
 
 from ..foundation.arguments import check_multiple, check_positive, check_rate
 from ..nnx import MultiHeadAttention
+from .checkpoint.rules import linear_rules, norm_rules, out_rules, projection_rules
 from .checkpoint.table import Rule
 from .config import Config
 from .layers import ACTIVATIONS, MLP, check_activation, dropout, layer_norm
@@ -153,29 +154,6 @@ class Pooler(nnx.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """`[..., length, features]` -> `[..., out_features]`."""
         return ACTIVATIONS[self.activation](self.linear(hidden[..., 0, :]))
-
-
-def linear_rules(tensor: str, path: str) -> tuple[Rule, Rule]:
-    """The rules of a `nnx.Linear` that is stored as PyTorch stores it."""
-    return Rule(f"{tensor}.weight", f"{path}.kernel", "o i -> i o"), Rule(f"{tensor}.bias", f"{path}.bias")
-
-
-def norm_rules(tensor: str, path: str) -> tuple[Rule, Rule]:
-    """The rules of a layer norm."""
-    return Rule(f"{tensor}.weight", f"{path}.scale"), Rule(f"{tensor}.bias", f"{path}.bias")
-
-
-def projection_rules(tensor: str, path: str) -> tuple[Rule, Rule]:
-    """The rules of a projection to heads."""
-    return (
-        Rule(f"{tensor}.weight", f"{path}.kernel", "(h d) f -> f h d"),
-        Rule(f"{tensor}.bias", f"{path}.bias", "(h d) -> h d"),
-    )
-
-
-def out_rules(tensor: str, path: str) -> tuple[Rule, Rule]:
-    """The rules of the projection from heads back to features."""
-    return Rule(f"{tensor}.weight", f"{path}.kernel", "f (h d) -> h d f"), Rule(f"{tensor}.bias", f"{path}.bias")
 
 
 def block_rules(tensor: str, path: str, names: Mapping[str, str]) -> tuple[Rule, ...]:

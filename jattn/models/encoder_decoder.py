@@ -24,7 +24,7 @@ from ..masks.base import restricted
 from ..positions import from_attention_mask as positions_of
 from .config import Config
 from .decoder import DecoderBlock, cache_specs, last_of
-from .layers import as_valid, checked_tokens
+from .layers import as_valid, checked_tokens, placed
 
 State = tuple[tuple[Any, Any], ...]
 
@@ -193,9 +193,9 @@ class EncoderDecoder(nnx.Module):
         """
         tokens = self._checked(tokens)
         self._check_encoded(encoded)
-        if decoder_attention_mask is not None:
-            mask = restricted(mask, from_attention_mask(decoder_attention_mask))
-            positions = positions_of(decoder_attention_mask) if positions is None else positions
+        mask, positions = placed(
+            tokens, decoder_attention_mask, mask, positions, self.longest, "decoder_attention_mask"
+        )
         x = self.embed(tokens, np.arange(tokens.shape[-1]) if positions is None else positions)
         encoded_mask = None if attention_mask is None else from_attention_mask(attention_mask)
         return self.output(self.decoder(x, encoded, mask=mask, encoded_mask=encoded_mask))

@@ -13,6 +13,7 @@ from ..foundation.arguments import check_multiple, check_positive, check_rate
 from ..masks import Causal
 from ..nnx import MultiHeadAttention
 from ..similarities import Dot
+from .checkpoint.rules import norm_rules
 from .checkpoint.table import Rule, Table
 from .config import Config
 from .decoder import CausalLM, Decoder, DecoderBlock
@@ -208,20 +209,17 @@ _ATTENTION = tuple(f"blocks.{{block}}.attention.{name}" for name in ("query", "k
 RULES = (
     Rule("wte.weight", "embedding.embedding"),
     Rule("wpe.weight", "position_embedding.embedding"),
-    Rule("h.{block}.ln_1.weight", "blocks.{block}.attention_norm.scale"),
-    Rule("h.{block}.ln_1.bias", "blocks.{block}.attention_norm.bias"),
+    *norm_rules("h.{block}.ln_1", "blocks.{block}.attention_norm"),
     Rule("h.{block}.attn.c_attn.weight", tuple(f"{path}.kernel" for path in _ATTENTION), "f (part h d) -> part f h d"),
     Rule("h.{block}.attn.c_attn.bias", tuple(f"{path}.bias" for path in _ATTENTION), "(part h d) -> part h d"),
     Rule("h.{block}.attn.c_proj.weight", "blocks.{block}.attention.out.kernel", "(h d) f -> h d f"),
     Rule("h.{block}.attn.c_proj.bias", "blocks.{block}.attention.out.bias"),
-    Rule("h.{block}.ln_2.weight", "blocks.{block}.mlp_norm.scale"),
-    Rule("h.{block}.ln_2.bias", "blocks.{block}.mlp_norm.bias"),
+    *norm_rules("h.{block}.ln_2", "blocks.{block}.mlp_norm"),
     Rule("h.{block}.mlp.c_fc.weight", "blocks.{block}.mlp.up.kernel"),  # GPT-2 stores kernels as (inputs, outputs)
     Rule("h.{block}.mlp.c_fc.bias", "blocks.{block}.mlp.up.bias"),
     Rule("h.{block}.mlp.c_proj.weight", "blocks.{block}.mlp.down.kernel"),
     Rule("h.{block}.mlp.c_proj.bias", "blocks.{block}.mlp.down.bias"),
-    Rule("ln_f.weight", "norm.scale"),
-    Rule("ln_f.bias", "norm.bias"),
+    *norm_rules("ln_f", "norm"),
 )
 
 HEADS = (

@@ -14,6 +14,7 @@ from ..foundation.arrays import as_array, describe, dtype_of, known_values
 from ..foundation.numerics import widen
 from ..layers.norms import rms_norm
 from ..masks import Mask, from_attention_mask
+from ..masks.base import restricted
 from ..ops.attention.call import renamed
 from ..positions import from_attention_mask as positions_of
 
@@ -212,6 +213,40 @@ def checked_positions(positions: Any, tokens: jax.Array, longest: int | None = N
             f"`positions` must be in [0, {longest}), those of the model; got {known.min()} to {known.max()}."
         )
     return positions
+
+
+def placed(
+    tokens: jax.Array,
+    attention_mask: Any,
+    mask: Any,
+    positions: Any,
+    longest: int | None = None,
+    name: str = "attention_mask",
+) -> tuple[Any, Any]:
+    """What tokens may attend to, and where they are: the mask with padding left out, and positions.
+
+    Args:
+        tokens: integers `[..., length]`.
+        attention_mask: ones and zeros `[..., length]`, or None.
+        mask: a mask, or None.
+        positions: integers `[length]` or `[..., length]`, or None: with an `attention_mask`, tokens are then counted
+            from 0 in each sequence.
+        longest: as in `checked_positions`.
+        name: the name of the argument `attention_mask`.
+
+    Returns:
+        The mask, and the positions; None for each that is not needed.
+
+    Raises:
+        ValueError: as in `padding_of` and `checked_positions`.
+    """
+    if positions is not None:
+        positions = checked_positions(positions, tokens, longest)
+    if attention_mask is not None:
+        padding, counted = padding_of(attention_mask, tokens, name)
+        mask = restricted(mask, padding)
+        positions = counted if positions is None else positions
+    return mask, positions
 
 
 def as_valid(valid: Any, name: str = "valid") -> Any:

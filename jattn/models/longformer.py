@@ -24,8 +24,9 @@ from .bert import (
     masked_head,
 )
 from .bert_config import DROPOUT, BertConfig
+from .checkpoint.rules import linear_rules
 from .checkpoint.table import Table
-from .encoder import EncoderBlock, block_rules, linear_rules
+from .encoder import EncoderBlock, block_rules
 from .registry import Family
 
 

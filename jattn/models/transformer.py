@@ -19,36 +19,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..foundation.arguments import check_multiple, check_positive, check_rate
+from ..foundation.arguments import check_positive
 from ..positions import sinusoidal
 from .checkpoint.table import Rule, Table
-from .config import Config
 from .encoder_decoder import EncoderDecoder
-from .layers import Fixed, check_activation, checked_tokens, dropout
+from .layers import Fixed, checked_tokens, dropout
 from .registry import Family
-from .stacks import StackSizes, stack_rules
+from .stacks import StackConfig, make_stack, stack_rules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig(Config):
+class TransformerConfig(StackConfig):
     """The configuration of the Transformer; defaults are those of the paper's base model, with dropout off.
 
+    As in `StackConfig`, and:
+
     Args:
-        vocabulary: number of tokens.
         source_vocabulary: number of tokens of the inputs, if these have an embedding of their own.
-        features: features of a token.
-        depth, decoder_depth: number of blocks of the encoder and of the decoder.
-        heads, decoder_heads: number of heads of each.
-        mlp_features, decoder_mlp_features: features inside a feed-forward layer of each.
-        activation: the activation of the feed-forward layers.
         pre_norm: whether norms come before their layer, and one after the last block, as in the Annotated Transformer;
             or after each sum, as in the paper.
         scale_embedding: whether embeddings are multiplied by √features.
         max_length: the largest number of tokens on either side; None for any.
-        tie_embeddings: whether the head is the embedding of the decoder.
-        dropout, attention_dropout, mlp_dropout: dropout rates in training, of embeddings and what is added, of
-            attention weights, and inside feed-forward layers.
-        decoder_start_token: the token that the decoder begins with.
 
     Raises:
         ValueError: a choice is one that `model_type="marian"` does not have.
@@ -58,24 +49,11 @@ class TransformerConfig(Config):
     """
 
     NAMES: ClassVar[Mapping[str, str]] = {
-        "vocab_size": "vocabulary",
+        **StackConfig.NAMES,
         "source_vocab_size": "source_vocabulary",
-        "d_model": "features",
-        "encoder_layers": "depth",
-        "decoder_layers": "decoder_depth",
-        "encoder_attention_heads": "heads",
-        "decoder_attention_heads": "decoder_heads",
-        "encoder_ffn_dim": "mlp_features",
-        "decoder_ffn_dim": "decoder_mlp_features",
-        "activation_function": "activation",
         "normalize_before": "pre_norm",
         "scale_embedding": "scale_embedding",
         "max_position_embeddings": "max_length",
-        "tie_word_embeddings": "tie_embeddings",
-        "dropout": "dropout",
-        "attention_dropout": "attention_dropout",
-        "activation_dropout": "mlp_dropout",
-        "decoder_start_token_id": "decoder_start_token",
     }
     FIXED: ClassVar[Mapping[str, tuple]] = {
         "share_encoder_decoder_embeddings": (True,),
@@ -105,48 +83,20 @@ class TransformerConfig(Config):
     pre_norm: bool = False
     scale_embedding: bool = True
     max_length: int | None = None
-    tie_embeddings: bool = True
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    mlp_dropout: float = 0.0
     decoder_start_token: int = 1
     pad_token: int | None = 0
     eos_token: int | tuple[int, ...] | None = 2
 
     def __post_init__(self):
         super().__post_init__()
-        counts = ("vocabulary", "features", "depth", "decoder_depth", "heads", "decoder_heads", "mlp_features")
-        check_positive(**{name: getattr(self, name) for name in (*counts, "decoder_mlp_features")})
         for name in ("source_vocabulary", "max_length"):
             if getattr(self, name) is not None:
                 check_positive(**{name: getattr(self, name)})
-        check_multiple("heads", features=self.features, heads=self.heads)
-        check_multiple("decoder_heads", features=self.features, decoder_heads=self.decoder_heads)
-        check_activation(self.activation)
-        for name in ("dropout", "attention_dropout", "mlp_dropout"):
-            check_rate(name, getattr(self, name))
         if self.model_type == "marian" and (self.pre_norm or self.source_vocabulary is not None):
             raise ValueError(
                 "`model_type` must be 'transformer' for `pre_norm` or `source_vocabulary`, which Marian does not have; "
                 f"got 'marian', pre_norm={self.pre_norm}, source_vocabulary={self.source_vocabulary}."
             )
-
-    def sizes(self, *, decoder: bool) -> StackSizes:
-        """The sizes of the encoder, or of the decoder."""
-        own = (self.decoder_depth, self.decoder_heads, self.decoder_mlp_features)
-        depth, heads, mlp_features = own if decoder else (self.depth, self.heads, self.mlp_features)
-        return StackSizes(
-            depth,
-            self.features,
-            heads,
-            mlp_features,
-            self.activation,
-            pre_norm=self.pre_norm,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            mlp_dropout=self.mlp_dropout,
-            inits={"kernel_init": nnx.initializers.xavier_uniform()},
-        )
 
 
 class Transformer(EncoderDecoder):
@@ -187,8 +137,8 @@ class Transformer(EncoderDecoder):
         self.embedding = embed(config.vocabulary)
         self.source_embedding = None if config.source_vocabulary is None else embed(config.source_vocabulary)
         self.dropout = dropout(config.dropout, rngs)
-        self.encoder = config.sizes(decoder=False).stack(decoder=False, **options)
-        self.decoder = config.sizes(decoder=True).stack(decoder=True, **options)
+        choices = {"pre_norm": config.pre_norm, "kernel_init": nnx.initializers.xavier_uniform(), **options}
+        self.encoder, self.decoder = (make_stack(config, decoder=decoder, **choices) for decoder in (False, True))
 
     def embed_inputs(self, inputs: Any, positions: Any = None) -> jax.Array:
         """The sum of the scaled embeddings of inputs and sinusoids."""

@@ -15,18 +15,9 @@ from ..nnx import Layer
 from ..variants.vision import CoAttention
 from .bert import BLOCK, RULES, BertEncoder
 from .bert_config import DROPOUT, BertConfig
+from .checkpoint.rules import linear_rules, norm_rules, out_rules, projection_rules
 from .checkpoint.table import Rule, Table
-from .encoder import (
-    NORMAL,
-    EncoderBlock,
-    EncoderConfig,
-    Pooler,
-    block_rules,
-    linear_rules,
-    norm_rules,
-    out_rules,
-    projection_rules,
-)
+from .encoder import NORMAL, EncoderBlock, EncoderConfig, Pooler, block_rules
 from .layers import dropout, layer_norm, padding_of
 from .registry import Family
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..foundation.arguments import check_positive
+from .checkpoint.rules import linear_rules, norm_rules
 from .checkpoint.table import Rule, Table
-from .encoder import NORMAL, Encoded, EncoderBlock, EncoderConfig, Pooler, block_rules, linear_rules, norm_rules
+from .encoder import NORMAL, Encoded, EncoderBlock, EncoderConfig, Pooler, block_rules
 from .layers import check_activation, dropout, layer_norm
 from .patches import PatchEmbedding, as_pair
 from .registry import Family

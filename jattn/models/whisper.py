@@ -10,57 +10,34 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..foundation.arguments import check_multiple, check_positive, check_rate
+from ..foundation.arguments import check_positive
 from ..foundation.arrays import as_array, describe, dtype_of
 from ..positions import sinusoidal
 from .checkpoint.table import Rule, Table
-from .config import Config
 from .encoder_decoder import EncoderDecoder
-from .layers import ACTIVATIONS, Fixed, check_activation, dropout
+from .layers import ACTIVATIONS, Fixed, dropout
 from .registry import Family
-from .stacks import StackSizes, stack_rules
+from .stacks import StackConfig, make_stack, stack_rules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WhisperConfig(Config):
-    """The configuration of Whisper; defaults are those of the smallest published model.
+class WhisperConfig(StackConfig):
+    """The configuration of Whisper; defaults are those of the smallest published model. As in `StackConfig`, and:
 
     Args:
-        vocabulary: number of tokens.
         mels: number of mel bands of the inputs: 80, or 128 for the third large model.
-        features: features of a token.
-        depth, decoder_depth: number of blocks of the encoder and of the decoder.
-        heads, decoder_heads: number of heads of each.
-        mlp_features, decoder_mlp_features: features inside a feed-forward layer of each.
-        activation: the activation of the feed-forward layers.
         max_inputs: number of positions of the encoder, each of two frames.
         max_length: number of positions of the decoder.
-        tie_embeddings: whether the head is the embedding.
-        dropout, attention_dropout, mlp_dropout: dropout rates in training.
-        decoder_start_token: the token that the decoder begins with.
 
     >>> WhisperConfig().max_inputs
     1500
     """
 
     NAMES: ClassVar[Mapping[str, str]] = {
-        "vocab_size": "vocabulary",
+        **StackConfig.NAMES,
         "num_mel_bins": "mels",
-        "d_model": "features",
-        "encoder_layers": "depth",
-        "decoder_layers": "decoder_depth",
-        "encoder_attention_heads": "heads",
-        "decoder_attention_heads": "decoder_heads",
-        "encoder_ffn_dim": "mlp_features",
-        "decoder_ffn_dim": "decoder_mlp_features",
-        "activation_function": "activation",
         "max_source_positions": "max_inputs",
         "max_target_positions": "max_length",
-        "tie_word_embeddings": "tie_embeddings",
-        "dropout": "dropout",
-        "attention_dropout": "attention_dropout",
-        "activation_dropout": "mlp_dropout",
-        "decoder_start_token_id": "decoder_start_token",
     }
     FIXED: ClassVar[Mapping[str, tuple]] = {
         "scale_embedding": (False,),
@@ -96,10 +73,6 @@ class WhisperConfig(Config):
     activation: str = "gelu"
     max_inputs: int = 1500
     max_length: int = 448
-    tie_embeddings: bool = True
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    mlp_dropout: float = 0.0
     decoder_start_token: int = 50257
     bos_token: int | None = 50256
     eos_token: int | tuple[int, ...] | None = 50256
@@ -107,31 +80,7 @@ class WhisperConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        counts = ("vocabulary", "mels", "features", "depth", "decoder_depth", "heads", "decoder_heads", "mlp_features")
-        check_positive(**{name: getattr(self, name) for name in (*counts, "decoder_mlp_features")})
-        check_positive(max_inputs=self.max_inputs, max_length=self.max_length)
-        check_multiple("heads", features=self.features, heads=self.heads)
-        check_multiple("decoder_heads", features=self.features, decoder_heads=self.decoder_heads)
-        check_activation(self.activation)
-        for name in ("dropout", "attention_dropout", "mlp_dropout"):
-            check_rate(name, getattr(self, name))
-
-    def sizes(self, *, decoder: bool) -> StackSizes:
-        """The sizes of the encoder, or of the decoder. Keys have no bias: it would not change any weight."""
-        own = (self.decoder_depth, self.decoder_heads, self.decoder_mlp_features)
-        depth, heads, mlp_features = own if decoder else (self.depth, self.heads, self.mlp_features)
-        return StackSizes(
-            depth,
-            self.features,
-            heads,
-            mlp_features,
-            self.activation,
-            use_bias=("query", "value", "out"),
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            mlp_dropout=self.mlp_dropout,
-            inits={"kernel_init": nnx.initializers.normal(0.02)},
-        )
+        check_positive(mels=self.mels, max_inputs=self.max_inputs, max_length=self.max_length)
 
 
 class Whisper(EncoderDecoder):
@@ -182,8 +131,9 @@ class Whisper(EncoderDecoder):
         )
         self.embedding, self.position_embedding = embed(config.vocabulary), embed(config.max_length)
         self.dropout = dropout(config.dropout, rngs)
-        self.encoder = config.sizes(decoder=False).stack(decoder=False, **options)
-        self.decoder = config.sizes(decoder=True).stack(decoder=True, **options)
+        # Keys have no bias: it would not change any weight.
+        choices = {"use_bias": ("query", "value", "out"), "kernel_init": nnx.initializers.normal(0.02), **options}
+        self.encoder, self.decoder = (make_stack(config, decoder=decoder, **choices) for decoder in (False, True))
 
     def embed_inputs(self, inputs: Any, positions: Any = None) -> jax.Array:
         """The two convolutions and positions: `[..., mels, frames]` -> `[..., ceil(frames / 2), features]`.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 from model_cases import Case, random_tensor
+from model_cases.t5 import SETTINGS as T5
 
 from jattn import models
 from jattn.models.registry import family_of
@@ -37,22 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "head_dim": 8,
         "max_position_embeddings": 32,
     },
-    "t5": {
-        "model_type": "t5",
-        "architectures": ["T5ForConditionalGeneration"],
-        "vocab_size": 41,
-        "d_model": 16,
-        "d_kv": 6,
-        "d_ff": 24,
-        "num_layers": 2,
-        "num_heads": 4,
-        "relative_attention_num_buckets": 8,
-        "relative_attention_max_distance": 5,
-        "decoder_start_token_id": 0,
-        "pad_token_id": 0,
-        "bos_token_id": None,
-        "tie_word_embeddings": False,
-    },
+    "t5": T5 | {"tie_word_embeddings": False},
 }
 """`config.json` by name."""
 
