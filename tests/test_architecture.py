@@ -24,6 +24,7 @@ LAYERS = (
     ("ops.attention",),
     ("ops.attention.implementations",),
     ("ops.attention.api", "ops.attention.explain", "ops.attention.paged", "ops.attention.recording"),
+    ("analysis",),
     ("parallel",),
     ("ops.recurrence", "ops.convolution"),
     ("layers",),
