@@ -68,6 +68,7 @@ def attend(
         *keys.scratch(design, key, value),
         pltpu.VMEM((units, SUBLANES, unit), f32),  # maximum
         pltpu.VMEM((units, SUBLANES, unit), f32),  # mass
+        *([pltpu.VMEM((units, SUBLANES, unit), f32)] if _sums_twice(design) else []),  # mass of rounded weights
         pltpu.VMEM((units, cut.rows[1], unit), f32),  # weighted values
         pltpu.VMEM((2, SUBLANES, unit), f32),  # maximum of a tile, or its number of keys
         pltpu.VMEM((cut.key_heads + 1, values, tile), value.dtype),  # transposed values; the last those of before
@@ -111,8 +112,16 @@ def attend(
 
 
 def _sums_by_product(design: Design) -> bool:
-    """Whether the mass of a tile is a product with ones: not if it is that of weights before dropout or rounding."""
-    return design.softmax and not design.lowered.drops and not design.exact_lse
+    """Whether the weights of a tile are added up by a product with ones: not if dropout comes between."""
+    return design.softmax and not design.lowered.drops
+
+
+def _sums_twice(design: Design) -> bool:
+    """Whether the output is divided by the sum of the weights as rounded for the product, while the mass is exact.
+
+    Weights that multiply the values then sum to 1, and so do those that the backward pass makes from the lse.
+    """
+    return _sums_by_product(design) and design.exact_lse
 
 
 def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs, *refs):
@@ -120,6 +129,8 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
     (row_ref, flag_ref, q_ref, k_ref, v_ref, *field_refs), refs = inputs.as_given(refs)
     o_ref, top_ref, mass_ref, *refs = refs
     used = 0 if design.resident else 3
+    twice = _sums_twice(design)
+    rounded_s = refs.pop(used + 2) if twice else None
     key_scratch, (top_s, mass_s, out_s, new_s, vt_s, s_buf, *rest) = refs[:used], refs[used:]
     factor_buf = rest.pop(0) if design.lowered.drops else None
     qt_s, kt_s = (rest.pop(0), rest.pop(0)) if design.sums else (None, None)
@@ -145,6 +156,8 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
         """What a row of tiles begins with: the unit before the first one changes nothing."""
         top_s[...] = jnp.full(top_s.shape, -jnp.inf)
         mass_s[...] = jnp.zeros(mass_s.shape)
+        if rounded_s is not None:
+            rounded_s[...] = jnp.zeros(rounded_s.shape)
         out_s[...] = jnp.zeros(out_s.shape)
         vt_s[before] = jnp.zeros(vt_s.shape[1:], vt_s.dtype)
         empty = -jnp.inf if design.softmax else 0.0
@@ -219,14 +232,13 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
         safe = jnp.where(new_top == -jnp.inf, 0.0, new_top)
         shrink = jnp.exp2((top - safe) * slope)
         weights = jnp.exp2((s_buf[unit % 2] - safe) * slope)
-        mass = None
-        if not product_sums:
-            mass = weights.sum(0, keepdims=True)
+        mass = weights.sum(0, keepdims=True) if twice or not product_sums else None
         if factor_buf is not None:
             weights = weights * factor_buf[unit % 2]
         summed = design.product(vt_s[values], weights.astype(vt_s.dtype), NN)
-        if mass is None:
-            mass = summed[features : features + 1]
+        if rounded_s is not None:
+            rounded_s[unit, :1] = shrink * rounded_s[unit, :1] + summed[features : features + 1]
+        mass = summed[features : features + 1] if mass is None else mass
         top_s[unit, :1] = new_top
         mass_s[unit, :1] = shrink * mass_s[unit, :1] + mass
         out_s[unit] = shrink * out_s[unit] + summed[:features]
@@ -251,7 +263,8 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
         head, queries = cut.head_of(unit), cut.queries_of(unit)
         out, mass = out_s[unit], mass_s[unit, :1]
         if design.softmax:
-            out = out * (1.0 / jnp.where(mass == 0, 1.0, mass))
+            divisor = mass if rounded_s is None else rounded_s[unit, :1]
+            out = out * (1.0 / jnp.where(divisor == 0, 1.0, divisor))
         o_ref[head, queries, :features] = out.T
         top_ref[head : head + 1, queries] = top_s[unit, :1]
         mass_ref[head : head + 1, queries] = mass
