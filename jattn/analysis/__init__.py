@@ -1,5 +1,6 @@
 """Looking inside attention: maps from any source, and what their heads do."""
 
+from .describing import Head, Heads, describe
 from .distances import distances, embedding, head_distances
 from .maps import Layer, Maps
 from .measures import (
@@ -11,6 +12,15 @@ from .measures import (
     sink_rate,
     sink_score,
     token_kinds,
+)
+from .pairs import (
+    Pairs,
+    best_offset,
+    coreference_pairs,
+    dependency_pairs,
+    labelled_pairs,
+    merge_pieces,
+    pair_accuracy,
 )
 from .patterns import (
     PATTERNS,
@@ -26,19 +36,29 @@ from .reading import read
 
 __all__ = [
     "PATTERNS",
+    "Head",
+    "Heads",
     "Layer",
     "Maps",
+    "Pairs",
+    "best_offset",
     "chance",
     "confidence",
     "copying",
+    "coreference_pairs",
+    "dependency_pairs",
+    "describe",
     "distances",
     "embedding",
     "entropy",
     "has_choice",
     "head_distances",
+    "labelled_pairs",
     "mass_on",
     "mean_distance",
+    "merge_pieces",
     "offset_histogram",
+    "pair_accuracy",
     "pattern",
     "pattern_share",
     "prefix_matching",

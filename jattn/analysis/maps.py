@@ -32,6 +32,7 @@ class Layer:
         source: the weights as they were given.
         heads: the indices of the heads, in the order of the axis.
         queries: the indices of the queries, likewise.
+        q_len: how many queries there were to choose from.
         examples: the indices of the examples, likewise.
         picked: of the given array, which heads to take.
         query_tokens, key_tokens: for each example, the tokens of its queries and keys; None if they are not known.
@@ -47,6 +48,7 @@ class Layer:
     source: Any
     heads: tuple[int, ...]
     queries: tuple[int, ...]
+    q_len: int
     examples: tuple[int, ...]
     picked: tuple[int, ...]
     query_tokens: Tokens | None = None
@@ -63,6 +65,11 @@ class Layer:
         """`[batch, heads, queries, keys]` of `weights`, which reads no value."""
         _, _, queries, keys = attention_shape(self.name, self.source)
         return len(self.examples), len(self.heads), queries, keys
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """Where each query is among the keys, if it is one of them; None in cross-attention and with a cache."""
+        return np.array(self.queries) if self.side != "cross" and self.q_len == self.shape[3] else None
 
     @property
     def weights(self) -> np.ndarray:

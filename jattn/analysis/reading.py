@@ -102,7 +102,7 @@ def _layers(source: Any, side: str | None) -> list[Layer]:
     for name, array in named:
         batch, heads, queries, _ = attention_shape(name, array)
         every = tuple(range(heads))
-        found.append(Layer(name, sides[name], array, every, tuple(range(queries)), tuple(range(batch)), every))
+        found.append(Layer(name, sides[name], array, every, tuple(range(queries)), queries, tuple(range(batch)), every))
     return found
 
 
@@ -164,6 +164,7 @@ def _recorded(name: str, record: Any, side: str) -> Layer:
         record.weights,
         indices(record.heads, record.q_heads, heads),
         indices(record.queries, record.q_len, queries),
+        record.q_len,
         tuple(range(batch)),
         tuple(range(heads)),
         _texts("queries", record.query_tokens, batch, queries, name),

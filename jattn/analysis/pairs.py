@@ -1,0 +1,197 @@
+"""Labelled pairs: which key each query ought to choose, and how often a head does.
+
+A head is right about a query if its largest weight, among the keys that are candidates, is on a key that is right
+(Clark et al. 2019, arXiv:1906.04341). Beside it stands the best fixed offset: always the key so many places before or
+behind, as far as that can be right without looking at anything.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..foundation.arrays import describe
+from .rows import checked
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """Which keys are right for which queries.
+
+    Attributes:
+        right: booleans `[examples, queries, keys]`; a query without a right key is not asked.
+        among: booleans `[examples, queries, keys]`, the candidates.
+    """
+
+    right: np.ndarray
+    among: np.ndarray
+
+    @property
+    def asked(self) -> np.ndarray:
+        """Booleans `[examples, queries]`: queries with a right key."""
+        return (self.right & self.among).any(-1)
+
+
+def labelled_pairs(
+    pairs: Sequence[Any], q_len: int, kv_len: int | None = None, *, among: Sequence[Iterable[int]] | None = None
+) -> Pairs:
+    """`Pairs` from a list for each example.
+
+    Args:
+        pairs: for each example a list of `(query, key)`; a query may have several right keys.
+        q_len, kv_len: the number of queries and keys, padding included; by default as many keys as queries.
+        among: for each example the keys that are candidates; by default all but the query itself.
+
+    Raises:
+        ValueError: an index is out of range; a right key is no candidate.
+
+    >>> labelled_pairs([[(1, 0), (2, 0)]], 3).right[0].astype(int).tolist()
+    [[0, 0, 0], [1, 0, 0], [1, 0, 0]]
+    """
+    kv_len = q_len if kv_len is None else kv_len
+    right = np.zeros((len(pairs), q_len, kv_len), bool)
+    candidates = np.ones_like(right) if among is not None or q_len != kv_len else right | ~np.eye(q_len, dtype=bool)
+    if among is not None and len(among) != len(pairs):
+        raise ValueError(f"`among` must have one list for each of {len(pairs)} examples; got {len(among)}.")
+    for example, some in enumerate(pairs):
+        if among is not None:
+            keys = np.array(list(among[example]), int)
+            if ((keys < 0) | (keys >= kv_len)).any():
+                raise ValueError(f"`among` must be indices from 0 to {kv_len - 1}; got {keys.tolist()}.")
+            candidates[example] = np.isin(np.arange(kv_len), keys)
+        for pair in some:
+            if len(tuple(pair)) != 2:
+                raise ValueError(f"`pairs` must have a list of (query, key) for each example; got {describe(pair)}.")
+            query, key = map(int, pair)
+            if not (0 <= query < q_len and 0 <= key < kv_len):
+                raise ValueError(
+                    f"`pairs` must be of queries from 0 to {q_len - 1} and keys from 0 to {kv_len - 1}; got "
+                    f"({query}, {key}) in example {example}."
+                )
+            if among is not None and not candidates[example, query, key]:
+                raise ValueError(f"`among` must contain each right key; ({query}, {key}) of example {example} is not.")
+            right[example, query, key] = candidates[example, query, key] = True
+    return Pairs(right, candidates)
+
+
+def dependency_pairs(heads: Sequence[Sequence[int]], length: int | None = None, *, reverse: bool = False) -> Pairs:
+    """From each word to its syntactic head, or from each head to one of its dependents.
+
+    Args:
+        heads: for each sentence the index of the head of each word; -1 for the root.
+        length: the number of words, padding included; by default that of the longest sentence.
+        reverse: from heads to dependents.
+
+    >>> dependency_pairs([[1, 2, -1]]).right[0].astype(int).tolist()  # the cat sleeps
+    [[0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    """
+    length = max(map(len, heads), default=0) if length is None else length
+    found = [[(word, head) for word, head in enumerate(sentence) if head >= 0] for sentence in heads]
+    return labelled_pairs([[(b, a) if reverse else (a, b) for a, b in some] for some in found], length)
+
+
+def coreference_pairs(clusters: Sequence[Sequence[Sequence[int]]], length: int) -> Pairs:
+    """From each mention to any earlier mention of the same thing, among all earlier mentions.
+
+    Args:
+        clusters: for each example a list of things, each a list of the tokens that mention it: of each mention the
+            head word.
+        length: the number of tokens, padding included.
+
+    >>> pairs = coreference_pairs([[[0, 4], [2]]], 5)
+    >>> pairs.right[0, 4].nonzero()[0].tolist(), pairs.among[0, 4].nonzero()[0].tolist()
+    ([0], [0, 2])
+    """
+    found = labelled_pairs(
+        [[(b, a) for thing in some for a in thing for b in thing if a < b] for some in clusters], length
+    )
+    among = np.zeros_like(found.right)
+    for example, some in enumerate(clusters):
+        mentions = [token for thing in some for token in thing]
+        among[example][:, mentions] = np.arange(length)[:, None] > np.array(mentions, int)
+    return Pairs(found.right, among)
+
+
+def pair_accuracy(weights: Any, pairs: Pairs, where: Any = None) -> jax.Array:
+    """How often the largest weight among the candidates is on a right key, `[heads]`.
+
+    A head that attends to no candidate at all is wrong.
+
+    Args:
+        weights: `[examples, heads, queries, keys]`.
+        pairs: of the same sizes.
+        where: booleans that broadcast with `weights`: pairs that count.
+
+    >>> import numpy as np
+    >>> weights = np.array([[[[1.0, 0.0, 0.0], [0.9, 0.1, 0.0], [0.1, 0.7, 0.2]]]])
+    >>> pair_accuracy(weights, labelled_pairs([[(1, 0), (2, 0)]], 3)).tolist()
+    [0.5]
+    """
+    weights, _ = checked(weights, where)
+    _check_pairs(pairs, (*weights.shape[:-3], *weights.shape[-2:]))
+    among = jnp.where(pairs.among[:, None], weights, -1)
+    # Of equal weights the one that is wrong counts, so that a head that says nothing is not right by luck.
+    best = among.max(-1)
+    best_right = jnp.where(pairs.right[:, None] & pairs.among[:, None], weights, -1).max(-1)
+    best_wrong = jnp.where(pairs.right[:, None], -1, among).max(-1)
+    hit = (best_right == best) & (best_right > best_wrong) & (best > 0)
+    asked = pairs.asked[:, None]
+    return (hit & asked).sum((0, 2)) / max(int(pairs.asked.sum()), 1)
+
+
+def best_offset(pairs: Pairs) -> tuple[int, float]:
+    """The fixed offset from query to key that is right most often, and how often.
+
+    >>> best_offset(labelled_pairs([[(1, 0), (2, 0), (3, 2)]], 4))
+    (-1, 0.6666666666666666)
+    """
+    right = pairs.right & pairs.among
+    asked = int(pairs.asked.sum())
+    query, key = np.nonzero(right.any(0))
+    if not asked:
+        return 0, 0.0
+    found = {}
+    for offset in sorted(set((key - query).tolist()), key=abs):
+        found[offset] = int(sum(np.diagonal(one, offset).sum() for one in right)) / asked
+    best = max(found, key=lambda offset: found[offset])
+    return best, found[best]
+
+
+def merge_pieces(weights: Any, words: Sequence[int], key_words: Sequence[int] | None = None) -> jax.Array:
+    """Maps of word pieces as maps of words: the sum over the pieces of a key, the mean over those of a query.
+
+    So rows still sum to 1 (Clark et al. 2019).
+
+    Args:
+        weights: `[..., queries, keys]`.
+        words: for each piece the index of its word, 0, 1, ...; -1 leaves it out.
+        key_words: those of the keys, by default the same.
+
+    >>> import numpy as np
+    >>> merge_pieces(np.array([[0.5, 0.25, 0.25], [1, 0, 0], [0, 0.5, 0.5]]), [0, 1, 1]).tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
+    """
+    given = [np.asarray(words), np.asarray(words if key_words is None else key_words)]
+    for name, one, length in zip(("words", "key_words"), given, np.shape(weights)[-2:], strict=True):
+        name = "words" if key_words is None else name
+        numbers = set(one.tolist()) - {-1}
+        if one.shape != (length,) or numbers != set(range(len(numbers))):
+            raise ValueError(
+                f"`{name}` must give the word of each of {length} pieces, as numbers 0, 1, ... without gaps, or -1; "
+                f"got {describe(one)} with {sorted(numbers)[:8]}."
+            )
+    query, key = (jax.nn.one_hot(one, one.max() + 1, axis=0) for one in given)  # [words, pieces]
+    query = query / query.sum(-1, keepdims=True)
+    return jnp.einsum("aq,...qk,bk->...ab", query, jnp.asarray(weights, jnp.float32), key, precision="highest")
+
+
+def _check_pairs(pairs: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(pairs, Pairs) or pairs.right.shape != shape or pairs.among.shape != shape:
+        got = f"pairs of shape {list(pairs.right.shape)}" if isinstance(pairs, Pairs) else describe(pairs)
+        raise ValueError(
+            f"`pairs` must be `Pairs` of shape {list(shape)} [examples, queries, keys], as `labelled_pairs` makes "
+            f"them; got {got}."
+        )
