@@ -1,7 +1,7 @@
 """Every attention, as one JAX function that knows how to skip, stream and shard.
 
-`jattn.analysis`, `jattn.benchmarks`, `jattn.layers`, `jattn.linen`, `jattn.models`, `jattn.nnx`, `jattn.parallel` and
-`jattn.variants` are imported when they are first asked for.
+`jattn.analysis`, `jattn.benchmarks`, `jattn.layers`, `jattn.linen`, `jattn.models`, `jattn.nnx`, `jattn.parallel`,
+`jattn.variants` and `jattn.visualization` are imported when they are first asked for.
 """
 
 import importlib
@@ -53,7 +53,7 @@ __all__ = [
     "similarities",
 ]
 
-_ON_DEMAND = ("analysis", "benchmarks", "layers", "linen", "models", "nnx", "parallel", "variants")
+_ON_DEMAND = ("analysis", "benchmarks", "layers", "linen", "models", "nnx", "parallel", "variants", "visualization")
 
 
 def __getattr__(name: str) -> Any:

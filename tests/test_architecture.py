@@ -25,6 +25,7 @@ LAYERS = (
     ("ops.attention.implementations",),
     ("ops.attention.api", "ops.attention.explain", "ops.attention.paged", "ops.attention.recording"),
     ("analysis",),
+    ("visualization",),
     ("parallel",),
     ("ops.recurrence", "ops.convolution"),
     ("layers",),

@@ -26,6 +26,7 @@ class Beside:
         plan: `(q_tile, k_tile, states)` of the tiles that attention visits, for maps of its size.
         title: of the page.
         start: the state in which the page opens.
+        masked: the mask, in words.
         notes: sentences to show.
     """
 
@@ -35,6 +36,7 @@ class Beside:
     plan: tuple[int, int, np.ndarray] | None
     title: str
     start: Mapping[str, Any]
+    masked: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -91,6 +93,7 @@ def contents(maps: Maps, beside: Beside, bits: int) -> tuple[dict[str, Any], lis
         "measures": list(beside.labels.measures),
         "image": None if beside.picture is None else beside.picture.url,
         "start": dict(beside.start),
+        "masked": beside.masked,
     }, blobs.packed()
 
 
@@ -113,7 +116,9 @@ def _group(layer: Layer, beside: Beside, number: int) -> dict[str, Any]:
     parts, grids = {}, {}
     for of, count in (("queries", queries), ("keys", keys)):
         parts[of] = _parts(beside.sentences, sides[of], places[of], count)
-        grids[of] = None if beside.picture is None else beside.picture.grid_for(places[of], keys if of == "keys" else None)
+        grids[of] = (
+            None if beside.picture is None else beside.picture.grid_for(places[of], keys if of == "keys" else None)
+        )
     return {
         "name": re.sub(r"[._#]?\d+", "", layer.name),
         "side": layer.side,
@@ -199,7 +204,7 @@ def _vectors(
     query, key = query[place], key[place * len(key) // len(layer.heads)]
     stored_query, read_query = encoding.vectors(query)
     stored_key, read_key = encoding.vectors(key)
-    found = {
+    found: dict[str, Any] = {
         "query": blobs.add(stored_query),
         "key": blobs.add(stored_key, shared=True),  # grouped heads share it
         "features": int(query.shape[-1]),
@@ -224,6 +229,7 @@ def check_sentences(given: Any, maps: Maps) -> dict[str, list[int]]:
     if given is None:
         return {}
     found = {}
+    one: Any
     for side, one in (given if isinstance(given, Mapping) else {"self": given}).items():
         one = one.tolist() if hasattr(one, "tolist") else one
         length = max((max(layer.queries) + 1 for layer in maps), default=0)
@@ -237,5 +243,5 @@ def check_sentences(given: Any, maps: Maps) -> dict[str, list[int]]:
                 "`sentences` must be the number of the first token of the second sentence, or 0 and 1 for each of the "
                 f"{length} tokens, as a tokenizer's `token_type_ids`; got {describe(given)}."
             )
-        found[side] = list(map(int, one))
+        found[side] = [int(number) for number in one]
     return found

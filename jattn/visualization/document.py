@@ -31,7 +31,7 @@ _EXPORT = re.compile(r"^export (?=const|let|function|async function|class)", re.
 
 
 def _read(name: str) -> str:
-    return (resources.files(__package__) / "page" / name).read_text(encoding="utf-8")
+    return (resources.files("jattn.visualization") / "page" / name).read_text(encoding="utf-8")
 
 
 @functools.cache

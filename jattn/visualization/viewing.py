@@ -67,8 +67,7 @@ class Page:
 
     @property
     def notebook_html(self) -> str:
-        """The page of the layers that a notebook shows: all if they fit into `notebook_limit`, else a few of each group,
-        evenly spaced."""
+        """The page that a notebook shows: of all layers if they fit into `notebook_limit`, else of a few."""
         total = len(self.maps)
         for count in (total, *(one for one in (12, 8, 6, 4, 3, 2, 1) if one < total)):
             places = sorted({round(place) for place in np.linspace(0, total - 1, count)})
@@ -190,7 +189,7 @@ def view(
         plan=tiled,
         title=str(title),
         start=_start(start),
-        notes=_notes(maps, mask),
+        masked=str(mask)[:200] if isinstance(mask, Mask) else "",
     )
     for name, number in {"limit": limit, "notebook_limit": notebook_limit, "height": height}.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
@@ -231,13 +230,6 @@ def _start(given: Any) -> dict[str, Any]:
     return start
 
 
-def _notes(maps: Maps, mask: Any) -> tuple[str, ...]:
-    if mask is None and all(layer.mask is None and not is_absent(layer) for layer in maps):
-        return ()
-    kind = f"Mask: {mask}" if isinstance(mask, Mask) else ""
-    return (kind[:200],) if kind else ()
-
-
 def _stored(maps: Maps) -> list[np.ndarray]:
     return [one for layer in maps if not is_absent(layer) for one in layer.weights[0]]
 
@@ -258,9 +250,9 @@ def _html(maps: Maps, beside: Beside, limit: int, *, least: bool = False) -> str
     if bits is None:
         if not all(layer.query is not None for layer in maps):
             raise ValueError(
-                f"`limit` is {limit:,} bytes, and {len(stored)} maps of {stored[0].shape[0]} x {stored[0].shape[1]} take "
-                "more even in four bits. Choose fewer with `layers=` or `heads=`, give `query` and `key` for the browser "
-                "to compute them from, or raise `limit=`."
+                f"`limit` is {limit:,} bytes, and {len(stored)} maps of {stored[0].shape[0]} x {stored[0].shape[1]} "
+                "take more even in four bits. Choose fewer with `layers=` or `heads=`, give `query` and `key` for the "
+                "browser to compute them from, or raise `limit=`."
             )
         maps = Maps(tuple(_without_weights(layer) for layer in maps))
         bits = encoding.BITS[0]

@@ -40,7 +40,7 @@ export function hint(text) {
 /** The scale of colors, what a masked pair and NaN look like, and how weights are stored. */
 export function mountLegend(root) {
   const scale = element("canvas", { "aria-hidden": "true" });
-  const masked = element("span", { className: "key masked", textContent: "masked" });
+  const masked = element("span", { className: "key masked", textContent: contents.masked.length > 40 ? "masked" : `masked ${contents.masked}`.trim(), title: contents.masked });
   const wrong = element("span", { className: "key bad", textContent: "NaN" });
   const hasBad = contents.groups.some((one) => one.layers.some((layer) => layer.heads.some((each) => each.bad !== undefined)));
   wrong.hidden = !hasBad;

@@ -1,7 +1,7 @@
 // What the page shows. The document has two inert scripts: `contents`, JSON; and `blobs`, packed arrays that it names
 // by their index: base64 of zlib, unpacked when they are first looked at.
 //
-//   contents: title, notes, levels, bits, measures, image, start, groups
+//   contents: title, notes, levels, bits, measures, image, start, masked (in words), groups
 //   group:    name, side, queries, keys (tokens), numbers (of the queries), same, sentences, grids, layers
 //   layer:    name, heads
 //   head:     number, label, score, measures; blobs: weights (codes), bad and mask (bits), query and key (vectors);
