@@ -5,12 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ..analysis import Layer, Maps
 from ..foundation.arrays import describe
 from . import encoding
+from .absent import is_absent
 from .grids import Picture
 from .labels import Labels
 
@@ -59,11 +59,6 @@ class Blobs:
 
     def packed(self) -> list[str]:
         return encoding.packed_all(self._arrays)
-
-
-def is_absent(layer: Layer) -> bool:
-    """Whether a layer has no weights, but queries and keys to compute them from."""
-    return isinstance(layer.source, jax.ShapeDtypeStruct)
 
 
 def contents(maps: Maps, beside: Beside, bits: int) -> tuple[dict[str, Any], list[str]]:
@@ -231,14 +226,13 @@ def check_sentences(given: Any, maps: Maps) -> dict[str, list[int]]:
     found = {}
     one: Any
     for side, one in (given if isinstance(given, Mapping) else {"self": given}).items():
-        one = one.tolist() if hasattr(one, "tolist") else one
+        one = one.tolist() if hasattr(one, "tolist") else list(one) if isinstance(one, tuple) else one
         length = max((max(layer.queries) + 1 for layer in maps), default=0)
         if isinstance(one, int) and not isinstance(one, bool):
             one = [int(place >= one) for place in range(max(length, *(layer.shape[3] for layer in maps)))]
-        if one and isinstance(one, list | tuple) and isinstance(one[0], list | tuple):
+        if isinstance(one, list) and one and isinstance(one[0], list | tuple):
             one = one[0]
-        right = isinstance(one, list | tuple) and all(number in (0, 1) for number in one) and len(one) >= length
-        if not right:
+        if not isinstance(one, list | tuple) or not all(number in (0, 1) for number in one) or len(one) < length:
             raise ValueError(
                 "`sentences` must be the number of the first token of the second sentence, or 0 and 1 for each of the "
                 f"{length} tokens, as a tokenizer's `token_type_ids`; got {describe(given)}."

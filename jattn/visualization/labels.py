@@ -1,17 +1,14 @@
 """What heads are called, and the numbers that they are sorted by."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from ..analysis import Maps
+from ..analysis import Heads, Maps
+from ..analysis import describe as described
 from ..foundation.arrays import describe
-from .encoding import scale_of
-
-MEASURES = ("entropy", "largest", "distance", "first")
-"""Of all heads: the mean entropy of a row in nats, its largest weight, its mean distance, its weight on key 0."""
+from .absent import is_absent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,52 +29,43 @@ class Labels:
 
 
 def labels(maps: Maps, given: Any) -> Labels:
-    """Labels that a user gives, and measures computed here.
+    """Labels and measures of heads.
 
     Args:
         maps: of one example.
-        given: what `analysis.describe` returns; or a mapping from `(layer, head)` to a text, or to a text and a score;
-            or None.
+        given: what `analysis.describe` returns; None to call it; False for neither labels nor measures; or a mapping
+            from `(layer, head)` to a text, or to a text and a score, in place of its labels.
 
     Raises:
         ValueError: it is something else, or names a head that is not there.
     """
-    texts = _given(maps, given)
-    heads: dict[tuple[str, int], dict[str, Any]] = {}
-    for layer in maps:
-        numbers = _numbers(layer)
-        for place, number in enumerate(layer.heads):
-            found = heads[layer.name, number] = dict(texts.get((layer.name, number), {}))
-            if numbers is not None:
-                found["measures"] = [round(float(one), 5) if np.isfinite(one) else None for one in numbers[:, place]]
-    return Labels(MEASURES, heads)
-
-
-def _numbers(layer: Any) -> np.ndarray | None:
-    """`[measures, heads]`, over rows that are no padding and have a weight."""
-    if not hasattr(layer.source, "__array__"):
-        return None
-    weights = np.nan_to_num(layer.weights[0], nan=0, posinf=0, neginf=0)
-    weights = weights / scale_of(weights)
-    rows = weights.sum(-1)
-    counted = rows > 0
-    if layer.valid_queries is not None:
-        counted = counted & layer.valid_queries[0]
-    shares = weights / np.where(rows > 0, rows, 1)[..., None]
-    entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(-1)
-    far = np.abs(np.array(layer.queries)[:, None] - np.arange(shares.shape[-1])).astype(np.float32)
-    measures = np.stack([entropy, shares.max(-1), np.einsum("hqk,qk->hq", shares, far), shares[..., 0]])
-    return (measures * counted).sum(-1) / np.maximum(counted.sum(-1), 1)
-
-
-def _given(maps: Maps, given: Any) -> dict[tuple[str, int], dict[str, Any]]:
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
+    if given is False:
+        return Labels((), {})
+    if not (given is None or isinstance(given, Heads | Mapping)):
         raise ValueError(
-            "`labels` must be what `jattn.analysis.describe` returns, or a mapping from (layer, head) to a text; got "
-            f"{describe(given)}."
+            "`labels` must be what `jattn.analysis.describe` returns, a mapping from (layer, head) to a text, or "
+            f"False; got {describe(given)}."
         )
+    texts = _given(maps, given) if isinstance(given, Mapping) else None
+    stored = Maps(tuple(layer for layer in maps if not is_absent(layer)))
+    heads = given if isinstance(given, Heads) else described(stored) if stored else None
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    measures: tuple[str, ...] = ()
+    if heads is not None and len(heads):
+        measures = (*heads[0].measures, *heads.labels)
+        for one in heads:
+            values = [one.measures.get(name, one.scores.get(name, math.nan)) for name in measures]
+            label = {"label": one.label, "score": round(one.score, 4)} if one.label not in ("-", "NaN") else {}
+            found[one.layer, one.head] = {
+                **(label if texts is None else {}),
+                "measures": [round(float(value), 5) if math.isfinite(value) else None for value in values],
+            }
+    for key, text in (texts or {}).items():
+        found[key] = {**found.get(key, {}), **text}
+    return Labels(measures, found)
+
+
+def _given(maps: Maps, given: Mapping[Any, Any]) -> dict[tuple[str, int], dict[str, Any]]:
     found = {}
     for key, value in given.items():
         layer, head = key if isinstance(key, tuple) and len(key) == 2 else (None, None)

@@ -6,21 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from ..analysis import Layer, Maps, read
+from ..analysis import Maps, read
 from ..foundation.arguments import check_choice
 from ..foundation.arrays import describe
 from ..masks import Mask
 from . import encoding
-from .contents import Beside, check_sentences, contents, is_absent
+from .absent import absent, is_absent, without_weights
+from .contents import Beside, check_sentences, contents
 from .document import framed, written
 from .grids import picture
 from .labels import labels as made_labels
 from .tiles import tiles
 
 VIEWS = ("overview", "heads", "map", "neuron", "image", "text")
+STATE = ("group", "layer", "head", "shown", "query", "key", "sort", "find", "theme", "tiles", "filter", "side", "view")
 LIMIT, NOTEBOOK_LIMIT = 15_000_000, 2_000_000
 
 
@@ -139,7 +140,8 @@ def view(
         valid: ones and zeros `[batch, tokens]`, zeros for padding, as Hugging Face's `attention_mask`.
         query, key: for the neuron view, as in `jattn.analysis.read`: a list or a mapping of arrays `[batch, heads,
             length, features]` whose products are the scores. They are stored as int8.
-        labels: what `jattn.analysis.describe` says of the heads; or a mapping from `(layer, head)` to a text.
+        labels: what `jattn.analysis.describe` says of the heads, by default of these maps; or a mapping from `(layer,
+            head)` to a text; or False for no labels and no measures.
         plan: what `jattn.explain` returns for a call of this size: the tiles that it visits. By default the page cuts
             the mask into tiles of a size that is chosen there.
         image: an array, a file or an image of Pillow that tokens are patches of.
@@ -167,7 +169,7 @@ def view(
     """
     tiled = tiles(plan)
     if source is None:
-        source = _absent(query, key)
+        source = absent(query, key)
     maps = read(
         source,
         tokens=tokens,
@@ -197,20 +199,6 @@ def view(
     return Page(maps, beside, limit, notebook_limit, height)
 
 
-def _absent(query: Any, key: Any) -> dict[str, Any]:
-    """Stands for the weights that queries and keys give."""
-    if query is None or key is None:
-        raise ValueError("`source` must be maps of attention; None needs `query` and `key` to compute them from.")
-    pairs = query.items() if isinstance(query, Mapping) else ((str(number), one) for number, one in enumerate(query))
-    keys = dict(key) if isinstance(key, Mapping) else {str(number): one for number, one in enumerate(key)}
-    found = {}
-    for name, one in pairs:
-        if name not in keys or len(one.shape) not in (3, 4) or len(keys[name].shape) != len(one.shape):
-            raise ValueError(f"`query` and `key` must have arrays [batch, heads, length, features] for {name!r} both.")
-        found[name] = jax.ShapeDtypeStruct((*one.shape[:-1], keys[name].shape[-2]), np.float32)
-    return found
-
-
 def _check_values(maps: Maps) -> None:
     for layer in maps:
         if not is_absent(layer) and (layer.weights < 0).any():
@@ -224,7 +212,7 @@ def _start(given: Any) -> dict[str, Any]:
     start = {"view": given} if isinstance(given, str) else dict(given or {})
     if "view" in start:
         check_choice("start", start["view"], VIEWS)
-    unknown = set(start) - {"view", "group", "layer", "head", "heads", "query", "key", "sort", "find", "theme", "tiles"}
+    unknown = set(start) - set(STATE)
     if unknown:
         raise ValueError(f"`start` must be a view, or have view, layer, head, query and others; got {sorted(unknown)}.")
     return start
@@ -254,11 +242,6 @@ def _html(maps: Maps, beside: Beside, limit: int, *, least: bool = False) -> str
                 "take more even in four bits. Choose fewer with `layers=` or `heads=`, give `query` and `key` for the "
                 "browser to compute them from, or raise `limit=`."
             )
-        maps = Maps(tuple(_without_weights(layer) for layer in maps))
+        maps = Maps(tuple(without_weights(layer) for layer in maps))
         bits = encoding.BITS[0]
     return written(*contents(maps, beside, bits))
-
-
-def _without_weights(layer: Layer) -> Layer:
-    shape = tuple(layer.source.shape)
-    return dataclasses.replace(layer, source=jax.ShapeDtypeStruct(shape, np.float32))

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn.visualization import document, encoding, view
+from jattn import visualization
+from jattn.visualization import document, encoding
 
+view = functools.partial(visualization.view, labels=False)
+"""Without measures, which take compiling."""
 NASTY = ["</script><script>alert(1)</script>", "\"'&<b>", "\u2028", "שלום", "👩‍👩‍👧", "http://a", "", "\ud83d"]
 
 
@@ -171,7 +174,7 @@ def test_nan_is_said_and_stored_apart():
     assert any("1 of 192 weights are NaN" in note and "head 2" in note for note in contents["notes"])
     (bad,) = [head["bad"] for head in heads_of(contents) if "bad" in head]
     assert np.flatnonzero(np.unpackbits(unpacked(blobs[bad]))).tolist() == [3 * 8 + 4]
-    assert np.isfinite([head["measures"] for head in heads_of(contents)]).all()
+    assert [head["label"] for head in heads_of(contents) if head.get("label") == "NaN"] == []
 
 
 def test_weights_above_one_have_a_scale():
@@ -181,14 +184,18 @@ def test_weights_above_one_have_a_scale():
         assert np.abs(read - 10 * want).max() <= head["scale"] / 255
 
 
-def test_measures_are_those_of_the_maps():
-    given = [np.eye(8, dtype=np.float32)[None, None], np.full((1, 1, 8, 8), 1 / 8, np.float32)]
-    contents, _ = parts(view(given))
-    one, other = (dict(zip(contents["measures"], head["measures"], strict=True)) for head in heads_of(contents))
-    assert one == {"entropy": 0, "largest": 1, "distance": 0, "first": 1 / 8}
-    assert other["entropy"] == pytest.approx(np.log(8), abs=1e-4) and other["distance"] == pytest.approx(
-        2.625, abs=1e-4
-    )
+def test_labels_and_measures_are_those_of_describe():
+    given = [np.stack([np.eye(8, k=-1) + np.outer(np.eye(8)[0], np.eye(8)[0]), np.full((8, 8), 1 / 8)])[None]]
+    heads = jattn.analysis.describe(given)
+    for page in (visualization.view(given), view(given, labels=heads)):
+        contents, _ = parts(page)
+        one, other = heads_of(contents)
+        assert (one["label"], one["score"]) == ("previous", 1.0) and "label" not in other
+        for mine, want in zip((one, other), heads, strict=True):
+            found = dict(zip(contents["measures"], mine["measures"], strict=True))
+            assert found == pytest.approx({**want.measures, **want.scores}, abs=1e-4)
+    bare, _ = parts(view(given, labels=False))
+    assert bare["measures"] == [] and all("measures" not in head for head in heads_of(bare))
 
 
 def test_encoder_decoder_and_cross_are_groups():
@@ -229,7 +236,28 @@ def test_labels_and_sentences_and_patches():
     assert contents["image"].startswith("data:image/png;base64,iVBOR")
 
 
+def test_bertviz_calls_are_pages():
+    """The arguments of BertViz 1.4's functions, in their order."""
+    given = maps()
+    group = parts(visualization.head_view(given, list("abcdefgh"), 5, layer=1, heads=[0, 2]))[0]
+    assert group["start"] == {"view": "heads", "layer": 1, "shown": "0,2"}
+    assert group["groups"][0]["sentences"]["keys"] == [0] * 5 + [1] * 3
+    pair = {"encoder_attention": maps(2, 2, 5, 5), "cross_attention": maps(2, 2, 4, 5)}
+    page = visualization.model_view(
+        encoder_tokens=list("abcde"), decoder_tokens=list("wxyz"), include_layers=[1], display_mode="light", **pair
+    )
+    contents = parts(page)[0]
+    assert contents["start"] == {"view": "overview", "theme": "light"}
+    assert [[layer["name"] for layer in one["layers"]] for one in contents["groups"]] == [["encoder.1"], ["cross.1"]]
+    assert (
+        visualization.head_view(given, list("abcdefgh"), html_action="return")
+        == visualization.head_view(given, list("abcdefgh"))._repr_html_()
+    )
+
+
 BAD = {
+    "bertviz": (lambda: visualization.head_view(maps(), list("abcdefgh"), html_action="save"), "`html_action` must be"),
+    "bertviz nothing": (lambda: visualization.model_view(), "`attention` must be given"),
     "tokens": (lambda: view(maps(), ["a"]), "must have 8 tokens"),
     "layer": (lambda: view(maps(), layers=7), "`layers` must be"),
     "head": (lambda: view(maps(), heads=7), "`heads` must be among"),

@@ -9,9 +9,9 @@ const WORDS = {
   label: "label",
   score: "score of the label",
   entropy: "entropy",
-  largest: "largest weight of a row",
-  distance: "distance",
-  first: "weight on the first key",
+  confidence: "confidence: the largest weight",
+  distance: "distance in tokens",
+  sink: "sink: weight on the first key",
 };
 
 /** The heads of the chosen group as [layer, head], those that are searched for, in their order. */
