@@ -13,36 +13,64 @@ import scipy.signal
 from .packages import cache
 
 RATE = 16000
-FRONT_CENTER = "/usr/share/sounds/alsa/Front_Center.wav"
-SHA256 = "0d61518bcd3f13b0c709a5298e939caf698b80d31d71d50475365ee0e5536cc9"
+FOLDER = "/usr/share/sounds/alsa"
+SHA256 = {
+    "Front_Center": "0d61518bcd3f13b0c709a5298e939caf698b80d31d71d50475365ee0e5536cc9",
+    "Front_Left": "9f97e8458785da2f0aa0ec60bf9cc81520cbf80a4683e83eca9cb5f2958e9fef",
+    "Front_Right": "1fdea4d7003f1f7d3e48d3521aaab0a112c4ac570b02ddf1813abacac3070f6f",
+    "Rear_Center": "9343207e3298813fdc4d26b7948e15a38533c37a9f232c3eff809b565398b330",
+    "Rear_Left": "1679e0557701864d55b742a0abd3fe5f50d95b1bfcb55ffad4b597dcc7e3c7b8",
+    "Rear_Right": "12828d125f692faa75c7445d52125dcc2c36f82c4f7a3ef49b8ae6afd74ada9d",
+    "Side_Left": "03dc7c641d7825417d2a261831715e945e95d87343fb037db910e7ce4f87a2a1",
+    "Side_Right": "ecdd0329945f355960796a56f8126d5080ed93fdd2437c7eaddbbbd56137d7e9",
+}
 
 
 def front_center() -> np.ndarray:
-    """A woman says "Front, center": from the package alsa-utils (GPL-2), installed or downloaded by apt.
+    """The prompt "Front_Center", in which a woman says "Front, center."; raises as `prompt`."""
+    return prompt("Front_Center")
+
+
+def prompt(name: str) -> np.ndarray:
+    """A prompt of two words, said by a woman: from the package alsa-utils (GPL-2), installed or downloaded by apt.
+
+    Args:
+        name: a key of `SHA256`, the words that are said.
 
     Raises:
         ConnectionError: it is not installed, and apt cannot download it.
         ValueError: the file has another hash.
     """
-    path = Path(FRONT_CENTER)
+    path = Path(FOLDER) / f"{name}.wav"
     kept = cache() / path.name
     if not path.exists() and not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(_from_debian("alsa-utils", FRONT_CENTER))
+        kept.write_bytes(_from_debian("alsa-utils", str(path)))
     data = (path if path.exists() else kept).read_bytes()
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise ValueError(f"{FRONT_CENTER} must have the SHA-256 {SHA256}.")
-    return read(data)
-
-
-def read(data: bytes) -> np.ndarray:
-    """The samples of a mono wav file of 16 bits, resampled."""
-    with wave.open(io.BytesIO(data)) as file:
-        if (file.getnchannels(), file.getsampwidth()) != (1, 2):
-            raise ValueError("the file must be mono, of 16 bits a sample.")
-        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
-        rate = file.getframerate()
+    if hashlib.sha256(data).hexdigest() != SHA256[name]:
+        raise ValueError(f"{path} must have the SHA-256 {SHA256[name]}.")
+    samples, rate = read(data)
     return scipy.signal.resample_poly(samples, RATE // np.gcd(RATE, rate), rate // np.gcd(RATE, rate))
+
+
+def read(data: bytes) -> tuple[np.ndarray, int]:
+    """The samples of a mono wav file of 16 bits, between -1 and 1, and how many there are in a second.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    try:
+        with wave.open(io.BytesIO(data)) as file:
+            channels, width = file.getnchannels(), file.getsampwidth()
+            rate, frames = file.getframerate(), file.readframes(file.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"the sound must be a wav file: {error}. sox converts: sox SOUND sound.wav") from None
+    if (channels, width) != (1, 2):
+        raise ValueError(
+            f"the sound must be mono, of 16 bits a sample; it has {channels} channels, of {8 * width} bits. sox "
+            "converts: sox SOUND -c 1 -b 16 sound.wav"
+        )
+    return np.frombuffer(frames[: len(frames) // 2 * 2], "<i2") / 32768, rate
 
 
 def _from_debian(package: str, path: str) -> bytes:

@@ -1,0 +1,1 @@
+"""What the examples of text share: subwords, message catalogs, docstrings, and scores of what is generated."""
