@@ -25,7 +25,7 @@ function step(name, by, count) {
 /** Act on keys, but not while something is typed. */
 export function mountKeys({ theme, link, help }) {
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     const typing = event.target.matches?.("input[type=search], select, textarea");
     if (typing) {
       if (event.key === "Escape") event.target.blur();
