@@ -22,7 +22,7 @@ from ..ops.attention.observed import is_observed
 from ..parallel import Heads
 from ..positions import rotary as default_rotary
 from .norms import QKNorm, as_qk_norm
-from .parameters import parameter_specs
+from .parameters import axes_of, parameter_specs
 
 Array = jax.Array | np.ndarray
 Parameters = Mapping[str, Mapping[str, Array]]
@@ -117,7 +117,11 @@ def multi_head(
 
     norm = functools.partial(norm_of(qk_norm), mesh_axis=None if parallel is None else parallel.axis)
 
+    whole_keys = parallel is not None and parallel.axis is not None and parallel.key_axis(kv_heads) is None
+
     def local(parameters: Parameters, sources: tuple, pieces: dict, at: dict) -> jax.Array:
+        if whole_keys and parallel is not None:
+            parameters = _of_own_key_heads(parameters, parallel, q_heads, kv_heads)
         query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, norm=norm)
         attended = attention(query, key, value, **pieces, **at, implementation=implementation)
         kernel = parameters["out"]["kernel"].astype(dtype)
@@ -127,20 +131,31 @@ def multi_head(
         if parallel is None:
             summed = local(split, sources, pieces, at)
         else:
-            parallel.check(batch, kv_heads)
+            parallel.check(batch, q_heads)
             if is_observed():  # by someone who needs the whole call, not the part of a device
                 whole = norm_of(qk_norm)
                 query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, norm=whole)
                 attended = parallel.attention(query, key, value, **pieces, **at, implementation=implementation)
                 return joined_heads(parameters, attended, dtype)
             specs = (
-                parameter_specs(split, head=parallel.axis),
+                parameter_specs(split, head=parallel.axis, whole_keys=whole_keys),
                 parallel.specs_of_inputs(sources),
                 parallel.specs(pieces),
                 parallel.specs_of_positions(at),
             )
             summed = parallel.sum_over_heads(local, (split, sources, pieces, at), specs, len(batch))
     return _biased(summed.astype(dtype), out_bias, dtype)
+
+
+def _of_own_key_heads(parameters: Parameters, parallel: Heads, q_heads: int, kv_heads: int) -> dict[str, Any]:
+    """The parameters of one device that is given those of all key heads, with the heads that it needs."""
+    made = {name: dict(group) for name, group in parameters.items()}
+    for name in ("key", "key_norm", "value"):
+        for what, array in made.get(name, {}).items():
+            axes = axes_of(name, what, array)
+            if "head" in axes:
+                made[name][what] = parallel.own_key_heads(array, q_heads, kv_heads, axes.index("head"))
+    return made
 
 
 def multi_head_weights(

@@ -150,13 +150,18 @@ def initialize(init: Callable[..., Any], key: jax.Array, shape: Shape, dtype: An
     return jnp.reshape(value, sizes)
 
 
-def _axes(group: str, name: str, value: Any) -> tuple[str, ...]:
+def axes_of(group: str, name: str, value: Any) -> tuple[str, ...]:
+    """The axes of a parameter, such as `("feature", "head", "dim")`."""
     axes = AXES[group][name]
     return axes[len(axes) - len(value.shape) :] if group.endswith("_norm") else axes
 
 
-def parameter_specs(parameters: Mapping[str, Any], *, head: str | None = None) -> dict[str, Any]:
+def parameter_specs(
+    parameters: Mapping[str, Any], *, head: str | None = None, whole_keys: bool = False
+) -> dict[str, Any]:
     """A `PartitionSpec` for each parameter, with heads split over the mesh axis `head`.
+
+    With `whole_keys`, the projections of keys and values are not split.
 
     >>> import jax
     >>> tree = {"out": {"kernel": jax.ShapeDtypeStruct((8, 16, 128), "float32")}}
@@ -165,7 +170,12 @@ def parameter_specs(parameters: Mapping[str, Any], *, head: str | None = None) -
     """
     return {
         group: {
-            name: partition_spec(value.shape, _axes(group, name, value), name=f"{group}.{name}", head=head)
+            name: partition_spec(
+                value.shape,
+                axes_of(group, name, value),
+                name=f"{group}.{name}",
+                head=None if whole_keys and group in ("key", "key_norm", "value") else head,
+            )
             for name, value in members.items()
         }
         for group, members in parameters.items()

@@ -14,6 +14,7 @@ from ..ops.attention.api import attention
 from ..ops.attention.call import Pieces, check_arrays, prepare
 from ..ops.attention.dropout import Dropout
 from ..ops.attention.observed import observed, observer_is
+from ..ops.attention.split import own_key_heads
 from .meshes import check_batch_axes, check_mesh, check_mesh_axes, current_mesh
 from .specs import MeshAxis, array_specs, partition_spec, partition_specs
 
@@ -23,7 +24,8 @@ class Heads:
     """Split the heads over a mesh axis (tensor parallelism; Shoeybi et al. 2019, arXiv:1909.08053).
 
     With n devices on the axis, device i has the query heads `i * q_heads / n` to `(i + 1) * q_heads / n - 1` and their
-    key heads. Arrays in pieces that are per head (slopes, sinks, biases, windows) are split likewise. Attention itself
+    key heads. If n does not divide the key heads, every device is given all of them and takes those that it needs.
+    Arrays in pieces that are per head (slopes, sinks, biases, windows) are split likewise. Attention itself
     needs no communication. Multi-head attention needs one float32 all-reduce after the output projection. Outputs and
     gradients equal those of one device, including dropout. A function that uses the batch or head index (`masks.of`)
     sees the indices of the whole arrays.
@@ -88,12 +90,13 @@ class Heads:
             `[..., q_len, q_heads, v_dim]`, sharded as `array_specs(batch=batch, head=axis).out`.
 
         Raises:
-            ValueError: as in `attention`; also if a mesh axis does not exist, or does not divide the key heads or a
-                batch axis.
+            ValueError: as in `attention`; also if a mesh axis does not exist, or does not divide the query heads or
+                a batch axis.
         """
         check_arrays(query, key, value)
         batch, q_heads, kv_heads = query.shape[:-3], query.shape[-2], key.shape[-2]
-        mesh = self.check(batch, kv_heads)
+        mesh = self.check(batch, q_heads)
+        of_keys = self.key_axis(kv_heads)
         given = Pieces(mask, similarity, scores, normalizer, dropout, query_positions, key_positions)
         given = given.checked().indexed(batch, q_heads)
         # Check the whole arrays here: checks on each device would report the sizes of shards.
@@ -102,9 +105,14 @@ class Heads:
         positions = {name: pieces.pop(name) for name in ("query_positions", "key_positions")}
 
         def local(arrays: tuple, pieces: dict, positions: dict) -> jax.Array:
-            return attention(*arrays, **pieces, **positions, implementation=implementation)
+            query, *others = arrays
+            if of_keys != self.axis:
+                others = (self.own_key_heads(one, q_heads, kv_heads, -2) for one in others)
+            return attention(query, *others, **pieces, **positions, implementation=implementation)
 
-        whole = array_specs(batch=self.batch_axes(len(batch)), head=self.axis)
+        names = self.batch_axes(len(batch))
+        whole, keys = array_specs(batch=names, head=self.axis), array_specs(batch=names, head=of_keys)
+        whole = whole._replace(key=keys.key, value=keys.value)
         specs = ((whole.query, whole.key, whole.value), self.specs(pieces), self.specs_of_positions(positions))
 
         def run() -> jax.Array:
@@ -168,7 +176,18 @@ class Heads:
             )
         return batch or (None,) * count
 
-    def check(self, batch: Sequence[int], kv_heads: int) -> AnyMesh:
+    def key_axis(self, kv_heads: int) -> str | None:
+        """The mesh axis that splits this many key heads; None if every device is given all of them."""
+        mesh = current_mesh(self.mesh)
+        return None if self.axis is None or kv_heads % mesh.shape[self.axis] else self.axis
+
+    def own_key_heads(self, array: jax.Array, q_heads: int, kv_heads: int, axis: int) -> jax.Array:
+        """On one device, of an array of all key heads those of its query heads: one for each, or one for all."""
+        assert self.axis is not None
+        own = q_heads // current_mesh(self.mesh).shape[self.axis]
+        return own_key_heads(array, self.axis, own, q_heads // kv_heads, axis)
+
+    def check(self, batch: Sequence[int], q_heads: int) -> AnyMesh:
         """Check that the mesh divides these sizes, and return it.
 
         Raises:
@@ -178,11 +197,11 @@ class Heads:
         names = self.batch_axes(len(batch))
         check_mesh_axes(mesh, mesh_axes(self.axis, *names))
         devices = math.prod(mesh.shape[name] for name in mesh_axes(self.axis))
-        if kv_heads % devices:
+        if q_heads % devices:
             raise ValueError(
-                f"`kv_heads` must be a multiple of the {devices} devices on mesh axis {self.axis!r}, since a key head "
-                f"and its query heads stay on one device; got {kv_heads}. Use a smaller mesh axis, or repeat the key "
-                f"heads: `jnp.repeat(key, {devices // math.gcd(devices, kv_heads)}, axis=-2)`."
+                f"`q_heads` must be a multiple of the {devices} devices on mesh axis {self.axis!r}, which each have as "
+                f"many query heads; got {q_heads}. Use a mesh axis of {math.gcd(devices, q_heads)}, or another number of "
+                "heads."
             )
         for axis, (size, name) in enumerate(zip(batch, names, strict=True)):
             parts = math.prod(mesh.shape[one] for one in mesh_axes(name))

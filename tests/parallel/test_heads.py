@@ -16,6 +16,7 @@ import jattn
 from jattn import masks, normalizers, scores, similarities
 from jattn.foundation.sharding import run_on_shards
 from jattn.layers import Sizes, multi_head, parameter_shapes, parameter_specs
+from jattn.layers.norms import QKNorm
 from jattn.layers.parameters import initialize
 from jattn.ops.attention.implementations import Tiled
 from jattn.parallel import Heads, array_specs, partition_specs
@@ -304,16 +305,33 @@ def test_what_is_known_stays_known():
     assert not issubclass(seen[0][1], np.ndarray)
 
 
+@pytest.mark.parametrize("kv_heads", [2, pytest.param(6, marks=pytest.mark.exhaustive)])  # one for a device; several
+def test_fewer_key_heads_than_devices(kv_heads):
+    """Every device projects the key heads that its query heads need."""
+    shapes = parameter_shapes(Sizes(8, 12, kv_heads, DIM), use_bias=True, qk_norm=QKNorm(over="heads"))
+    flat, tree = jax.tree.flatten(shapes, is_leaf=lambda node: hasattr(node, "inputs"))
+    given = tree.unflatten([draw(*one.shape, seed=i) for i, one in enumerate(flat)])
+    x = draw(BATCH, LENGTH, 8)
+
+    def run(parallel):
+        def loss(parameters, x):
+            out = multi_head(parameters, x, rotary=True, qk_norm=QKNorm(over="heads"), parallel=parallel)
+            return (out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)).sum()
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+    split = run(STRATEGIES["2x4"])
+    jax.tree.map(assert_close, split(given, x), run(None)(given, x))
+    assert set(collectives(split.lower(given, x).compile())) == {"all-reduce"}
+    query, key, value = qkv(kv_heads=2)
+    assert_close(STRATEGIES["2x4"].attention(query, key, value), jattn.attention(query, key, value))
+
+
 def test_bad_input():
     strategy = STRATEGIES["2x4"]
-    query, key, value = qkv(kv_heads=2)
-    with pytest.raises(
-        ValueError, match=r"`kv_heads` must be a multiple of the 4 devices on mesh axis 'model'.* got 2"
-    ):
-        strategy.attention(query, key, value)
-    repeated = [jnp.repeat(array, 2, axis=-2) for array in (key, value)]
-    assert_close(strategy.attention(query, *repeated), jattn.attention(query, key, value))
     query, key, value = qkv()
+    with pytest.raises(ValueError, match=r"`q_heads` must be a multiple of the 4 devices on mesh axis 'model'.* got 6"):
+        strategy.attention(query[..., :6, :], key[..., :2, :], value[..., :2, :])
     with pytest.raises(ValueError, match=r"batch axis 0 of `query` must be a multiple of the 2 devices .* got size 1"):
         strategy.attention(query[:1], key[:1], value[:1])
     with pytest.raises(ValueError, match=r"`mesh` must have an axis 'heads'; its axes are \('data', 'model'\)"):

@@ -168,6 +168,22 @@ def _look_at_whole(whole: Arrays, pieces: Pieces, watch: Callable[[Call], None] 
     jax.eval_shape(fill, shapes)
 
 
+def own_key_heads(array: jax.Array, over: str | tuple[str, ...], count: int, group: int, axis: int = -2) -> jax.Array:
+    """The key heads of this device's query heads, where mesh axes split query heads but not key heads.
+
+    Args:
+        array: one of all key heads, or of those that other mesh axes left.
+        over: the mesh axes, which are Manual here.
+        count: the number of this device's query heads.
+        group: the number of query heads for each key head.
+        axis: the axis of the heads.
+    """
+    first = jax.lax.axis_index(over) * count
+    if group % count == 0:  # one key head for them all
+        return jax.lax.dynamic_slice_in_dim(array, first // group, 1, axis % array.ndim)
+    return jnp.take(array, (first + np.arange(count)) // group, axis=axis, mode="clip")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Local:
     """What runs on one device.
@@ -181,17 +197,8 @@ class _Local:
     group: int
 
     def __call__(self, arrays: Arrays, pieces: Pieces) -> Any:
-        query, *others = arrays
+        query, key, value = arrays
         if self.alone:
-            count = query.shape[-2]
-            first = jax.lax.axis_index(self.alone) * count
-
-            def of_query_heads(array: jax.Array) -> jax.Array:
-                if self.group % count == 0:  # one key head for them all
-                    return jax.lax.dynamic_slice_in_dim(array, first // self.group, 1, array.ndim - 2)
-                return jnp.take(array, (first + np.arange(count)) // self.group, axis=-2, mode="clip")
-
-            others = map(of_query_heads, others)
-        key, value = others
+            key, value = (own_key_heads(one, self.alone, query.shape[-2], self.group) for one in (key, value))
         call, query, key = prepare(query, key, value, pieces)
         return self.function(call, query, key, value)
