@@ -24,6 +24,7 @@ from .decoding import (
     check_pieces_of_tokens,
     remember,
     spec_of,
+    split_cache,
 )
 from .layer import Initializer, Layer, Parameter, lecun_normal, zeros
 from .multi_head import multi_head, multi_head_weights
@@ -258,7 +259,8 @@ class MultiHeadAttention(Layer):
             if value_inputs is not None or key_valid is not None:
                 raise ValueError("`value_inputs` and `key_valid` need `key_inputs`.")
             self._check_key_inputs(key_inputs)
-            return spec_of(length, cache, self.cache).create(() if batch is None else batch, **sizes)
+            made = spec_of(length, cache, self.cache).create(() if batch is None else batch, **sizes)
+            return split_cache(made, self.parallel, self.q_heads)
         if length is not None or cache is not None:
             raise ValueError("`length` and `cache` are for self-attention; `key_inputs` have their own length.")
         value_inputs = key_inputs if value_inputs is None else value_inputs
@@ -271,6 +273,7 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"`batch` must be that of `key_inputs`, {key_inputs.shape[:-2]}; got {batch}.")
         self.check_parameters(parameters)  # here they are used for more than their dtype
         empty = Contiguous(max(found["kv_len"], 1)).create(tuple(key_inputs.shape[:-2]), **sizes)
+        empty = split_cache(empty, self.parallel, self.q_heads)
         with mesh_context(key_inputs):
             return remember(_projections(parameters), empty, key_inputs, value_inputs, key_valid, **self._projecting())
 

@@ -14,13 +14,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from ..foundation.arrays import describe
 from ..foundation.pieces import map_fields
 from ..masks.base import restricted
 from ..ops.attention.call import renamed
 from ..parallel import Heads
-from .caches import Cache, Contiguous, Spec, View
+from ..parallel.heads import place
+from .caches import Cache, Contiguous, PagedCache, Spec, View
 from .caches.base import exportable
 from .multi_head import computation_dtype, joined_heads, norm_of, projected
 
@@ -118,6 +120,18 @@ def attend_view(
         pieces = pieces | {"mask": restricted(pieces["mask"], view.mask)}
         at = {"query_positions": positions, "key_positions": view.key_positions}
         return view.checked(parallel.attention(query, view.key, view.value, **pieces, **at))
+
+
+def split_cache(cache: Any, parallel: Heads | None, q_heads: int) -> Any:
+    """A new cache, split as the batch and the heads are. The pages of a paged cache belong to no example."""
+    if parallel is None:
+        return cache
+    batch = tuple(cache.lengths.shape)
+    mesh = parallel.check(batch, q_heads)
+    lead = (None,) if isinstance(cache, PagedCache) else parallel.batch_axes(len(batch))
+    spec = PartitionSpec(*lead, None, parallel.key_axis(cache.keys.shape[-2]), None)
+    keys, values = (place(one, mesh, spec) for one in (cache.keys, cache.values))
+    return dataclasses.replace(cache, keys=keys, values=values)
 
 
 def spec_of(length: int | None, cache: Spec | None, default: Spec | None) -> Spec:

@@ -14,11 +14,13 @@ from .hub import from_hub
 from .losses import shifted_right, smoothed_loss, token_loss
 from .registry import MODULES as _MODULES
 from .registry import Family
+from .sharding import OnMesh, shard
 
 __all__ = [
     "Config",
     "Family",
     "Generated",
+    "OnMesh",
     "Rule",
     "Table",
     "from_directory",
@@ -26,6 +28,7 @@ __all__ = [
     "from_tensors",
     "generate",
     "next_token_loss",
+    "shard",
     "shifted_right",
     "smoothed_loss",
     "to_directory",

@@ -19,7 +19,7 @@ from .bert_config import BertConfig
 from .checkpoint.rules import linear_rules, norm_rules
 from .checkpoint.table import Rule, Table
 from .encoder import NORMAL, Encoded, EncoderBlock, Pooler, block_rules
-from .layers import ACTIVATIONS, checked_tokens, dropout, layer_norm, placed
+from .layers import ACTIVATIONS, checked_tokens, dropout, layer_norm, placed, through
 from .registry import Family
 
 __all__ = [
@@ -114,7 +114,7 @@ class BertEncoder(nnx.Module):
         """
         x, mask = self.embedded(tokens, attention_mask, token_types, mask, positions)
         for index in self.config.order:
-            x = self.blocks[index](x, mask=mask)
+            x = through(self.blocks[index], x, remat=self.config.remat, mask=mask)
         return x
 
 

@@ -28,6 +28,7 @@ from .bert_config import DROPOUT, BertConfig
 from .checkpoint.rules import linear_rules
 from .checkpoint.table import Table
 from .encoder import EncoderBlock, block_rules
+from .layers import through
 from .registry import Family
 
 
@@ -158,7 +159,8 @@ class BigBirdEncoder(BertEncoder):
                 attention = attention.with_pieces(
                     scores=repeated_first_block(length, config.block, config.random_blocks)
                 )
-            x = block(x, attention=attention, mask=restricted(sparse, mask))
+            mask_of_block = restricted(sparse, mask)
+            x = through(block, x, remat=config.remat, attention=attention, mask=mask_of_block)
         return x
 
     def sparse_mask(self, layer: int, length: int, chosen: Any = None) -> Mask | None:

@@ -18,7 +18,7 @@ from .clip_config import CLIPConfig, CLIPResNetConfig, CLIPTextConfig, CLIPVisio
 from .clip_resnet import RULES as RESNET
 from .clip_resnet import CLIPResNet
 from .encoder import NORMAL, Encoded, EncoderBlock, block_rules, norm_rules
-from .layers import checked_tokens, layer_norm, placed
+from .layers import checked_tokens, layer_norm, placed, through
 from .patches import PatchEmbedding
 from .registry import Family
 
@@ -92,7 +92,7 @@ class CLIPText(nnx.Module):
         positions = np.arange(tokens.shape[-1]) if positions is None else positions
         x = self.embedding(tokens) + self.position_embedding(jnp.asarray(positions))
         for block in self.blocks:
-            x = block(x, mask=mask)
+            x = through(block, x, remat=self.config.remat, mask=mask)
         hidden = self.norm(x)
         return Encoded(hidden, jnp.take_along_axis(hidden, end[..., None, None], -2)[..., 0, :])
 
@@ -174,7 +174,7 @@ class CLIPVision(nnx.Module):
         """
         x = self.first_norm(self.embedding(images))
         for block in self.blocks:
-            x = block(x, mask=mask)
+            x = through(block, x, remat=self.config.remat, mask=mask)
         return Encoded(x, self.norm(x[..., 0, :]))
 
 

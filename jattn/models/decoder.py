@@ -21,7 +21,7 @@ from ..foundation.numerics import widen
 from ..layers.caches import Contiguous, Rolling, Spec
 from ..ops.attention.call import renamed
 from .config import Config
-from .layers import as_valid, checked_tokens, placed
+from .layers import as_valid, checked_tokens, placed, through
 
 State = tuple[Any, ...]
 
@@ -103,7 +103,7 @@ class Decoder(nnx.Module):
         at = {"positions": positions} if self.rotates else {}
         x = self.embed(tokens, np.arange(tokens.shape[-1]) if positions is None else positions)
         for block in self.blocks:
-            x = block(x, mask=mask, **at)
+            x = through(block, x, remat=self.config.remat, mask=mask, **at)
         return self.norm(x)
 
     def initial_state(

@@ -37,8 +37,9 @@ def from_directory(
             names.
         dtype: the dtype to compute in; by default that of the parameters.
         param_dtype: the dtype of the parameters; by default each keeps the one that it is stored in.
-        shardings: where parameters go: a `jax.sharding.Sharding` for all, or a function of the path of a parameter,
-            such as `"blocks.0.mlp.up.kernel"`, and its `jax.ShapeDtypeStruct`.
+        shardings: where parameters go: `jattn.models.OnMesh(mesh, batch=..., heads=..., parameters=...)` does what
+            `shard` does, while they are read. Or a `jax.sharding.Sharding` for all, or a function of the path of a
+            parameter, such as `"blocks.0.mlp.up.kernel"`, and its `jax.ShapeDtypeStruct`.
         ignore: patterns of tensors that the model does not need, such as `["cls.*"]`.
         ignore_settings: keys of `config.json` that may be dropped although they are unknown.
 

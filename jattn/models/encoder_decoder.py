@@ -24,7 +24,7 @@ from ..masks.base import restricted
 from ..positions import from_attention_mask as positions_of
 from .config import Config
 from .decoder import DecoderBlock, cache_specs, last_of
-from .layers import as_valid, checked_tokens, placed
+from .layers import as_valid, checked_tokens, placed, through
 
 State = tuple[tuple[Any, Any], ...]
 
@@ -119,10 +119,10 @@ class Stack(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.norm, self.dropout = norm, dropout
 
-    def __call__(self, x: jax.Array, *inputs: Any, **options: Any) -> jax.Array:
-        """The output after all blocks, which all get the same other arguments."""
+    def __call__(self, x: jax.Array, *inputs: Any, remat: bool = False, **options: Any) -> jax.Array:
+        """The output after all blocks, which all get the same other arguments; `remat` as in `Config`."""
         for block in self.blocks:
-            x = block(x, *inputs, **options)
+            x = through(block, x, *inputs, remat=remat, **options)
         return self.end(x)
 
     def end(self, x: jax.Array) -> jax.Array:
@@ -175,7 +175,7 @@ class EncoderDecoder(nnx.Module):
             mask = restricted(mask, from_attention_mask(attention_mask))
             positions = positions_of(attention_mask)
         x = self.embed_inputs(inputs, positions)
-        return self.encoder(x, mask=mask)
+        return self.encoder(x, remat=self.config.remat, mask=mask)
 
     def decode(
         self,
@@ -198,7 +198,7 @@ class EncoderDecoder(nnx.Module):
         )
         x = self.embed(tokens, np.arange(tokens.shape[-1]) if positions is None else positions)
         encoded_mask = None if attention_mask is None else from_attention_mask(attention_mask)
-        return self.output(self.decoder(x, encoded, mask=mask, encoded_mask=encoded_mask))
+        return self.output(self.decoder(x, encoded, remat=self.config.remat, mask=mask, encoded_mask=encoded_mask))
 
     def __call__(
         self,

@@ -27,6 +27,7 @@ from .bert_config import DROPOUT, BertConfig
 from .checkpoint.rules import linear_rules
 from .checkpoint.table import Table
 from .encoder import EncoderBlock, block_rules
+from .layers import through
 from .registry import Family
 
 
@@ -151,7 +152,7 @@ class LongformerEncoder(BertEncoder):
         if global_attention_mask is not None:
             flags = zeros_and_ones("global_attention_mask", global_attention_mask, "[batch..., length]", "")
         for block in self.blocks:
-            x = block(x, mask=mask, global_tokens=flags)
+            x = through(block, x, remat=self.config.remat, mask=mask, global_tokens=flags)
         return x
 
 

@@ -18,7 +18,7 @@ from .bert_config import DROPOUT, BertConfig
 from .checkpoint.rules import linear_rules, norm_rules, out_rules, projection_rules
 from .checkpoint.table import Rule, Table
 from .encoder import NORMAL, EncoderBlock, EncoderConfig, Pooler, block_rules
-from .layers import dropout, layer_norm, padding_of
+from .layers import dropout, layer_norm, padding_of, through
 from .registry import Family
 
 LOCATION = 5
@@ -258,9 +258,9 @@ class ViLBERT(BertEncoder):
     ) -> tuple[jax.Array, jax.Array]:
         """The blocks of both streams between two layers of co-attention."""
         for index in range(first[0], last[0]):
-            x = self.blocks[index](x, mask=mask)
+            x = through(self.blocks[index], x, remat=self.config.remat, mask=mask)
         for index in range(first[1], last[1]):
-            y = self.image_blocks[index](y, mask=image_mask)
+            y = through(self.image_blocks[index], y, remat=self.config.remat, mask=image_mask)
         return x, y
 
 

@@ -12,7 +12,7 @@ from ..foundation.arguments import check_positive
 from .checkpoint.rules import linear_rules, norm_rules
 from .checkpoint.table import Rule, Table
 from .encoder import NORMAL, Encoded, EncoderBlock, EncoderConfig, Pooler, block_rules
-from .layers import check_activation, dropout, layer_norm
+from .layers import check_activation, dropout, layer_norm, through
 from .patches import PatchEmbedding, as_pair
 from .registry import Family
 
@@ -99,7 +99,7 @@ class ViTEncoder(nnx.Module):
         """
         x = self.dropout(self.embedding(images))
         for block in self.blocks:
-            x = block(x, mask=mask)
+            x = through(block, x, remat=self.config.remat, mask=mask)
         return self.norm(x)
 
 

@@ -121,7 +121,7 @@ class Heads:
 
         def placed() -> Any:
             split = zip((query, key, value), (whole.query, whole.key, whole.value), strict=True)
-            return tuple(_placed(array, mesh, spec) for array, spec in split)
+            return tuple(place(array, mesh, spec) for array, spec in split)
 
         return observed(run, placed, given)
 
@@ -200,8 +200,8 @@ class Heads:
         if q_heads % devices:
             raise ValueError(
                 f"`q_heads` must be a multiple of the {devices} devices on mesh axis {self.axis!r}, which each have as "
-                f"many query heads; got {q_heads}. Use a mesh axis of {math.gcd(devices, q_heads)}, or another number of "
-                "heads."
+                f"many query heads; got {q_heads}. Use a mesh axis of {math.gcd(devices, q_heads)}, or another number "
+                "of heads."
             )
         for axis, (size, name) in enumerate(zip(batch, names, strict=True)):
             parts = math.prod(mesh.shape[one] for one in mesh_axes(name))
@@ -213,7 +213,7 @@ class Heads:
         return mesh
 
 
-def _placed(array: Any, mesh: AnyMesh, spec: PartitionSpec) -> Any:
+def place(array: Any, mesh: AnyMesh, spec: PartitionSpec) -> Any:
     """The array, split as `spec` says over Explicit axes or, by XLA, over Auto axes."""
     if AxisType.Explicit in mesh.axis_types:
         return reshard(array, mesh, spec)

@@ -8,7 +8,7 @@ its arrays arrive, each on the sharding asked for.
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,17 @@ from ...nnx import PieceArray
 from .safetensors import DTYPES, Renamed, Stored, Tensors
 from .table import Entry, Table, entries
 
-Shardings = jax.sharding.Sharding | Callable[[str, jax.ShapeDtypeStruct], Any] | None
+
+@runtime_checkable
+class Placing(Protocol):
+    """Says where the variables of a whole model go, such as `jattn.models.OnMesh`."""
+
+    def place(self, model: nnx.Module) -> None:
+        """Give the shapes in the variables of a model their shardings."""
+        ...
+
+
+Shardings = jax.sharding.Sharding | Callable[[str, jax.ShapeDtypeStruct], Any] | Placing | None
 
 FLOATS = {DTYPES[name]: jnp.dtype(name) for name in ("float16", "bfloat16", "float32", "float64")}
 LISTED = 8
@@ -68,6 +78,8 @@ def load(
     tensors = Renamed(tensors, table.current) if table.renamed else tensors
     kept = _common_dtype(tensors.stored) if param_dtype is None else jnp.dtype(param_dtype)
     model: nnx.Module = nnx.eval_shape(lambda: build(kept))
+    if isinstance(shardings, Placing):
+        shardings.place(model)
     variables = parameters_of(model)
     wanted = entries(
         table.named_as(tensors.stored), {path: tuple(one.get_value().shape) for path, one in variables.items()}
@@ -77,7 +89,8 @@ def load(
         if entry.rule.tied:
             continue
         for path, array in zip(entry.paths, entry.rule.load(tensors.read(name), entry.parameter_shape), strict=True):
-            variables[path].set_value(_placed(path, array, param_dtype, shardings))
+            shape = variables[path].get_value()
+            variables[path].set_value(_placed(path, array, shape, param_dtype, shardings))
     for name, entry in wanted.items():
         if entry.rule.tied and name in tensors.stored:
             _check_tied(name, entry, tensors, variables, param_dtype)
@@ -140,12 +153,15 @@ def _common_dtype(stored: Mapping[str, Stored]) -> Any:
     return max(sorted(set(found), key=str), key=found.count, default=jnp.dtype(jnp.float32))
 
 
-def _placed(path: str, array: np.ndarray, param_dtype: Any, shardings: Shardings) -> jax.Array:
-    """A parameter on its devices."""
+def _placed(path: str, array: np.ndarray, shape: Any, param_dtype: Any, shardings: Shardings) -> jax.Array:
+    """A parameter on its devices: those of its shape, if that has a sharding."""
     if param_dtype is not None:
         array = array.astype(jnp.dtype(param_dtype))
-    if callable(shardings):
+    if shape.sharding is not None:
+        shardings = shape.sharding
+    elif callable(shardings) and not isinstance(shardings, Placing):
         shardings = shardings(path, jax.ShapeDtypeStruct(array.shape, array.dtype))
+    assert not isinstance(shardings, Placing)
     return jnp.asarray(array) if shardings is None else jax.device_put(array, shardings)
 
 
@@ -180,4 +196,5 @@ def _fill_rest(model: nnx.Module, build: Callable[[], nnx.Module]) -> None:
     if abstract:  # the compiler drops the parameters, which nothing needs
         made = jax.jit(lambda: [one.get_value() for one in rest(build()).values()])()
         for variable, value in zip(abstract.values(), made, strict=True):
-            variable.set_value(value)
+            place = variable.get_value().sharding
+            variable.set_value(value if place is None else jax.device_put(value, place))
