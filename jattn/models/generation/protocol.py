@@ -23,7 +23,9 @@ class GenerativeModel(Protocol):
     """
 
     config: Any
-    longest: int | None
+
+    @property
+    def longest(self) -> int | None: ...
 
     def initial_state(
         self, batch: int | tuple[int, ...], capacity: int | None = None, *, cache: Any = "contiguous", dtype: Any = None
@@ -70,7 +72,9 @@ class EncoderDecoder(Protocol):
     """
 
     config: Any
-    longest: int | None
+
+    @property
+    def longest(self) -> int | None: ...
 
     def encode(self, inputs: Any, *, attention_mask: Any = None) -> jax.Array:
         """The output of the encoder, `[batch, source, features]`.

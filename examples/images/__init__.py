@@ -1,0 +1,1 @@
+"""What the examples about images share: handwritten digits, a command line, a training loop."""

@@ -1,0 +1,36 @@
+"""The command line of an example, and the figures that it prints and writes."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def parser(doc: str | None, *, steps: int, batch: int, features: int) -> argparse.ArgumentParser:
+    """The flags that the examples share, with these defaults."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--steps", type=positive, default=steps, help=f"of training; by default {steps}")
+    made.add_argument("--batch", type=positive, default=batch, help="images per step")
+    made.add_argument("--features", type=positive, default=features, help="features inside the model, a multiple of 4")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, help="folder for pictures; by default runs/NAME")
+    return made
+
+
+def positive(text: str) -> int:
+    """A flag's number, at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1: {text}")
+    return int(text)
+
+
+def report(out: Path, figures: dict[str, float], *, title: str, digits: int = 3) -> None:
+    """Print the figures as a table, and write them to `result.json`."""
+    print(f"{title}:")
+    width = max(map(len, figures))
+    for name, figure in figures.items():
+        print(f"  {name:{width}}  {figure:.{digits}f}")
+    (out / "result.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
