@@ -221,10 +221,11 @@ def _found(
     if computed is not None:
         return computed
     result = rule(context, equation, *agreed) if rule is not None and len(equation.outvars) == 1 else None
-    if result is not None:
-        return [result]
-    # At trace time the primitive itself is the last resort, because it must be compiled.
-    return points.by_primitive(context, equation, agreed) if context.xp is np else None
+    if context.xp is np and (result is None or not bounds.is_point(context, result)):
+        # At trace time the primitive itself is the last resort, because it must be compiled. A rule may know nothing
+        # of a single number either: of an entry past the end of a table, or of a sum that wraps around.
+        computed = points.by_primitive(context, equation, agreed)
+    return computed if computed is not None or result is None else [result]
 
 
 def _of_one_rank(context: Context, equation: Any, operands: list[Interval]) -> list[Interval]:

@@ -74,6 +74,8 @@ PRIMITIVES = {
     "sort of pairs": lambda q, k: jnp.argsort(j(TABLE)[q // 192])[0] == k // 192,
     "cumsum": lambda q, k: jnp.cumsum(abs(j(TABLE)[q // 192]))[3] > k,
     "sum": lambda q, k: (j(STARTS) <= q).sum() == (j(STARTS) <= k).sum(),
+    "a sum that wraps around": lambda q, k: jnp.stack([q << 20, q << 20]).sum() > 0,
+    "past the end of a table": lambda q, k: jnp.take(j(TABLE[0]), q // 192 + 3) > -5000,
     "matrix product": lambda q, k: j(TABLE)[q // 200] @ j(TABLE)[k // 200] > 0,
     "table of two axes": lambda q, k: j(TABLE)[q // 192, k // 192] > 0,
     "numbers of a row and a distance": lambda q, k: j(TABLE)[q // 192, abs(q - k) // 192] > 100,
@@ -86,6 +88,7 @@ PRIMITIVES = {
 MEET_LATE = (
     "padded rows, packed", "a shared prefix", "a table of blocks", "searchsorted", "xor", "and of xor",
     "shifts", "shift to the left", "round", "clz", "population_count", "cond", "sort of a row", "sum", "sin",
+    "a sum that wraps around", "past the end of a table",
 )  # fmt: skip
 """Exact without a second look, so at any length and where arrays are traced."""
 
