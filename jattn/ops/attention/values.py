@@ -52,8 +52,8 @@ def add_values(
 ) -> jax.Array:
     """`total() + multiply_values(weights, values(), allowed())`, not differentiable, for a loop.
 
-    Values that are NaN or inf count as 0 in the product. What they add to it is computed in a branch, from functions
-    evaluated there, so that XLA compiles and runs fewer operations.
+    Values that are NaN or inf are handled in a branch, from functions evaluated there, so that XLA compiles and runs
+    fewer operations.
 
     Args:
         total: `[..., q_heads, q, d]`.
@@ -64,15 +64,19 @@ def add_values(
     """
     tile = values()
     weights = weights.astype(tile.dtype)
-    product = grouped_product(weights, without_nonfinite(tile))
 
     def with_nonfinite():
-        return vary(total() + product + _nonfinite_sums(jnp.broadcast_to(allowed(), weights.shape), values()), axes)
+        # Sliced again, and kept apart, so that XLA compiles fewer operations.
+        tile = jax.lax.optimization_barrier(values())
+        clean = grouped_product(weights, without_nonfinite(tile))
+        return vary(total() + clean + _nonfinite_sums(jnp.broadcast_to(allowed(), weights.shape), tile), axes)
 
     if auto_devices(weights, tile) > 1:  # the test below would need communication
         return with_nonfinite()
-    # An overflow of this sum takes the branch too, which then adds 0.
-    finite = jnp.isfinite(jnp.sum(tile, dtype=accumulation_dtype(tile)))
+    product = grouped_product(weights, tile)
+    # Each NaN or inf of the tile reaches the product, as 0 * NaN is NaN. So does a NaN among the weights, and this sum
+    # may overflow; the branch is right for both.
+    finite = jnp.isfinite(jnp.sum(product))
     return jax.lax.cond(finite, lambda: vary(total() + product, axes), with_nonfinite)
 
 
