@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def accumulation_dtype(*arrays: Any) -> jnp.dtype:
@@ -22,6 +23,22 @@ def widen(array: jax.Array) -> jax.Array:
     dtype('float32')
     """
     return array.astype(accumulation_dtype(array))
+
+
+def where(condition: Any, chosen: Any, other: Any) -> jax.Array:
+    """`jnp.where` of an array and a Python number, which becomes a constant of the array's dtype.
+
+    `jnp.where` makes it a constant and a conversion. In loops inside loops, XLA moves conversions outward and constants
+    inward, one loop at a time, and each move is a pass over the whole program.
+
+    >>> where(jnp.array([True, False]), 0, jnp.array([2, 2], jnp.bfloat16))
+    Array([0, 2], dtype=bfloat16)
+    """
+    array = other if isinstance(chosen, (int, float)) else chosen
+    chosen, other = (
+        np.asarray(one, array.dtype)[()] if isinstance(one, (int, float)) else one for one in (chosen, other)
+    )
+    return jnp.where(condition, chosen, other)
 
 
 def inner(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -107,7 +124,7 @@ def split_nonfinite(array: jax.Array) -> tuple[jax.Array, jax.Array]:
     [[1.0, 0.0], [False, True]]
     """
     nonfinite = ~jnp.isfinite(array)
-    return jnp.where(nonfinite, 0, array), nonfinite
+    return where(nonfinite, 0, array), nonfinite
 
 
 def split_nonfinite_rows(array: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -117,7 +134,7 @@ def split_nonfinite_rows(array: jax.Array) -> tuple[jax.Array, jax.Array]:
     [[[0.0, 0.0], [2.0, 3.0]], [True, False]]
     """
     nonfinite = ~jnp.isfinite(array).all(-1)
-    return jnp.where(nonfinite[..., None], 0, array), nonfinite
+    return where(nonfinite[..., None], 0, array), nonfinite
 
 
 def without_nonfinite(array: jax.Array) -> jax.Array:

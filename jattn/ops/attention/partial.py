@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from ...foundation.arrays import as_jax, describe, dtype_of
-from ...foundation.numerics import accumulation_dtype
+from ...foundation.numerics import accumulation_dtype, where
 from ...foundation.pieces import unique_name
 
 
@@ -74,7 +74,7 @@ class Partial:
         [[-1.]]
         """
         empty = jnp.isneginf(self.lse)
-        return (score - jnp.where(empty, 0, self.lse)) - jax.lax.stop_gradient(self.remainder)
+        return (score - where(empty, 0, self.lse)) - jax.lax.stop_gradient(self.remainder)
 
 
 jax.tree_util.register_dataclass(Partial, data_fields=["out", "lse", "remainder"], meta_fields=[])
@@ -96,11 +96,11 @@ def log_of_sum(top: jax.Array, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
     1e+09 1.609438
     """
     empty = mass == 0
-    top = jnp.where(jnp.isneginf(top), 0, top)
-    log_mass = jnp.log(jnp.where(empty, 1, mass))
+    top = where(jnp.isneginf(top), 0, top)
+    log_mass = jnp.log(where(empty, 1, mass))
     lse = log_mass + top
-    remainder = jnp.where(empty | ~jnp.isfinite(lse), 0, log_mass - (lse - top))
-    return jnp.where(empty, -jnp.inf, lse), jax.lax.stop_gradient(remainder)
+    remainder = where(empty | ~jnp.isfinite(lse), 0, log_mass - (lse - top))
+    return where(empty, -jnp.inf, lse), jax.lax.stop_gradient(remainder)
 
 
 def merge(*partials: Partial | Iterable[Partial]) -> Partial:
@@ -133,9 +133,9 @@ def merge(*partials: Partial | Iterable[Partial]) -> Partial:
     lse = jnp.stack([part.lse for part in parts])
     remainder = jax.lax.stop_gradient(jnp.stack([part.remainder for part in parts]))
     top = jax.lax.stop_gradient(lse.max(0))
-    mass = jnp.exp(lse - jnp.where(jnp.isneginf(top), 0, top)[None] + remainder)  # 0 where a partial is empty
+    mass = jnp.exp(lse - where(jnp.isneginf(top), 0, top)[None] + remainder)  # 0 where a partial is empty
     total = mass.sum(0)
-    share = mass / jnp.where(total == 0, 1, total)[None]
+    share = mass / where(total == 0, 1, total)[None]
     out = sum(part.out.astype(lse.dtype) * weight[..., None] for part, weight in zip(parts, share, strict=True))
     return Partial(jnp.asarray(out).astype(as_jax(parts[0].out)[0].dtype), *log_of_sum(top, total))
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.numerics import where
 from ...normalizers import Normalizer
 from ...scores.base import Score
 from ...similarities import Similarity
@@ -138,9 +139,10 @@ def weights_vjp(
     if tile.normalizer.streams_as == "softmax":
         exponent = scores - lse[..., None]
         if allowed is not None:
-            exponent = jnp.where(allowed, exponent, -jnp.inf)
+            exponent = where(allowed, exponent, -jnp.inf)
         weights = jnp.exp(exponent)
-        return weights, weights * (d_weights + shift[..., None]), None
+        d_scores = weights * (d_weights + shift[..., None])
+        return weights, d_scores if allowed is None else where(allowed, d_scores, 0), None
     floats, rebuild = floats_of(tile)
 
     def weigh(scores, floats):
@@ -149,7 +151,7 @@ def weights_vjp(
 
     weights, pull = jax.vjp(weigh, scores, floats)
     if allowed is not None:
-        weights, d_weights = jnp.where(allowed, weights, 0), jnp.where(allowed, d_weights, 0)
+        weights, d_weights = where(allowed, weights, 0), where(allowed, d_weights, 0)
     return weights, *pull(d_weights)
 
 
@@ -224,7 +226,7 @@ def modify(scores: jax.Array, chain: Sequence[Score], query: Any, key: Any, allo
     every = None
     for score in chain:
         if score.finite_at_zero:
-            scores = score.modify(scores if allowed is None else jnp.where(allowed, scores, 0), query, key)
+            scores = score.modify(scores if allowed is None else where(allowed, scores, 0), query, key)
             continue
         out = None
         if may_be_singular(lambda score, *pair: score.modify(*pair), score, scores, query, key):
@@ -281,7 +283,7 @@ def for_normalizer(normalizer: Normalizer, scores: jax.Array, allowed: jax.Array
         return normalizer, scores
     allowed = _as_layout(allowed, scores.ndim)
     if normalizer.finite_at_zero:
-        return normalizer, jnp.where(allowed, scores, 0)
+        return normalizer, where(allowed, scores, 0)
     inside = StandIn(allowed)
     return jax.tree.map(inside, normalizer), inside(scores)
 

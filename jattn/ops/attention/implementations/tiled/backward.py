@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .....foundation.numerics import accumulation_dtype, inner, without_nonfinite
+from .....foundation.numerics import accumulation_dtype, inner, where, without_nonfinite
 from .....foundation.slices import put_at, slice_at
 from .....foundation.varying import full, varying_axes
 from .....similarities.base import folded_scale
@@ -13,7 +13,7 @@ from ...call import Pieces
 from ...plan import Lists
 from ...tile import dropout_factor, floats_of, pairwise_vjp, scores_vjp, weights_vjp
 from ...values import grouped_product
-from .slicing import fresh_rows, key_tile_at, own_pairs, put_rows, row_of, rows_of, slice_pieces, sweep
+from .slicing import fresh_rows, key_tile_at, loop, own_pairs, put_rows, row_of, rows_of, slice_pieces, sweep
 from .tiling import Tiling
 
 
@@ -78,17 +78,6 @@ def gradients(
     def zeros(shape, dtype):
         return full(shape, 0, dtype, axes)
 
-    # p_ij = exp(s_ij - lse_i) exp(-remainder_i). The second factor is close to 1 unless scores are huge. It multiplies
-    # dout_i and shift_i instead of p_ij. It is 0 for rows without keys, whose cotangents have no effect.
-    dead = jnp.isneginf(lse)
-    row_factor = jnp.where(dead, 0, jnp.exp(-remainder))
-    shift = jnp.zeros_like(lse)
-    if softmax:
-        along = inner(jnp.where(dead[..., None], 0, out_cotangent).astype(dtype), out.astype(dtype))
-        shift = jnp.where(dead, 0, lse_cotangent - along) * row_factor
-    # Stack everything that there is per row, so that a tile needs a single slice.
-    rows = jnp.stack([jnp.where(dead, 0, lse), row_factor, shift], -1)
-
     def operand(weights, dtype):
         """Round weights, or gradients of scores, for a matrix product with an array of this dtype."""
         return weights.astype(dtype) if tiling.rounds else weights
@@ -102,13 +91,13 @@ def gradients(
 
         def one_query_tile(q_index, carry):
             d_query, *sums = carry
-            starts = tiling.starts(block, q_index, 0)
-            d_query_tile, *sums = _query_tile(block, q_index, starts, sums)
+            starts = tiling.starts(block, q_index)
+            d_query_tile, *sums = _query_tile(q_index, starts, sums)
             return put_rows(d_query, d_query_tile, tiling, starts, fresh_rows(tiling, q_index)), *sums
 
         carry = (d_query, d_key_block, d_value_block, d_floats)
-        d_query, d_key_block, d_value_block, d_floats = jax.lax.fori_loop(0, tiling.q_tiles, one_query_tile, carry)
-        starts = tiling.starts(block, 0, 0)
+        d_query, d_key_block, d_value_block, d_floats = loop(tiling.q_tiles, one_query_tile, carry)
+        starts = tiling.starts(block, 0)
         place = [*(starts.get(axis, 0) for axis in range(rank)), 0, tiling.key_head(starts), 0]
 
         def put_block(whole, block_sum):
@@ -119,14 +108,28 @@ def gradients(
 
         return d_query, put_block(d_key, d_key_block), put_block(d_value, d_value_block), d_floats
 
-    def _query_tile(block, q_index, starts, sums):
-        query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
-        lse_tile, row_factor, shift_tile = jnp.moveaxis(rows_of(rows, tiling, starts, keys=False), -1, 0)
-        cotangent = rows_of(out_cotangent, tiling, starts, keys=False).astype(dtype) * row_factor[..., None]
-        cotangent = operand(jnp.where(row_factor[..., None] == 0, 0, cotangent), value.dtype)
+    def _query_tile(q_index, row_starts, sums):
+        query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, row_starts, keys=False), scale)
+        lse_tile, remainder_tile, dlse_tile = (
+            rows_of(whole, tiling, row_starts, keys=False) for whole in (lse, remainder, lse_cotangent)
+        )
+        # p_ij = exp(s_ij - lse_i) exp(-remainder_i). The second factor is close to 1 unless scores are huge. It
+        # multiplies dout_i and shift_i instead of p_ij. It is 0 for rows without keys, whose cotangents have no effect.
+        dead = jnp.isneginf(lse_tile)
+        lse_tile = where(dead, 0, lse_tile)
+        row_factor = where(dead, 0, jnp.exp(-remainder_tile))
+        cotangent = rows_of(out_cotangent, tiling, row_starts, keys=False).astype(dtype)
+        cotangent = where(dead[..., None], 0, cotangent * row_factor[..., None])
+        shift_tile = jnp.zeros_like(lse_tile)
+        if softmax:
+            along = inner(cotangent, rows_of(out, tiling, row_starts, keys=False).astype(dtype))
+            shift_tile = where(dead, 0, dlse_tile * row_factor) - along
+        cotangent = operand(cotangent, value.dtype)
         if pieces.mask is not None or any(tiling.ragged):
             query_tile = without_nonfinite(query_tile)  # rows with allowed pairs get NaN through their lse
-        # Materialize the transposes once per query tile; otherwise the compiler repeats them for every key tile.
+        # Materialize the rows and their transposes once per query tile; otherwise the compiler repeats the transposes
+        # for every key tile.
+        query_tile, cotangent = jax.lax.optimization_barrier((query_tile, cotangent))
         query_columns, cotangent_columns = jax.lax.optimization_barrier(
             (jnp.swapaxes(_by_kv_head(query_tile, group), -1, -2), jnp.swapaxes(_by_kv_head(cotangent, group), -1, -2))
         )
@@ -134,14 +137,14 @@ def gradients(
         def visit(place, carry, partial):
             d_query_tile, d_key_block, d_value_block, d_floats = carry
             k_index = key_tile_at(lists, place)
-            starts = tiling.starts(block, q_index, k_index)
+            starts = tiling.at_keys(row_starts, k_index)
             tile = slice_pieces(pieces, tiling, starts)
             key_tile = rows_of(key, tiling, starts, keys=True)
             value_tile = rows_of(value, tiling, starts, keys=True)
             allowed = own_pairs(pieces, tiling, starts, q_index, k_index, partial)
             raw_key_tile = key_tile
             if allowed is not None:
-                key_tile, value_tile = without_nonfinite(key_tile), without_nonfinite(value_tile)
+                key_tile = without_nonfinite(key_tile)
 
             if tile.similarity.is_dot:
                 # NaN in a masked key reaches only its own scores, which are not used.
@@ -182,7 +185,7 @@ def gradients(
             )
 
         carry = (zeros(query_tile.shape, dtype), *sums)
-        d_query_tile, *sums = sweep(visit, row_of(lists, starts, tiling, q_index), carry, apart)
+        d_query_tile, *sums = sweep(visit, row_of(lists, row_starts, tiling, q_index), carry, apart)
         folded = scale if left == 1.0 else 1.0
         return d_query_tile * folded, *sums
 
@@ -194,7 +197,7 @@ def gradients(
         zeros(value.shape, value.dtype if tiling.shares == 1 else dtype),
         [zeros(jnp.shape(leaf), jnp.promote_types(jnp.result_type(leaf), dtype)) for leaf in floats],
     )
-    d_query, d_key, d_value, d_floats = jax.lax.fori_loop(0, tiling.blocks, one_block, carry)
+    d_query, d_key, d_value, d_floats = loop(tiling.blocks, one_block, carry)
     d_floats = [grad.astype(jnp.result_type(leaf)) for grad, leaf in zip(d_floats, floats, strict=True)]
     return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype), d_floats
 

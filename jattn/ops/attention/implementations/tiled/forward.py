@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from .....foundation.numerics import accumulation_dtype
+from .....foundation.numerics import accumulation_dtype, where
 from .....foundation.slices import quotient
 from .....foundation.varying import full, varying_axes
 from .....similarities.base import folded_scale
@@ -17,6 +17,7 @@ from .slicing import (
     in_branches,
     is_cheap,
     key_tile_at,
+    loop,
     mostly_partial,
     own_pairs,
     pairs_of,
@@ -62,8 +63,8 @@ def attend(
 
     def one_query_tile(step, carry):
         block, q_index = quotient(step, tiling.q_tiles)
-        starts = tiling.starts(block, q_index, 0)
-        query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, starts, keys=False), scale)
+        row_starts = tiling.starts(block, q_index)
+        query_tile, left = folded_scale(pieces.similarity, rows_of(query, tiling, row_starts, keys=False), scale)
         rows = query_tile.shape[:-1]
         state = (
             full(rows, -jnp.inf, dtype, axes),  # maximum score
@@ -74,7 +75,7 @@ def attend(
         def visit(place, state, partial):
             top, mass, summed = state
             k_index = key_tile_at(lists, place)
-            starts = tiling.starts(block, q_index, k_index)
+            starts = tiling.at_keys(row_starts, k_index)
             tile = slice_pieces(pieces, tiling, starts)
 
             def scores():
@@ -90,7 +91,7 @@ def attend(
                 return pairs_of(slice_pieces(pieces, tiling, starts), tiling, q_index, k_index)
 
             def masked_scores():
-                return jnp.where(pairs(), scores(), -jnp.inf)
+                return where(pairs(), scores(), -jnp.inf)
 
             if softmax:
                 if not masked:
@@ -100,7 +101,7 @@ def attend(
                 else:  # Branches around the product too: selecting scores in full tiles would cost more than a branch.
                     row = in_branches(partial, masked_scores, scores, axes)
                 new_top = jnp.maximum(top, row.max(-1))
-                safe_top = jnp.where(jnp.isneginf(new_top), 0, new_top)
+                safe_top = where(jnp.isneginf(new_top), 0, new_top)
                 weights = jnp.exp(row - safe_top[..., None])
                 shrink = jnp.exp(top - safe_top)
                 top, mass = new_top, mass * shrink + weights.sum(-1)
@@ -113,7 +114,7 @@ def attend(
                 allowed = own_pairs(pieces, tiling, starts, q_index, k_index, partial)
                 if allowed is not None:
                     count = jnp.broadcast_to(allowed, weights.shape).sum(-1).astype(dtype)
-                    weights = jnp.where(allowed, weights, 0)
+                    weights = where(allowed, weights, 0)
                 mass = mass + count
 
                 def kept():
@@ -127,14 +128,14 @@ def attend(
             value_tile = values()
             return top, mass, kept() + grouped_product(weights.astype(value_tile.dtype), value_tile)
 
-        top, mass, summed = sweep(visit, row_of(lists, starts, tiling, q_index), state, apart=False)
+        top, mass, summed = sweep(visit, row_of(lists, row_starts, tiling, q_index), state, apart=False)
         if softmax:
-            summed = summed / jnp.where(mass == 0, 1, mass)[..., None]
+            summed = summed / where(mass == 0, 1, mass)[..., None]
         lse = log_of_sum(top, mass) if softmax else (jnp.log(mass), jnp.zeros_like(mass))
         rows = summed, jnp.stack(lse, -1)
         fresh = fresh_rows(tiling, q_index)
-        return tuple(put_rows(whole, tile, tiling, starts, fresh) for whole, tile in zip(carry, rows, strict=True))
+        return tuple(put_rows(whole, tile, tiling, row_starts, fresh) for whole, tile in zip(carry, rows, strict=True))
 
     carry = (out, lse_and_remainder)
-    out, lse_and_remainder = jax.lax.fori_loop(0, tiling.blocks * tiling.q_tiles, one_query_tile, carry)
+    out, lse_and_remainder = loop(tiling.blocks * tiling.q_tiles, one_query_tile, carry)
     return out, lse_and_remainder[..., 0], lse_and_remainder[..., 1]

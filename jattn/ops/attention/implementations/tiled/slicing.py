@@ -81,6 +81,20 @@ def slice_pieces(pieces: Pieces, tiling: Tiling, starts: dict[int, Any]) -> Piec
     return jax.tree.map(lambda leaf: take(leaf, starts, sizes), pieces)
 
 
+def loop(count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """Fold `body(index, carry)` over the indices 0 to `count` - 1.
+
+    `jax.lax.fori_loop` has two counters if both bounds are known. For loops inside loops, XLA needs one pass over the
+    program per loop to find that they are the same.
+    """
+
+    def step(state):
+        index, carry = state
+        return index + 1, body(index, carry)
+
+    return jax.lax.while_loop(lambda state: state[0] < count, step, (jnp.zeros((), int), carry))[1]
+
+
 def sweep(visit: Callable[[Any, Any, Any], Any], row: tuple[Any, Any, Any], carry: Any, apart: bool) -> Any:
     """Fold `visit(place, carry, partial)` over the tiles of one row of the plan.
 

@@ -258,14 +258,14 @@ class Tiling:
         """The first key head of a block, from its `starts`."""
         return quotient(starts[self.rank], self.group * self.shares)[0]
 
-    def starts(self, block: Any, q_index: Any, k_index: Any) -> dict[int, Any]:
-        """Where aligned arrays (`[batch..., head, query, key]`) are sliced for a tile of a block.
+    def starts(self, block: Any, q_index: Any) -> dict[int, Any]:
+        """Where aligned arrays (`[batch..., head, query, key]`) are sliced for the first tile of a row of a block.
 
         If the length is not a multiple of the tile, the last tile starts early, so that it is complete and overlaps the
         previous one.
         """
         # With 64-bit types enabled, loop counters are int64 but the plan's lists are int32. A slice needs one dtype.
-        block, q_index, k_index = (jnp.asarray(index, int) for index in (block, q_index, k_index))
+        block, q_index = jnp.asarray(block, int), jnp.asarray(q_index, int)
         starts: dict[int, Any] = {}
         block, head_block = quotient(block, self.head_blocks)
         for axis in reversed(range(self.rank)):
@@ -273,8 +273,12 @@ class Tiling:
                 block, starts[axis] = quotient(block, self.batch[axis])
         starts[self.rank] = head_block * self.q_heads
         starts[self.rank + 1] = self.q_start(q_index)
-        starts[self.rank + 2] = self.k_start(k_index)
+        starts[self.rank + 2] = 0
         return starts
+
+    def at_keys(self, starts: dict[int, Any], k_index: Any) -> dict[int, Any]:
+        """`starts` of the row, at a key tile."""
+        return {**starts, self.rank + 2: self.k_start(jnp.asarray(k_index, int))}
 
     def q_start(self, q_index: Any) -> Any:
         start = q_index * self.q_tile
