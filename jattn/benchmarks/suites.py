@@ -8,6 +8,7 @@ from .cases import cpu
 from .decoding import decode
 from .generating import generating
 from .linear import linear
+from .pages import pages
 from .row import Compiled
 from .sparse import sparse
 
@@ -36,4 +37,12 @@ def begin(suite: str, rows: Sequence[Any]) -> None:
         tpu_suite.begin(rows)
 
 
-SUITES = {"cpu": cpu, "decode": decode, "linear": linear, "models": generating, "sparse": sparse, "tpu": tpu}
+SUITES = {
+    "cpu": cpu,
+    "decode": decode,
+    "linear": linear,
+    "models": generating,
+    "sparse": sparse,
+    "tpu": tpu,
+    "view": pages,
+}

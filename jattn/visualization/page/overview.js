@@ -1,6 +1,6 @@
 // All heads as thumbnails, a row for each layer. They are unpacked when they come into sight.
 
-import { element, number } from "./dom.js";
+import { element } from "./dom.js";
 import { thumbnail } from "./pictures.js";
 import { listed, measure, title } from "./rail.js";
 import { hint } from "./readout.js";
@@ -26,7 +26,8 @@ export function mountOverview(root) {
 
   function card([i, j]) {
     const head = group().layers[i].heads[j];
-    const value = ["order", "label", "score"].includes(state.sort) ? measure(head, "score") : measure(head, state.sort);
+    const plain = ["order", "label"].includes(state.sort);
+    const value = plain ? null : measure(head, state.sort);
     return element(
       "button",
       { className: "card", "data-head": `${i} ${j}`, title: title(i, head), "aria-label": title(i, head) },
@@ -35,8 +36,8 @@ export function mountOverview(root) {
         "span",
         { className: "caption" },
         element("b", { textContent: state.sort === "order" && !state.find ? `${head.number}` : `L${i} H${head.number}` }),
-        element("span", { className: "label", textContent: head.label ?? "" }),
-        element("i", { textContent: value === null ? "" : number(value) }),
+        element("span", { className: "label", textContent: plain ? (head.label ?? "") : "" }),
+        element("i", { textContent: value === null ? "" : value.toFixed(2) }),
       ),
     );
   }

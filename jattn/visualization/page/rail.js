@@ -1,6 +1,6 @@
 // The list of heads: searched by label, sorted by a measure, a click opens one.
 
-import { element, number } from "./dom.js";
+import { element } from "./dom.js";
 import { contents } from "./store.js";
 import { choose, group, state } from "./state.js";
 
@@ -79,20 +79,21 @@ export function mountRail(root) {
           { className: "row", role: "option", "data-head": `${i} ${j}`, title: `${title(i, head)} (${group().layers[i].name})` },
           element("b", { textContent: `L${i} H${head.number}` }),
           element("span", { className: "label", textContent: head.label ?? "" }),
-          element("i", { textContent: sorted === null ? "" : number(sorted) }),
+          element("i", { textContent: sorted === null ? "" : sorted.toFixed(2) }),
         );
       }),
     );
     count.textContent = heads.length === total ? `${total} ${total === 1 ? "head" : "heads"}` : `${heads.length} of ${total} heads`;
-    mark();
+    list.scrollTop = 0;
+    mark(state.sort === "order");
   }
 
-  function mark() {
+  function mark(follow = true) {
     for (const row of list.children) {
       const chosen = row.dataset.head === `${state.layer} ${state.head}`;
       if (chosen === (row.getAttribute("aria-selected") === "true")) continue;
       row.setAttribute("aria-selected", chosen);
-      if (chosen) row.scrollIntoView({ block: "nearest" });
+      if (chosen && follow) row.scrollIntoView({ block: "nearest" });
     }
   }
 

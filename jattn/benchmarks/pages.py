@@ -1,0 +1,70 @@
+"""The sizes of pages of attention maps, beside BertViz's for the same arrays."""
+
+import dataclasses
+import importlib.util
+
+import numpy as np
+
+from .. import visualization
+from .row import Row
+
+LAYERS, HEADS = 12, 12
+LARGEST_PEER = 128  # tokens; at 256 BertViz makes 425 MB
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """The size of one page: a row that is made, not timed.
+
+    Attributes:
+        length: the number of tokens.
+        most: the target, in MB.
+    """
+
+    length: int
+    most: float
+
+    @property
+    def name(self) -> str:
+        return f"page-{self.length}"
+
+    def run(self) -> Row:
+        """Make both pages. The maps are random, a softmax of normal numbers, which compress worst."""
+        draw = np.random.default_rng(0).normal(size=(LAYERS, 1, HEADS, self.length, self.length))
+        weights = np.exp(draw - draw.max(-1, keepdims=True)).astype(np.float32)
+        weights /= weights.sum(-1, keepdims=True)
+        tokens = [f"t{place}" for place in range(self.length)]
+        page = visualization.view(list(weights), tokens, labels=False)
+        ours = len(page.html.encode()) / 1e6
+        other, told = _bertviz(weights, tokens)
+        return Row(
+            self.name,
+            f"one page of {LAYERS} layers of {HEADS} heads",
+            f"{self.length} tokens",
+            f"{ours:.1f} MB",
+            told,
+            ours,
+            f"{ours:.1f} MB" if other is None else f"{other / ours:.0f} x smaller",
+            f"at most {self.most:g} MB",
+            ours <= self.most,
+            {"ours": [ours], "other": [] if other is None else [other]},
+        )
+
+
+def _bertviz(weights: np.ndarray, tokens: list[str]) -> tuple[float | None, str]:
+    """The size of BertViz's model view in MB, and that in words."""
+    if len(tokens) > LARGEST_PEER:
+        return None, f"BertViz: not made, above {LARGEST_PEER} tokens"
+    if not (importlib.util.find_spec("bertviz") and importlib.util.find_spec("torch")):
+        return None, "BertViz: not installed"
+    import torch  # pyright: ignore[reportMissingImports]
+    from bertviz import model_view  # pyright: ignore[reportMissingImports]
+
+    made = model_view([torch.tensor(one) for one in weights], tokens, html_action="return")
+    size = len(made.data.encode()) / 1e6
+    return size, f"BertViz {size:.1f} MB, and three scripts of the network"
+
+
+def pages() -> tuple[Page, ...]:
+    """The rows."""
+    return Page(32, 1), Page(128, 5), Page(256, 10), Page(512, 15)
