@@ -25,7 +25,7 @@ IN_AXES = [
 ]
 
 # What `vmap` and bfloat16 are tested with in every run; with all rows, where --everything is asked for.
-FEW = {"grouped queries", "bias, then soft cap, then alibi, causal", "entmax 1.5"}
+FEW = {"bias, then soft cap, then alibi, causal", "entmax 1.5"}
 # Rows that go on from another of their kind, which is tested in every run, and pieces that have tests of their values
 # and gradients in a folder of their own.
 FURTHER = {

@@ -106,6 +106,7 @@ def run(implementation, split, query, key, value, bias, sink):
     return Softmax(sink).rescale(merged.out, merged.lse, merged.remainder), merged.lse
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", rows(TOLERANCE, ["float32"]))
 @pytest.mark.parametrize("name", rows(IMPLEMENTATIONS, ["tiled"]))
 def test_scores_of_any_size(name, dtype):

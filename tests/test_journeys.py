@@ -61,7 +61,9 @@ def attend_in_a_layer(mask):
     "mask", [pytest.param(None, marks=pytest.mark.exhaustive), jattn.masks.Causal()], ids=["no mask", "causal"]
 )
 @pytest.mark.parametrize(
-    ("start", "most", "most_of_all"), [(attend, 15, 37), (attend_in_a_layer, 20, 42)], ids=["attention", "layer"]
+    ("start", "most", "most_of_all"),
+    [(attend, 15, 37), pytest.param(attend_in_a_layer, 20, 42, marks=pytest.mark.exhaustive)],
+    ids=["attention", "layer"],
 )
 def test_a_call_passes_through_few_files(start, most, most_of_all, mask):
     jax.clear_caches()  # what was traced already calls nothing

@@ -15,6 +15,7 @@ def test_gradient_of_8192_causal_takes_no_more_than_the_best_peer():
     assert gradient_temporaries(8192, mask=jattn.masks.Causal()) <= 51 * MIB
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "given",
     [

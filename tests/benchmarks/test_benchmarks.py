@@ -80,6 +80,7 @@ def test_work_of_the_visited_tiles():
     assert cases._share_of_matmul(shape) == 4 * visited * 8 * 64 / (2 * 2048**3)
 
 
+@pytest.mark.exhaustive
 def test_bars():
     assert cases.Bar(1.0).met(1.0) and not cases.Bar(1.0).met(0.99)
     assert cases.Bar(1.4, at_most=True).met(1.4) and not cases.Bar(1.4, at_most=True).met(1.41)

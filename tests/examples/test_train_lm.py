@@ -79,15 +79,12 @@ def assert_same_run(one: dict, other: dict) -> None:
         assert one[name] == other[name]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("begun", "finished"),
     [
         (("--devices=1", "on cpu;"), ("--devices=1", "on cpu;")),
-        pytest.param(
-            ("--devices=8", "8 x cpu (8 x 1: data x model)"),
-            ("--model-parallel=2", "8 x cpu (4 x 2: data x model)"),
-            marks=pytest.mark.exhaustive,
-        ),
+        (("--devices=8", "8 x cpu (8 x 1: data x model)"), ("--model-parallel=2", "8 x cpu (4 x 2: data x model)")),
     ],
     ids=["one device", "other devices"],
 )

@@ -84,6 +84,7 @@ def test_linen_equals_flax_in_value_and_gradients(name):
     close(value_and_gradients(attention_fn()), value_and_gradients(None))
 
 
+@pytest.mark.exhaustive
 def test_cross_attention_grouped_heads_and_several_batch_axes():
     run = nnx.jit(lambda layer, x, y: layer(x, y))
     grouped = dict(num_kv_heads=2)

@@ -93,7 +93,6 @@ EACH = [
 ALWAYS = {
     ("dropout", "contiguous"),
     ("window, grouped", "rolling"),
-    ("a learned sink", "paged"),
 }
 ROWS = [one if one in ALWAYS else pytest.param(*one, marks=pytest.mark.exhaustive) for one in EACH]
 WITH_GRADIENTS = ("window, grouped", "relative buckets, learned", "a learned sink", "scaled rotations, norms")
@@ -293,6 +292,7 @@ def test_heads_over_devices():
     close(*run(parameters, X))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "heads", [pytest.param(False, marks=pytest.mark.exhaustive), True], ids=["examples", "examples and heads"]
 )

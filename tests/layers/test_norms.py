@@ -89,6 +89,7 @@ def test_multi_head_and_both_layers_norm_by_it(name):
     np.testing.assert_allclose(jax.jit(linen.apply)({"params": tree}, X), out, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["rms", pytest.param("layer", marks=pytest.mark.exhaustive)])
 def test_heads_on_two_devices_are_normed_together(kind):
     norm = QKNorm(kind, over="heads")

@@ -104,6 +104,7 @@ def test_sharded_arrays_keep_their_indices():
     np.testing.assert_allclose(jattn.attention(QUERY, KEY, VALUE, **pieces), dense(), atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_unknown_indices_are_refused_and_given_ones_are_right():
     def attend(query, key, value, **given):
         mask = masks.of(mask_mod, **given)

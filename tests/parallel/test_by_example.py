@@ -163,6 +163,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.exhaustive
 @over_axes
 @pytest.mark.parametrize("name", rows(OTHERS, ["Memorizing"]))
 def test_other_layers(name, kind):

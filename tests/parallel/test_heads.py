@@ -201,6 +201,7 @@ def layer_value_and_gradients(mesh, cross):
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(parameters(), x, y, ARRAYS)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("mesh", "cross"),
     [("2x4", True), *(pytest.param(one, False, marks=pytest.mark.exhaustive) for one in ("8", "2x4"))],
@@ -258,6 +259,7 @@ def test_dropout_does_not_depend_on_the_mesh():
     assert jnp.abs(want - kept).max() > 0.1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [pytest.param("8", marks=pytest.mark.exhaustive), "2x4"])
 def test_explicit_axes_and_eager_calls(name):
     strategy = strategies(AxisType.Explicit)[name]
@@ -348,6 +350,7 @@ def test_bad_input():
         strategy.attention(query[:, :11], key, value, mask=masks.Causal())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.exhaustive)], ids=["auto", "explicit"]
 )

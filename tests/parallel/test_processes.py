@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from processes import free_port, start_python
 
 WORKER = Path(__file__).with_name("worker.py")
 
 
+@pytest.mark.exhaustive
 def test_two_processes_of_four_devices():
     port = free_port()
     both = [start_python("-W", "error", str(WORKER), str(port), "2", str(process)) for process in range(2)]

@@ -196,6 +196,7 @@ MORE = [
 SOME = (2,)  # rows that run always
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "row",
     [row if i in SOME else pytest.param(row, marks=pytest.mark.exhaustive) for i, row in enumerate(MORE)],
@@ -207,6 +208,7 @@ def test_other_ways(row):
     check(types, spec, name, implementation, 16, **how)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("implementation", [CHUNKED, pytest.param("reference", marks=pytest.mark.exhaustive)], ids=str)
 def test_outside_of_jit(implementation):
     qkv, _, _ = arrays(16)
@@ -232,6 +234,7 @@ def test_weights_stay_split_and_some_heads_are_taken_from_all():
     np.testing.assert_allclose(weights(*split, **some), weights(query, key, **some), atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_manual_axes():
     """In a `shard_map` written by hand a device attends with its part; dropout must be told which that is."""
     qkv, _, _ = arrays(16)

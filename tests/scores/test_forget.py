@@ -39,6 +39,7 @@ def test_it_adds_the_gates_between(queries, monkeypatch):
     check(ours, lambda scores, gates: scores + between(gates, at), scores, gates_of(1, 2, 8))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kept", [0.5, pytest.param(0.99, marks=pytest.mark.exhaustive)])
 def test_length_costs_no_digits(kept):
     """Output and gradients in float32 are those of float64. Differences of plain running sums are off by 5e-5 here."""

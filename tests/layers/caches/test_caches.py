@@ -101,7 +101,7 @@ SCHEDULES = [
 """Chunks of three places, as many of them tokens in each of three sequences, the others padding; and single tokens."""
 
 
-@pytest.mark.parametrize("kind", rows(KINDS, always=("rolling with sinks", "paged")))
+@pytest.mark.parametrize("kind", rows(KINDS, always=("paged",)))
 def test_chunks_of_any_sizes_give_the_whole(kind):
     """Also of sequences of different lengths, padded on either side, with NaN in the padding."""
     spec, own = KINDS[kind]

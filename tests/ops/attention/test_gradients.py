@@ -141,6 +141,7 @@ class AllAtOnce(Streaming):
         return None, "everything"
 
 
+@pytest.mark.exhaustive
 def test_a_streaming_implementation_is_two_functions():
     """Its sink, gradients, `vmap` and the refusal of other derivatives need no code of it."""
 

@@ -43,6 +43,7 @@ def chosen(monkeypatch):
     return seen
 
 
+@pytest.mark.exhaustive
 def test_each_platform_gets_its_own_tiles(chosen):
     step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
     exported = jax.export.export(step, platforms=PLATFORMS)(*ARRAYS)

@@ -338,6 +338,7 @@ def alike(rng, how, length):
     return (one / np.linalg.norm(one, axis=-1, keepdims=True)).astype(np.float32)[:, None]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("how", rows(["one", "of changing sign", "nearly one", "in a plane"], ["nearly one"]))
 def test_delta_rule_of_keys_alike(how):
     """Up to β = 2, where (I + N)⁻¹ comes out of numbers much larger than its own."""

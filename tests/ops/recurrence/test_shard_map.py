@@ -50,6 +50,7 @@ def test_batch(kind, form):
 SOME = ("attention", "GLA, grouped, convolved", "RWKV-6", "Gated DeltaNet", "Performer", "Hyena", "AFT-local")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", rows(SOME, ["Gated DeltaNet"]))
 def test_layers(name):
     """The whole, and prefill with a step behind it."""

@@ -69,6 +69,7 @@ def whole(packed, *arrays):
         return jax.tree.map(np.asarray, pulled_back(packed)(*wide))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("packed", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("form", ["chunked", pytest.param("scan", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", rows(KINDS, ["channel delta"]))

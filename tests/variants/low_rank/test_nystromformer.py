@@ -12,6 +12,7 @@ from jattn import masks
 from jattn.variants.low_rank import Nystromformer, nystrom_attention, pseudo_inverse
 
 
+@pytest.mark.exhaustive
 def test_tends_to_softmax_attention():
     query, key, value = normal(1, (2, 12, 2, 4), (2, 12, 2, 4), (2, 12, 2, 4))
     want = jattn.attention(query, key, value)
@@ -20,6 +21,7 @@ def test_tends_to_softmax_attention():
     assert errors == sorted(errors, reverse=True) and errors[-1] < 5e-3, errors
 
 
+@pytest.mark.exhaustive
 def test_pseudo_inverse_meets_the_conditions():
     matrix = jax.nn.softmax(2 * jax.random.normal(jax.random.key(0), (3, 4, 4)))
     found = pseudo_inverse(matrix, 20)

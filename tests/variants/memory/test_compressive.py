@@ -105,6 +105,7 @@ def test_loss_is_its_definition():
         close(losses[1][b], np.asarray((apart**2).mean()), 1e-5)
 
 
+@pytest.mark.exhaustive
 def test_the_loss_trains_the_convolution_alone_and_nothing_else_trains_it():
     parameters, inputs = setup()
 

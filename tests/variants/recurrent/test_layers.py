@@ -26,6 +26,8 @@ OPTIONS: dict[str, Recurrent] = {
     "Gated DeltaNet, not grouped": GatedDeltaNet(FEATURES, 2, 4, 3, norm_eps=0.1),
 }
 """What published checkpoints ask for; the equations are enough."""
+ALWAYS = {"GLA, grouped, convolved", "RWKV-6", "RetNet, grouped", "Gated DeltaNet"}
+"""One layer of each recurrence: channel, bonus, constant and gated delta."""
 
 
 def sigmoid(x):
@@ -141,7 +143,7 @@ def truth(layer, p, x):
     return np.einsum("thd,hdf->tf", out * gate, p["out"]["kernel"])
 
 
-@pytest.mark.parametrize("name", rows(RECURRENT | OPTIONS, set(RECURRENT) - {"RetNet", "GLA"}))
+@pytest.mark.parametrize("name", rows(RECURRENT | OPTIONS, ALWAYS))
 def test_is_its_equations_and_a_module(name):
     layer, (x,) = (RECURRENT | OPTIONS)[name], normal(0, (2, 8, FEATURES))
     parameters = random_parameters(layer)
@@ -308,6 +310,7 @@ def test_batch_axes_are_a_tuple(name):
         LAYERS[name].initial_state(LAYERS[name].init(jax.random.key(0)), 2)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", rows(LAYERS, {"Gated DeltaNet"}))
 def test_float64_is_float64_throughout(name):
     """Whole and by steps; a state that is not is refused with what makes one that is."""

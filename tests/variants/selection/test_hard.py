@@ -14,6 +14,7 @@ from jattn.variants.selection import best_keys, hard, reinforce
 WITHOUT_1 = masks.of(lambda q, k: k != 1)
 
 
+@pytest.mark.exhaustive
 def test_draws_have_the_probabilities_of_the_softmax(monkeypatch):
     monkeypatch.setattr(best_keys, "TILE", 3)
     q, k, v = normal(0, (2, 2, 3), (5, 1, 3), (5, 1, 2))
@@ -37,6 +38,7 @@ def test_without_a_sample_the_likeliest_key():
     np.testing.assert_array_equal(same.out, drawn.out)
 
 
+@pytest.mark.exhaustive
 def test_reinforce_is_unbiased():
     """Summed over everything that may be drawn, by its probability, it is the gradient of the expected loss."""
     q, k, v = (jnp.asarray(x) for x in normal(4, (1, 1, 3), (4, 1, 3), (4, 1, 2)))

@@ -50,6 +50,7 @@ def test_as_a_module(coverage):
     check_layer(CoverageAttention(2, 3, 4, coverage), jnp.asarray(states), jnp.asarray(sources))
 
 
+@pytest.mark.exhaustive
 def test_without_coverage_it_is_additive_attention():
     states, sources = map(jnp.asarray, normal(2, (2, 3, 3), (2, 5, 3)))
     layer = CoverageAttention(3, 3, 4, coverage=False)

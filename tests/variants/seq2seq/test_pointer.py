@@ -173,6 +173,7 @@ def test_targets_of_another_shape_are_named():
         pointer_log_probability(*arrays(), IDS, np.zeros((2, 3), int))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", rows(["int8", "uint8", "int16", "uint32"], ["int8"]))
 def test_ids_of_any_dtype(dtype):
     """Those beyond the extended vocabulary, unknown under `jit`, count as padding; -1 must not become 255."""

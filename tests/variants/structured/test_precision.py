@@ -35,6 +35,7 @@ CASES = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", rows(CASES, ["chain, a transition for each step"]))
 def test_length_costs_no_digits(name):
     """Messages and charts grow with the length: as plain float32 logarithms they lose 1e-5 to 1e-3 here."""

@@ -116,6 +116,7 @@ def test_log_partition_and_marginals_are_sums_over_trees(kind, single_root):
     check(lambda arcs, roots: stacked(marginals(kind)(arcs, roots, **options)), truth, arcs, roots)
 
 
+@pytest.mark.exhaustive
 @each
 @pytest.mark.parametrize("length", rows([2, 5], ["5"]))
 def test_other_lengths(kind, single_root, length):
@@ -263,6 +264,7 @@ def test_as_a_module(kind):
     np.testing.assert_array_equal(out[1, 2:], 0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", rows(KINDS, ["projective"]))
 def test_bfloat16_is_summed_in_float32(kind):
     arcs, roots = (jnp.asarray(x, jnp.bfloat16) for x in normal(10, (6, 6), (6,)))

@@ -67,6 +67,7 @@ def test_always_soft_is_the_soft_form():
     np.testing.assert_allclose(glimpse.entropy, -(weights * np.log(weights)).sum(-1), rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_samples_come_as_often_as_alpha_says():
     states, annotations, *parameters = given(4)
     keys = jax.random.split(jax.random.key(0), 4000)

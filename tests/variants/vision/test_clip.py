@@ -62,6 +62,7 @@ def test_contrastive_loss(t):
     check(contrastive_loss, loss, images, texts, np.asarray(t, np.float32))
 
 
+@pytest.mark.exhaustive
 def test_the_scale_is_capped():
     images, texts = normal(4, (5, 4), (5, 4))
     value, gradient = jax.value_and_grad(contrastive_loss, 2)(images, texts, jnp.array(9.0))

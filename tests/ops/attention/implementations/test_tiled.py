@@ -27,6 +27,7 @@ def test_calls_outside_jit_compile_once(caplog):
     assert not [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
 
 
+@pytest.mark.exhaustive
 def test_a_plan_that_differs_is_not_confused_with_another():
     array = jax.random.normal(jax.random.key(0), (32, 2, 4))
     chunked = Tiled(8, 8)

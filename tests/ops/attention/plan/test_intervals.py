@@ -206,9 +206,9 @@ def traced_plans(examples):
     return test
 
 
-test_a_known_plan_is_sound, test_a_traced_plan_is_sound = known_plans(20), traced_plans(4)
-test_more_known_plans_are_sound = pytest.mark.exhaustive(known_plans(60))
-test_more_traced_plans_are_sound = pytest.mark.exhaustive(traced_plans(12))
+test_a_known_plan_is_sound, test_a_traced_plan_is_sound = known_plans(10), traced_plans(2)
+test_more_known_plans_are_sound = pytest.mark.exhaustive(known_plans(70))
+test_more_traced_plans_are_sound = pytest.mark.exhaustive(traced_plans(14))
 
 
 @pytest.mark.exhaustive

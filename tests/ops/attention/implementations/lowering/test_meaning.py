@@ -108,8 +108,6 @@ CALLS = {
 
 ALWAYS = {
     "a table of documents by batch index",
-    "a learned table of distances",
-    "slopes that are infinite where masked",
     "NaN in masked entries of arrays",
     "one query",
 }

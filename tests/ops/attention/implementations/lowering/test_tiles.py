@@ -19,7 +19,6 @@ ALWAYS = {
     "dense",
     "flags of queries and keys, and of heads that see summaries",
     "fixed, in documents",
-    "relative buckets",
     "bias, then soft cap, then alibi, causal",
     "sigmoid",
 }
