@@ -58,7 +58,7 @@ def value_zeroing(weights: Any, values: Any, output: Any, finish: Callable[[jax.
     >>> import numpy as np
     >>> weights, values = np.array([[[0.5, 0.5]]]), np.array([[[3.0, 0.0]], [[0.0, 4.0]]])
     >>> print(value_zeroing(weights, values, np.eye(2)[None], lambda x: x))
-    [[0.3333333  0.6666667...]]
+    [[0.3333... 0.6666...]]
     """
     weights, moved = _moved(weights, values, output)
     whole = jnp.einsum("...hqk,...hkf->...qf", weights, moved, precision="highest")

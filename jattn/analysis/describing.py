@@ -274,12 +274,13 @@ def _labelled(
 
 def _scores(weights: Any, where: Any, may: Any, pairs: dict[str, Any], places: Any) -> Any:
     """For each pattern the scores `[heads]` and whether any query has a choice; and the measures."""
-    may = may & where
+    may = jnp.broadcast_to(may & where, (weights.shape[0], *jnp.broadcast_shapes(may.shape, where.shape)[1:]))
     scores = {}
     for name, one in pairs.items():
+        one = jnp.broadcast_to(one, (weights.shape[0], *one.shape[1:]))
         choice = has_choice(one, may)
         share = pattern_share(weights, one, where & choice)
-        even = chance(jnp.broadcast_to(one, (may.shape[0], *one.shape[1:])), may & choice)
+        even = chance(one, may & choice)
         scores[name] = (share - even) / jnp.maximum(1 - even, 1e-6), choice.any()
     measures = {name: function(weights, where) for name, function in SIMPLE.items()}
     measures["distance"] = jnp.full(weights.shape[1], jnp.nan)

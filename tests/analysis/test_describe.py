@@ -92,6 +92,18 @@ def test_padding_and_examples_do_not_change_a_description():
             assert np.isclose(value, other.measures[name], atol=1e-5), name
 
 
+def test_several_examples_under_one_mask():
+    """Each with its own tokens, so that a pattern differs between examples and the mask does not."""
+    others = TOKENS[4:] + TOKENS[:4]
+    maps = np.stack([by_hand(words)[1] for words in (TOKENS, others)])
+    heads = analysis.describe([maps], tokens=[TOKENS, others], mask=masks.Causal())
+    assert [head.label for head in heads] == by_hand(TOKENS)[0]
+    alone = [analysis.describe([maps], tokens=[TOKENS, others], mask=masks.Causal(), examples=one) for one in (0, 1)]
+    for head, first, second in zip(heads, *alone, strict=True):
+        low, high = sorted([first.measures["entropy"], second.measures["entropy"]])
+        assert low - 1e-6 <= head.measures["entropy"] <= high + 1e-6
+
+
 def test_cross_attention_is_described_by_what_is_given():
     maps = softmax(20 * np.stack([np.eye(3, 5, k=1), np.eye(3, 5), np.zeros((3, 5))]))
     shifted = {"shifted": np.eye(3, 5, k=1, dtype=bool)}
