@@ -51,6 +51,9 @@ CHIPS = {
 of a unit per cycle x 2 x clock."""
 
 
+NONE = "no estimate of cycles"
+
+
 class Cost(NamedTuple):
     """Cycles of a pass for one head: of a full tile, a partial (causal) one, and a tile of queries."""
 
@@ -121,24 +124,28 @@ class Estimate:
         )
 
 
-def estimate(call: Call, plan: Plan, target: Target) -> Estimate | None:
-    """The estimate of a call; None if its tiles are decided at run time, or the table has nothing like it.
+def estimate(call: Call, plan: Plan, target: Target) -> Estimate | str:
+    """The estimate of a call, or, if its tiles are decided at run time or the table has nothing like it, why not.
 
     Args:
         call: prepared.
         plan: the tiles that it visits.
         target: what the program is compiled for.
     """
-    similar = call.pieces.similarity.is_dot and len(set(call.dtypes)) == 1
-    if target.platform != "tpu" or not plan.known or not similar:
-        return None
+    if not plan.known:
+        return f"{NONE}: the tiles to visit are decided at run time"
+    if not call.pieces.similarity.is_dot:
+        return f"{NONE}: the similarity is no dot product"
+    if len(set(call.dtypes)) > 1:
+        return f"{NONE}: query, key and value differ in dtype"
     found = [
         (dim, costs)
         for (generation, dtype, dim), costs in COSTS.items()
         if (generation, dtype) == (target.generation, call.dtypes[0]) and max(call.qk_dim, call.v_dim) <= dim
     ]
     if not found:
-        return None
+        dim = max(call.qk_dim, call.v_dim)
+        return f"{NONE}: no kernel of {call.dtypes[0]} with {dim} features was measured for {target}"
     dim, costs = min(found)
     visited, full, _ = plan.counts()
     *outer, q_tiles, _ = plan.states.shape

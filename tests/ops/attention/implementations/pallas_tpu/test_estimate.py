@@ -60,12 +60,20 @@ def test_the_table_has_something_like_it(arrays, pieces, relation):
 
 
 @pytest.mark.parametrize(
-    "arrays, target",
-    [(shapes("float16"), "tpu v6e"), (shapes(dim=512), "tpu v6e"), (shapes(), "tpu v3"), (shapes(), "tpu")],
-    ids=["float16", "512 features", "v3", "unknown"],
+    "arrays, target, pieces, reason",
+    [
+        (shapes("float16"), "tpu v6e", {}, "no kernel of float16 with 128 features was measured for tpu v6e"),
+        (shapes(dim=512), "tpu v6e", {}, "no kernel of bfloat16 with 512 features was measured for tpu v6e"),
+        (shapes("float32"), "tpu v5p", {}, "no kernel of float32 with 128 features was measured for tpu v5p"),
+        (shapes(), "tpu", {}, "no kernel of bfloat16 with 128 features was measured for tpu"),
+        ((*shapes()[:2], shapes("float32")[2]), "tpu v6e", {}, "query, key and value differ in dtype"),
+        (shapes(), "tpu v6e", {"mask": masks.Lengths(jax.ShapeDtypeStruct((1,), "int32"))}, "decided at run time"),
+    ],
 )
-def test_no_estimate_without_a_figure(arrays, target):
-    assert estimated(*arrays, target=target) is None
+def test_no_estimate_without_a_figure(arrays, target, pieces, reason):
+    """The explanation says that there is none, and why."""
+    said = jattn.explain(*arrays, target=target, implementation=PallasTPU(), **pieces).memory
+    assert estimate.NONE in said and reason in said
 
 
 def explained(batch, length, heads, dim, target="tpu v6e", dtype="bfloat16", **pieces):
