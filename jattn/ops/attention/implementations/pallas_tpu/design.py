@@ -42,7 +42,8 @@ class Design:
         exact_lse: whether the mass of a row is that of the weights before they are rounded for the product.
         cores: of one device, which divide batch elements and heads among them.
         trips: for the compiler's estimates, which cannot see bounds that are read at run time: the numbers of full and
-            of visited tiles of every row, in place of those of the list.
+            of visited tiles of every row, in place of those of the list. The second sweep for NaN and inf is left out:
+            it is under a condition, so it would not count, and the compiler's simulation fails on its transpositions.
     """
 
     cut: Cut

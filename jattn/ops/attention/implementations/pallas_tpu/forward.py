@@ -284,7 +284,7 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
             reach = jnp.broadcast_to(reach, (cut.kv_tile, cut.unit)).astype(jnp.bfloat16)
             out_s[unit] += infinities(values, functools.partial(design.product, b=reach, contract=NN))
 
-    if design.partial:
+    if design.partial and design.trips is None:
 
         @pl.when(broken > 0)
         def _():

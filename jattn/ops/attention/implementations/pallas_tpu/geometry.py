@@ -29,6 +29,9 @@ each entry takes about 1.5 for a register of scores, beside some 10."""
 JOINED = 1.1
 """Heads with different plans share a step if that visits at most 10% more tiles."""
 
+LONG = ("v5e", "v5p")
+"""Generations whose loops are the longest: a product of 512 x 512 x 128 takes them twice as many instructions."""
+
 MEGABYTE = 2**20
 VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "7x": 64}
 """Vector memory of a core, in MiB."""
@@ -193,7 +196,8 @@ def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | Non
     """The cut of a call, with the caller's sizes where given.
 
     A step has an even number of units, because the scores of one unit are computed while the weights of the one before
-    are used, from two buffers that take turns.
+    are used, from two buffers that take turns. Where the vector memory does not suffice, it has fewer heads, and then
+    smaller tiles.
 
     Args:
         call: its target may be unknown.
@@ -202,34 +206,44 @@ def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | Non
         heads: query heads of a step.
         entries: of tables with which a tile compares an index (`Lowered.entries`).
     """
-    group = call.q_heads // call.kv_heads
-    if heads is None:
-        heads = _heads(group, call.kv_heads, UNITS // 2 if is_wide(call) or entries else UNITS)
-    parts = 1 if heads % 2 == 0 else 2
-    most = _most(call)
-    for few in ENTRIES:
-        most = most // 2 if entries > few else most
-    most = max(most, LANES)
-    unit = q_tile or min(most, rounded(-(-call.q_len // parts), LANES))
-    return Cut(
-        axes=call.batch,
-        q_heads=call.q_heads,
-        kv_heads=call.kv_heads,
-        q_len=call.q_len,
-        kv_len=call.kv_len,
-        qk_dim=call.qk_dim,
-        v_dim=call.v_dim,
-        heads=heads,
-        parts=parts,
-        q_tile=parts * unit,
-        kv_tile=kv_tile or min(most, rounded(call.kv_len, LANES)),
-    )
+    group, itemsize = call.q_heads // call.kv_heads, itemsize_of(call)
+    numbers = UNITS // 2 if is_wide(call) or entries else UNITS
+    several = [_heads(group, call.kv_heads, numbers >> half) for half in range(numbers.bit_length())]
+    halvings = sum(entries > few for few in ENTRIES)
+
+    def cut(heads: int, halvings: int) -> Cut:
+        queries, keys = (max(size >> halvings, LANES) for size in _most(call))
+        parts = 1 if heads % 2 == 0 else 2
+        unit = q_tile or min(queries, rounded(-(-call.q_len // parts), LANES))
+        return Cut(
+            axes=call.batch,
+            q_heads=call.q_heads,
+            kv_heads=call.kv_heads,
+            q_len=call.q_len,
+            kv_len=call.kv_len,
+            qk_dim=call.qk_dim,
+            v_dim=call.v_dim,
+            heads=heads,
+            parts=parts,
+            q_tile=parts * unit,
+            kv_tile=kv_tile or min(keys, rounded(call.kv_len, LANES)),
+        )
+
+    choices = [*several, 1] if heads is None else [heads]
+    cuts = [cut(one, halvings + more) for more in range(3) for one in choices]
+    room = room_of(call.target or expected_target())
+    return next((one for one in cuts if working_set(one, itemsize) <= room), cuts[-1])
 
 
-def _most(call: Call) -> int:
-    """Queries of a unit and keys of a tile, at most."""
-    small = vmem_of(call.target or expected_target()) <= 16 * MEGABYTE or max(call.qk_dim, call.v_dim) > 256
-    return UNIT // 2 if small or is_wide(call) else UNIT
+def _most(call: Call) -> tuple[int, int]:
+    """Queries of a unit and keys of a tile that are aimed at."""
+    target = call.target or expected_target()
+    dim, wide = max(call.qk_dim, call.v_dim), is_wide(call)
+    most = UNIT // 2 if vmem_of(target) <= 16 * MEGABYTE or dim > 2 * LANES or wide else UNIT
+    if not wide or target.generation not in ("v4", *LONG):
+        return most, most
+    fewer = dim > LANES or call.pieces.dropout is not None
+    return (most // 2 if dim > 2 * LANES else most), (most // 2 if fewer else most)
 
 
 def is_wide(call: Call) -> bool:
@@ -238,6 +252,11 @@ def is_wide(call: Call) -> bool:
     Sums over features are of float32, and float16 is computed as float32.
     """
     return not {"float32", "float16"}.isdisjoint(call.dtypes) or not call.pieces.similarity.is_dot
+
+
+def itemsize_of(call: Call) -> int:
+    """Bytes of a number of the arrays, at most."""
+    return 4 if is_wide(call) else max(jnp.dtype(dtype).itemsize for dtype in call.dtypes)
 
 
 def _heads(group: int, kv_heads: int, wanted: int) -> int:
@@ -264,6 +283,11 @@ def vmem_limit(target: Target | None) -> int:
     return vmem_of(target) * 3 // 4
 
 
+def room_of(target: Target | None) -> int:
+    """Bytes of vector memory that the working set of a step may take."""
+    return vmem_limit(target) * 5 // 8
+
+
 def keys_fit(cut: Cut, itemsizes: tuple[int, int], target: Target | None, sweep: str) -> bool:
     """Whether all keys and values of a step (of a chunk) stay in vector memory, of which the pipeline holds two steps.
 
@@ -285,11 +309,11 @@ def _of_keys(cut: Cut, itemsizes: tuple[int, int]) -> int:
 
 
 def is_long(call: Call) -> bool:
-    """Whether the backward pass of a tile needs more instructions than a matrix unit that takes 128 features at once
-    takes cycles."""
+    """Whether the backward loop would have more than 10,000 bundles on a generation whose loops are long."""
     pieces = call.pieces
     plain = not pieces.scores and pieces.dropout is None and pieces.normalizer.streams_as == "softmax"
-    return not plain or max(call.qk_dim, call.v_dim) > LANES
+    always = call.target is not None and call.target.generation == "v5p"
+    return always or not plain or max(call.qk_dim, call.v_dim) > LANES
 
 
 def for_backward(cut: Cut, target: Target | None, *, long: bool = False) -> Cut:
@@ -298,9 +322,9 @@ def for_backward(cut: Cut, target: Target | None, *, long: bool = False) -> Cut:
     Args:
         cut: that of the forward pass.
         target: what the program is for.
-        long: whether to halve the heads of a step on v5e, whose loop would have more than 10,000 bundles.
+        long: whether to halve the heads of a step on generations whose loops are long (`is_long`).
     """
-    if long and target is not None and target.generation == "v5e" and cut.heads % 4 == 0:
+    if long and target is not None and target.generation in LONG and cut.heads % 4 == 0:
         cut = dataclasses.replace(cut, heads=cut.heads // 2)
     tile = 2 * cut.key_heads * cut.kv_tile * sum(cut.rows) * 4
     whole = vmem_of(target)
@@ -347,11 +371,13 @@ def refusal(cut: Cut, target: Target | None, itemsize: int) -> str | None:
             f"`heads` must divide the {cut.group} query heads of a key head, or be a multiple of them that divides the "
             f"{cut.q_heads} query heads; got {cut.heads}"
         )
-    need, limit = working_set(cut, itemsize), vmem_limit(target) * 5 // 8
+    need, limit = working_set(cut, itemsize), room_of(target)
     if need > limit:
+        least = cut.units == 2 and cut.unit == cut.kv_tile == LANES
+        remedy = "no step is smaller" if least else "choose a smaller `q_tile`, `kv_tile` or `heads`"
         return (
             f"{cut.tile_sizes()} with {cut.qk_dim} and {cut.v_dim} features take about {need / MEGABYTE:.0f} MiB of "
-            f"vector memory, and there are {limit / MEGABYTE:.0f}: choose a smaller `q_tile`, `kv_tile` or `heads`"
+            f"vector memory, and there are {limit / MEGABYTE:.0f}: {remedy}"
         )
     if cut.unit % LANES or cut.kv_tile % LANES:
         return f"tiles must be multiples of {LANES}; got `q_tile` {cut.unit} and `kv_tile` {cut.kv_tile}"

@@ -45,7 +45,7 @@ class PallasTPU(Streaming):
         interpret: run the kernel on the machine at hand, by Pallas's interpreter. Slow; to check values without a TPU.
 
     Raises:
-        ValueError: a size is not a positive integer, or a tile no multiple of 128.
+        ValueError: a size is not a positive integer, or a tile no multiple of 128; `interpret` is no bool.
 
     Source: FlashAttention, Dao et al. 2022 (arXiv:2205.14135).
     """
@@ -59,9 +59,12 @@ class PallasTPU(Streaming):
     def __post_init__(self):
         for field, multiple in (("q_tile", geometry.LANES), ("kv_tile", geometry.LANES), ("heads", 1)):
             size = getattr(self, field)
-            if size is not None and (not isinstance(size, int) or size < 1 or size % multiple):
+            whole = isinstance(size, int) and not isinstance(size, bool)
+            if size is not None and (not whole or size < 1 or size % multiple):
                 wanted = "a positive int" if multiple == 1 else f"a positive multiple of {multiple}"
                 raise ValueError(f"`{field}` must be {wanted}, or None to have it chosen; got {size!r}.")
+        if not isinstance(self.interpret, bool):
+            raise ValueError(f"`interpret` must be True or False; got {self.interpret!r}.")
 
     def refuses(self, call: Call) -> str | None:
         reason = super().refuses(call) if is_static(*call.batch) else SYMBOLS
@@ -92,7 +95,7 @@ class PallasTPU(Streaming):
                 "queries: keep them in bfloat16 or float32"
             )
         return (
-            geometry.refusal(self._cut(call), call.target or expected_target(), _itemsize(call))
+            geometry.refusal(self._cut(call), call.target or expected_target(), geometry.itemsize_of(call))
             or _lowered(call, offset_of(call)).refusal
         )
 
@@ -297,7 +300,7 @@ class PallasTPU(Streaming):
         words = geometry.in_words(cut, (4, 4) if wide else sizes, target, long=long)
         if wide:
             words += "; computed in float32"
-        return plan, words if cost is None else f"{words}; {cost}"
+        return plan, f"{words}; {cost}"
 
 
 def reads_heads(mask: Any, rank: int) -> bool:
@@ -308,10 +311,6 @@ def reads_heads(mask: Any, rank: int) -> bool:
 def _floats(pieces: Pieces) -> Pieces:
     """The floating-point arrays of the pieces; None for others."""
     return jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, pieces)
-
-
-def _itemsize(call: Call) -> int:
-    return 4 if geometry.is_wide(call) else max(jnp.dtype(dtype).itemsize for dtype in call.dtypes)
 
 
 def _lowered(call: Call, offset: int | None) -> Lowered:
