@@ -162,7 +162,8 @@ def _placed(path: str, array: np.ndarray, shape: Any, param_dtype: Any, sharding
     elif callable(shardings) and not isinstance(shardings, Placing):
         shardings = shardings(path, jax.ShapeDtypeStruct(array.shape, array.dtype))
     assert not isinstance(shardings, Placing)
-    return jnp.asarray(array) if shardings is None else jax.device_put(array, shardings)
+    # On a CPU, an array that is not rearranged becomes the parameter without a copy: nobody else has it.
+    return jax.device_put(array, shardings)
 
 
 def _check_tied(name: str, entry: Entry, tensors: Tensors, variables: Mapping[str, Any], param_dtype: Any) -> None:

@@ -3,10 +3,12 @@
 import contextlib
 import importlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from ...foundation.arrays import describe
@@ -32,7 +34,7 @@ class Tensors(Protocol):
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor of this name."""
+        """The tensor of this name, in memory of its own."""
         ...
 
 
@@ -53,6 +55,11 @@ DTYPES = {
 }
 """NumPy's dtypes, and how safetensors calls them."""
 
+NUMPY = {stored: jnp.dtype(name) for name, stored in DTYPES.items()}
+
+ALIGNMENT = 64
+"""JAX copies arrays to the CPU unless they begin at a multiple of this many bytes."""
+
 
 class Arrays:
     """Tensors in memory, as a mapping of arrays by name.
@@ -71,8 +78,8 @@ class Arrays:
             self.stored[name] = Stored(tuple(array.shape), DTYPES[dtype])
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor of this name."""
-        return np.asarray(self.arrays[name])
+        """A copy of the tensor of this name, which the caller may keep."""
+        return np.array(self.arrays[name])
 
 
 class Renamed:
@@ -116,7 +123,8 @@ class Files:
     def __init__(self, directory: Path):
         self.directory = directory
         self.stored: dict[str, Stored] = {}
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, str] = {}
+        self._begins: dict[str, int] = {}  # where data begin in the file
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "Files":
@@ -124,6 +132,7 @@ class Files:
         try:
             for file in sorted(set(index.values())) if index else [self._single()]:
                 opened = self._open.enter_context(_opened(self.directory / file))
+                begins = _begins(self.directory / file)
                 for name in opened.keys():  # noqa: SIM118  (a file, not a mapping)
                     if name in self._files:
                         raise ValueError(f"the tensor {name!r} is in two files of {self.directory}.")
@@ -133,7 +142,7 @@ class Files:
                             f"{index.get(name)}."
                         )
                     part = opened.get_slice(name)
-                    self._files[name] = opened
+                    self._files[name], self._begins[name] = file, begins[name]
                     self.stored[name] = Stored(tuple(part.get_shape()), part.get_dtype())
             lost = sorted(index.keys() - self.stored.keys())
             if lost:
@@ -147,9 +156,19 @@ class Files:
         self._open.close()
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor of this name."""
-        with _named_errors(self.directory):
-            return self._files[name].get_tensor(name)
+        """The tensor of this name: one copy of its data, which JAX on a CPU then takes as it is."""
+        shape, dtype = self.stored[name]
+        array = _aligned(shape, np.dtype(NUMPY[dtype]))
+        data = array.reshape(-1).view(np.uint8)
+        path, done = self.directory / self._files[name], 0
+        with path.open("rb", buffering=0) as file:
+            file.seek(self._begins[name])
+            while done < data.size:
+                count = file.readinto(data[done:])
+                if not count:
+                    raise ValueError(f"{path} ends within the tensor {name!r}: it has been truncated.")
+                done += count
+        return array
 
     def _index(self) -> dict[str, str]:
         """The file of each tensor; empty if there is no index."""
@@ -177,6 +196,22 @@ class Files:
             raise ValueError(f"{self.directory} has several safetensors files and no {INDEX}: {', '.join(found)}.")
         check_no_pickles(self.directory)
         raise ValueError(f"{self.directory} must have a {WHOLE}, or shards and {INDEX}; it has neither.")
+
+
+def _begins(path: Path) -> dict[str, int]:
+    """Where the data of each tensor begin, by the header of a file that the package `safetensors` has checked."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    return {name: 8 + size + one["data_offsets"][0] for name, one in header.items() if name != "__metadata__"}
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array without values that begins at a multiple of `ALIGNMENT`."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    first = -raw.ctypes.data % ALIGNMENT
+    return raw[first : first + size].view(dtype).reshape(shape)
 
 
 def check_no_pickles(directory: Path) -> None:
