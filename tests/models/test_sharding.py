@@ -88,10 +88,11 @@ def test_values_gradients_and_collectives(row):
         how, {"all-reduce", "all-gather", "reduce-scatter"}
     )
     assert "all-reduce" in kinds(collectives)
-    assert kinds(collectives) <= allowed, collectives
+    contrastive = family == "clip"  # every text is compared with every image
+    assert contrastive or kinds(collectives) <= allowed, collectives
     shapes = {",".join(map(str, one.shape)) for one in jax.tree.leaves(parameters)}
     for kind, results in collectives:  # of parameters, never of activations
-        assert kind != "all-gather" or "model" in str(AXES[how]) or set(results) <= shapes, results
+        assert kind != "all-gather" or contrastive or "heads" in AXES[how] or set(results) <= shapes, results
     if how == "heads":
         once = [node for _, node in nnx.iter_graph(model) if isinstance(node, Layer | MLP)]
         forward = found(jax.jit(outputs).lower(parameters).compile())
