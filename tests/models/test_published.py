@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 import jattn
+from jattn import analysis
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -71,6 +72,29 @@ def test_a_head_of_rxnmapper_maps_atoms(rxnmapper):
 
 @pytest.mark.published
 @pytest.mark.exhaustive
+def test_the_head_that_maps_atoms_is_found_among_all(rxnmapper):
+    """The layers share their parameters, so head 5 maps atoms in most of them, and no other head does."""
+    reactions, known, tokens, mask, _hidden, seen = rxnmapper
+    length = tokens.shape[1]
+    pairs = []
+    for one in known:
+        kinds = reactions.symmetry(one.tokens)  # an atom that nothing tells from the right one is right as well
+        sure = [(product, place) for product, place in zip(one.products, one.truth, strict=True) if place >= 0]
+        right = {(kinds[product], kinds[place]) for product, place in sure}
+        pairs.append([(q, k) for q, _ in sure for k in one.reactants if (kinds[q], kinds[k]) in right])
+    atoms = analysis.labelled_pairs(pairs, length, among=[one.reactants for one in known])
+    heads = analysis.describe(seen, valid=mask, pairs={"atoms": atoms})
+    assert len(heads) == 96
+    assert [one.head for one in heads.sorted("atoms")[:6]] == [reactions.HEAD] * 6
+    chosen = heads.of(reactions.LAYER, reactions.HEAD)
+    assert chosen.label == heads.best("atoms").label == "atoms"
+    accuracy, offset = chosen.accuracy["atoms"]
+    np.testing.assert_allclose(accuracy, reactions.accuracy(np.asarray(seen[chosen.layer]), known)[reactions.HEAD])
+    assert accuracy > 0.89 and offset < 0.2
+
+
+@pytest.mark.published
+@pytest.mark.exhaustive
 @needs("torch", "transformers")
 def test_rxnmapper_is_hugging_faces(published, wheel, rxnmapper):
     import torch
@@ -115,19 +139,25 @@ def test_minilm_compares_sentences(published, wheel, tmp_path):
     np.testing.assert_allclose(first @ second, 0.755, atol=1e-3)
 
 
-@pytest.mark.published
-@pytest.mark.exhaustive
-@needs("tokenizers")
-def test_whisper_hears_what_is_said(published, wheel):
-    from jattn.models.audio import log_mel
-
-    language, sounds = published("language"), published("sounds")
+@pytest.fixture(scope="module")
+def whisper(published, wheel):
+    """The model, its tokenizer, and the samples of a woman who says "Front, center"."""
+    sounds = published("sounds")
     try:
         samples = sounds.front_center()
     except ConnectionError as error:
         pytest.skip(f"NOT TESTED with speech: {error}")
-    model, tokenizer = language.whisper(wheel("WHISPER"))
-    encoded = nnx.jit(lambda model, features: model.encode(features))(model, log_mel(samples, sounds.RATE)[None])
+    return *published("language").whisper(wheel("WHISPER")), samples, sounds.RATE
+
+
+@pytest.mark.published
+@pytest.mark.exhaustive
+@needs("tokenizers")
+def test_whisper_hears_what_is_said(whisper):
+    from jattn.models.audio import log_mel
+
+    model, tokenizer, samples, rate = whisper
+    encoded = nnx.jit(lambda model, features: model.encode(features))(model, log_mel(samples, rate)[None])
     state = model.initial_state(1, 32, encoded=encoded)
     start, without_times, text_end = 50257, 50362, 50256
     prompt = jnp.array([[start, without_times]])
@@ -142,6 +172,37 @@ def test_whisper_hears_what_is_said(published, wheel):
 
 @pytest.mark.published
 @pytest.mark.exhaustive
+@needs("tokenizers")
+def test_whispers_cross_attention_says_when_words_are_said(whisper):
+    """Within .2 s of the pause between them, as the loudness of the sound has it."""
+    from jattn.models.audio import log_mel
+
+    model, tokenizer, samples, rate = whisper
+    step = rate // 50
+    loud = np.array([np.abs(samples[at : at + step]).max() for at in range(0, len(samples) - step, step)]) > 0.02
+    edges = np.flatnonzero(np.diff(np.pad(loud, 1).astype(int))).reshape(-1, 2)
+    silences = edges[1:, 0] - edges[:-1, 1]
+    pause = int(silences.argmax())
+    first, before, after = edges[0, 0] / 50, edges[pause, 1] / 50, edges[pause + 1, 0] / 50
+    assert silences[pause] >= 10  # the commas of a prompt are heard
+
+    words = tokenizer.encode(" Front, center.", add_special_tokens=False).ids
+    start, without_times, text_end = 50257, 50362, 50256
+    tokens = jnp.array([[start, without_times, *words, text_end]])
+    run = nnx.jit(jattn.recorded(lambda model, *inputs: model(*inputs), layers="decoder.*.cross"))
+    _, seen = run(model, log_mel(samples, rate)[None], tokens)
+    # The heads that OpenAI chose for tiny.en. A token's row is that of the token before, which predicts it.
+    heads = [(1, 0), (2, 0), (2, 5), (3, 0), (3, 1), (3, 2), (3, 3), (3, 4)]
+    maps = np.stack([np.asarray(seen[f"decoder.{layer}.cross"])[0, head, 1:-1] for layer, head in heads])
+    texts = [tokenizer.decode([word]) for word in words]
+    found = analysis.word_times(maps, texts, [1] * 4, frames=int(np.ceil(50 * len(samples) / rate)))
+    assert [word.text for word in found] == [" Front", ",", " center", "."]
+    said = [found[0].start, found[0].end, found[2].start]
+    np.testing.assert_allclose(said, [first, before, after], atol=0.2)
+
+
+@pytest.mark.published
+@pytest.mark.exhaustive
 @needs("tokenizers", "gguf")
 def test_smollm2_knows_the_capital_of_france_and_has_induction_heads(published, wheel, tmp_path):
     model, tokenizer = published("language").smollm2(wheel("SMOLLM2"), tmp_path)
@@ -152,13 +213,16 @@ def test_smollm2_knows_the_capital_of_france_and_has_induction_heads(published, 
 
     length = 50
     once = np.random.default_rng(0).integers(1000, 40000, (4, length))
-    layers = ["blocks.16.attention", "blocks.18.attention"]
-    run = jattn.recorded(lambda model, tokens: model(tokens), layers=layers, heads=[0, 6])
-    _, seen = nnx.jit(run)(model, jnp.asarray(np.concatenate([once, once], 1)))
-    previous, induction = (np.asarray(seen[name]) for name in layers)
+    twice = np.concatenate([once, once], 1)
+    _, seen = nnx.jit(jattn.recorded(lambda model, tokens: model(tokens)))(model, jnp.asarray(twice))
+    heads = analysis.describe(seen, tokens=twice, mask=jattn.masks.Causal())
+    assert len(heads) == 30 * 9
+    assert [(one.number, one.head) for one in map(heads.best, ("previous", "induction"))] == [(16, 0), (18, 6)]
+    assert heads.best("induction").label == "induction" and heads.best("previous").label == "previous"
+    previous, induction = np.asarray(seen["blocks.16.attention"]), np.asarray(seen["blocks.18.attention"])
     second = np.arange(length + 1, 2 * length)
     assert previous[:, 0, second, second - 1].mean() >= 0.85
-    assert induction[:, 1, second, second - length + 1].mean() >= 0.85
+    assert induction[:, 6, second, second - length + 1].mean() >= 0.85
 
 
 def test_a_pickle_that_names_anything_but_tensors_is_refused(published):
