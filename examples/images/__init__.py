@@ -1,1 +1,1 @@
-"""What the examples about images share: handwritten digits, a command line, a training loop."""
+"""What the examples about images share: handwritten digits, scenes composed of them, flags, a training loop."""

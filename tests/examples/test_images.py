@@ -26,6 +26,8 @@ def digits(examples):
 
 SHORT = {
     "generate_images": ("heads.png", "samples.png"),
+    "match_images": ("matches.png",),
+    "caption": ("caption.png",),
 }
 
 
@@ -87,3 +89,60 @@ def test_weights_by_distance(examples):
     found = examples("generate_images").by_distance(above)
     assert found.shape == (8, 15)
     assert found[6, 7] == 1 and found.sum() == 1
+
+
+def test_held_out_captions_have_pairs_that_are_not_learned(examples):
+    script = examples("match_images")
+    pairs = [{frozenset((one.first, one.second)) for one in captions} for captions in (script.LEARNED, script.HELD_OUT)]
+    assert [len(one) for one in pairs] == [35, 10] and not pairs[0] & pairs[1]
+    assert [len(script.LEARNED), len(script.HELD_OUT)] == [140, 40]
+    tokens = script.as_tokens([script.Caption(3, True, 7), script.Caption(9, False, 0)])
+    assert [[script.WORDS[i] for i in row] for row in tokens] == [
+        ["three", "left", "of", "seven", "<end>"],
+        ["nine", "above", "of", "zero", "<end>"],
+    ]
+
+
+def test_images_show_their_captions(examples, digits):
+    """With digits that are blots of different ink, the first is left of the second, or above it."""
+    script = examples("match_images")
+    blots = digits.Digits((1 + np.arange(10))[:, None, None] * np.ones((8, 8), int), np.arange(10))
+    images = script.draw(script.HELD_OUT, blots, np.random.default_rng(0))[..., 0] * 16
+    for caption, image in zip(script.HELD_OUT, images, strict=True):
+        first, second = (np.argwhere(image == 1 + digit).mean(0) for digit in (caption.first, caption.second))
+        down, right = second - first
+        assert (right if caption.left else down) >= 8 > abs(down if caption.left else right), str(caption)
+        assert (image > 0).sum() == 2 * 64
+
+
+def test_captions_name_digits_row_by_row(examples, digits):
+    script = examples("caption")
+    blots = digits.Digits((1 + np.arange(10))[:, None, None] * np.ones((8, 8), int), np.arange(10))
+    images, words, corners = script.draw(50, blots, np.random.default_rng(0))
+    cells = images[..., 0].reshape(50, 3, 10, 3, 10).max((2, 4)).reshape(50, 9) * 16
+    for image, said, at in zip(cells, words, corners, strict=True):
+        shown = image[image > 0] - 1
+        assert 2 <= len(shown) <= 4
+        np.testing.assert_array_equal(said, [*shown, *[script.END] * (5 - len(shown))])
+        assert ((at[:, 0] >= 0) == (said[:4] < 10)).all()
+
+
+def test_measures_of_captions(examples):
+    script = examples("caption")
+    end = script.END
+    words = np.array([[1, 2, end, end, end], [3, 4, 5, 6, end]])
+    assert script.right(words, words) == script.same(words, words) == 1
+    longer = np.array([[1, 2, end, 7, 8], [3, 4, 5, 7, end]])  # what follows the first <end> does not count
+    assert script.right(longer, words) == 7 / 8 and script.same(longer, words) == 1 / 2
+    np.testing.assert_array_equal(script.frequent(np.array([[1, 2], [1, 3], [4, 3]])), [[1, 3]])
+
+
+def test_attention_on_a_digit(examples):
+    """Even attention falls on a digit by its area, and on it alone if the weights are there."""
+    script = examples("caption")
+    corners = np.array([[[0, 0], [11, 20], [-1, -1], [-1, -1]]])
+    even = np.full((1, 5, 64), 1 / 64)
+    np.testing.assert_allclose(script.on_digit(even, corners)[0, :2], (8 / 30) ** 2)
+    inside = np.zeros((1, 5, 64))
+    inside[:, :, 0] = 1  # the first place, 3.75 pixels wide
+    np.testing.assert_allclose(script.on_digit(inside, corners)[0, :2], [1, 0])
