@@ -91,6 +91,12 @@ FURTHER = {
     "cosine",
     "bilinear",
     "length 63",
+    "gaussian",
+    "relative dot, with both biases",
+    "forget",
+    "relu",
+    "two batch axes",
+    "more queries than keys",
 }
 IMPLEMENTATIONS = pytest.mark.parametrize("name", rows(["reference", "tiled"], ["tiled"]))
 

@@ -56,6 +56,7 @@ def test_debug_nans_and_checks(name):
         jax.jit(jax.grad(functools.partial(loss, CALLS[name])))(QUERY)
 
 
+@pytest.mark.exhaustive
 def test_float64_of_numpy_is_float32():
     """As in `jax.nn`, without a warning, wherever it comes in."""
     wide = [np.asarray(array, np.float64) for array in (QUERY, KEY, VALUE)]

@@ -9,6 +9,7 @@ import pytest
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError, jaxtyped
+from tiers import rows
 
 import jattn
 from jattn import positions
@@ -40,6 +41,8 @@ CALLS = {
     positions.rotary_sections: ((X, jnp.stack([AT, AT], -1), (1, 3)), {}),
     positions.xpos: ((X, AT), {"role": "key"}),
 }
+ALWAYS = {"attention", "attention_weights", "linear_recurrence", "delta_rule", "short_convolution", "rotary"}
+"""Of the functions that share their annotations, one, called in every run."""
 
 
 def states_shapes(function):
@@ -51,7 +54,7 @@ def checked(function):
     return jaxtyped(typechecker=beartype)(inspect.unwrap(function))
 
 
-@pytest.mark.parametrize("function", CALLS, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("function", rows(CALLS, ALWAYS, lambda function: function.__name__))
 def test_signatures_are_true(function):
     arguments, options = CALLS[function]
     assert states_shapes(function)

@@ -42,6 +42,7 @@ def test_every_row_is_complete(no_torch, tmp_path, capsys):
     assert all(f"[{row.name}]" in printed for row in rows)
 
 
+@pytest.mark.exhaustive
 def test_only_the_rows_asked_for(capsys):
     rows = main(["--length", "64", "--repeats", "1", "--rows", "alibi", "--clock", "cpu"])
     assert [row.name for row in rows] == ["alibi"]

@@ -27,6 +27,7 @@ def test_both_sides_compute_the_same(pattern):
     assert 0 < pattern.ratio(SMALL) < 1
 
 
+@pytest.mark.exhaustive
 def test_a_row_runs():
     row = ROWS["longformer-causal-1024"]
     found = table.run(dataclasses.replace(row, shape=SMALL), rounds=1)

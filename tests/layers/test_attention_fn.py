@@ -98,6 +98,7 @@ def test_cross_attention_grouped_heads_and_several_batch_axes():
     close(*in_linen(X[0], Y[0]))
 
 
+@pytest.mark.exhaustive
 def test_own_pieces_join_what_flax_passes():
     padding = (jnp.arange(LENGTH) < jnp.array([[4], [6]]))[:, None, None, :]
     got = nnx_layer(attention_fn(mask=masks.Causal()))(X, mask=padding)

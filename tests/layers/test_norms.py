@@ -59,6 +59,7 @@ def test_norms_and_their_gradients(name):
     assert low.dtype == jnp.bfloat16
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", rows(NORMS, ["all heads, mean and variance"]))
 def test_multi_head_and_both_layers_norm_by_it(name):
     norm = NORMS[name]

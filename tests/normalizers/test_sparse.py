@@ -40,7 +40,7 @@ def power_of(normalizer):
 
 
 @BOTH
-@pytest.mark.parametrize("spread", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("spread", [0.1, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in (1.0, 10.0))])
 def test_weights_and_gradients(normalizer, spread):
     (s,) = normal(0, (3, 4, 5), spread=spread)
     check(

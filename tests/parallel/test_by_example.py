@@ -231,6 +231,7 @@ NO_EXAMPLES = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", rows(NO_EXAMPLES, ["indices"]))
 def test_what_is_no_array_of_examples(name):
     """Lists, indices of the whole call, and arrays that are as long as the batch by chance."""
@@ -263,6 +264,7 @@ def test_the_query_decides():
     assert jax.jit(lambda query, key: top_k(query, key, key, 2))(query, key).sharding.spec[0] == "x"
 
 
+@pytest.mark.exhaustive
 def test_values_are_checked_outside_of_jit():
     """As those of arrays on one device; and what is checked is traced once more a call, not twice."""
     given = {name: placed(array[None].repeat(EXAMPLES, 0), "data") for name, array in inputs("scalar", 5).items()}

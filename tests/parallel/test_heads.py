@@ -246,6 +246,7 @@ def test_multi_head_has_one_all_reduce_and_the_sharding_stated(name):
         assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
 
 
+@pytest.mark.exhaustive
 def test_dropout_does_not_depend_on_the_mesh():
     arguments: dict[str, Any] = dict(mask=masks.Causal(), dropout=jattn.Dropout(0.5, jax.random.key(1)))
 

@@ -222,6 +222,7 @@ def test_outside_of_jit(implementation):
     assert gradient.sharding.is_equivalent_to(split[0].sharding, 4)
 
 
+@pytest.mark.exhaustive
 def test_weights_stay_split_and_some_heads_are_taken_from_all():
     (query, key, _), _, _ = arrays(16)
     mesh = jax.make_mesh((4, 2), ("x", "y"))

@@ -44,6 +44,7 @@ def test_rotary_with_every_scaling(name):
         assert np.abs(found - exact(frequencies)).max() < 1e-6
 
 
+@pytest.mark.exhaustive
 def test_coordinates_and_sinusoids():
     both = rotary_2d(PAIRS[..., ::2], np.stack([AT, AT[::-1]], -1), layout="joint")[:, 0]
     rows, columns = (exact(positions.rotary_frequencies(10000.0, DIMS // 4), at) for at in (AT, AT[::-1]))

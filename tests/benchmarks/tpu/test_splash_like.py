@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jattn.benchmarks.tpu import splash_like
 
 HEADS, KV_HEADS, LENGTH, DIM, TILE = 4, 2, 256, 128, 128
 
 
+@pytest.mark.exhaustive
 def test_values_and_gradients():
     random = np.random.default_rng(0)
     query, d_out = random.standard_normal((2, HEADS, LENGTH, DIM)) / 4

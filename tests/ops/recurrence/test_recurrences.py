@@ -179,6 +179,7 @@ def pulled_back(**options):
     return jax.jit(both)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", rows(KINDS, HARDEST))
 def test_bfloat16_in_a_float32_state(kind):
     """Output and gradients are rounded once, at the end: 2^-8 at most of each number."""
@@ -264,6 +265,7 @@ GROUPS = {"queries": (4, 2, 2), "values": (2, 2, 4), "a query of each value": (4
 """Heads of queries, keys and values."""
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "heads"),
     [

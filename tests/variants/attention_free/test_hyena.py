@@ -100,6 +100,7 @@ def test_a_nan_of_the_future_does_not_reach_the_past():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("length", "max_len"), [(9, 9), *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in ((9, 20), (11, 4)))]
 )

@@ -150,7 +150,7 @@ def layer_truth(parameters, inputs, combine, size, top_k, segment, key_inputs=No
     return np.einsum("thd,hdf->tf", out, p["out"]["kernel"])
 
 
-@pytest.mark.parametrize("combine", ["gated", "joint"])
+@pytest.mark.parametrize("combine", ["gated", pytest.param("joint", marks=pytest.mark.exhaustive)])
 def test_layer_is_its_definition_over_a_ring_that_turns(combine):
     layer = Memorizing(6, heads=2, memory_size=5, top_k=2, combine=combine)
     parameters = layer.init(jax.random.key(0))

@@ -96,6 +96,7 @@ def layer_and_inputs(memory_len, length=12):
     return layer, parameters, jnp.asarray(inputs)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "sizes", [(5, 1, 6), *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ((4, 4, 4), (12,)))]
 )

@@ -20,7 +20,10 @@ def of_internal(block, blocks, table):
     return pair
 
 
-@pytest.mark.parametrize(("length", "block", "count"), [(24, 3, 2), (23, 3, 1), (6, 1, 0)])
+@pytest.mark.parametrize(
+    ("length", "block", "count"),
+    [(23, 3, 1), *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in ((24, 3, 2), (6, 1, 0)))],
+)
 def test_internal_is_its_definition(length, block, count):
     table = random_blocks(length, block, heads=2, count=count, seed=1)
     want = written_out(length, 2, of_internal(block, -(-length // block), table))

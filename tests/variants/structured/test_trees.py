@@ -165,6 +165,7 @@ def test_examples_end_at_their_lengths_and_nan_behind_stays_there(kind, single_r
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
+@pytest.mark.exhaustive
 @one
 def test_forbidden_arcs_and_sentences_without_a_tree(kind, single_root):
     """Hard constraints in all numbers, down to one tree and to none."""

@@ -43,7 +43,7 @@ def cbam(x, down, up, spatial):
     return out
 
 
-@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("size", [3, pytest.param(7, marks=pytest.mark.exhaustive)])
 def test_cbam(size):
     def ours(x, down, up, spatial):
         return CBAM(3, 2, size)({"down": down, "up": up, "spatial": spatial}, x)

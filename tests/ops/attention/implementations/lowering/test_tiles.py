@@ -14,11 +14,9 @@ from jattn.ops.attention.implementations.lowering import MOSAIC, lower
 
 ALWAYS = {
     "a function over an array",
-    "table of blocks",
     "keys chosen by each query",
     "dense",
     "flags of queries and keys, and of heads that see summaries",
-    "fixed, in documents",
     "bias, then soft cap, then alibi, causal",
     "sigmoid",
 }

@@ -224,6 +224,7 @@ def test_nan_and_inf_reach_who_may_attend_to_them():
     np.testing.assert_array_equal(np.isposinf(have), np.isposinf(want))
 
 
+@pytest.mark.exhaustive
 def test_a_negative_scale_of_rounded_scores():
     arrays = [20 * one.astype(jnp.bfloat16) for one in random((130, 2, 8), (130, 1, 8), (130, 1, 8))]
     pieces = {"mask": masks.Causal(), "similarity": similarities.Dot(-1.0)}
