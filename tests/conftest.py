@@ -48,6 +48,9 @@ import jax  # noqa: E402  (behind the environment that it reads)
 LARGEST_CACHE = 2 << 30  # bytes; JAX could evict old entries itself, but only with a package that it does not require
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--everything", action="store_true", help="also run what is marked `exhaustive`, which costs most of the time"
@@ -80,7 +83,13 @@ def pytest_report_header(config):
     tier = "every test" if everything(config) else "without tests marked `exhaustive`; --everything has them"
     lacking = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     compared = f"NOT compared with transformers: no {' and '.join(lacking)} here (the extra `peers`)"
-    return [f"jattn: {tier}", f"jattn.models: {compared if lacking else 'compared with transformers'}"]
+    browsers = any(map(shutil.which, BROWSERS)) and importlib.util.find_spec("playwright")
+    opened = "opened in a browser" if browsers else "NOT opened in a browser: no Chromium or playwright here"
+    return [
+        f"jattn: {tier}",
+        f"jattn.models: {compared if lacking else 'compared with transformers'}",
+        f"jattn.visualization: {opened}",
+    ]
 
 
 def everything(config) -> bool:
