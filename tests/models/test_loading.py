@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from jattn import models
+from jattn.models.checkpoint.safetensors import ALIGNMENT, Files
 from jattn.models.gpt2 import GPT2, GPT2Config, GPT2ForCausalLM
 
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -266,3 +267,22 @@ def test_refuses_calls(name):
     call, message = CALLS[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_copies_once_and_keeps_no_array_of_others(tmp_path):
+    """What is read becomes a parameter as it is, on a CPU; arrays that are given stay with who gave them."""
+    file = directory(tmp_path) / "model.safetensors"
+    with Files(tmp_path) as files:
+        for name, want in TENSORS.items():
+            got = files.read(name)
+            assert got.ctypes.data % ALIGNMENT == 0
+            assert jax.device_put(got).unsafe_buffer_pointer() == got.ctypes.data
+            np.testing.assert_array_equal(got, want)
+        file.write_bytes(file.read_bytes()[:-8])
+        with pytest.raises(ValueError, match=r"ends within the tensor .*: it has been truncated"):
+            _ = [files.read(name) for name in files.stored]
+    given = {name: np.array(one) for name, one in TENSORS.items()}
+    model = models.from_tensors(given, SETTINGS)
+    for one in given.values():
+        one[...] = np.nan
+    assert not any(np.isnan(one).any() for one in models.to_tensors(model).values())
