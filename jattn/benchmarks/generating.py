@@ -50,16 +50,28 @@ def ours(settings: dict[str, Any], new: int) -> Side:
     return Side("jattn", build)
 
 
+def peer(settings: dict[str, Any]) -> tuple[Any, Any]:
+    """PyTorch, and Hugging Face's model with random weights, which attends by PyTorch's fused attention if it can."""
+    torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
+    torch.set_num_threads(os.cpu_count() or 1)
+    given = {key: value for key, value in settings.items() if key not in ("model_type", "architectures")}
+    config = transformers.AutoConfig.for_model(settings["model_type"], **given)
+    if settings["model_type"] != "longformer":
+        config._attn_implementation = "sdpa"
+    return torch, getattr(transformers, settings["architectures"][0])(config).eval()
+
+
+def missing_peers() -> str | None:
+    """Why there is nothing to compare with, or None."""
+    absent = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
+    return f"{' and '.join(absent)} not installed" if absent else None
+
+
 def hugging_face(settings: dict[str, Any], new: int) -> Side:
     """Hugging Face's `generate` on PyTorch's fused attention."""
 
     def build(shape: Shape) -> Run:
-        torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
-        torch.set_num_threads(os.cpu_count() or 1)
-        given = {key: value for key, value in settings.items() if key not in ("model_type", "architectures")}
-        config = transformers.AutoConfig.for_model(settings["model_type"], **given)
-        config._attn_implementation = "sdpa"
-        model = getattr(transformers, settings["architectures"][0])(config).eval()
+        torch, model = peer(settings)
         tokens = torch.from_numpy(prompts(settings, shape))
         lengths = {"max_new_tokens": new, "min_new_tokens": new}
 
@@ -71,11 +83,7 @@ def hugging_face(settings: dict[str, Any], new: int) -> Side:
 
         return run
 
-    def missing() -> str | None:
-        absent = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
-        return f"{' and '.join(absent)} not installed" if absent else None
-
-    return Side("Hugging Face", build, missing=missing)
+    return Side("Hugging Face", build, missing=missing_peers)
 
 
 def generating(length: int = 1023, new: int = 64) -> tuple[Speed, ...]:

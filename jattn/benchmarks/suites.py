@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import table
-from .cases import cpu
+from .cases import Speed, cpu
 from .decoding import decode
+from .encoding import encoding
 from .generating import generating
 from .linear import linear
 from .pages import pages
@@ -18,6 +19,13 @@ def tpu(generations: Sequence[str] | None = None) -> tuple[Compiled, ...]:
     from .tpu import suite
 
     return suite.tpu(generations or suite.DEFAULT)
+
+
+def whole_models(length: int | None = None) -> tuple[Speed, ...]:
+    """The rows of `generating` and `encoding`, the length being that of the long text and of the long prompt."""
+    if length is None:
+        return *generating(), *encoding()
+    return *generating(length), *encoding(length)
 
 
 def about(suite: str, clock: str) -> str:
@@ -41,7 +49,7 @@ SUITES = {
     "cpu": cpu,
     "decode": decode,
     "linear": linear,
-    "models": generating,
+    "models": whole_models,
     "sparse": sparse,
     "tpu": tpu,
     "view": pages,
