@@ -13,7 +13,7 @@ import jattn
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?P<mark><!-- output -->\n)?^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+LINK = re.compile(r"(?:\[[^\]]*\]\(|(?:href|src)=\")(?P<target>[^)\s\"]+)[)\"]")
 PAGES = [
     path.relative_to(ROOT).as_posix()
     for where in (".", ".github", "jattn", "tests", "examples")
@@ -59,6 +59,23 @@ def test_python_blocks_run_and_print_what_they_say(page):
     assert not printed, f"{page}: output of the last Python block is not shown"
 
 
+@pytest.mark.exhaustive
+def test_a_model_is_loaded_and_looked_at_in_four_lines(monkeypatch, tmp_path):
+    """The README's first screen, with a tiny model in place of the one that it downloads."""
+    pytest.importorskip("safetensors")
+    from flax import nnx
+
+    from jattn import models
+    from jattn.models.llama import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocabulary=30, features=14, depth=19, heads=7, kv_heads=7, mlp_features=8)
+    monkeypatch.setattr(models, "from_hub", lambda name: LlamaForCausalLM(config, rngs=nnx.Rngs(0)))
+    monkeypatch.chdir(tmp_path)
+    (block,) = (found["body"] for found in BLOCK.finditer(README) if found["language"] == "py")
+    exec(block, {"jattn": jattn, "prompts": [[3, 1, 4]]})
+    assert "blocks.18" in (tmp_path / "head.html").read_text(encoding="utf-8")
+
+
 @CLONE
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
@@ -75,7 +92,6 @@ def test_links_lead_somewhere(page):
             assert fragment in map(anchor, headings), f"{page} links to `{target}`: no such heading"
 
 
-@CLONE
 @CLONE
 def test_pages_name_every_piece():
     """A mask that is added is on the page of masks, a score in the README, and so on."""
