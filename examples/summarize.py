@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 def make_model(features: int, seed: int) -> PointerGenerator:
     """One block on either side."""
-    sizes = {"features": features, "mlp_features": 4 * features, "decoder_mlp_features": 4 * features}
+    sizes: dict[str, Any] = {"features": features, "mlp_features": 4 * features, "decoder_mlp_features": 4 * features}
     sizes |= {"depth": 1, "decoder_depth": 1, "heads": 4, "decoder_heads": 4}
     config = TransformerConfig(vocabulary=VOCABULARY, dropout=0.1, pre_norm=True, **sizes)
     return PointerGenerator(config, rngs=nnx.Rngs(seed))
@@ -165,13 +165,13 @@ def as_rows(documents: Sequence[Document], vocabulary: Sequence[str]) -> Rows:
 
 
 @nnx.jit
-def train_step(model: PointerGenerator, optimizer: nnx.Optimizer, source: jax.Array, target: jax.Array) -> jax.Array:
+def train_step(model: PointerGenerator, optimizer: nnx.Optimizer, source: Any, target: Any) -> jax.Array:
     """One update by a batch. Returns its loss, the mean of -log P of each word."""
 
     def loss(model: PointerGenerator) -> jax.Array:
         inputs = shifted_right(target, START)
-        parts = model(source, model.encode(source), inputs)
-        log_p = pointer_log_probability(*parts, source, target)
+        logits, gate, scores = model(source, model.encode(source), inputs)
+        log_p = pointer_log_probability(logits, gate, scores, source, target)
         return -jnp.where(target >= 0, log_p, 0).sum() / (target >= 0).sum()
 
     value, gradients = nnx.value_and_grad(loss)(model)
@@ -212,7 +212,7 @@ def headlines(
 
 
 @nnx.jit
-def write(model: PointerGenerator, source: jax.Array) -> tuple[jax.Array, jax.Array]:
+def write(model: PointerGenerator, source: Any) -> tuple[jax.Array, jax.Array]:
     """Headlines `[rows, words]`, greedily, and where their words are copied from, `[rows, words, SOURCE]`."""
     encoded = model.encode(source)
     count = HEADLINE[1] + 1

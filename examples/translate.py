@@ -101,9 +101,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 def make_model(vocabulary: int, features: int, seed: int) -> TransformerForConditionalGeneration:
     """Two blocks on either side, with norms before their layers."""
-    sizes = {"features": features, "mlp_features": 4 * features, "decoder_mlp_features": 4 * features}
+    sizes: dict[str, Any] = {"features": features, "mlp_features": 4 * features, "decoder_mlp_features": 4 * features}
     sizes |= {"depth": 2, "decoder_depth": 2, "heads": 4, "decoder_heads": 4}
-    special = {"decoder_start_token": START, "pad_token": PAD, "eos_token": END}
+    special: dict[str, Any] = {"decoder_start_token": START, "pad_token": PAD, "eos_token": END}
     config = TransformerConfig(vocabulary=vocabulary, dropout=0.1, pre_norm=True, **sizes, **special)
     return TransformerForConditionalGeneration(config, rngs=nnx.Rngs(seed))
 
@@ -122,7 +122,7 @@ def by_length(pairs: Sequence[Pair], subwords: Subwords) -> dict[int, tuple[np.n
 
 @nnx.jit
 def train_step(
-    model: TransformerForConditionalGeneration, optimizer: nnx.Optimizer, source: jax.Array, target: jax.Array
+    model: TransformerForConditionalGeneration, optimizer: nnx.Optimizer, source: Any, target: Any
 ) -> jax.Array:
     """One update by a batch. Returns its loss."""
 
@@ -250,8 +250,8 @@ def cross_weights(
     with jattn.record(layers="decoder.blocks.*.cross") as seen:
         model(np.array([read]), shifted_right([written], START, PAD))
     weights = np.stack([np.asarray(one)[0] for one in seen.values()])
-    names = [[subwords.tokens[token].replace(" ", "␣") for token in tokens] for tokens in (read, written)]
-    return weights, *names
+    shown = [name.replace(" ", "␣") for name in subwords.tokens]
+    return weights, [shown[token] for token in read], [shown[token] for token in written]
 
 
 if __name__ == "__main__":
