@@ -11,7 +11,7 @@ from ... import masks, scores
 from ...foundation.target import as_target
 from ...ops.attention.call import Call, Pieces, prepare
 from ...ops.attention.implementations.pallas_tpu import PallasTPU
-from ...ops.attention.implementations.pallas_tpu.geometry import for_backward, is_long
+from ...ops.attention.implementations.pallas_tpu.geometry import for_backward, is_long, itemsize_of
 from ...ops.attention.partial import Partial
 from ...ops.attention.plan import FULL, PARTIAL, Plan
 
@@ -77,7 +77,7 @@ class Setting:
         call, _ = self._call(target, 1, tile, tiles * tile, q_heads)
         cut = Alike()._cut(call)
         if self.backward:
-            cut = for_backward(cut, call.target, long=is_long(call))
+            cut = for_backward(cut, call.target, itemsize_of(call), long=is_long(call))
         queries, keys = cut.q_tile, tiles * tile
         _, arguments = self._call(target, tiles * tile // queries, queries, keys, q_heads)
 

@@ -13,6 +13,7 @@ from .measure import Measured, measure, start
 
 DEFAULT = ("v5e", "v6e", "tpu7x")
 NOT_RUN = "compiled, not run"
+NO_ESTIMATE = "no estimate (the compiler's simulation fails)"
 
 LENGTH, HEADS = 16384, 32
 """Of the whole kernels: tokens and query heads."""
@@ -64,7 +65,7 @@ class Tile:
             _cost(found, self.generation),
             f"splash-like {_cost(clone, self.generation)}; splash {splash.bundles:.0f} bundles",
             cycles,
-            f"{'no estimate' if cycles is None else f'{cycles:.0f} cycles'}, {ratio:.2f} x splash's bundles; {NOT_RUN}",
+            f"{NO_ESTIMATE if cycles is None else f'{cycles:.0f} cycles'}, {ratio:.2f} x splash's bundles; {NOT_RUN}",
             ", ".join(
                 f"at most {bar.value:g}{unit}"
                 for bar, unit in ((self.bar, " cycles"), (self.bundles, " x splash's bundles"))
@@ -132,8 +133,8 @@ class Whole:
             f"{'forward + backward' if self.backward else 'forward'}, causal, {full + partial} of {rows**2} tiles, "
             f"{self.generation}",
             f"1 x {LENGTH} x 32/8 x 128",
-            f"{ours:.3g} cycles ({1e3 * ours / clock:.2f} ms at {clock / 1e9:g} GHz)" if known else "no estimate",
-            f"splash-like {other:.3g} cycles ({1e3 * other / clock:.2f} ms)" if known else "no estimate",
+            f"{ours:.3g} cycles ({1e3 * ours / clock:.2f} ms at {clock / 1e9:g} GHz)" if known else NO_ESTIMATE,
+            f"splash-like {other:.3g} cycles ({1e3 * other / clock:.2f} ms)" if known else NO_ESTIMATE,
             ratio,
             f"{'-' if ratio is None else f'{ratio:.2f} x'}; {NOT_RUN}",
             "-" if self.bar is None else f"at most {self.bar.value:g}",

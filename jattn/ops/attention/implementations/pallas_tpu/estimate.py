@@ -75,8 +75,7 @@ COSTS: dict[tuple[str, str, int], tuple[Cost, Cost]] = {
 }
 """Of each generation, dtype and number of features of queries and values, the forward and the backward pass:
 `python -m jattn.benchmarks --suite tpu`, JAX 0.12. Partial tiles were measured with 128 features in bfloat16; elsewhere
-they are taken to cost as much more than full ones as there. On 7x the forward one is of an earlier version of the
-kernel, because the compiler's simulation fails on this one."""
+they are taken to cost as much more than full ones as there."""
 
 DECODING: dict[tuple[str, str, str, int, int], float] = {
     ("v5e", "bfloat16", TOKENS, 128, 8): 977 / 4096,

@@ -231,8 +231,8 @@ def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | Non
 
     choices = [*several, 1] if heads is None else [heads]
     cuts = [cut(one, halvings + more) for more in range(3) for one in choices]
-    room = room_of(call.target or expected_target())
-    return next((one for one in cuts if working_set(one, itemsize) <= room), cuts[-1])
+    target = call.target or expected_target()
+    return next((one for one in cuts if working_set(one, itemsize) <= room_of(one, target)), cuts[-1])
 
 
 def _most(call: Call) -> tuple[int, int]:
@@ -240,10 +240,11 @@ def _most(call: Call) -> tuple[int, int]:
     target = call.target or expected_target()
     dim, wide = max(call.qk_dim, call.v_dim), is_wide(call)
     most = UNIT // 2 if vmem_of(target) <= 16 * MEGABYTE or dim > 2 * LANES or wide else UNIT
-    if not wide or target.generation not in ("v4", *LONG):
+    if not wide:
         return most, most
-    fewer = dim > LANES or call.pieces.dropout is not None
-    return (most // 2 if dim > 2 * LANES else most), (most // 2 if fewer else most)
+    many = dim > 2 * LANES
+    fewer = many or (target.generation in ("v4", *LONG) and (dim > LANES or call.pieces.dropout is not None))
+    return most // 2 if many else most, most // 2 if fewer else most
 
 
 def is_wide(call: Call) -> bool:
@@ -283,9 +284,19 @@ def vmem_limit(target: Target | None) -> int:
     return vmem_of(target) * 3 // 4
 
 
-def room_of(target: Target | None) -> int:
-    """Bytes of vector memory that the working set of a step may take."""
-    return vmem_limit(target) * 5 // 8
+def room_of(cut: Cut, target: Target | None) -> int:
+    """Bytes of vector memory that the working set of a step may take, beside keys and the gradients of one tile."""
+    return min(vmem_limit(target) * 5 // 8, _beside_keys(target) - _of_gradients(cut))
+
+
+def _beside_keys(target: Target | None) -> int:
+    """Bytes of vector memory beside resident keys of the backward pass and what the compiler adds."""
+    return vmem_limit(target) * 7 // 8 - int(RESIDENT["backward"] * vmem_of(target))
+
+
+def _of_gradients(cut: Cut) -> int:
+    """Bytes of the gradients of a tile of keys and values, of two steps."""
+    return 2 * cut.key_heads * cut.kv_tile * sum(cut.rows) * 4
 
 
 def keys_fit(cut: Cut, itemsizes: tuple[int, int], target: Target | None, sweep: str) -> bool:
@@ -316,20 +327,21 @@ def is_long(call: Call) -> bool:
     return always or not plain or max(call.qk_dim, call.v_dim) > LANES
 
 
-def for_backward(cut: Cut, target: Target | None, *, long: bool = False) -> Cut:
+def for_backward(cut: Cut, target: Target | None, itemsize: int, *, long: bool = False) -> Cut:
     """The cut of the backward pass: as many chunks of the keys as their gradients need to stay in vector memory.
 
     Args:
         cut: that of the forward pass.
         target: what the program is for.
+        itemsize: bytes of a number of the arrays, at most.
         long: whether to halve the heads of a step on generations whose loops are long (`is_long`).
     """
     if long and target is not None and target.generation in LONG and cut.heads % 4 == 0:
         cut = dataclasses.replace(cut, heads=cut.heads // 2)
-    tile = 2 * cut.key_heads * cut.kv_tile * sum(cut.rows) * 4
-    whole = vmem_of(target)
+    tile, whole = _of_gradients(cut), vmem_of(target)
     share = RESIDENT["gradients"] * (1 / 2 if whole <= 16 * MEGABYTE else 1)  # little memory has much else to hold
-    most = max(int(share * whole) // tile, 1)
+    spare = _beside_keys(target) - working_set(cut, itemsize)
+    most = max(min(int(share * whole), spare) // tile, 1)
     return dataclasses.replace(cut, chunks=-(-cut.kv_tiles // most))
 
 
@@ -354,9 +366,9 @@ def in_words(cut: Cut, itemsizes: tuple[int, int], target: Target | None, *, lon
             return f"keys and values whole ({_of_keys(cut, itemsizes) / MEGABYTE:.1f} MiB)"
         return "keys and values tile by tile"
 
-    back = for_backward(cut, target, long=long)
+    back = for_backward(cut, target, max(itemsizes), long=long)
     chunks = "all keys" if back.chunks == 1 else f"{back.chunks} chunks of the keys"
-    gradients = 2 * back.key_heads * back.chunk_tiles * back.kv_tile * sum(back.rows) * 4 / MEGABYTE
+    gradients = back.chunk_tiles * _of_gradients(back) / MEGABYTE
     return (
         f"{cut.tile_sizes()}, about {working_set(cut, max(itemsizes)) / MEGABYTE:.1f} MiB of vector memory; forward: "
         f"{of_sweep(cut, 'forward')}; backward: {of_sweep(back, 'backward')}, and the gradients of {chunks} "
@@ -371,7 +383,7 @@ def refusal(cut: Cut, target: Target | None, itemsize: int) -> str | None:
             f"`heads` must divide the {cut.group} query heads of a key head, or be a multiple of them that divides the "
             f"{cut.q_heads} query heads; got {cut.heads}"
         )
-    need, limit = working_set(cut, itemsize), room_of(target)
+    need, limit = working_set(cut, itemsize), room_of(cut, target)
     if need > limit:
         least = cut.units == 2 and cut.unit == cut.kv_tile == LANES
         remedy = "no step is smaller" if least else "choose a smaller `q_tile`, `kv_tile` or `heads`"

@@ -190,7 +190,8 @@ class PallasTPU(Streaming):
         known, pieces = call.plan or self.plan(call), call.pieces
         cut = self._cut(call, known)
         if backward:
-            cut = geometry.for_backward(cut, call.target, long=self.heads is None and geometry.is_long(call))
+            long = self.heads is None and geometry.is_long(call)
+            cut = geometry.for_backward(cut, call.target, geometry.itemsize_of(call), long=long)
         given, lowered = known.given, _lowered(call, known.offset)
         states = lists.states_of(self._plan(call, cut, known), cut)
         if lowered.sum is not None:

@@ -104,6 +104,7 @@ def test_sizes_are_checked(sizes):
         ("tpu v4", 512, "float32", "1 query head x 256 queries x 128 keys"),
         ("tpu v5e", 256, "float32", "2 query heads x 256 queries x 128 keys"),
         ("tpu v6e", 256, "float32", "2 query heads x 256 queries x 256 keys"),
+        ("tpu v6e", 1024, "float32", "2 query heads x 128 queries x 128 keys"),
         ("tpu v5e", 2048, "bfloat16", "2 query heads x 256 queries x 256 keys"),
     ],
 )
