@@ -155,7 +155,7 @@ class Heads(Sequence[Head]):
         """
         rows: list[tuple[str, ...]] = [("layer", "head", "label", "score", "above", "runner-up", *MEASURES)]
         for one in self.heads[:most]:
-            measures = (f"{one.measures[name]:.2f}" for name in MEASURES)
+            measures = (f"{one.measures[name] + 0.0:.2f}" for name in MEASURES)
             head = (one.layer, str(one.head), one.label, f"{one.score:.2f}", f"{one.margin:.2f}", one.runner_up)
             rows.append((*head, *measures))
         return _lined(rows)

@@ -35,7 +35,8 @@ def read(
     | source | is |
     |---|---|
     | `seen` of `jattn.record` or `jattn.recorded` | with its tokens, gradients, and indices of heads and queries |
-    | a list of arrays, one for each layer | what models of Hugging Face return, and what BertViz takes |
+    | a list of arrays, one for each layer | `outputs.attentions` of Hugging Face, and what BertViz takes |
+    | the output of a model of Hugging Face | with weights of all sides |
     | a mapping from names to arrays | names as of layers: `{"blocks.0": array}` |
     | a mapping from sides to lists | `{"encoder": [...], "decoder": [...], "cross": [...]}` |
     | `Maps` | of which some are chosen |
@@ -108,6 +109,7 @@ def _layers(source: Any, side: str | None) -> list[Layer]:
 
 def _named(source: Any) -> Iterable[tuple[str, Any]]:
     """The layers of a list or a mapping, with names."""
+    source = _attentions(source)
     if isinstance(source, Mapping):
         for name, value in source.items():
             if isinstance(value, list | tuple):
@@ -135,6 +137,29 @@ def _named(source: Any) -> Iterable[tuple[str, Any]]:
                 'with `attn_implementation="eager"` and `output_attentions=True`.'
             )
         yield str(number), array
+
+
+OUTPUTS = {
+    "attentions": "self",
+    "encoder_attentions": "encoder",
+    "decoder_attentions": "decoder",
+    "cross_attentions": "cross",
+}
+"""Of the output of a model of Hugging Face, the fields of weights, and their sides."""
+
+
+def _attentions(source: Any) -> Any:
+    """The weights in the output of a model of Hugging Face; anything else as it is."""
+    fields = [name for name in OUTPUTS if hasattr(source, name)]
+    if not fields and not hasattr(source, "last_hidden_state"):
+        return source
+    found = {OUTPUTS[name]: getattr(source, name) for name in fields if getattr(source, name)}
+    if not found:
+        raise ValueError(
+            "`source` is the output of a model that did not return its weights. Models of Hugging Face do with "
+            '`attn_implementation="eager"` and `output_attentions=True`.'
+        )
+    return found["self"] if list(found) == ["self"] else found
 
 
 def _sides(names: Sequence[str], side: str | None) -> dict[str, str]:

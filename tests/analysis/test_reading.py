@@ -1,5 +1,7 @@
 """Attention maps from any source: what comes out, and what is refused."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +116,17 @@ def test_sides_choose_their_tokens():
         analysis.read(source["cross"], side="cross", tokens=TOKENS)
     with pytest.raises(ValueError, match="`tokens` must also have 'decoder'"):
         analysis.read(source, tokens={"encoder": long})
+
+
+def test_the_output_of_a_model_of_hugging_face():
+    hidden = np.zeros((2, 3, 8))
+    alone = types.SimpleNamespace(last_hidden_state=hidden, attentions=tuple(LAYERS))
+    assert analysis.read(alone).names == ["0", "1"]
+    both = types.SimpleNamespace(encoder_attentions=LAYERS, decoder_attentions=LAYERS[:1], cross_attentions=LAYERS)
+    assert [layer.side for layer in analysis.read(both)] == ["encoder", "encoder", "decoder", "cross", "cross"]
+    for nothing in ({}, {"attentions": None}, {"attentions": ()}):
+        with pytest.raises(ValueError, match="did not return its weights.*output_attentions=True"):
+            analysis.read(types.SimpleNamespace(last_hidden_state=hidden, **nothing))
 
 
 def test_masks_and_what_is_masked():
