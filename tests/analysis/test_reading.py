@@ -125,7 +125,7 @@ def test_the_output_of_a_model_of_hugging_face():
     both = types.SimpleNamespace(encoder_attentions=LAYERS, decoder_attentions=LAYERS[:1], cross_attentions=LAYERS)
     assert [layer.side for layer in analysis.read(both)] == ["encoder", "encoder", "decoder", "cross", "cross"]
     for nothing in ({}, {"attentions": None}, {"attentions": ()}):
-        with pytest.raises(ValueError, match="did not return its weights.*output_attentions=True"):
+        with pytest.raises(ValueError, match=r"did not return its weights.*output_attentions=True"):
             analysis.read(types.SimpleNamespace(last_hidden_state=hidden, **nothing))
 
 
