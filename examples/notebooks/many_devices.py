@@ -187,6 +187,29 @@ print("collectives:", sent)
 assert "all-reduce" in sent or COUNT == 1
 
 # %% [markdown]
+# ## Whole models
+#
+# `models.shard` does this for the models of `jattn.models`: it splits the batch, the heads and features, or the
+# parameters themselves, which are then gathered layer by layer (FSDP).
+
+# %%
+from jattn import models
+from jattn.models.gpt2 import GPT2Config, GPT2ForCausalLM
+
+config = GPT2Config(vocabulary=64, features=64, depth=2, heads=HEADS, max_length=32)
+tokens = np.random.default_rng(5).integers(0, 64, (COUNT, 16))
+logits = nnx.jit(lambda model, tokens: model(tokens))
+expected = np.asarray(logits(GPT2ForCausalLM(config, rngs=nnx.Rngs(0)), tokens))
+
+auto = jax.make_mesh((rows, COUNT // rows), ("data", "model"), (jax.sharding.AxisType.Auto,) * 2, devices=devices)
+make = lambda: GPT2ForCausalLM(config, rngs=nnx.Rngs(0))  # the parameters are made where they belong
+gpt = models.shard(make, auto, batch="data", heads="model", parameters="data")
+out = logits(gpt, jax.device_put(tokens, NamedSharding(auto, P("data"))))
+kernel = gpt.blocks[0].mlp.up.kernel.get_value()
+print(f"a kernel of shape {kernel.shape}, of which each device keeps {kernel.addressable_shards[0].data.shape}")
+assert np.allclose(np.asarray(out), expected, atol=1e-5)
+
+# %% [markdown]
 # ## A split length
 #
 # If the length is split, keys and values have to meet. jattn gathers them, and `explain` says so. To send them around

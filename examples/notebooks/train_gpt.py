@@ -207,8 +207,8 @@ def write(model, window, key):
 
 prompt = held_out.data[None, : size.length // 2].astype(np.int32)
 made = write(model, prompt, jax.random.split(jax.random.key(0), 20 if SMALL else 400))
-print(prompt[0, -100:].astype(np.uint8).tobytes().decode(errors="replace"), end="[...]")
-print(np.asarray(made).astype(np.uint8).tobytes().decode(errors="replace"))
+given, written = (np.asarray(x).astype(np.uint8).tobytes().decode(errors="replace") for x in (prompt, made))
+print(f"{given}\n--- and so it goes on: ---\n{written}")
 
 # %% [markdown]
 # ## What its heads attend to
