@@ -78,8 +78,8 @@ model, vocabulary = reactions.load(wheel)
 known = reactions.shipped(wheel)[: 4 if SMALL else None]
 tokens, attention_mask = reactions.encode(known, vocabulary)
 
-shortest = min(range(len(known)), key=lambda i: len(known[i].tokens))
-print("".join(known[shortest].tokens[1:-1]))
+example = min(range(len(known)), key=lambda i: abs(len(known[i].tokens) - 40))  # one of a readable length
+print("".join(known[example].tokens[1:-1]))
 print(f"{len(known)} reactions, {sum(len(one.products) for one in known)} atoms to map")
 
 # %% [markdown]
@@ -120,9 +120,7 @@ print(heads)
 right = np.array([head.accuracy["atoms"][0] for head in heads]).reshape(len(seen), -1)
 found = heads.best("atoms")
 print(f"found: {found.layer}, head {found.head}, right for {found.accuracy['atoms'][0]:.1%} of the atoms")
-print(
-    f"chosen by the authors: layer {reactions.LAYER}, head 5, {right[reactions.LAYER, reactions.HEAD]:.1%}"
-)
+print(f"chosen by the authors: layer {reactions.LAYER}, head 5, {right[reactions.LAYER, reactions.HEAD]:.1%}")
 print(f"median of all heads: {np.median(right):.1%}")
 assert {head.head for head in heads.sorted("atoms")[: 3 if SMALL else 10]} == {reactions.HEAD}
 
@@ -137,10 +135,10 @@ plt.show()
 # What it sees in one reaction: for each atom of the product, the atoms of the reactants. Rings are the truth.
 
 # %%
-one = known[shortest]
-weights = np.asarray(seen[found.layer])[shortest, found.head][np.ix_(one.products, one.reactants)]
+one = known[example]
+weights = np.asarray(seen[found.layer])[example, found.head][np.ix_(one.products, one.reactants)]
 row, place = np.nonzero(one.truth[:, None] == one.reactants)
-figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
 figures.alignment(
     weights,
     tokens=[one.tokens[i] for i in one.products],
@@ -157,16 +155,15 @@ plt.show()
 # the text colored by what a token attends to. It is one file without links to the network: `page.save("heads.html")`.
 
 # %%
-length = int(attention_mask[shortest].sum())
-maps = [np.asarray(layer)[shortest : shortest + 1, :, :length, :length] for layer in seen.values()]
+length = int(attention_mask[example].sum())
+maps = [np.asarray(layer)[example : example + 1, :, :length, :length] for layer in seen.values()]
 page = view(
     maps,
     one.tokens,
     start={"view": "heads", "layer": found.number, "head": found.head},
     title="rxnmapper",
-    layers=[0, found.number],
 )
-page
+page  # pyright: ignore[reportUnusedExpression]
 
 # %% [markdown]
 # ## A model of sentences

@@ -101,8 +101,18 @@ def test_on_colab_it_installs(generate, monkeypatch, tpu):
     assert [part for part in install if part.startswith("jax")] == [f"jax{'[tpu]' if tpu else ''}>=0.10"]
 
 
+DOWNLOAD = {"look_inside"}
+"""Notebooks that download weights; at a small size 3 MB."""
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.published if path.stem in DOWNLOAD else ())
+        for path in SCRIPTS
+    ],
+)
 def test_cells_run_in_order(path, monkeypatch):
     """From top to bottom in a fresh process, at a small size, without a warning."""
     monkeypatch.setenv("JATTN_NOTEBOOK", "small")
@@ -111,4 +121,6 @@ def test_cells_run_in_order(path, monkeypatch):
     quiet = "-W", "ignore:FigureCanvasAgg is non-interactive"
     process = start_python("-W", "error", *quiet, path.name, devices=8)
     printed, _ = process.communicate(timeout=600)
+    if path.stem in DOWNLOAD and "weights cannot be downloaded" in printed:
+        pytest.skip(f"NOT TESTED: {printed.strip().splitlines()[-1]}")
     assert process.returncode == 0, printed
