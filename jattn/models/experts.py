@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..foundation.arguments import check_positive
+from .layers import FeedForward
 
 
-class Experts(nnx.Module):
+class Experts(FeedForward):
     """The mixture of gpt-oss (arXiv:2508.10925): each token goes to the k experts with the highest router logits.
 
         logits = x W_r + b_r
@@ -60,6 +61,7 @@ class Experts(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., features]` -> `[..., features]`."""
+        x = self.placed(x)
         rows = x.reshape(-1, x.shape[-1])
         top, chosen = jax.lax.top_k(self.router(rows), self.per_token)
         weights = jax.nn.softmax(top, axis=-1)

@@ -1,6 +1,7 @@
 """What families share and neither `jattn.nnx` nor Flax has: activations by name, norms, feed-forward layers, checks."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from flax import nnx
 from ..foundation.arguments import check_choice
 from ..foundation.arrays import as_array, describe, dtype_of, known_values
 from ..foundation.numerics import widen
+from ..foundation.sharding import mesh_axes
 from ..layers.norms import rms_norm
 from ..masks import Mask, from_attention_mask
 from ..masks.base import restricted
@@ -87,7 +89,33 @@ class RMSNorm(nnx.Module):
         return rms_norm(widen(x), scale, self.epsilon).astype(dtype)
 
 
-class MLP(nnx.Module):
+class FeedForward(nnx.Module):
+    """A feed-forward layer, which may be told how its batch is split over devices.
+
+    Attributes:
+        batch: the sharding of the first axis of its inputs; None for any.
+    """
+
+    batch: jax.sharding.NamedSharding | None = None
+
+    def placed(self, x: jax.Array) -> jax.Array:
+        """The inputs, split as they should be.
+
+        Raises:
+            ValueError: devices do not divide the batch.
+        """
+        if self.batch is None:
+            return x
+        parts = math.prod(self.batch.mesh.shape[axis] for axis in mesh_axes(*self.batch.spec))
+        if x.shape[0] % parts:
+            raise ValueError(
+                f"the batch must be a multiple of the {parts} devices on the mesh axes {self.batch.spec[0]!r} that "
+                f"split it; got {x.shape[0]}."
+            )
+        return jax.lax.with_sharding_constraint(x, self.batch)
+
+
+class MLP(FeedForward):
     """The feed-forward layer of a block: down(activation(up(x))), or down(activation(gate(x)) * up(x)).
 
     The gated form is that of Shazeer 2020 (arXiv:2002.05202).
@@ -126,6 +154,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., features]` -> `[..., features]`."""
+        x = self.placed(x)
         activate = ACTIVATIONS[self.activation]
         if self.gate is None:
             return self.down(self.dropout(activate(self.up(x))))

@@ -7,7 +7,8 @@
                  Rajbhandari et al. 2020, arXiv:1910.02054; Zhao et al. 2023, arXiv:2304.11277)
 
 Values and gradients are those of one device. The computation stays as it is written: what is split is said by the
-shardings of parameters (`OnMesh.spec`), by attention layers, which get `Heads`, and by `SplitParam`.
+shardings of parameters (`OnMesh.spec`), by attention layers, which get `Heads`, by feed-forward layers, which get the
+sharding of their batch, and by `SplitParam`.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from ..nnx import Layer
 from ..parallel import Heads
 from .config import Config
 from .experts import Experts
-from .layers import MLP
+from .layers import MLP, FeedForward
 
 Axes = str | tuple[str, ...] | None
 
@@ -144,6 +145,8 @@ class OnMesh:
         for node in nodes.values():
             if isinstance(node, Layer) and isinstance(node._layer, MultiHeadData):
                 node._layer = dataclasses.replace(node._layer, parallel=parallel)
+            if isinstance(node, FeedForward):
+                node.batch = None if self.batch is None else NamedSharding(self.mesh, PartitionSpec(self.batch))
         for path, node in nodes.items():
             if isinstance(node, nnx.Variable):
                 self._place(nodes[path[:-1]], path[-1], node, by_heads.get(id(node)))
