@@ -180,7 +180,7 @@ NO_ROOM = {"forward": 0, "backward": 0, "gradients": 0}
 @pytest.mark.parametrize(
     ("name", "heads", "shares"),
     [
-        ("one head", 1, {"forward": 0, "backward": 1, "gradients": 80 / 2**16}),  # chunks of two tiles
+        ("one head", 1, {"forward": 0, "backward": 1 / 8, "gradients": 80 / 2**16}),  # chunks of two tiles
         pytest.param("segments, scores", 2, NO_ROOM, marks=pytest.mark.exhaustive),
         pytest.param("biases", 2, NO_ROOM, marks=pytest.mark.exhaustive),
     ],
