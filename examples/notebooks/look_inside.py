@@ -78,8 +78,8 @@ model, vocabulary = reactions.load(wheel)
 known = reactions.shipped(wheel)[: 4 if SMALL else None]
 tokens, attention_mask = reactions.encode(known, vocabulary)
 
-example = min(range(len(known)), key=lambda i: abs(len(known[i].tokens) - 40))  # one of a readable length
-print("".join(known[example].tokens[1:-1]))
+one = known[0]
+print("".join(one.tokens[1:-1]))
 print(f"{len(known)} reactions, {sum(len(one.products) for one in known)} atoms to map")
 
 # %% [markdown]
@@ -97,12 +97,12 @@ print(seen)
 
 
 # %%
-def same_atoms(one):
+def same_atoms(reaction):
     """Pairs of tokens: an atom of the products, and an atom of the reactants that it was."""
-    kinds = reactions.symmetry(one.tokens)
-    mapped = one.truth >= 0
-    alike = set(zip(kinds[one.products[mapped]], kinds[one.truth[mapped]], strict=True))
-    return [(p, r) for p in one.products[mapped] for r in one.reactants if (kinds[p], kinds[r]) in alike]
+    kinds = reactions.symmetry(reaction.tokens)
+    mapped = reaction.truth >= 0
+    alike = set(zip(kinds[reaction.products[mapped]], kinds[reaction.truth[mapped]], strict=True))
+    return [(p, r) for p in reaction.products[mapped] for r in reaction.reactants if (kinds[p], kinds[r]) in alike]
 
 
 pairs = analysis.labelled_pairs(
@@ -132,22 +132,17 @@ figure.colorbar(picture, label="share of atoms")
 plt.show()
 
 # %% [markdown]
-# What it sees in one reaction: for each atom of the product, the atoms of the reactants. Rings are the truth.
+# What it sees in the first reaction, from each atom of the product to the atoms of the reactants. Rings are the truth.
 
 # %%
-one = known[example]
-weights = np.asarray(seen[found.layer])[example, found.head][np.ix_(one.products, one.reactants)]
-row, place = np.nonzero(one.truth[:, None] == one.reactants)
-figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
-figures.alignment(
-    weights,
-    tokens=[one.tokens[i] for i in one.products],
-    key_tokens=[one.tokens[i] for i in one.reactants],
-    gold=np.stack([row, place], 1),
-    ax=axes,
-    title=f"{found.layer}, head {found.head}",
-)
-axes.set(xlabel="atoms of the reactants", ylabel="atoms of the product")
+weights = np.asarray(seen[found.layer])[0, found.head][np.ix_(one.products, one.reactants)]
+row, column = np.nonzero(one.truth[:, None] == one.reactants)
+figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
+axes.imshow(np.sqrt(weights), vmin=0, vmax=1, cmap="Blues")
+axes.plot(column, row, "o", markersize=14, fillstyle="none", color="tab:red", markeredgewidth=2)
+axes.set_xticks(range(len(one.reactants)), [one.tokens[i] for i in one.reactants])
+axes.set_yticks(range(len(one.products)), [one.tokens[i] for i in one.products])
+axes.set(xlabel="atoms of the reactants", ylabel="atoms of the product", title=f"{found.layer}, head {found.head}")
 plt.show()
 
 # %% [markdown]
@@ -155,11 +150,12 @@ plt.show()
 # the text colored by what a token attends to. It is one file without links to the network: `page.save("heads.html")`.
 
 # %%
-length = int(attention_mask[example].sum())
-maps = [np.asarray(layer)[example : example + 1, :, :length, :length] for layer in seen.values()]
+length = len(one.tokens)
+maps = [np.asarray(layer)[:1, :, :length, :length] for layer in seen.values()]
 page = view(
     maps,
     one.tokens,
+    labels={(head.number, head.head): head.label for head in heads if head.label != "-"},
     start={"view": "heads", "layer": found.number, "head": found.head},
     title="rxnmapper",
 )
