@@ -24,10 +24,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from published import language, packages, sounds
-from speech.word_times import SECONDS, Word, word_times
+from speech.word_times import SECONDS, word_times
 from tqdm import tqdm
 
 import jattn
+from jattn.analysis import Word
 from jattn.models import generate
 from jattn.models.audio import log_mel
 

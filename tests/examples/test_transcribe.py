@@ -21,21 +21,6 @@ def wav(tmp_path):
     return written
 
 
-def test_the_cheapest_path_is_that_of_all_paths(example):
-    warp = example("speech.word_times").warp
-    cost = np.random.default_rng(0).normal(size=(3, 5))
-
-    def cheapest(i, j):
-        if (i, j) == (0, 0):
-            return cost[0, 0]
-        before = [(i - 1, j - 1), (i - 1, j), (i, j - 1)]
-        return cost[i, j] + min(cheapest(*at) for at in before if min(at) >= 0)
-
-    path = warp(cost)
-    assert cost[tuple(path.T)].sum() == pytest.approx(cheapest(2, 4))
-    assert set(map(tuple, np.diff(path, axis=0).tolist())) <= {(0, 1), (1, 0), (1, 1)}
-
-
 def test_words_begin_where_the_decoder_listens(example):
     word_times = example("speech.word_times").word_times
 
