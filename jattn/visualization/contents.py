@@ -13,6 +13,7 @@ from . import encoding
 from .absent import is_absent
 from .grids import Picture
 from .labels import Labels
+from .tiles import Tiles, fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Beside:
         labels: of heads, and measures to sort them by.
         sentences: for each side, or "self", the sentence of each token, 0 or 1.
         picture: an image that some tokens are patches of.
-        plan: `(q_tile, k_tile, states)` of the tiles that attention visits, for maps of its size.
+        plan: the tiles that attention visits, for maps of its size.
         title: of the page.
         start: the state in which the page opens.
         masked: the mask, in words.
@@ -33,7 +34,7 @@ class Beside:
     labels: Labels
     sentences: Mapping[str, Sequence[int]]
     picture: Picture | None
-    plan: tuple[int, int, np.ndarray] | None
+    plan: Tiles | None
     title: str
     start: Mapping[str, Any]
     masked: str = ""
@@ -167,9 +168,9 @@ def _layer(layer: Layer, beside: Beside, bits: int, blobs: Blobs, notes: list[st
             if not own.all():
                 head["mask"] = blobs.add(encoding.bits_of(own), shared=True)
         if beside.plan is not None:
-            q_tile, k_tile, states = beside.plan
+            q_tile, k_tile, states, _ = beside.plan
             states = states.reshape(-1, *states.shape[-2:])
-            if -(-layer.shape[2] // q_tile) == states.shape[1] and -(-layer.shape[3] // k_tile) == states.shape[2]:
+            if fits(beside.plan, layer.shape[2:]):
                 own = states[number % len(states)]
                 head["plan"] = {"tiles": [q_tile, k_tile], "states": blobs.add(own.astype(np.uint8), shared=True)}
         heads.append(head)

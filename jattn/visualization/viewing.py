@@ -12,13 +12,14 @@ from ..analysis import Maps, read
 from ..foundation.arguments import check_choice
 from ..foundation.arrays import describe
 from ..masks import Mask
+from ..masks.base import as_mask
 from . import encoding
 from .absent import absent, is_absent, without_weights
 from .contents import Beside, check_sentences, contents
 from .document import framed, written
 from .grids import picture
 from .labels import labels as made_labels
-from .tiles import tiles
+from .tiles import fits, plan_of, tiles
 
 VIEWS = ("overview", "heads", "map", "neuron", "image", "text")
 STATE = ("group", "layer", "head", "shown", "query", "key", "sort", "find", "theme", "tiles", "filter", "side", "view")
@@ -168,6 +169,7 @@ def view(
     >>> page.save("heads.html")  # doctest: +SKIP
     """
     tiled = tiles(plan)
+    mask = as_mask(mask) if callable(mask) else mask
     if source is None:
         source = absent(query, key)
     maps = read(
@@ -181,9 +183,15 @@ def view(
         key=key,
         layers=layers,
         heads=heads,
-        examples=example,
     )
+    count = maps[0].shape[0]
+    if not isinstance(example, int) or isinstance(example, bool) or not 0 <= example < count:
+        raise ValueError(f"`example` must be an int from 0 to {count - 1}; got {describe(example)}.")
+    maps = maps.choose(examples=example)
     _check_values(maps)
+    if tiled is not None and not any(fits(tiled, layer.shape[2:]) for layer in maps):
+        sizes = f"{plan_of(plan).q_len} queries and {plan_of(plan).kv_len} keys"
+        raise ValueError(f"`plan` must be of a call as large as some map, {maps[0].shape[2:]}; it is for {sizes}.")
     beside = Beside(
         labels=made_labels(maps, labels),
         sentences=check_sentences(sentences, maps),

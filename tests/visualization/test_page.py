@@ -145,7 +145,12 @@ def test_masks_are_drawn_as_masks():
     given = maps(layers=1)
     causal = np.tril(np.ones((8, 8), bool))
     zeroed = [np.where(causal, one, 0) / np.where(causal, one, 0).sum(-1, keepdims=True) for one in given]
-    for page in (view(zeroed), view(given, mask=jattn.masks.Causal()), view(given, mask=causal)):
+    for page in (
+        view(zeroed),
+        view(given, mask=jattn.masks.Causal()),
+        view(given, mask=lambda q, k: k <= q),
+        view(given, mask=causal),
+    ):
         contents, blobs = parts(page)
         (number,) = {head["mask"] for head in heads_of(contents)}
         assert (np.unpackbits(unpacked(blobs[number])).reshape(8, 8) == causal).all()
@@ -261,7 +266,11 @@ BAD = {
     "tokens": (lambda: view(maps(), ["a"]), "must have 8 tokens"),
     "layer": (lambda: view(maps(), layers=7), "`layers` must be"),
     "head": (lambda: view(maps(), heads=7), "`heads` must be among"),
-    "example": (lambda: view(maps(), example=1), "`examples` must be among|`example"),
+    "example": (lambda: view(maps(), example=1), "`example` must be"),
+    "plan of another size": (
+        lambda: view(maps(), plan=jattn.explain(*[np.zeros((1, 64, 3, 4), np.float32)] * 3)),
+        "`plan` must be of a call as large as some map.*64 queries",
+    ),
     "source": (lambda: view(3), "`source` must be"),
     "nothing": (lambda: view(None), "needs `query` and `key`"),
     "one of two": (lambda: view(maps(), query=[np.zeros((1, 3, 8, 2), np.float32)] * 2), "`query` and `key`"),

@@ -10,7 +10,7 @@ from ...masks.base import as_mask
 from ...masks.placement import placed
 from ...ops.attention.explain import Explanation
 from ...ops.attention.plan import Plan, make_plan
-from ..tiles import tiles
+from ..tiles import plan_of
 from .canvas import SOFT, TILES, axes, matplotlib
 
 
@@ -48,9 +48,8 @@ def tile_plan(
     """
     library = matplotlib()
     if isinstance(plan, Explanation | Plan):
-        q_tile, k_tile, states = tiles(plan)  # pyright: ignore[reportGeneralTypeIssues]
-        whole = plan if isinstance(plan, Plan) else plan.plan
-        q_len, kv_len = whole.q_len, whole.kv_len
+        found = plan_of(plan)
+        q_len, kv_len = found.q_len, found.kv_len
     else:
         if q_len is None:
             raise ValueError(f"`q_len` must be given with a mask, such as 1024; got a mask, {describe(plan)}, alone.")
@@ -59,7 +58,7 @@ def tile_plan(
         check_positive(q_len=q_len, kv_len=kv_len, tile=tile)
         aligned, queries, keys = placed(as_mask(plan), q_len, kv_len, None, None)
         found = make_plan(aligned, queries, keys, tile, tile)
-        q_tile, k_tile, states = tiles(found)  # pyright: ignore[reportGeneralTypeIssues]
+    q_tile, k_tile, states = found.q_tile, found.k_tile, found.states
     grid = states.reshape(-1, *states.shape[-2:])[0]
     ax = axes(ax, (4.6, 4.6))
     colors = library.colors.ListedColormap(TILES)
