@@ -101,6 +101,8 @@ def test_gives_what_hugging_face_gave(family, name):
 @pytest.mark.parametrize("attention", ["eager", pytest.param("sdpa", marks=pytest.mark.exhaustive)])
 def test_agrees_with_transformers(family, name, attention):
     case = CASES[family][name]
+    if attention == "sdpa" and not model_peers.has_sdpa(case):
+        pytest.skip("transformers computes this model without PyTorch's attention")
     outputs, gradients = run(case)
     want, want_gradients = model_peers.run(case, attention)
     check_outputs(outputs, want)

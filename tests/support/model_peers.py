@@ -35,6 +35,13 @@ def run(case: Case, attention: str = "eager") -> tuple[dict[str, np.ndarray], di
         return _run(case, attention)
 
 
+def has_sdpa(case: Case) -> bool:
+    """Whether Hugging Face's model runs over PyTorch's `scaled_dot_product_attention`. Some have their own code alone."""
+    import transformers
+
+    return getattr(transformers, case.settings["architectures"][0])._supports_sdpa
+
+
 def model_of(case: Case, attention: str = "eager") -> Any:
     """Hugging Face's model with random weights."""
     import torch
