@@ -36,7 +36,7 @@ def run(case: Case, attention: str = "eager") -> tuple[dict[str, np.ndarray], di
 
 
 def has_sdpa(case: Case) -> bool:
-    """Whether Hugging Face's model runs over PyTorch's `scaled_dot_product_attention`. Some have their own code alone."""
+    """Whether Hugging Face's model runs over PyTorch's `scaled_dot_product_attention`; some have code of their own."""
     import transformers
 
     return getattr(transformers, case.settings["architectures"][0])._supports_sdpa
