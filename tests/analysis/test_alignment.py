@@ -35,8 +35,10 @@ def test_words_are_found_where_the_heads_follow_them():
     maps = RANDOM.random((3, tokens, frames)) * 0.2
     for token in range(tokens):
         maps[:2, token, bounds[token] : bounds[token + 1]] += 1
-    maps[:, :, 100:] = 50  # beyond the sound
-    found = analysis.word_times(maps, ["one", "two", "three"], [1, 2, 1], frames=100)
+    maps[:, 2, 100:] = 50  # beyond the sound
+    given = ["one", "two", "three"], [1, 2, 1]
+    found = analysis.word_times(maps, *given, frames=100)
+    assert found == analysis.word_times(maps[..., :100], *given) != analysis.word_times(maps, *given)
     assert [word.text for word in found] == ["one", "two", "three"]
     times = [time for word in found for time in (word.start, word.end)]
     np.testing.assert_allclose(times, [0, 0.4, 0.4, 1.2, 1.2, 1.8], atol=0.061)
