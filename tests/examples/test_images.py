@@ -118,8 +118,9 @@ def test_images_show_their_captions(examples, digits):
 def test_captions_name_digits_row_by_row(examples, digits):
     script = examples("caption")
     blots = digits.Digits((1 + np.arange(10))[:, None, None] * np.ones((8, 8), int), np.arange(10))
-    images, words, corners = script.draw(50, blots, np.random.default_rng(0))
-    cells = images[..., 0].reshape(50, 3, 10, 3, 10).max((2, 4)).reshape(50, 9) * 16
+    images, words, corners = script.draw(100, blots, np.random.default_rng(0))
+    cells = images[..., 0].reshape(100, 3, 10, 3, 10).max((2, 4)).reshape(100, 9) * 16
+    assert (cells[words[:, 2] == script.END] > 0).any(0).all()  # two digits are anywhere, not in the upper rows only
     for image, said, at in zip(cells, words, corners, strict=True):
         shown = image[image > 0] - 1
         assert 2 <= len(shown) <= 4
