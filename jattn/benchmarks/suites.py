@@ -21,6 +21,13 @@ def tpu(generations: Sequence[str] | None = None) -> tuple[Compiled, ...]:
     return suite.tpu(generations or suite.DEFAULT)
 
 
+def train(length: int = 4096) -> Sequence[Compiled]:
+    """The rows of `tpu.training`."""
+    from .tpu.training import training
+
+    return training(length)
+
+
 def whole_models(length: int | None = None) -> tuple[Speed, ...]:
     """The rows of `generating` and `encoding`, the length being that of the long text and of the long prompt."""
     if length is None:
@@ -30,7 +37,7 @@ def whole_models(length: int | None = None) -> tuple[Speed, ...]:
 
 def about(suite: str, clock: str) -> str:
     """One line on what the figures of a suite come from."""
-    if suite != "tpu":
+    if suite not in ("tpu", "train"):
         return table.environment(clock)
     from .tpu.compiler import libtpu_version
 
@@ -52,5 +59,6 @@ SUITES = {
     "models": whole_models,
     "sparse": sparse,
     "tpu": tpu,
+    "train": train,
     "view": pages,
 }
