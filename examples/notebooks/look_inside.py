@@ -62,6 +62,15 @@ def weights_of(package):
         raise SystemExit(f"The weights cannot be downloaded, so this notebook ends here. {error}") from None
 
 
+def need(*names):
+    """Packages that a later part needs."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing and "google.colab" in sys.modules:
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+    elif missing:
+        raise SystemExit(f"This part needs more: run `pip install {' '.join(missing)}`, and then this cell again.")
+
+
 # %% [markdown]
 # ## A head that maps atoms
 #
@@ -178,6 +187,7 @@ def sentence_model():
     if SMALL:  # a tiny one with random weights
         tiny = BertConfig(vocabulary=30, features=16, depth=2, heads=2, mlp_features=32)
         return Bert(tiny, rngs=nnx.Rngs(0)), [*"abcde", *"fgc"], np.arange(8)[None], 5
+    need("tokenizers")
     from published import language
 
     model, tokenizer = language.minilm(weights_of(packages.MINILM), Path(tempfile.mkdtemp()))
@@ -221,6 +231,7 @@ def language_model():
     if SMALL:  # a tiny one with random weights
         tiny = LlamaConfig(vocabulary=50000, features=16, depth=2, heads=2, kv_heads=1, mlp_features=32)
         return LlamaForCausalLM(tiny, rngs=nnx.Rngs(0)), None
+    need("tokenizers", "gguf")
     from published import language
 
     return language.smollm2(weights_of(packages.SMOLLM2), Path(tempfile.mkdtemp()))

@@ -97,7 +97,7 @@ def takes_indices(function: Callable[..., Any], without: int, written: str) -> b
     for count in (without, without + 2):
         if least <= count <= most:
             return count > without
-    raise ValueError(f"`function` must take {written}; {function!r} takes {least} arguments.")
+    raise ValueError(f"`function` must take {written}; {function!r} takes {least} argument{'s' * (least != 1)}.")
 
 
 def indices_of(piece: Any) -> tuple[Any, ...]:

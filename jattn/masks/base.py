@@ -262,8 +262,14 @@ def as_mask(value: Any) -> Mask:
     remedy = "A boolean array [batch..., heads, q_len, kv_len] is `jattn.masks.Dense(array)`."
     if isinstance(value, (tuple, list)) and any(isinstance(one, Mask) for one in value):
         remedy = "Masks are joined by `&` or `|`."
-    if len(getattr(as_array(value), "shape", ())) in (1, 2):
+    array = as_array(value)
+    if len(getattr(array, "shape", ())) in (1, 2):
         remedy = FEW_AXES
+    elif jnp.issubdtype(getattr(array, "dtype", bool), jnp.floating):
+        remedy = (
+            "Numbers that are added to scores are `scores=jattn.scores.Bias(array)`, or, if they are 0 and very "
+            "negative, `jattn.masks.Dense(array > -1)`."
+        )
     raise ValueError(
         f"`mask` must be a mask piece, or a function `(query, key)` of positions or `(batch, head, query, key)`; "
         f"got {describe(value)}. {remedy}"
