@@ -173,7 +173,7 @@ print(f"{rate:,.0f} bytes per second")
 # %%
 evaluate = nnx.jit(bits_per_byte)
 batches = held_out.cover(size.batch, size.length)[: 2 if SMALL else None]
-reached = np.mean([float(evaluate(model, *held_out.rows(starts, size.length))) for starts in batches])
+reached = float(np.mean([evaluate(model, *held_out.rows(starts, size.length)) for starts in batches]))
 bigrams = text.bigram_entropy(training.data, held_out.data)
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

@@ -317,7 +317,7 @@ def _extra_patterns(extra: Mapping[str, Any], layer: Layer) -> dict[str, Any]:
     batch, _, queries, keys = layer.shape
     found = {}
     for name, one in extra.items():
-        array = one(layer) if callable(one) else one
+        array: Any = one(layer) if callable(one) else one
         if array is None:
             continue
         shape = np.shape(array)

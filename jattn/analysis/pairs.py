@@ -32,7 +32,7 @@ class Pairs:
     @property
     def asked(self) -> np.ndarray:
         """Booleans `[examples, queries]`: queries with a right key."""
-        return (self.right & self.among).any(-1)
+        return np.any(self.right & self.among, axis=-1)
 
 
 def labelled_pairs(

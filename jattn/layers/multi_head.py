@@ -154,7 +154,7 @@ def _of_own_key_heads(parameters: Parameters, parallel: Heads, q_heads: int, kv_
         for what, array in made.get(name, {}).items():
             axes = axes_of(name, what, array)
             if "head" in axes:
-                made[name][what] = parallel.own_key_heads(array, q_heads, kv_heads, axes.index("head"))
+                made[name][what] = parallel.own_key_heads(jnp.asarray(array), q_heads, kv_heads, axes.index("head"))
     return made
 
 

@@ -164,7 +164,7 @@ class Files:
         with path.open("rb", buffering=0) as file:
             file.seek(self._begins[name])
             while done < data.size:
-                count = file.readinto(data[done:])
+                count = file.readinto(data[done:].data)
                 if not count:
                     raise ValueError(f"{path} ends within the tensor {name!r}: it has been truncated.")
                 done += count
