@@ -265,7 +265,7 @@ def as_mask(value: Any) -> Mask:
     array = as_array(value)
     if len(getattr(array, "shape", ())) in (1, 2):
         remedy = FEW_AXES
-    elif jnp.issubdtype(getattr(array, "dtype", bool), jnp.floating):
+    elif isinstance(array, (np.ndarray, jax.Array)) and jnp.issubdtype(array.dtype, jnp.floating):
         remedy = (
             "Numbers that are added to scores are `scores=jattn.scores.Bias(array)`, or, if they are 0 and very "
             "negative, `jattn.masks.Dense(array > -1)`."

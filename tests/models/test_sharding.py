@@ -97,7 +97,8 @@ def test_values_gradients_and_collectives(row):
         once = [node for _, node in nnx.iter_graph(model) if isinstance(node, Layer | MLP)]
         forward = found(jax.jit(outputs).lower(parameters).compile())
         assert kinds(forward) == {"all-reduce"}
-        assert len(forward) == len(once) or family not in SUMMED_ONCE, forward
+        sums = sum(len(results) for _, results in forward)  # XLA may join two in one
+        assert sums == len(once) or family not in SUMMED_ONCE, forward
 
 
 @pytest.mark.parametrize("kv_heads", [2, pytest.param(1, marks=pytest.mark.exhaustive)])
