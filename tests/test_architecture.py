@@ -39,7 +39,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Of two in one row, only these know each other, the first the second.
 SIBLINGS = {("ops.attention.explain", "ops.attention.api")}
-LONGEST, LONGEST_KERNEL = 400, 700
+LONGEST = 400
 
 found = importlib.util.find_spec("jattn")
 assert found is not None and found.origin is not None
@@ -148,10 +148,16 @@ def test_numerics_are_said_once(rule):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_are_short_and_say_what_they_are(path):
     text = path.read_text(encoding="utf-8")
-    longest = LONGEST_KERNEL if "pallas" in name_of(path) else LONGEST
-    assert len(text.splitlines()) <= longest, f"{name_of(path)} is longer than {longest} lines"
+    assert len(text.splitlines()) <= LONGEST, f"{name_of(path)} is longer than {LONGEST} lines"
     if text.strip():
         assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} has no docstring"
+
+
+def test_files_of_tests_and_examples_are_short():
+    clone = Path(__file__).parents[1]
+    files = [path for folder in ("tests", "examples") for path in (clone / folder).rglob("*.py")]
+    long = [str(path) for path in files if len(path.read_text(encoding="utf-8").splitlines()) > LONGEST]
+    assert files and not long
 
 
 @pytest.mark.parametrize("path", PUBLIC, ids=name_of)

@@ -23,6 +23,7 @@ BATCH, LENGTH, FEATURES, HEADS = 2, 7, 16, 4
 (X,) = random((BATCH, LENGTH, FEATURES))
 WEIGHTS = np.cos(np.arange(BATCH * LENGTH * FEATURES, dtype=np.float32)).reshape(X.shape)
 WINDOW = masks.SlidingWindow(2, 0)
+SINK = normalizers.Softmax(jnp.linspace(-1, 1, HEADS))
 PAGES = caches.PageAllocator(8, 2)
 TABLE = PAGES.table([PAGES.allocate(8), PAGES.allocate(8)], 5)
 CACHES: dict[str, Any] = {"contiguous": caches.Contiguous(9), "paged": caches.Paged(8, 2, slots=5, block=4)}
@@ -38,9 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
         scores=(scores.RelativeBuckets(jnp.linspace(-1, 1, 8 * HEADS).reshape(8, HEADS)), scores.SoftCap(5.0)),
         learned="scores",
     ),
-    "a learned sink": dict(
-        mask=masks.Causal(), normalizer=normalizers.Softmax(jnp.linspace(-1, 1, HEADS)), learned="normalizer"
-    ),
+    "a learned sink": dict(mask=masks.Causal(), normalizer=SINK, learned="normalizer"),
     "sigmoid": dict(mask=masks.Causal(), normalizer=normalizers.Sigmoid()),
     "scaled rotations, norms": dict(
         mask=masks.Causal(),

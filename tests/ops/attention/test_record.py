@@ -1,6 +1,5 @@
 """`jattn.record` and `jattn.recorded`: the weights of every way to attend, beside a call that runs as ever."""
 
-import contextlib
 import dataclasses
 
 import jax
@@ -10,103 +9,34 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from recordings import (
+    CAUSAL,
+    FEATURES,
+    HEADS,
+    LAYER,
+    LENGTH,
+    LINEN,
+    LOWER,
+    MODEL,
+    NAMES,
+    PARAMETERS,
+    VARIABLES,
+    X,
+    attend,
+    heads,
+    masked,
+    named_function,
+    twice,
+)
 
 import jattn
 import jattn.linen
 import jattn.nnx
 from jattn.layers import caches
-from jattn.models import t5
 from jattn.ops.attention import api
 from jattn.parallel import Heads
 from jattn.variants.heads import Differential
-from jattn.variants.sparse import Longformer, fixed_attention, strided_attention
-
-LENGTH, HEADS, FEATURES = 5, 2, 8
-X = np.random.default_rng(0).normal(size=(2, LENGTH, FEATURES)).astype(np.float32)
-CAUSAL = jattn.masks.Causal()
-
-
-def heads(x):
-    return x.reshape(*x.shape[:-1], HEADS, -1)
-
-
-def attend(x, **options):
-    return jattn.attention(heads(x), heads(x), heads(x), mask=CAUSAL, **options).reshape(x.shape)
-
-
-LAYER = jattn.layers.MultiHeadAttention(FEATURES, HEADS, kv_heads=1, rotary=True, mask=CAUSAL)
-PARAMETERS = LAYER.init(jax.random.key(0))
-
-
-class Block(nnx.Module):
-    """Attends in three ways: a layer of jattn, one of Flax, a function."""
-
-    def __init__(self, rngs):
-        self.own = jattn.nnx.MultiHeadAttention(FEATURES, HEADS, mask=CAUSAL, rngs=rngs)
-        self.flax = nnx.MultiHeadAttention(
-            HEADS, FEATURES, attention_fn=jattn.nnx.attention_fn(), decode=False, rngs=rngs
-        )
-
-    def __call__(self, x):
-        x = x + self.own(x)
-        x = x + self.flax(x, X)
-        with jattn.named("by.hand"):
-            return x + self.attend(x)
-
-    def attend(self, x):
-        return attend(x)
-
-
-class Model(nnx.Module):
-    def __init__(self, rngs):
-        self.blocks = nnx.List([Block(rngs), Block(rngs)])
-
-    def __call__(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
-class LinenBlock(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = x + jattn.linen.MultiHeadAttention(q_heads=HEADS, mask=CAUSAL, name="own")(x)
-        x = x + nn.MultiHeadDotProductAttention(HEADS, attention_fn=jattn.linen.attention_fn(), name="flax")(x, X)
-        with jattn.named("by.hand"):
-            return x + attend(x)
-
-
-class LinenModel(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return LinenBlock(name="last")(LinenBlock(name="first")(x))
-
-
-MODEL = Model(nnx.Rngs(0))
-LINEN = LinenModel()
-VARIABLES = LINEN.init(jax.random.key(0), X)
-NAMES = ("own", "flax", "by.hand")
-
-
-def masked(x, mask=True, scale=None):
-    """The definition: softmax(q·k / √dim), NumPy."""
-    scores = np.einsum("bqhd,bkhd->bhqk", heads(x), heads(x)) / np.sqrt(x.shape[-1] / HEADS)
-    scores = np.where(mask, scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
-LOWER = np.tril(np.ones((LENGTH, LENGTH), bool))
-
-
-def named_function(x):
-    with jattn.named("decoder.3"), jattn.named("cross"):
-        return attend(x)
-
-
-def twice(x):
-    return jattn.dot_product_attention(heads(x), heads(x), heads(x), is_causal=True), attend(x)
-
+from jattn.variants.sparse import fixed_attention, strided_attention
 
 FUNCTIONS = {
     "attention": (attend, ["attention.0"]),
@@ -411,106 +341,3 @@ def test_a_variant_of_two_calls():
     with pytest.raises(KeyError, match="'inner' may be any of inner#0, inner#1"):
         seen["inner"]
     assert seen.stack("inner").shape == (2, 2, 1, LENGTH, LENGTH)
-
-
-def test_names_of_a_whole_model():
-    config = t5.T5Config(vocabulary=9, features=8, head_dim=4, mlp_features=8, depth=2, heads=2)
-    model = nnx.eval_shape(lambda: t5.T5ForConditionalGeneration(config, rngs=nnx.Rngs(0)))
-    tokens = jnp.zeros((1, 5), int)
-    _, seen = nnx.eval_shape(jattn.recorded(lambda model: model(tokens, tokens[:, :3])), model)
-    decoder = [f"decoder.blocks.{i}.{name}" for i in range(2) for name in ("attention", "cross")]
-    assert list(seen) == [*(f"encoder.blocks.{i}.attention" for i in range(2)), *decoder]
-    assert seen["decoder.1.cross"].shape == seen["1.cross"].shape == seen.shapes[decoder[3]] == (1, 2, 3, 5)
-    with pytest.raises(KeyError, match=r"'1.attention' may be any of encoder.*, decoder.blocks.1.attention"):
-        seen["1.attention"]
-
-
-def test_names_within_a_layer():
-    """Longformer attends twice; the second time has a name of its own."""
-    model = nnx.Sequential(jattn.nnx.Layer(Longformer(FEATURES, HEADS, reach=1), rngs=nnx.Rngs(0)))
-    _, seen = jax.eval_shape(jattn.recorded(lambda x: model(x, global_tokens=[0])), X)
-    assert list(seen) == ["layers.0", "layers.0.global"]
-
-
-def test_names_of_copies_and_prefixes():
-    """nnx transformations call copies: a layer then has its name in the copy, after that of the caller."""
-
-    class Outer(nnx.Module):
-        def __init__(self):
-            self.block = MODEL.blocks[0]
-
-        def __call__(self, x):
-            return nnx.clone(self.block)(x)
-
-    @contextlib.contextmanager
-    def prefix():
-        with jattn.named("late"):
-            yield
-
-    with jattn.record(layers="*own*") as seen, jattn.named("outer"), prefix():
-        Outer()(X)
-        MODEL.blocks[0](X)
-    assert list(seen) == ["outer.own.late#0", "outer.own.late#1"]
-
-
-def test_table_and_tokens():
-    _, seen = jattn.recorded(lambda x: twice(x)[0], queries=[0, 3])(X)
-    seen = seen.tokens(list("abcde"), [list("vwxyz"), list("VWXYZ")])
-    record = jax.tree.map(lambda leaf: leaf, seen).record("attention.0")
-    assert (record.query_tokens, record.key_tokens) == (("a", "d"), (tuple("vwxyz"), tuple("VWXYZ")))
-    assert repr(seen).splitlines() == [
-        "name         weights              heads  queries  keys  tokens",
-        "attention.0  float32[2, 2, 2, 5]  all 2  0, 3     5     attached",
-        "attention.1  float32[2, 2, 2, 5]  all 2  0, 3     5     attached",
-        "2 recorded, 0.0 MiB",
-    ]
-    assert dict(seen).keys() == {"attention.0", "attention.1"} and len(seen) == 2
-
-
-BAD = {
-    "unknown layer": (
-        dict(layers="blocks.2"),
-        "`layers` must be names of .*got 'blocks.2'. These attended: blocks.0.own",
-    ),
-    "unknown call": (dict(layers=[0, 6]), "`layers` must be .* numbers of calls below 6; got 6"),
-    "no layer": (dict(layers=[]), "`layers` must be a name"),
-    "negative call": (dict(layers=-1), "`layers` must be a name"),
-    "unknown head": (dict(heads=2), "`heads` must be indices from 0 to 1 for 'blocks.0.own', which has 2 heads; got"),
-    "unknown query": (dict(queries=[0, -6]), "`queries` must be indices from 0 to 4 for 'blocks.0.own'"),
-    "no indices": (dict(heads="all"), "`heads` must be one or several indices"),
-    "too large": (dict(limit=600), "`limit` is 600 bytes, and the record would take 800 with 'blocks.0.flax'.*layers="),
-    "limit": (dict(limit=0), "`limit` must be a positive number of bytes"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_choices(case):
-    options, message = BAD[case]
-    with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda x: jattn.recorded(MODEL, **options)(x), X)
-    with pytest.raises(ValueError, match=message), jattn.record(**options):
-        MODEL(X)
-
-
-def test_bad_uses():
-    with pytest.raises(ValueError, match="never attended through jattn"), jattn.record():
-        jnp.sin(X)
-    with pytest.raises(RuntimeError, match="its own"), jattn.record():
-        raise RuntimeError("its own")  # not hidden by the one that nothing attended
-    with pytest.raises(ValueError, match="the output of `function` must be a floating-point scalar"):
-        jattn.recorded(attend, gradients=True)(X)
-    with pytest.raises(ValueError, match="`gradients` must be True, False, or a function"):
-        jattn.recorded(attend, gradients="loss")
-    with pytest.raises(ValueError, match="`function` must be a function"):
-        jattn.recorded(attend(X))
-    with pytest.raises(ValueError, match="`name` must be text"):
-        jattn.named("a..b")
-    _, seen = jattn.recorded(twice, queries=0)(X)
-    with pytest.raises(KeyError, match=r"nothing is recorded under 'x', but under attention.0, attention.1"):
-        seen["x"]
-    with pytest.raises(ValueError, match=r"gradients were not recorded: `jattn.recorded"):
-        _ = seen.gradients
-    with pytest.raises(ValueError, match=r"`queries` must have 5 tokens for 'attention.0'; got 2"):
-        seen.tokens(["a", "b"])
-    with pytest.raises(ValueError, match=r"`layers` must match some of attention.0, attention.1; got 'y'"):
-        seen.stack("y")
