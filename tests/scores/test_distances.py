@@ -62,7 +62,6 @@ def test_transformer_xl_by_a_table_of_distances():
         jattn.attention(q, k, v, similarity=similarity)
 
 
-@pytest.mark.exhaustive
 def test_a_layer_learns_vectors_of_distances():
     similarity = RelativeDot(jnp.ones((5, 4)), first=-2)
     layer = jattn.nnx.MultiHeadAttention(8, 2, similarity=similarity, learned="similarity", rngs=nnx.Rngs(0))
@@ -82,7 +81,6 @@ def test_buckets_by_coordinates_as_in_udop():
     np.testing.assert_array_equal(added(whole, 5), expected)
 
 
-@pytest.mark.exhaustive
 def test_a_table_by_offsets_as_in_swin():
     """`SwinRelativePositionBias` of transformers 5.24.0 for a window of 2 x 3; a class token in front gets nothing."""
     offsets = [

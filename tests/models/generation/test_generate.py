@@ -74,7 +74,6 @@ LEFT = np.array([[0] * (4 - len(one)) + one for one in PROMPTS])
 SAMPLED = {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "stop_tokens": STOP, "max_new_tokens": NEW}
 
 
-@pytest.mark.exhaustive
 def test_rows_are_as_alone(gpt2):
     """Sampled with a key of each, padded on either side, over every cache, streamed or not."""
     key = jax.random.key(5)

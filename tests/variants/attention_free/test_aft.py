@@ -125,7 +125,6 @@ def test_the_future_does_not_reach_the_past(form):
         assert all(np.isfinite(gradient).all() for gradient in gradients(*given))
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_a_key_of_minus_infinity_is_padding(causal):
     query, key, value = normal(8, (9, 2), (9, 2), (9, 2))
