@@ -17,7 +17,7 @@ import numpy as np
 
 from .functions import needed_inputs, one_expression
 from .pieces import LAYOUT, Piece, map_fields, own_rank, parts
-from .varying import without_mesh
+from .sharding import without_mesh
 
 Sizes = tuple[int, ...]
 

@@ -17,8 +17,8 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from .identity import identity
 from .shard_map import evaluate_varying
+from .sharding import varying_axes, without_mesh
 from .tables import with_tables
-from .varying import varying_axes, without_mesh
 
 
 class Traced:

@@ -23,8 +23,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from .arrays import FOREIGN, as_array, describe, dtype_of, same_values
-from .slices import slice_at
+from .arrays import FOREIGN, as_array, describe, dtype_of, same_values, slice_at
 
 LAYOUT = ("head", "query", "key")
 """The layout axes after the batch axes. Any other declared name is an own axis of the piece."""

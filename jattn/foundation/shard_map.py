@@ -1,13 +1,158 @@
-"""Evaluate, inside `jax.shard_map`, a jaxpr that was traced outside it."""
+"""Programs inside `jax.shard_map`: a function on each device's shards, and a jaxpr that was traced outside."""
 
+import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Jaxpr, Literal, Var
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from .varying import vary, varying_axes
+from .arrays import Known
+from .sharding import AnyMesh, Split, layouts_of, mesh_axes, reshard, vary, varying_axes
+
+
+def run_split(
+    function: Callable[..., Any],
+    arrays: tuple,
+    layouts: tuple,
+    out_layouts: Any,
+    split: Split,
+    *,
+    axes: tuple[str, ...] | None = None,
+    shared_vary: bool = True,
+) -> Any:
+    """`function(*arrays)` on each device's shards, as `split` says; other axes are gathered first.
+
+    Differentiable, also under `vmap` over an axis that is itself split. The gradient of each array has the array's own
+    sharding; gradients of arrays shared by several devices are summed over them.
+
+    Args:
+        function: takes local arrays. Outside `jit`, it is not recompiled if it compares equal to that of an earlier
+            call (a module-level function, or a frozen dataclass with `__call__`).
+        arrays: trees of arrays. NumPy arrays that are not split stay NumPy inside, hence known at trace time.
+        layouts: trees with the `Layout` of each array.
+        out_layouts: the layouts of the result.
+        split: from `split_of`.
+        axes: the mesh axes that are Manual inside; by default those that something is split over.
+        shared_vary: as in `run_on_shards`.
+    """
+    specs = [
+        split.spec(names, np.shape(leaf))
+        for leaf, names in zip(jax.tree.leaves(arrays), layouts_of(layouts), strict=True)
+    ]
+    # The sizes of the result are not known yet: assume that they are divisible (0 is divisible by everything).
+    out_specs = jax.tree.map(lambda names: split.spec(names, (0,) * len(names)), out_layouts)
+    axes = split.kept if axes is None else axes
+    out = run_on_shards(function, arrays, specs, out_specs, mesh=split.mesh, axes=axes, shared_vary=shared_vary)
+    return jax.tree.map(
+        lambda array, names: reshard(array, split.mesh, split.spec(names, array.shape, gathered=False)),
+        out,
+        out_layouts,
+    )
+
+
+def run_on_shards(
+    function: Callable[..., Any],
+    arrays: tuple,
+    specs: Any,
+    out_specs: Any,
+    *,
+    mesh: AnyMesh,
+    axes: tuple[str, ...] | None = None,
+    shared_vary: bool = True,
+) -> Any:
+    """`function(*arrays)` on each device with its shards: a `jax.shard_map` that leaves known arrays known.
+
+    Inside, every array varies over all the mesh axes that any spec names (in JAX's types), so that the gradients of
+    shared arrays are summed over the devices once, where the array enters.
+
+    Args:
+        function: takes local arrays.
+        arrays: trees of arrays. NumPy arrays that are not split stay NumPy, so what is known at trace time (positions,
+            a table of blocks) stays known, and so does the plan of tiles.
+        specs: trees with a `PartitionSpec` for each array.
+        out_specs: the specs of the result.
+        mesh: the mesh whose axes are named.
+        axes: the mesh axes that are Manual inside; by default all. The others keep their types.
+        shared_vary: False if shared arrays must not vary, because a result that is shared is computed from them alone;
+            their gradients are then summed at every use.
+    """
+    leaves, tree = jax.tree.flatten(arrays)
+    specs = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    if len(leaves) != len(specs):
+        raise ValueError(f"`specs` must have a PartitionSpec for each array: {len(specs)} for {len(leaves)}.")
+    known = [isinstance(leaf, np.ndarray) and not mesh_axes(*spec) for leaf, spec in zip(leaves, specs, strict=True)]
+    moved = [leaf for leaf, stays in zip(leaves, known, strict=True) if not stays]
+    kept = tuple(Known(leaf) if stays else None for leaf, stays in zip(leaves, known, strict=True))
+    moved_specs = tuple(spec for spec, stays in zip(specs, known, strict=True) if not stays)
+    out_leaves, out_tree = jax.tree.flatten(out_specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    shards = _Shards(function, tree, kept, moved_specs, tuple(out_leaves), out_tree, mesh, axes, shared_vary)
+    if axes is None:
+        return shards(*moved)
+    # Inside a `jit`, because outside of one JAX 0.10 has no `shard_map` over part of the mesh.
+    return _compiled(shards)(*moved)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shards:
+    """The static part of `run_on_shards`; called with the arrays that are not known."""
+
+    function: Callable[..., Any]
+    tree: Any
+    known: tuple[Known | None, ...]
+    specs: tuple[PartitionSpec, ...]
+    out_specs: tuple[PartitionSpec, ...]
+    out_tree: Any
+    mesh: AnyMesh
+    axes: tuple[str, ...] | None
+    shared_vary: bool
+
+    def __call__(self, *arrays: Any) -> Any:
+        placed = [self.placed(array, spec) for array, spec in zip(arrays, self.specs, strict=True)]
+        context = jax.sharding.get_abstract_mesh()
+        if self.axes == ():
+            abstract = self.mesh.abstract_mesh if isinstance(self.mesh, Mesh) else self.mesh
+            # Nothing is split: the arrays are whole, but their types name the mesh, so the function's own arrays must
+            # name it too.
+            with jax.sharding.use_abstract_mesh(abstract) if context.empty else contextlib.nullcontext():
+                return self.local(*placed)
+        out_specs = self.out_tree.unflatten(self.out_specs)
+        mesh = self.mesh if self.axes is None or context.empty else None
+        names = set() if self.axes is None else set(self.axes)  # the empty set means all axes
+        run = jax.shard_map(self.entering, mesh=mesh, in_specs=self.specs, out_specs=out_specs, axis_names=names)
+        return run(*placed)
+
+    def placed(self, array: Any, spec: PartitionSpec) -> Any:
+        """The array resharded to `spec`: Explicit axes require it to be explicit, other axes are resharded by XLA."""
+        if AxisType.Explicit in self.mesh.axis_types:
+            return reshard(array, self.mesh, spec)
+        return array
+
+    def entering(self, *arrays: Any) -> Any:
+        used = dict.fromkeys(axis for spec in self.specs for axis in mesh_axes(*spec)) if self.shared_vary else ()
+        return self.local(
+            *(
+                jax.lax.pcast(array, tuple(axis for axis in used if axis not in mesh_axes(*spec)), to="varying")
+                for array, spec in zip(arrays, self.specs, strict=True)
+            )
+        )
+
+    def local(self, *arrays: Any) -> Any:
+        rest = iter(arrays)
+        return self.function(*self.tree.unflatten([next(rest) if one is None else one.array for one in self.known]))
+
+
+@functools.lru_cache(maxsize=128)
+def _compiled(shards: _Shards) -> Callable[..., Any]:
+    return jax.jit(shards)
+
+
+# --- a jaxpr that was traced outside ---
 
 
 def evaluate_varying(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:

@@ -12,8 +12,7 @@ from ..foundation.arguments import check_dtype, check_inputs
 from ..foundation.arrays import as_array, describe, of_rank
 from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import indexed
-from ..foundation.sharding import summed_einsum
-from ..foundation.varying import split_axes
+from ..foundation.sharding import split_axes, summed_einsum
 from ..masks.placement import check_lone_query_positions
 from ..ops.attention.api import attention, attention_weights
 from ..ops.attention.call import check_pieces, check_positions, reject_ambiguous_positions, renamed

@@ -9,7 +9,8 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..foundation.arrays import as_array, describe
-from ..foundation.sharding import AnyMesh, mesh_axes, reshard, run_on_shards
+from ..foundation.shard_map import run_on_shards
+from ..foundation.sharding import AnyMesh, mesh_axes, reshard
 from ..ops.attention.api import attention
 from ..ops.attention.call import Pieces, check_arrays, prepare
 from ..ops.attention.dropout import Dropout

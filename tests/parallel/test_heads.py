@@ -14,7 +14,7 @@ from tiers import rows
 
 import jattn
 from jattn import masks, normalizers, scores, similarities
-from jattn.foundation.sharding import run_on_shards
+from jattn.foundation.shard_map import run_on_shards
 from jattn.layers import Sizes, multi_head, parameter_shapes, parameter_specs
 from jattn.layers.norms import QKNorm
 from jattn.layers.parameters import initialize

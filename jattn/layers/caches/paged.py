@@ -12,8 +12,7 @@ from ...foundation.arguments import check_positive
 from ...foundation.arrays import describe, dtype_of, known_values, of_rank
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import map_fields
-from ...foundation.sharding import gather, mesh_of, reshard, spec_of, split_like
-from ...foundation.varying import vary, varying_axes
+from ...foundation.sharding import gather, mesh_of, reshard, spec_of, split_like, vary, varying_axes
 from ...masks import Lengths, Mask
 from ...masks.base import restricted
 from ...normalizers import Softmax

@@ -20,7 +20,8 @@ from jax.sharding import AxisType
 
 from ...foundation.arrays import Known, as_array, values_of
 from ...foundation.pieces import Piece, indexed, map_fields
-from ...foundation.sharding import Layout, Split, layout, mesh_of, run_split, split_of
+from ...foundation.shard_map import run_split
+from ...foundation.sharding import Layout, Split, layout, mesh_of, split_of
 from ...masks.base import as_mask
 from ...scores.base import as_score
 from ..dispatch import WATCHER

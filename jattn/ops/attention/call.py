@@ -16,9 +16,8 @@ from ...foundation.elementwise import mask_reads_positions, score_reads_position
 from ...foundation.fields import LARGEST
 from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.pieces import Piece, align, indexed
-from ...foundation.sharding import auto_devices
+from ...foundation.sharding import auto_devices, split_axes
 from ...foundation.target import Target, target_of
-from ...foundation.varying import split_axes
 from ...masks.base import Mask, as_mask
 from ...masks.placement import check_extent, check_lone_query_positions
 from ...normalizers import Normalizer, Softmax

@@ -7,7 +7,7 @@ import numpy as np
 from ...foundation.arguments import check_key, check_rate
 from ...foundation.arrays import iota
 from ...foundation.pieces import Piece, array, number, piece
-from ...foundation.varying import varying_axes
+from ...foundation.sharding import varying_axes
 
 
 def _mix(bits: jax.Array) -> jax.Array:

@@ -14,9 +14,9 @@ import jax
 from jax.custom_batching import custom_vmap
 
 from ...foundation.arrays import is_static
-from ...foundation.sharding import Layout, layout, run_split, split_of
+from ...foundation.shard_map import run_split
+from ...foundation.sharding import Layout, layout, split_axes, split_of
 from ...foundation.target import Target, by_target, target_of
-from ...foundation.varying import split_axes
 from ..dispatch import WATCHER, Watched
 from .call import Call, Pieces, prepare
 from .implementations import ATTENTION

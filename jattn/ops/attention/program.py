@@ -22,9 +22,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from ...foundation.arrays import Known
-from ...foundation.sharding import layout, run_split, split_of
+from ...foundation.shard_map import run_split
+from ...foundation.sharding import layout, split_of, vary, varying_axes
 from ...foundation.target import Target, by_target
-from ...foundation.varying import vary, varying_axes
 from ..dispatch import Operation, Unsupported
 from .call import Call
 from .partial import Partial

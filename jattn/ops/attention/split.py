@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 
 from ...foundation.arrays import as_jax, known_while_tracing
 from ...foundation.pieces import map_fields
-from ...foundation.sharding import Layout, Split, Whole, auto_devices, layout, mesh_axes, run_split, spec_of, split_of
-from ...foundation.varying import split_axes
+from ...foundation.shard_map import run_split
+from ...foundation.sharding import Layout, Split, Whole, auto_devices, layout, mesh_axes, spec_of, split_axes, split_of
 from .call import Call, Pieces, check_arrays, prepare
 
 LAYOUTS = {

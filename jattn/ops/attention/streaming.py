@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ...foundation.arrays import is_static
 from ...foundation.numerics import accumulation_dtype
-from ...foundation.varying import vary, varying_axes
+from ...foundation.sharding import vary, varying_axes
 from ..dispatch import Implementation, Operation, Unsupported
 from .call import Call, Pieces
 from .partial import Partial

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from ...foundation.arrays import is_static
 from ...foundation.numerics import accumulation_dtype, without_nonfinite
-from ...foundation.sharding import auto_devices
-from ...foundation.varying import vary, varying_axes
+from ...foundation.sharding import auto_devices, vary, varying_axes
 
 
 def grouped_product(weights: jax.Array, values: jax.Array, precision: Any = None) -> jax.Array:

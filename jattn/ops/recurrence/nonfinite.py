@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.varying import full, vary, varying_axes
+from ...foundation.sharding import full, vary, varying_axes
 
 FORGET = -1e4
 """Stands in for log 0; its exponential is 0, and 0 times it is finite."""

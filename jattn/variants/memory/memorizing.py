@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ...foundation.arguments import check_choice, check_multiple, check_positive, check_record, leave_out
 from ...foundation.numerics import accumulation_dtype, unit
 from ...foundation.shapes import check_shapes
-from ...foundation.varying import vary, varying_axes
+from ...foundation.sharding import vary, varying_axes
 from ...layers.layer import OWN_AXES, Layer, bias, kernel
 from ...masks import Causal, Dense
 from ...masks.base import as_mask

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import take
-from ...foundation.sharding import auto_devices
-from ...foundation.varying import full, varying_axes
+from ...foundation.sharding import auto_devices, full, varying_axes
 from ...ops.attention.call import Call
 from ...ops.attention.implementations.reference import scored
 

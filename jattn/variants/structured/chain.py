@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from ...foundation.numerics import accumulation_dtype, log_sum_exp, softmax_or_zero
 from ...foundation.shapes import check_shapes, token_mask
-from ...foundation.varying import vary, varying_axes
+from ...foundation.sharding import vary, varying_axes
 from .log_space import normalized
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ...foundation.arguments import check_flags
 from ...foundation.numerics import log_sum_exp
-from ...foundation.varying import vary, varying_axes
+from ...foundation.sharding import vary, varying_axes
 from .log_space import log_add
 from .trees import TreeMarginals, marginals_of, over_examples
 

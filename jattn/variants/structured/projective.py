@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ...foundation.arguments import check_flags
-from ...foundation.varying import vary, varying_axes
+from ...foundation.sharding import vary, varying_axes
 from .log_space import NOTHING, Log, combined, multiplied, separated, summed
 from .trees import TreeMarginals, marginals_of, over_examples
 

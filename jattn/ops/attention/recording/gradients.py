@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from ....foundation.sharding import mesh_of, reshard, spec_of, split_like
-from ....foundation.varying import vary, varying_axes
+from ....foundation.sharding import mesh_of, reshard, spec_of, split_like, vary, varying_axes
 from ....similarities import Dot
 from ..call import Call, Pieces
 from ..implementations.reference import scored

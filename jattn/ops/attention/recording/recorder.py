@@ -18,7 +18,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from ....foundation.arrays import as_jax, is_static
 from ....foundation.numerics import accumulation_dtype
-from ....foundation.varying import vary, varying_axes
+from ....foundation.sharding import vary, varying_axes
 from ..call import Call
 from ..implementations.reference import applied_weights
 from ..observed import Arrays, Inside, Observer, observed, observer_is

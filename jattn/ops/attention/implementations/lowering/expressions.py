@@ -20,7 +20,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .....foundation.shard_map import apply_varying, carries_alone
-from .....foundation.varying import without_mesh
+from .....foundation.sharding import without_mesh
 from .....masks.selected import row_holds
 
 TURNS = 16

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .....foundation.arrays import iota
+from .....foundation.sharding import vary
 from .....foundation.target import expected_target
-from .....foundation.varying import vary
 from .....similarities.base import folded_scale
 from ...call import Call
 from ...partial import Partial, log_of_sum, merge

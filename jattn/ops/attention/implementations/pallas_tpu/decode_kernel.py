@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from .....foundation.varying import varying_shape
+from .....foundation.sharding import varying_shape
 from ..lowering import Lowered
 from .design import infinities, interpreter
 from .storage import LANES, Storage

@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from .....foundation.varying import vary, varying_shape
+from .....foundation.sharding import vary, varying_shape
 from ....dispatch import Unsupported
 from ...call import Call
 from ..lowering import Lowered, Tile

@@ -11,8 +11,8 @@ import numpy as np
 
 from .....foundation.arrays import iota, is_static
 from .....foundation.numerics import inner
+from .....foundation.sharding import vary, varying_axes
 from .....foundation.target import expected_target
-from .....foundation.varying import vary, varying_axes
 from .....similarities.base import folded_scale
 from ...call import Call, Pieces
 from ...partial import Partial, log_of_sum

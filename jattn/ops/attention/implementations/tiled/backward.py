@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .....foundation.arrays import put_at, slice_at
 from .....foundation.numerics import accumulation_dtype, inner, where, without_nonfinite
-from .....foundation.slices import put_at, slice_at
-from .....foundation.varying import full, varying_axes
+from .....foundation.sharding import full, varying_axes
 from .....similarities.base import folded_scale
 from ...call import Pieces
 from ...plan import Lists

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from .....foundation.arrays import quotient
 from .....foundation.numerics import accumulation_dtype, where
-from .....foundation.slices import quotient
-from .....foundation.varying import full, varying_axes
+from .....foundation.sharding import full, varying_axes
 from .....similarities.base import folded_scale
 from ...call import Pieces
 from ...partial import log_of_sum

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .....foundation.arrays import of_rank
+from .....foundation.arrays import of_rank, put_at, quotient, slice_at
 from .....foundation.pieces import take
-from .....foundation.slices import put_at, quotient, slice_at
-from .....foundation.varying import full, vary, varying_axes
+from .....foundation.sharding import full, vary, varying_axes
 from ...call import Pieces
 from ...plan import Lists
 from ...tile import allowed_pairs

@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .....foundation.arrays import of_rank
+from .....foundation.arrays import of_rank, quotient
 from .....foundation.sharding import major_size
-from .....foundation.slices import quotient
 from .....foundation.target import expected_target
 from ...call import Call
 from ...plan import EMPTY, FULL, PARTIAL, Lists, Plan, make_plan
