@@ -61,3 +61,22 @@ def attention_shape(name: str, array: Any) -> tuple[int, int, int, int]:
             + (" For the map of one head: `weights[None]`." if len(shape) == 2 else "")
         )
     return (math.prod(shape[:-3]), *shape[-3:])  # type: ignore[return-value]
+
+
+def row_softmax(scores: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """The softmax over the last axis of the pairs that may attend; a row of zeros where none may.
+
+    Args:
+        scores: float32.
+        mask: booleans that broadcast with them; None for all pairs.
+
+    >>> row_softmax(np.zeros((2, 2), np.float32), np.array([[True, False], [False, False]]))
+    array([[1., 0.],
+           [0., 0.]], dtype=float32)
+    """
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf)
+    top = scores.max(-1, keepdims=True)
+    exponentials = np.exp(scores - np.where(np.isneginf(top), 0, top))
+    total = exponentials.sum(-1, keepdims=True)
+    return exponentials / np.where(total == 0, 1, total)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..foundation.arrays import describe
 from ..ops.attention.recording.choice import Layers, abbreviates, listed, matches
-from .foreign import as_numpy, attention_shape
+from .foreign import as_numpy, attention_shape, row_softmax
 
 SIDES = ("self", "encoder", "decoder", "cross")
 """What attends to what: tokens to themselves, or the encoder's and decoder's to themselves, or the latter's to the
@@ -29,7 +29,8 @@ class Layer:
     Attributes:
         name: its name.
         side: one of `SIDES`.
-        source: the weights as they were given.
+        source: the weights as they were given; a `jax.ShapeDtypeStruct` where they are to be computed from `query` and
+            `key`.
         heads: the indices of the heads, in the order of the axis.
         queries: the indices of the queries, likewise.
         q_len: how many queries there were to choose from.
@@ -40,6 +41,7 @@ class Layer:
         valid_queries, valid_keys: booleans `[batch, queries]` and `[batch, keys]`, False for padding; None if there is
             none.
         query, key: what the weights were made of, as given, or None; `vectors` has them as NumPy arrays.
+        besides: what else they were made of than softmax(query · key | mask), if it is known: names of pieces.
         gradient: the gradient of a loss with respect to the weights, as given, or None.
     """
 
@@ -59,6 +61,7 @@ class Layer:
     query: Any = None
     key: Any = None
     gradient: Any = None
+    besides: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -73,8 +76,22 @@ class Layer:
 
     @property
     def weights(self) -> np.ndarray:
-        """The weights, float32 `[batch, heads, queries, keys]`. Converted anew each time, and not kept."""
-        return self._chosen(self.source)
+        """The weights, float32 `[batch, heads, queries, keys]`. Converted or computed anew each time, and not kept.
+
+        Raises:
+            ValueError: they are to be computed, and depend on more than the query, key and mask.
+        """
+        if not isinstance(self.source, jax.ShapeDtypeStruct):
+            return self._chosen(self.source)
+        vectors = self.vectors
+        if self.besides or vectors is None:
+            more = f"they also depend on {', '.join(self.besides)}" if self.besides else "there is no query and key"
+            raise ValueError(
+                f"the weights of {self.name!r} were not kept and cannot be computed: {more}. Record them, too: "
+                "`keep=('weights', 'query', 'key')`."
+            )
+        scores = np.matmul(vectors[0], vectors[1].swapaxes(-1, -2))
+        return row_softmax(scores, self.mask)
 
     @property
     def gradients(self) -> np.ndarray | None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from .. import masks
@@ -34,7 +35,7 @@ def read(
 
     | source | is |
     |---|---|
-    | `seen` of `jattn.record` or `jattn.recorded` | with its tokens, gradients, and indices of heads and queries |
+    | `seen` of `jattn.record` or `jattn.recorded` | with its tokens, gradients, query, key, and indices of heads |
     | a list of arrays, one for each layer | `outputs.attentions` of Hugging Face, and what BertViz takes |
     | the output of a model of Hugging Face | with weights of all sides |
     | a mapping from names to arrays | names as of layers: `{"blocks.0": array}` |
@@ -55,7 +56,8 @@ def read(
         valid: ones or booleans `[batch, tokens]`, 0 or False for padding, as Hugging Face's `attention_mask`; a mapping
             for encoder and decoder.
         query, key: queries and keys `[batch, heads, length, features]`, scaled and rotated so that their products are
-            the scores; a list or a mapping like `source`. Keys may have fewer heads.
+            the scores; a list or a mapping like `source`. Keys may have fewer heads. By default those that `seen` has:
+            `jattn.record(keep=("weights", "query", "key"))`.
         layers: names, patterns or numbers of layers, one or several; by default all.
         heads: indices of heads, likewise.
         examples: indices of examples, likewise.
@@ -178,7 +180,16 @@ def _sides(names: Sequence[str], side: str | None) -> dict[str, str]:
 
 
 def _recorded(name: str, record: Any, side: str) -> Layer:
-    batch, heads, queries, _ = attention_shape(name, record.weights)
+    weights = record.weights
+    if weights is None and (record.query is None or record.key is None):
+        raise ValueError(
+            f"`source` must have the weights of {name!r}, or both its query and key: `jattn.record(keep=...)`."
+        )
+    for argument in ("query", "key"):
+        if getattr(record, argument) is not None:
+            check_floats(f"the {argument} of {name!r}", getattr(record, argument))
+    source = jax.ShapeDtypeStruct(record.shape, np.float32) if weights is None else weights
+    batch, heads, queries, _ = attention_shape(name, source)
 
     def indices(chosen: Any, count: int, size: int) -> tuple[int, ...]:
         return tuple(range(size)) if chosen is None else tuple(index % count for index in chosen)
@@ -186,7 +197,7 @@ def _recorded(name: str, record: Any, side: str) -> Layer:
     return Layer(
         name,
         side,
-        record.weights,
+        source,
         indices(record.heads, record.q_heads, heads),
         indices(record.queries, record.q_len, queries),
         record.q_len,
@@ -194,8 +205,24 @@ def _recorded(name: str, record: Any, side: str) -> Layer:
         tuple(range(heads)),
         _texts("queries", record.query_tokens, batch, queries, name),
         _texts("keys", record.key_tokens, batch, record.kv_len, name),
+        mask=_recorded_mask(record),
+        query=record.query,
+        key=record.key,
         gradient=record.gradient,
+        besides=record.besides,
     )
+
+
+def _recorded_mask(record: Any) -> np.ndarray | None:
+    """Which pairs may attend, `[batch or 1, heads or 1, queries, keys]`: once where all heads or examples agree."""
+    if record.allowed is None:
+        return None
+    bits = np.asarray(record.allowed)
+    bits = bits.reshape(-1, *bits.shape[-3:])
+    for axis in (0, 1):
+        first = bits.take([0], axis)
+        bits = first if (bits == first).all() else bits
+    return np.unpackbits(bits, axis=-1, count=record.kv_len).astype(bool)
 
 
 def _texts(argument: str, tokens: Any, batch: int, length: int, name: str) -> Tokens | None:
@@ -354,4 +381,4 @@ def _vectors(layer: Layer, query: Any, key: Any) -> dict[str, Any]:
                 f"`{name}` of {layer.name!r} must have shape [{batch}, {heads}, {length}, features]; got {list(shape)}."
             )
         found[name] = array
-    return found
+    return found | {"besides": ()}

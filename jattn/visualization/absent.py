@@ -8,11 +8,56 @@ import jax
 import numpy as np
 
 from ..analysis import Layer
+from ..analysis.foreign import row_softmax
+
+ROWS, MOST_OFF = 16, 0.05
+"""How many queries of each head are compared, and the largest difference of its weights."""
 
 
 def is_absent(layer: Layer) -> bool:
     """Whether a layer has no weights, but queries and keys to compute them from."""
     return isinstance(layer.source, jax.ShapeDtypeStruct)
+
+
+def check_computed(layer: Layer) -> None:
+    """Check that queries and keys make the weights of a layer, as far as it is known.
+
+    Raises:
+        ValueError: the weights depend on more, or there are none of both.
+    """
+    if layer.query is None or layer.key is None:
+        raise ValueError(f"`query` and `key` must be there for {layer.name!r}, to compute its maps from.")
+    because = ""
+    if layer.besides:
+        because = f"they also depend on {', '.join(layer.besides)}"
+    elif not is_absent(layer):
+        off = _most_off(layer)
+        because = f"softmax(query · key) is up to {off:.2g} off" if off > MOST_OFF else ""
+    if because:
+        raise ValueError(
+            f"the maps of {layer.name!r} must be stored, as they cannot be computed from `query` and `key`: {because}. "
+            "Keep the weights too, `jattn.record(keep=('weights', 'query', 'key'))`, and choose fewer with `layers=` "
+            "or `heads=`, or raise `limit=`."
+        )
+
+
+def _most_off(layer: Layer) -> float:
+    """The largest `off_by` of any head, over some queries."""
+    vectors = layer.vectors
+    assert vectors is not None
+    count = layer.shape[2]
+    rows = np.unique(np.linspace(0, count - 1, min(ROWS, count)).round().astype(int))
+    weights, mask = layer.weights[0], layer.may_attend[0]
+    heads = zip(
+        vectors[0][0], vectors[1][0], np.broadcast_to(mask, (len(weights), *mask.shape[1:])), weights, strict=True
+    )
+    return max(off_by(query[rows], key, allowed[rows], weight[rows]) for query, key, allowed, weight in heads)
+
+
+def off_by(query: np.ndarray, key: np.ndarray, mask: np.ndarray | None, weights: np.ndarray) -> float:
+    """How far softmax(query · key) of one head is from its weights at most. NaN does not count."""
+    off = np.abs(row_softmax(query @ key.T, mask) - weights)
+    return float(np.nanmax(off)) if np.isfinite(off).any() else 0.0
 
 
 def without_weights(layer: Layer) -> Layer:

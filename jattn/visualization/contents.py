@@ -10,7 +10,7 @@ import numpy as np
 from ..analysis import Layer, Maps
 from ..foundation.arrays import describe
 from . import encoding
-from .absent import is_absent
+from .absent import is_absent, off_by
 from .grids import Picture
 from .labels import Labels
 from .tiles import Tiles, fits
@@ -150,6 +150,7 @@ def _layer(layer: Layer, beside: Beside, bits: int, blobs: Blobs, notes: list[st
     if weights is not None:
         notes.extend(layer.notes())
     mask = _mask(layer, weights)
+    vectors = layer.vectors
     heads = []
     for place, number in enumerate(layer.heads):
         head: dict[str, Any] = {"number": number, **beside.labels.of(layer.name, number)}
@@ -161,12 +162,13 @@ def _layer(layer: Layer, beside: Beside, bits: int, blobs: Blobs, notes: list[st
             bad = ~np.isfinite(one)
             if bad.any():
                 head["bad"] = blobs.add(encoding.bits_of(bad))
-        if layer.query is not None:
-            head |= _vectors(layer, place, None if weights is None else weights[place], mask, blobs)
-        if mask is not None:
-            own = mask[min(place, len(mask) - 1)]
-            if not own.all():
-                head["mask"] = blobs.add(encoding.bits_of(own), shared=True)
+        own = None if mask is None else mask[min(place, len(mask) - 1)]
+        if vectors is not None:
+            head |= _vectors(
+                vectors[0][0, place], vectors[1][0, place], own, None if weights is None else weights[place], blobs
+            )
+        if own is not None and not own.all():
+            head["mask"] = blobs.add(encoding.bits_of(own), shared=True)
         if beside.plan is not None:
             q_tile, k_tile, states, _ = beside.plan
             states = states.reshape(-1, *states.shape[-2:])
@@ -174,7 +176,7 @@ def _layer(layer: Layer, beside: Beside, bits: int, blobs: Blobs, notes: list[st
                 own = states[number % len(states)]
                 head["plan"] = {"tiles": [q_tile, k_tile], "states": blobs.add(own.astype(np.uint8), shared=True)}
         heads.append(head)
-    return {"name": layer.name, "heads": heads}
+    return {"name": layer.name, "heads": heads, **({"besides": list(layer.besides)} if layer.besides else {})}
 
 
 def _mask(layer: Layer, weights: np.ndarray | None) -> np.ndarray | None:
@@ -192,12 +194,9 @@ def _mask(layer: Layer, weights: np.ndarray | None) -> np.ndarray | None:
 
 
 def _vectors(
-    layer: Layer, place: int, weights: np.ndarray | None, mask: np.ndarray | None, blobs: Blobs
+    query: np.ndarray, key: np.ndarray, mask: np.ndarray | None, weights: np.ndarray | None, blobs: Blobs
 ) -> dict[str, Any]:
     """Queries and keys of a head as int8, and how far the softmax of their products is from the weights."""
-    arrays = [np.asarray(one, np.float32) for one in (layer.query, layer.key)]
-    query, key = (one.reshape(-1, *one.shape[-3:])[layer.examples[0] % max(one.shape[0], 1)] for one in arrays)
-    query, key = query[place], key[place * len(key) // len(layer.heads)]
     stored_query, read_query = encoding.vectors(query)
     stored_key, read_key = encoding.vectors(key)
     found: dict[str, Any] = {
@@ -206,13 +205,7 @@ def _vectors(
         "features": int(query.shape[-1]),
     }
     if weights is not None and weights.size <= 2**22:
-        scores = read_query @ read_key.T
-        if mask is not None:
-            scores = np.where(mask[min(place, len(mask) - 1)], scores, -np.inf)
-        finite = np.where(np.isfinite(scores).any(-1, keepdims=True), scores, 0)
-        exponentials = np.exp(finite - finite.max(-1, keepdims=True))
-        off = np.abs(exponentials / exponentials.sum(-1, keepdims=True) - weights)
-        found["off"] = float(np.nanmax(off)) if np.isfinite(off).any() else 0.0
+        found["off"] = off_by(read_query, read_key, mask, weights)
     return found
 
 

@@ -14,7 +14,7 @@ from ..foundation.arrays import describe
 from ..masks import Mask
 from ..masks.base import as_mask
 from . import encoding
-from .absent import absent, is_absent, without_weights
+from .absent import absent, check_computed, is_absent, without_weights
 from .contents import Beside, check_sentences, contents
 from .document import framed, written
 from .grids import picture
@@ -127,7 +127,7 @@ def view(
 
     Weights are stored as their square root in eight bits, or in fewer if they would take more than `limit` bytes (see
     `jattn.visualization.encoding`); the page says so, and numbers in it are true to that. If four bits are too many,
-    and `query` and `key` are given, the browser computes the weights of a head when it is looked at.
+    or weights were not kept, the browser computes those of a head from its queries and keys when it is looked at.
 
     Args:
         source: `seen` of `jattn.record` or `jattn.recorded`; a list of arrays `[batch, heads, queries, keys]` of JAX,
@@ -140,7 +140,8 @@ def view(
             head of the layer are drawn as masked.
         valid: ones and zeros `[batch, tokens]`, zeros for padding, as Hugging Face's `attention_mask`.
         query, key: for the neuron view, as in `jattn.analysis.read`: a list or a mapping of arrays `[batch, heads,
-            length, features]` whose products are the scores. They are stored as int8.
+            length, features]` whose products are the scores; by default those that `seen` has, of
+            `jattn.record(keep=("weights", "query", "key"))`. They are stored as int8.
         labels: what `jattn.analysis.describe` says of the heads, by default of these maps; or a mapping from `(layer,
             head)` to a text; or False for no labels and no measures.
         plan: what `jattn.explain` returns for a call of this size: the tiles that it visits. By default the page cuts
@@ -209,7 +210,9 @@ def view(
 
 def _check_values(maps: Maps) -> None:
     for layer in maps:
-        if not is_absent(layer) and (layer.weights < 0).any():
+        if is_absent(layer):
+            check_computed(layer)
+        elif (layer.weights < 0).any():
             raise ValueError(
                 f"`source` must be weights of at least 0; {layer.name!r} has negative ones. Of signed numbers, such as "
                 "relevance or effective attention, show a part: `maximum(array, 0)` or `abs(array)`."
@@ -247,9 +250,12 @@ def _html(maps: Maps, beside: Beside, limit: int, *, least: bool = False) -> str
         if not all(layer.query is not None for layer in maps):
             raise ValueError(
                 f"`limit` is {limit:,} bytes, and {len(stored)} maps of {stored[0].shape[0]} x {stored[0].shape[1]} "
-                "take more even in four bits. Choose fewer with `layers=` or `heads=`, give `query` and `key` for the "
-                "browser to compute them from, or raise `limit=`."
+                "take more even in four bits. Choose fewer with `layers=` or `heads=`, or raise `limit=`. Or let the "
+                "browser compute them from queries and keys: `jattn.record(keep=('weights', 'query', 'key'))`, or "
+                "`query=` and `key=`."
             )
+        for layer in maps:
+            check_computed(layer)
         maps = Maps(tuple(without_weights(layer) for layer in maps))
         bits = encoding.BITS[0]
     return written(*contents(maps, beside, bits))

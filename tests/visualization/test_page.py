@@ -130,6 +130,47 @@ def test_too_many_maps_are_computed_in_the_page_from_queries_and_keys():
         assert np.abs(values - draw[1, 0, 1]).max() <= np.abs(draw[1, 0, 1]).max() / 200
 
 
+def recorded(keep, **pieces):
+    draw = np.random.default_rng(0).normal(size=(2, 1, 64, 4, 8)).astype(np.float32)
+    with jattn.record(keep=keep) as seen:
+        jattn.attention(draw[0], draw[1, :, :, :2], draw[1, :, :, :2], mask=jattn.masks.Causal(), **pieces)
+    return seen
+
+
+def test_a_recording_has_its_queries_and_keys():
+    """The neuron view and computed maps need no further argument; chosen heads have their own vectors."""
+    every = recorded(("weights", "query", "key"))
+    contents, _ = parts(view(every, heads=[3, 0]))
+    assert all(head["off"] < 0.02 and "weights" in head and "mask" in head for head in heads_of(contents))
+    for source, options in ((every, {"limit": 500}), (recorded(["query", "key"]), {})):
+        contents, _ = parts(view(source, heads=[3, 0], **options))
+        assert all("weights" not in head and "query" in head and "mask" in head for head in heads_of(contents))
+    layer = jattn.analysis.read(recorded(["query", "key"]))[0]
+    np.testing.assert_allclose(layer.weights, every["attention.0"], atol=1e-6)
+    assert layer.mask.shape == (1, 1, 64, 64)
+
+
+def test_maps_that_cannot_be_computed_are_not():
+    capped = {"scores": jattn.scores.SoftCap(0.5)}
+    every = recorded(("weights", "query", "key"), **capped)
+    contents, _ = parts(view(every))
+    assert contents["groups"][0]["layers"][0]["besides"] == ["SoftCap"]
+    assert all(head["off"] > 0.05 for head in heads_of(contents))
+    message = r"'attention.0' must be stored.*depend on SoftCap"
+    with pytest.raises(ValueError, match=message):
+        _ = view(every, limit=500).html
+    with pytest.raises(ValueError, match=message):
+        view(recorded(["query", "key"], **capped))
+    with pytest.raises(ValueError, match=r"'attention.0' were not kept and cannot be computed: .*SoftCap"):
+        jattn.analysis.describe(recorded(["query", "key"], **capped))
+    with pytest.raises(ValueError, match=r"must have the weights of 'attention.0', or both its query and key"):
+        view(recorded("query"))
+    given = [every["attention.0"]]
+    record = every.record("attention.0")
+    with pytest.raises(ValueError, match=r"softmax\(query · key\) is up to 0.* off"):
+        _ = view(given, query=[record.query], key=[record.key], limit=500).html
+
+
 def test_the_neuron_view_says_how_far_its_softmax_is_off():
     query = np.random.default_rng(0).normal(size=(1, 4, 8, 16)).astype(np.float32) / 4
     key = np.random.default_rng(1).normal(size=(1, 2, 8, 16)).astype(np.float32)

@@ -20,9 +20,11 @@ LAYOUTS = {
     "query": (Whole("query"), "head", Whole("query features")),
     "key": (Whole("key"), "key head", Whole("key features")),
     "value": (Whole("key"), "key head", Whole("value features")),
+    "keys of heads": (Whole("key"), "head", Whole("key features")),
     "out": (Whole("query"), "head", Whole("value features")),
     "lse": (Whole("query"), "head"),
     "weights": ("head", Whole("query"), Whole("key")),
+    "pairs": (None, Whole("query"), Whole("key")),
 }
 """The axes after the batch axes."""
 

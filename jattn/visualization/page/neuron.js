@@ -4,7 +4,7 @@ import { colorOf, inkOn, signedColor } from "./colors.js";
 import { context, css, element, number, short, shown } from "./dom.js";
 import { title } from "./rail.js";
 import { hint, say } from "./readout.js";
-import { choose, group, head, state } from "./state.js";
+import { choose, group, head, layer, state } from "./state.js";
 import { scoresOf, softmax, vectorsOf, weightsOf } from "./store.js";
 
 const LINE = 20;
@@ -120,9 +120,10 @@ export function mountNeuron(root) {
     );
     choice.value = row();
     const off = head().off;
+    const more = layer().besides?.join(", ") ?? "something else than q · k, such as a bias, a scale or a soft cap";
     const told = off === undefined ? "" : off < 0.05
       ? `int8: the softmax is within ${off.toPrecision(1)} of the weights`
-      : `the softmax is up to ${off.toPrecision(1)} off the weights: something else than q · k is in the scores, such as a bias, a scale or a soft cap`;
+      : `the softmax is up to ${off.toPrecision(1)} off the weights, which also depend on ${more}`;
     bar.replaceChildren(
       element("span", { className: "name", textContent: title(state.layer, head()) }),
       element("label", {}, "query ", choice),
@@ -139,9 +140,9 @@ export function mountNeuron(root) {
     [found, weights] = [vectors, map];
     nothing.hidden = found !== null;
     top.hidden = scroll.hidden = found === null;
-    nothing.textContent = found ? "" : "This view needs the queries and keys of a head: view(..., query=..., key=...).";
+    nothing.textContent = found ? "" : 'This view needs the queries and keys of a head: jattn.record(keep=("weights", "query", "key")), or view(..., query=..., key=...).';
     draw();
-    hint("Choose a query above, or with the keys j and k. Features are colored by their sign: blue for positive, orange for negative.".replace("blue", "violet"));
+    hint("Choose a query above, or with the keys j and k. Features are colored by their sign: violet for positive, orange for negative.");
   }
 
   canvas.addEventListener("mousemove", (event) => {

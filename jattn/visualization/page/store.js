@@ -3,7 +3,7 @@
 //
 //   contents: title, notes, levels, bits, measures, image, start, masked (in words), groups
 //   group:    name, side, queries, keys (tokens), numbers (of the queries), same, sentences, grids, layers
-//   layer:    name, heads
+//   layer:    name, heads, besides (what the weights are made of besides softmax(q · k))
 //   head:     number, label, score, measures; blobs: weights (codes), bad and mask (bits), query and key (vectors);
 //             scale, features, off (of the softmax from int8), plan {tiles, states}
 

@@ -11,6 +11,8 @@ from ....foundation.arrays import describe
 
 Layers = str | int | Sequence[str | int] | None
 Indices = int | Sequence[int] | None
+KEPT = ("weights", "query", "key")
+Keep = str | Sequence[str]
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -45,15 +47,17 @@ class Choice:
         heads: indices of query heads; None for all.
         queries: indices of queries; None for all.
         limit: the largest number of bytes.
+        keep: which arrays, some of `KEPT` in that order.
     """
 
     layers: tuple[str | int, ...] | None
     heads: tuple[int, ...] | None
     queries: tuple[int, ...] | None
     limit: int
+    keep: tuple[str, ...]
 
     @classmethod
-    def of(cls, layers: Any, heads: Any, queries: Any, limit: Any) -> "Choice":
+    def of(cls, layers: Any, heads: Any, queries: Any, limit: Any, keep: Any = "weights") -> "Choice":
         """The checked arguments of `record`.
 
         Raises:
@@ -61,7 +65,7 @@ class Choice:
         """
         if not isinstance(limit, int) or isinstance(limit, bool) or limit <= 0:
             raise ValueError(f"`limit` must be a positive number of bytes, such as `2**30`; got {describe(limit)}.")
-        return cls(_layers(layers), _indices("heads", heads), _indices("queries", queries), limit)
+        return cls(_layers(layers), _indices("heads", heads), _indices("queries", queries), limit, _keep(keep))
 
     def has(self, name: str, number: int) -> bool:
         """Whether to record the call of this name, the `number`-th of all."""
@@ -95,6 +99,13 @@ def listed(names: Sequence[str], most: int = 40) -> str:
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def _keep(keep: Any) -> tuple[str, ...]:
+    found = (keep,) if isinstance(keep, str) else tuple(keep) if isinstance(keep, Iterable) else ()
+    if not found or not all(isinstance(one, str) and one in KEPT for one in found):
+        raise ValueError(f"`keep` must be some of {', '.join(map(repr, KEPT))}; got {keep!r}.")
+    return tuple(name for name in KEPT if name in found)
 
 
 def _layers(layers: Any) -> tuple[str | int, ...] | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ....foundation.arrays import describe
 from ....foundation.stateful import on_copies
 from ..observed import OBSERVER, observer_is
-from .choice import Choice, Indices, Layers
+from .choice import Choice, Indices, Keep, Layers
 from .gradients import Zero
 from .recorder import Recorder
 from .seen import Seen
@@ -45,11 +45,16 @@ class record:
             several of these; a name includes everything below it. By default all.
         heads: indices of query heads; by default all.
         queries: indices (not positions) of queries, negative ones from the end; by default all.
+        keep: one or several of "weights", "query" and "key". The query and key are those whose products are the scores:
+            after projections, rotary positions and normalization, and times the scale; what else the weights depend on
+            is listed in `Record.besides`. They make the neuron view of `jattn.visualization.view`, and
+            `keep=("query", "key")`, whose memory is linear in the length, its maps of long texts.
         limit: the largest number of bytes of the record.
 
     Returns:
         A context manager that gives a `Seen`: a mapping from names to weights `[..., heads, queries, kv_len]`, float32
-        (float64 for float64 inputs), complete when the block ends. Printing it shows a table.
+        (float64 for float64 inputs), complete when the block ends. Printing it shows a table. `seen.record(name)` has
+        the rest: `query` `[..., heads, queries, features]`, `key` `[..., kv_heads, kv_len, features]`.
 
     Raises:
         ValueError: an argument is of the wrong kind; a layer, head or query does not exist; nothing attends; the record
@@ -73,8 +78,16 @@ class record:
     2 recorded, 0.0 MiB
     """
 
-    def __init__(self, *, layers: Layers = None, heads: Indices = None, queries: Indices = None, limit: int = 2**30):
-        self._choice = Choice.of(layers, heads, queries, limit)
+    def __init__(
+        self,
+        *,
+        layers: Layers = None,
+        heads: Indices = None,
+        queries: Indices = None,
+        keep: Keep = "weights",
+        limit: int = 2**30,
+    ):
+        self._choice = Choice.of(layers, heads, queries, limit, keep)
         self._active: list[tuple[Recorder, Any]] = []
 
     def __enter__(self) -> Seen:
@@ -95,6 +108,7 @@ def recorded(
     layers: Layers = None,
     heads: Indices = None,
     queries: Indices = None,
+    keep: Keep = "weights",
     gradients: bool | Callable[[Any], Any] = False,
     limit: int = 2**30,
 ) -> Callable[..., tuple[Any, Seen]]:
@@ -113,7 +127,7 @@ def recorded(
 
     Args:
         function: a function, or a model that is called.
-        layers, heads, queries, limit: as in `record`.
+        layers, heads, queries, keep, limit: as in `record`.
         gradients: True if the output is the loss, or a function from the output to the loss, such as
             `lambda logits: logits[0, 3]`.
 
@@ -132,13 +146,15 @@ def recorded(
     >>> out, seen = jattn.recorded(model, gradients=lambda out: out[-1].sum())(x)
     >>> relevance = seen["attention.0"] * seen.gradients["attention.0"]
     """
-    choice = Choice.of(layers, heads, queries, limit)
+    choice = Choice.of(layers, heads, queries, limit, keep)
     if not callable(function):
         raise ValueError(f"`function` must be a function or a model that attends; got {describe(function)}.")
     if not (isinstance(gradients, bool) or callable(gradients)):
         raise ValueError(
             f"`gradients` must be True, False, or a function from the output to the loss; got {describe(gradients)}."
         )
+    if gradients is not False and "weights" not in choice.keep:
+        raise ValueError(f"`keep` must have 'weights' for their `gradients`; got {keep!r}.")
 
     @functools.wraps(function, updated=())
     def run(*arguments: Any, **options: Any) -> tuple[Any, Seen]:

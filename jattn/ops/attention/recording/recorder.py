@@ -4,7 +4,8 @@ A recording sees the arrays and pieces of every call, as its caller gave them. F
 
     A = d ∘ normalizer(scores(similarity(q, k)) | mask)        d: the factors of dropout
 
-by the definition, for nothing but the chosen heads and queries, and returns the output of the call.
+by the definition, for nothing but the chosen heads and queries, and returns the output of the call. On request it keeps
+q and k too (see `kept`).
 """
 
 import dataclasses
@@ -20,28 +21,14 @@ from ....foundation.arrays import as_jax, is_static
 from ....foundation.numerics import accumulation_dtype
 from ....foundation.sharding import vary, varying_axes
 from ..call import Call
-from ..implementations.reference import applied_weights
 from ..observed import Arrays, Inside, Observer, observed, observer_is
 from ..partial import Partial
-from ..select import select
-from ..split import run_call
+from ..split import look_at_call, run_call
 from .choice import Choice
 from .gradients import Zero, perturbed
+from .kept import besides, head_major, kept_of
 from .names import current_name
 from .seen import Record, Seen
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """The weights of some heads and queries, and which of their pairs may attend."""
-
-    heads: tuple[int, ...] | None
-    queries: tuple[int, ...] | None
-
-    def __call__(self, call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        del value
-        call, query, key = select(call, query, key, heads=self.heads, queries=self.queries)
-        return applied_weights(call, query, key)
 
 
 class Recorder(Observer):
@@ -82,20 +69,31 @@ class Recorder(Observer):
             return found
         self._check_trace(name)
         arrays = as_jax(*arrays)
-        self._check_choice(name, arrays)
         with observer_is(None):
-            rows = _Rows(self.choice.heads, self.choice.queries)
-            results = ("weights", "weights")
-            weights, allowed = run_call(rows, arrays, pieces, results, whole_heads=self.choice.heads is not None)
+            kept, more = self._kept(name, arrays, pieces)
             if self.like is not None:
-                self.like.append(Zero.like(weights))
+                self.like.append(Zero.like(kept["weights"]))
             if self.zeros is not None:
-                found = self._perturbed(found, arrays[2], allowed)
+                found = self._perturbed(found, arrays[2], kept["allowed"])
         query, key, _ = arrays
         sizes = {"q_heads": query.shape[-2], "q_len": query.shape[-3], "kv_len": key.shape[-3]}
-        record = Record(weights, None, self.choice.heads, self.choice.queries, **sizes)
+        record = Record(kept.get("weights"), None, self.choice.heads, self.choice.queries, **sizes, **more)
         self.seen.records[f"{name}#{again}" if again else name] = record
         return found
+
+    def _kept(self, name: str, arrays: Arrays, pieces: Any) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        """The arrays that are kept of a call; and of these, what a `Record` has besides the weights."""
+        whole: list[Call] = []
+        if self.choice.keep != ("weights",):
+            look_at_call(arrays, pieces, whole.append)
+        call = next(iter(whole), None)
+        self._check_choice(name, arrays, call)
+        kept = kept_of(self.choice, arrays, call, pairs=self.zeros is not None)
+        found = run_call(kept, arrays, pieces, kept.results, whole_heads=self.choice.heads is not None)
+        more: dict[str, Any] = {one: head_major(found[one]) for one in ("query", "key") if one in found}
+        if call is not None:
+            more |= {"allowed": found.get("bits"), "besides": besides(call, pieces)}
+        return found, more
 
     def inside(self, function: Callable[[list[Any]], Any]) -> "_Inside":
         return _Inside(function, self)
@@ -163,7 +161,7 @@ class Recorder(Observer):
                 "call out, choose others with `layers=`."
             )
 
-    def _check_choice(self, name: str, arrays: Arrays) -> None:
+    def _check_choice(self, name: str, arrays: Arrays, call: Call | None) -> None:
         """Check the indices and the size of the record.
 
         Raises:
@@ -189,15 +187,25 @@ class Recorder(Observer):
         if not is_static(*query.shape, *key.shape):
             return
         shape = (*query.shape[:-3], *counts, key.shape[-3])
-        graded = self.zeros is not None or self.like is not None
-        size = math.prod(shape) * accumulation_dtype(*arrays).itemsize * (1 + graded)
+        size = self._size(shape, key.shape[-2], call) * accumulation_dtype(*arrays).itemsize
         self._bytes += size
         if self._bytes > self.choice.limit:
             raise ValueError(
                 f"`limit` is {self.choice.limit:,} bytes, and the record would take {self._bytes:,} with {name!r}, "
                 f"whose weights have shape {list(shape)} ({size:,} bytes). Choose fewer with `layers=`, `heads=` or "
-                "`queries=`, or raise `limit=`."
+                "`queries=`, or raise `limit=`. For maps that are computed when they are looked at: "
+                '`keep=("query", "key")`.'
             )
+
+    def _size(self, shape: tuple[int, ...], key_heads: int, call: Call | None) -> int:
+        """How many numbers are kept of a call whose weights have this shape."""
+        keep, features = self.choice.keep, 0 if call is None else call.qk_dim
+        *batch, heads, queries, keys = shape
+        key_heads = key_heads if self.choice.heads is None else heads
+        graded = self.zeros is not None or self.like is not None
+        found = math.prod(shape) * (1 + graded) if "weights" in keep else 0
+        found += math.prod(batch) * heads * queries * features if "query" in keep else 0
+        return found + (math.prod(batch) * key_heads * keys * features if "key" in keep else 0)
 
 
 class _Inside(Inside):

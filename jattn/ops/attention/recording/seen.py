@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ....foundation.arrays import describe
-from .choice import Layers, abbreviates, listed, matches
+from .choice import KEPT, Layers, abbreviates, listed, matches
 
 Tokens = tuple[Any, ...]
 
@@ -20,13 +20,20 @@ class Record:
 
     Attributes:
         weights: `[..., heads, queries, kv_len]`, those that the values were multiplied by: after the normalizer and
-            dropout.
+            dropout. None if they were not kept.
         gradient: the gradient with respect to the weights, of the same shape, or None.
         heads: the indices of the heads that were chosen; None for all.
         queries: the indices of the queries that were chosen; None for all.
         q_heads, q_len, kv_len: the sizes of the call.
         query_tokens: the token of each recorded query: texts, or a tuple of them for each example; or None.
         key_tokens: the token of each key, likewise.
+        query: `[..., heads, queries, features]`, as it enters the scores: after projection, rotary positions and
+            normalization, times the scale. None if it was not kept.
+        key: `[..., kv_heads, kv_len, features]`, likewise. Consecutive heads share a key head; with chosen `heads`,
+            each has its own.
+        allowed: which pairs may attend, as bits in uint8 `[..., heads or 1, queries, ⌈kv_len / 8⌉]`, kept with a query
+            or key; None for all pairs. `mask` has booleans.
+        besides: names of what makes the weights besides softmax(query · key | mask), such as `("SoftCap",)`.
     """
 
     weights: Any
@@ -38,6 +45,27 @@ class Record:
     kv_len: int
     query_tokens: Tokens | None = None
     key_tokens: Tokens | None = None
+    query: Any = None
+    key: Any = None
+    allowed: Any = None
+    besides: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape `[..., heads, queries, kv_len]` of the weights, kept or not."""
+        if self.weights is not None:
+            return tuple(self.weights.shape)
+        heads = self.q_heads if self.heads is None else len(self.heads)
+        queries = self.q_len if self.queries is None else len(self.queries)
+        batch = (self.key if self.query is None else self.query).shape[:-3]
+        return (*batch, heads, queries, self.kv_len)
+
+    @property
+    def mask(self) -> jax.Array | None:
+        """Booleans `[..., heads or 1, queries, kv_len]`, True where a query may attend; None where `allowed` is."""
+        if self.allowed is None:
+            return None
+        return jnp.unpackbits(self.allowed, axis=-1, count=self.kv_len).astype(bool)
 
     def with_tokens(self, name: str, queries: Any, keys: Any) -> "Record":
         """The record with tokens of the whole call, of which it keeps those of its queries and keys."""
@@ -53,8 +81,8 @@ class Record:
 
 jax.tree_util.register_dataclass(
     Record,
-    data_fields=["weights", "gradient"],
-    meta_fields=["heads", "queries", "q_heads", "q_len", "kv_len", "query_tokens", "key_tokens"],
+    data_fields=["weights", "gradient", "query", "key", "allowed"],
+    meta_fields=["heads", "queries", "q_heads", "q_len", "kv_len", "query_tokens", "key_tokens", "besides"],
 )
 
 
@@ -90,7 +118,19 @@ class Seen(Mapping[str, Any]):
         self.records: dict[str, Record] = dict(records or {})
 
     def __getitem__(self, name: str) -> Any:
-        return self.record(name).weights
+        record = self.record(name)
+        if record.weights is None:
+            raise ValueError(
+                f"the weights of {name!r} were not kept: `keep=('weights', 'query', 'key')` keeps them too. What was "
+                f"kept is in `seen.record({name!r})`."
+            )
+        return record.weights
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return self.record(name) is not None  # type: ignore[arg-type]
+        except KeyError:
+            return False
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.records)
@@ -115,8 +155,8 @@ class Seen(Mapping[str, Any]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """For each name, the shape of its weights."""
-        return {name: tuple(record.weights.shape) for name, record in self.records.items()}
+        """For each name, the shape of its weights, kept or not."""
+        return {name: record.shape for name, record in self.records.items()}
 
     @property
     def gradients(self) -> dict[str, Any]:
@@ -187,8 +227,9 @@ class Seen(Mapping[str, Any]):
         return found
 
     def __repr__(self) -> str:
-        header = ("name", "weights", "heads", "queries", "keys", "tokens")
-        rows = [header, *(_row(name, record) for name, record in self.records.items())]
+        kept = [name for name in KEPT if any(getattr(one, name) is not None for one in self.records.values())]
+        header = ("name", *(kept or KEPT[:1]), "heads", "queries", "keys", "tokens")
+        rows = [header, *(_row(name, record, header[1:-4]) for name, record in self.records.items())]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         size = sum(
@@ -215,15 +256,17 @@ class Seen(Mapping[str, Any]):
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
-def _row(name: str, record: Record) -> tuple[str, ...]:
+def _row(name: str, record: Record, kept: Sequence[str]) -> tuple[str, ...]:
+    def shape(array: Any) -> str:
+        return f"{array.dtype}{list(array.shape)}" if hasattr(array, "shape") else "-"
+
     def some(indices: tuple[int, ...] | None, count: int) -> str:
         return f"all {count}" if indices is None else listed(list(map(str, indices)), most=6)
 
-    shape = f"{record.weights.dtype}{list(record.weights.shape)}" if hasattr(record.weights, "shape") else "-"
     tokens = "-" if record.query_tokens is None else "attached"
     return (
         name,
-        shape,
+        *(shape(getattr(record, one)) for one in kept),
         some(record.heads, record.q_heads),
         some(record.queries, record.q_len),
         str(record.kv_len),
