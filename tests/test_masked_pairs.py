@@ -13,7 +13,7 @@ from jattn.normalizers import Normalizer
 from jattn.ops.attention.implementations import Tiled
 from jattn.scores import Score
 from jattn.similarities import Similarity
-from jattn.similarities.base import Prepared
+from jattn.similarities.dot import Prepared
 
 LENGTH, HEADS, DIM = 7, 2, 3
 AT = np.arange(LENGTH)

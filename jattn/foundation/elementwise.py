@@ -6,6 +6,7 @@ once with arrays whose batch, head, query and key sizes are distinct primes that
 recognized by its size wherever the piece moves it.
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .functions import needed_inputs, one_expression
 from .pieces import LAYOUT, Piece, map_fields, own_rank, parts
 from .sharding import without_mesh
 
@@ -229,3 +229,79 @@ def _mixes(equation: Any, sizes: Sizes) -> bool:
         return some(first, range(len(first)))
     linear = ("cholesky", "eigh", "eig", "svd", "lu", "qr", "triangular_solve", "householder_product", "schur")
     return name in linear and some(first, range(-min(2, len(first)), 0))
+
+
+def needed_inputs(jaxpr: Any, outputs: list[bool]) -> list[bool]:
+    """Which inputs the wanted outputs may depend on."""
+    needed = {atom for atom, wanted in zip(jaxpr.outvars, outputs, strict=True) if wanted and not hasattr(atom, "val")}
+    for equation in reversed(jaxpr.eqns):
+        wanted = [variable in needed for variable in equation.outvars]
+        if not any(wanted) and not equation.effects:
+            continue
+        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
+        used = [True] * len(equation.invars) if inner is None else needed_inputs(inner.jaxpr, wanted)
+        needed.update(atom for atom, one in zip(equation.invars, used, strict=True) if one and not hasattr(atom, "val"))
+    return [variable in needed for variable in jaxpr.invars]
+
+
+@contextlib.contextmanager
+def one_expression(name: str, function: Any) -> Iterator[None]:
+    """Turn JAX's errors about concrete values of tracers into an error that says how to rewrite the function.
+
+    Args:
+        name: the name of the argument that is, or contains, the function.
+        function: the function that the message is about.
+
+    Raises:
+        ValueError: the function branches in Python on a tracer, or passes one to NumPy or Python.
+    """
+    try:
+        yield
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, ValueError) as error:
+        found = [
+            (doing, remedy)
+            for kind, doing, remedy in _REMEDIES
+            if (kind in str(error) if isinstance(kind, str) else isinstance(error, kind))
+        ]
+        if not found:
+            raise
+        doing, remedy = found[0]
+        what = function if isinstance(function, str) else getattr(function, "__qualname__", None) or repr(function)
+        raise ValueError(f"`{name}` must be one JAX expression for all pairs; `{what}` {doing}. {remedy}") from error
+
+
+_DECIDES = (
+    "asks in Python whether something holds",
+    "Write `&`, `|` and `~` for `and`, `or` and `not`, with each comparison in parentheses; `(a < b) & (b < c)` "
+    "for `a < b < c`; and `jnp.where(condition, x, y)` for `x if condition else y`.",
+)
+# Keyed by the type of the error, or by text in its message.
+_REMEDIES: tuple[tuple[type[Exception] | str, str, str], ...] = (
+    (jax.errors.TracerBoolConversionError, *_DECIDES),
+    ("truth value of an array", *_DECIDES),
+    (
+        "out of bounds for array of dimension 0",
+        "looks along an axis, and is given one pair at a time",
+        "What turns whole rows of scores into weights is a normalizer (`jattn.normalizers`).",
+    ),
+    (
+        jax.errors.TracerIntegerConversionError,
+        "indexes a list, or counts in Python, with a traced number",
+        "Make an array of the list first: `jnp.asarray(table)[q]`.",
+    ),
+    (
+        jax.errors.TracerArrayConversionError,
+        "gives a traced number to NumPy",
+        "Write `jnp` for `np`; an array of NumPy that is indexed by a position is `jnp.asarray(table)[q]`.",
+    ),
+    (
+        jax.errors.ConcretizationTypeError,
+        "makes a Python number of a traced one",
+        "Write `x.astype(int)` for `int(x)`, `x.astype(float)` for `float(x)`, and `jnp.floor(x)` for `math.floor(x)`.",
+    ),
+    (
+        jax.errors.NonConcreteBooleanIndexError,
+        "indexes with a condition",
+        "Write `jnp.where(condition, x, y)`.",
+    ),
+)

@@ -1,13 +1,12 @@
 """Trace a user's function of scalars once, so that the arrays it closes over can be handled like any others.
 
 Captured arrays become leaves of the piece that holds the function: only leaves are differentiated, batched and
-sharded with the piece.
+sharded with the piece. `may_be_singular` tells whether a function needs care where it is not finite.
 """
 
-import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from .elementwise import needed_inputs, one_expression
 from .identity import identity
 from .shard_map import evaluate_varying
 from .sharding import varying_axes, without_mesh
@@ -184,77 +184,29 @@ def trace(function: Callable[..., Any], *dtypes: Any) -> tuple[Traced, tuple[Any
     return Traced(function, closed), tuple(captured), result
 
 
-@contextlib.contextmanager
-def one_expression(name: str, function: Any) -> Iterator[None]:
-    """Turn JAX's errors about concrete values of tracers into an error that says how to rewrite the function.
+SINGULAR = {"acos", "acosh", "asin", "atan2", "atanh", "cbrt", "digamma", "div", "erf_inv", "exp", "exp2", "expm1"}
+SINGULAR |= {"cosh", "custom_vjp_call", "igamma", "integer_pow", "lgamma", "log", "log1p", "pow", "rem", "rsqrt"}
+SINGULAR |= {"sinh", "sqrt", "tan"}
+"""Primitives whose result or derivative may be infinite for finite inputs."""
 
-    Args:
-        name: the name of the argument that is, or contains, the function.
-        function: the function that the message is about.
 
-    Raises:
-        ValueError: the function branches in Python on a tracer, or passes one to NumPy or Python.
+def may_be_singular(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function contains a primitive that may be infinite, or have an infinite derivative, for finite inputs.
+
+    >>> may_be_singular(lambda x: 2 * jnp.tanh(x), 1.0), may_be_singular(lambda x: 2 * jnp.sqrt(x), 1.0)
+    (False, True)
     """
-    try:
-        yield
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, ValueError) as error:
-        found = [
-            (doing, remedy)
-            for kind, doing, remedy in _REMEDIES
-            if (kind in str(error) if isinstance(kind, str) else isinstance(error, kind))
-        ]
-        if not found:
-            raise
-        doing, remedy = found[0]
-        what = function if isinstance(function, str) else getattr(function, "__qualname__", None) or repr(function)
-        raise ValueError(f"`{name}` must be one JAX expression for all pairs; `{what}` {doing}. {remedy}") from error
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
+    return _singular(jax.make_jaxpr(function)(*shapes).jaxpr)
 
 
-_DECIDES = (
-    "asks in Python whether something holds",
-    "Write `&`, `|` and `~` for `and`, `or` and `not`, with each comparison in parentheses; `(a < b) & (b < c)` "
-    "for `a < b < c`; and `jnp.where(condition, x, y)` for `x if condition else y`.",
-)
-# Keyed by the type of the error, or by text in its message.
-_REMEDIES: tuple[tuple[type[Exception] | str, str, str], ...] = (
-    (jax.errors.TracerBoolConversionError, *_DECIDES),
-    ("truth value of an array", *_DECIDES),
-    (
-        "out of bounds for array of dimension 0",
-        "looks along an axis, and is given one pair at a time",
-        "What turns whole rows of scores into weights is a normalizer (`jattn.normalizers`).",
-    ),
-    (
-        jax.errors.TracerIntegerConversionError,
-        "indexes a list, or counts in Python, with a traced number",
-        "Make an array of the list first: `jnp.asarray(table)[q]`.",
-    ),
-    (
-        jax.errors.TracerArrayConversionError,
-        "gives a traced number to NumPy",
-        "Write `jnp` for `np`; an array of NumPy that is indexed by a position is `jnp.asarray(table)[q]`.",
-    ),
-    (
-        jax.errors.ConcretizationTypeError,
-        "makes a Python number of a traced one",
-        "Write `x.astype(int)` for `int(x)`, `x.astype(float)` for `float(x)`, and `jnp.floor(x)` for `math.floor(x)`.",
-    ),
-    (
-        jax.errors.NonConcreteBooleanIndexError,
-        "indexes with a condition",
-        "Write `jnp.where(condition, x, y)`.",
-    ),
-)
-
-
-def needed_inputs(jaxpr: Any, outputs: list[bool]) -> list[bool]:
-    """Which inputs the wanted outputs may depend on."""
-    needed = {atom for atom, wanted in zip(jaxpr.outvars, outputs, strict=True) if wanted and not hasattr(atom, "val")}
-    for equation in reversed(jaxpr.eqns):
-        wanted = [variable in needed for variable in equation.outvars]
-        if not any(wanted) and not equation.effects:
-            continue
-        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
-        used = [True] * len(equation.invars) if inner is None else needed_inputs(inner.jaxpr, wanted)
-        needed.update(atom for atom, one in zip(equation.invars, used, strict=True) if one and not hasattr(atom, "val"))
-    return [variable in needed for variable in jaxpr.invars]
+def _singular(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        inner = [one for value in equation.params.values() for one in jax.tree.leaves(value) if hasattr(one, "eqns")]
+        inner += [one.jaxpr for one in jax.tree.leaves(equation.params) if hasattr(one, "jaxpr")]
+        if any(map(_singular, inner)):
+            return True
+        floats = any(jnp.issubdtype(variable.aval.dtype, jnp.inexact) for variable in equation.outvars)
+        if floats and equation.primitive.name in SINGULAR and equation.params.get("y", -1) < 0:
+            return True
+    return False

@@ -274,3 +274,15 @@ def as_mask(value: Any) -> Mask:
         f"`mask` must be a mask piece, or a function `(query, key)` of positions or `(batch, head, query, key)`; "
         f"got {describe(value)}. {remedy}"
     )
+
+
+def check_extent(mask: Mask, query_positions: Any, key_positions: Any) -> None:
+    """Check that no known position is outside the grid, or the table, that a mask is made for."""
+    for name, positions, size in zip(
+        ("query_positions", "key_positions"), (query_positions, key_positions), mask.extent(), strict=True
+    ):
+        if size is not None and isinstance(positions, np.ndarray) and positions.size and positions.max() >= size:
+            raise ValueError(
+                f"`mask` is made for {size} positions, 0 to {size - 1}; the call has `{name}` up to {positions.max()}. "
+                f"{mask.beyond}"
+            )

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..foundation.elementwise import mask_reads_positions
 from ..foundation.pieces import align, indexed, map_fields
-from .base import Mask
+from .base import Mask, check_extent
 
 
 def placed(
@@ -86,18 +86,6 @@ def dense(
     aligned, rows, columns = placed(mask, q_len, kv_len, query_positions, key_positions, batch=batch, heads=heads)
     allowed = jnp.asarray(aligned.allows(rows, columns))
     return jnp.broadcast_to(allowed, jnp.broadcast_shapes(allowed.shape, rows.shape, columns.shape))
-
-
-def check_extent(mask: Mask, query_positions: Any, key_positions: Any) -> None:
-    """Check that no known position is outside the grid, or the table, that a mask is made for."""
-    for name, positions, size in zip(
-        ("query_positions", "key_positions"), (query_positions, key_positions), mask.extent(), strict=True
-    ):
-        if size is not None and isinstance(positions, np.ndarray) and positions.size and positions.max() >= size:
-            raise ValueError(
-                f"`mask` is made for {size} positions, 0 to {size - 1}; the call has `{name}` up to {positions.max()}. "
-                f"{mask.beyond}"
-            )
 
 
 def check_lone_query_positions(query_positions: Any, length: int, readers: Mapping[str, bool]) -> None:

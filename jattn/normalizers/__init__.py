@@ -1,8 +1,7 @@
 """Normalizers: from a row of scores to the weights of the values."""
 
-from .base import Normalizer
 from .elementwise import ReLU, Sigmoid
-from .softmax import Softmax
+from .softmax import Normalizer, Softmax
 from .sparse import Entmax15, Sparsemax
 
 __all__ = ["Entmax15", "Normalizer", "ReLU", "Sigmoid", "Softmax", "Sparsemax"]

@@ -7,7 +7,7 @@ import numpy as np
 from ..foundation.fields import Numbers, parameter, set_field
 from ..foundation.pieces import number, piece
 from ..scores.bias import Shift
-from .base import Normalizer
+from .softmax import Normalizer
 
 
 @piece

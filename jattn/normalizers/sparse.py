@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ..foundation.arrays import of_rank
 from ..foundation.pieces import piece
-from .base import Normalizer
+from .softmax import Normalizer
 
 
 class Rows(NamedTuple):

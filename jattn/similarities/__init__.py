@@ -1,9 +1,8 @@
 """Similarities: from a query and a key to a score."""
 
 from .additive import Additive
-from .base import Prepared, Similarity
 from .bilinear import Bilinear, SharedBilinear
-from .dot import Cosine, Dot, ScaledDot
+from .dot import Cosine, Dot, Prepared, ScaledDot, Similarity
 from .gaussian import Gaussian
 from .relative import RelativeDot
 

@@ -7,8 +7,8 @@ import numpy as np
 from ..foundation.fields import floats, set_field
 from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import array, piece
-from .base import Prepared, Similarity
 from .bilinear import check_weight, project
+from .dot import Prepared, Similarity
 from .finite import finite_query
 
 WEIGHT = ("head", "dim", "feature")

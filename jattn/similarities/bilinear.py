@@ -8,7 +8,7 @@ from ..foundation.fields import Numbers, floats, parameter, set_field
 from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import array, number, piece
 from ..scores.bias import Shift
-from .base import Prepared, Similarity
+from .dot import Prepared, Similarity
 from .finite import finite_query
 
 

@@ -10,8 +10,7 @@ from ..foundation.fields import Numbers, parameter, set_field
 from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import number, piece
 from ..scores.bias import Bias
-from .base import Prepared, Similarity
-from .dot import static_or_score
+from .dot import Prepared, Similarity, static_or_score
 from .finite import finite_query
 
 

@@ -10,7 +10,7 @@ from ..foundation.fields import floats, set_field
 from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import array, piece
 from ..scores.distances import RelativeLogits
-from .base import Prepared, Similarity
+from .dot import Prepared, Similarity
 from .finite import finite_query
 
 

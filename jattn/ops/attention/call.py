@@ -18,13 +18,13 @@ from ...foundation.numerics import accumulation_dtype, without_nonfinite
 from ...foundation.pieces import Piece, align, indexed
 from ...foundation.sharding import auto_devices, split_axes
 from ...foundation.target import Target, target_of
-from ...masks.base import Mask, as_mask
-from ...masks.placement import check_extent, check_lone_query_positions
+from ...masks.base import Mask, as_mask, check_extent
+from ...masks.placement import check_lone_query_positions
 from ...normalizers import Normalizer, Softmax
 from ...scores import Bias
 from ...scores.base import Score, as_score
 from ...similarities import ScaledDot, Similarity
-from ...similarities.base import Prepared
+from ...similarities.dot import Prepared
 from .dropout import Dropout
 
 

@@ -1,8 +1,9 @@
-"""A tile of scores: its mask, scores and weights, and their derivatives. Shared by all implementations.
+"""A tile of scores: its mask, scores and weights, their derivatives, and products with values.
 
 A tile is a set of queries and keys: rows of query and key, and the pieces sliced to them. Since pieces are aligned to
 `[batch..., head, query, key]` and use absolute positions, a tile is evaluated like the whole. Every function here
-takes plain arrays and may be traced by a loop over tiles, by a kernel, or for all pairs at once.
+takes plain arrays and may be traced by a loop over tiles, by a kernel, or for all pairs at once: all implementations
+share them.
 
     allowed = allowed_pairs(tile)                                            which pairs may attend
     scores = scores_of(tile, raw, scale)                                     forward
@@ -25,16 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.numerics import where
+from ...foundation.arrays import is_static
+from ...foundation.functions import may_be_singular
+from ...foundation.numerics import accumulation_dtype, where, without_nonfinite
+from ...foundation.sharding import auto_devices, vary, varying_axes
 from ...normalizers import Normalizer
 from ...scores.base import Score
 from ...similarities import Similarity
 from .call import Pieces
-
-SINGULAR = {"acos", "acosh", "asin", "atan2", "atanh", "cbrt", "digamma", "div", "erf_inv", "exp", "exp2", "expm1"}
-SINGULAR |= {"cosh", "custom_vjp_call", "igamma", "integer_pow", "lgamma", "log", "log1p", "pow", "rem", "rsqrt"}
-SINGULAR |= {"sinh", "sqrt", "tan"}
-"""Primitives whose result or derivative may be infinite for finite inputs."""
 
 
 def is_float(leaf: Any) -> bool:
@@ -288,31 +287,99 @@ def for_normalizer(normalizer: Normalizer, scores: jax.Array, allowed: jax.Array
     return jax.tree.map(inside, normalizer), inside(scores)
 
 
-def may_be_singular(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a function contains a primitive that may be infinite, or have an infinite derivative, for finite inputs.
-
-    >>> may_be_singular(lambda x: 2 * jnp.tanh(x), 1.0), may_be_singular(lambda x: 2 * jnp.sqrt(x), 1.0)
-    (False, True)
-    """
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
-    return _singular(jax.make_jaxpr(function)(*shapes).jaxpr)
-
-
-def _singular(jaxpr: Any) -> bool:
-    for equation in jaxpr.eqns:
-        inner = [one for value in equation.params.values() for one in jax.tree.leaves(value) if hasattr(one, "eqns")]
-        inner += [one.jaxpr for one in jax.tree.leaves(equation.params) if hasattr(one, "jaxpr")]
-        if any(map(_singular, inner)):
-            return True
-        floats = any(jnp.issubdtype(variable.aval.dtype, jnp.inexact) for variable in equation.outvars)
-        if floats and equation.primitive.name in SINGULAR and equation.params.get("y", -1) < 0:
-            return True
-    return False
-
-
 def _along(axis: int, size: int, rank: int) -> np.ndarray:
     return np.arange(size).reshape([size if one == axis else 1 for one in range(rank)])
 
 
 def _as_layout(allowed: jax.Array, rank: int) -> jax.Array:
     return jax.lax.expand_dims(allowed, range(rank - allowed.ndim))
+
+
+# --- products of weights and values; a masked pair contributes nothing, even if its value is NaN or inf ---
+
+
+def grouped_product(weights: jax.Array, values: jax.Array, precision: Any = None) -> jax.Array:
+    """`[..., q_heads, q, k]` times `[..., kv_heads, k, d]`: `[..., q_heads, q, d]`, without repeating the values."""
+    *batch, q_heads, q_len, k_len = weights.shape
+    kv_heads, dim = values.shape[-3], values.shape[-1]
+    grouped = weights.reshape(*batch, kv_heads, q_heads // kv_heads * q_len, k_len)
+    dtype = accumulation_dtype(values)
+    out = jnp.einsum("...hqk,...hkd->...hqd", grouped, values, precision=precision, preferred_element_type=dtype)
+    return out.reshape(*batch, q_heads, q_len, dim)
+
+
+def multiply_values(weights: jax.Array, values: jax.Array, allowed: jax.Array) -> jax.Array:
+    """`weights @ values`, in which a masked pair contributes nothing even if its value is NaN or inf.
+
+    Args:
+        weights: `[..., q_heads, q, k]`, 0 for masked pairs; rounded to the dtype of the values for the product.
+        values: `[..., kv_heads, k, d]`.
+        allowed: booleans, broadcastable to the weights.
+    """
+    weights = weights.astype(values.dtype)
+    # Under `vmap` inside `shard_map`, JAX does not by itself make values captured by a branch of `cond` varying.
+    allowed = vary(allowed, varying_axes(weights, values))
+    clean = grouped_product(weights, without_nonfinite(values))
+
+    def with_nonfinite():
+        return clean + _nonfinite_sums(jnp.broadcast_to(allowed, weights.shape), values)
+
+    if auto_devices(weights, values) > 1:  # a test whether all values are finite would need communication
+        return with_nonfinite()
+    return jax.lax.cond(jnp.isfinite(values).all(), lambda: clean, with_nonfinite)
+
+
+def add_values(
+    total: Callable[[], jax.Array],
+    weights: jax.Array,
+    values: Callable[[], jax.Array],
+    allowed: Callable[[], jax.Array],
+    axes: tuple[str, ...],
+) -> jax.Array:
+    """`total() + multiply_values(weights, values(), allowed())`, not differentiable, for a loop.
+
+    Values that are NaN or inf are handled in a branch, from functions evaluated there, so that XLA compiles and runs
+    fewer operations.
+
+    Args:
+        total: `[..., q_heads, q, d]`.
+        weights: as in `multiply_values`.
+        values: as in `multiply_values`.
+        allowed: as in `multiply_values`.
+        axes: the mesh axes over which the result varies.
+    """
+    tile = values()
+    weights = weights.astype(tile.dtype)
+
+    def with_nonfinite():
+        # Sliced again, and kept apart, so that XLA compiles fewer operations.
+        tile = jax.lax.optimization_barrier(values())
+        clean = grouped_product(weights, without_nonfinite(tile))
+        return vary(total() + clean + _nonfinite_sums(jnp.broadcast_to(allowed(), weights.shape), tile), axes)
+
+    if auto_devices(weights, tile) > 1:  # the test below would need communication
+        return with_nonfinite()
+    product = grouped_product(weights, tile)
+    # Each NaN or inf of the tile reaches the product, as 0 * NaN is NaN. So does a NaN among the weights, and this sum
+    # may overflow; the branch is right for both.
+    finite = jnp.isfinite(jnp.sum(product))
+    return jax.lax.cond(finite, lambda: vary(total() + product, axes), with_nonfinite)
+
+
+def _nonfinite_sums(reach: jax.Array, values: jax.Array) -> jax.Array:
+    """The sums over the pairs in `reach` of values that are NaN or inf: 0, inf, -inf or NaN, `[..., q_heads, q, d]`."""
+    dtype = accumulation_dtype(values)
+
+    def count(kinds):
+        # A matrix unit that rounds to bfloat16 would lose the 1 of `unit + 1` below.
+        return grouped_product(reach.astype(dtype), kinds.astype(dtype), precision="highest")
+
+    above, below = ~(values < jnp.inf), ~(values > -jnp.inf)  # +inf and -inf; NaN counts as both: inf - inf
+    unit = 4096
+    if is_static(reach.shape[-1]) and reach.shape[-1] < unit:  # one product counts both, exactly
+        both = count(above + float(unit) * below)
+        below = jnp.floor(both / unit)
+        above = both - unit * below
+    else:
+        above, below = count(above), count(below)
+    return (jnp.where(above > 0, jnp.inf, 0.0) - jnp.where(below > 0, jnp.inf, 0.0)).astype(dtype)

@@ -17,7 +17,7 @@ from ...normalizers import Softmax
 from ...ops.attention.by_example import by_example
 from ...ops.attention.call import Call, Pieces, prepare
 from ...ops.attention.implementations.reference import scored
-from ...ops.attention.values import multiply_values
+from ...ops.attention.tile import multiply_values
 
 ROWS = 128
 

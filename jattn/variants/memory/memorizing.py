@@ -18,7 +18,7 @@ from ...ops.attention.api import partial_attention
 from ...ops.attention.by_example import by_example
 from ...ops.attention.partial import Partial, merge
 from ...similarities import Dot
-from ...similarities.base import grouped_dot
+from ...similarities.dot import grouped_dot
 from ..selection.best_keys import largest_of
 
 BLOCK = 4096

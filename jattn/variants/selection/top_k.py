@@ -9,7 +9,7 @@ from ...foundation.arguments import check_positive
 from ...foundation.arrays import as_jax
 from ...ops.attention.by_example import by_example
 from ...ops.attention.call import Pieces, prepare
-from ...ops.attention.values import multiply_values
+from ...ops.attention.tile import multiply_values
 from .best_keys import best_keys, score_chosen, take_chosen
 
 

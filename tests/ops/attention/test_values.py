@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jattn.ops.attention.values import add_values, multiply_values
+from jattn.ops.attention.tile import add_values, multiply_values
 
 
 @pytest.mark.parametrize("keys", [6, 5000])

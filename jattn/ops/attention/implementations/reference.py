@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from ....foundation.numerics import accumulation_dtype, inner, shifted_exp, without_nonfinite
-from ....similarities.base import folded_scale
+from ....similarities.dot import folded_scale
 from ...dispatch import Implementation, Unsupported
 from .. import tile
 from ..call import Call
 from ..partial import Partial, log_of_sum
 from ..streaming import Gradients
-from ..values import multiply_values
+from ..tile import multiply_values
 
 
 class Reference(Implementation):

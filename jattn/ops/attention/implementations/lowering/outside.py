@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...tile import SINGULAR
+from .....foundation.functions import SINGULAR
 from .expressions import Axes, Expression, Needs, Node, Source, in_order, operands_of
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from .....foundation.arrays import iota
 from .....foundation.sharding import vary
 from .....foundation.target import expected_target
-from .....similarities.base import folded_scale
+from .....similarities.dot import folded_scale
 from ...call import Call
 from ...partial import Partial, log_of_sum, merge
 from ...plan import EMPTY, FULL, PARTIAL, Plan, make_plan

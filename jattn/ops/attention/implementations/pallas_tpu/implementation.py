@@ -13,7 +13,7 @@ from .....foundation.arrays import iota, is_static
 from .....foundation.numerics import inner
 from .....foundation.sharding import vary, varying_axes
 from .....foundation.target import expected_target
-from .....similarities.base import folded_scale
+from .....similarities.dot import folded_scale
 from ...call import Call, Pieces
 from ...partial import Partial, log_of_sum
 from ...plan import FULL, PARTIAL, Plan, make_plan

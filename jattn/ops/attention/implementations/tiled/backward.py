@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from .....foundation.arrays import put_at, slice_at
 from .....foundation.numerics import accumulation_dtype, inner, where, without_nonfinite
 from .....foundation.sharding import full, varying_axes
-from .....similarities.base import folded_scale
+from .....similarities.dot import folded_scale
 from ...call import Pieces
 from ...plan import Lists
-from ...tile import dropout_factor, floats_of, pairwise_vjp, scores_vjp, weights_vjp
-from ...values import grouped_product
+from ...tile import dropout_factor, floats_of, grouped_product, pairwise_vjp, scores_vjp, weights_vjp
 from .slicing import fresh_rows, key_tile_at, loop, own_pairs, put_rows, row_of, rows_of, slice_pieces, sweep
 from .tiling import Tiling
 

@@ -6,12 +6,11 @@ import jax.numpy as jnp
 from .....foundation.arrays import quotient
 from .....foundation.numerics import accumulation_dtype, where
 from .....foundation.sharding import full, varying_axes
-from .....similarities.base import folded_scale
+from .....similarities.dot import folded_scale
 from ...call import Pieces
 from ...partial import log_of_sum
 from ...plan import Lists
-from ...tile import dropout_factor, scores_of
-from ...values import add_values, grouped_product
+from ...tile import add_values, dropout_factor, grouped_product, scores_of
 from .slicing import (
     fresh_rows,
     in_branches,

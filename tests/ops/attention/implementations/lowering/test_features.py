@@ -11,7 +11,7 @@ from jattn.foundation.pieces import array, piece
 from jattn.ops.attention.call import Pieces, prepare
 from jattn.ops.attention.implementations.lowering import MOSAIC, lower
 from jattn.similarities import Similarity
-from jattn.similarities.base import Prepared
+from jattn.similarities.dot import Prepared
 
 FEATURES = 6
 

@@ -84,7 +84,7 @@ class Distance(similarities.Similarity):
     rewrites_key = False
 
     def prepare(self, query, key):
-        return similarities.base.Prepared(query, key, 0.5)
+        return similarities.dot.Prepared(query, key, 0.5)
 
     def pair(self, query, key):
         key = jnp.repeat(key, query.shape[-3] // key.shape[-3], axis=-3)
