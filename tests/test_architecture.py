@@ -38,7 +38,10 @@ LAYERS = (
 
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Of two in one row, only these know each other, the first the second.
-SIBLINGS = {("ops.attention.explain", "ops.attention.api")}
+SIBLINGS = {
+    ("ops.attention.explain", "ops.attention.api"),
+    ("ops.attention.recording", "ops.attention.api"),
+}
 LONGEST = 400
 
 found = importlib.util.find_spec("jattn")

@@ -7,23 +7,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 from jaxtyping import Float
 
-from ...foundation.arrays import FOREIGN, as_array, describe, dtype_of, iota, of_rank
+from ...foundation.arrays import FOREIGN, as_array, as_jax, describe, dtype_of, iota, of_rank
+from ...foundation.sharding import mesh_of
 from ...foundation.target import expected_target
 from ...masks.base import Mask, restricted
 from ...normalizers import Normalizer
 from ...scores.base import Score
 from ...similarities import Similarity
 from ..dispatch import WATCHER, Implementation, Unsupported, Watched
-from .call import Call, Pieces, check_arrays, renamed
+from .call import Call, Pieces, check_arrays, prepare, renamed
 from .dropout import Dropout
 from .implementations import ATTENTION
 from .implementations.reference import weights_of
 from .observed import OBSERVER, observed
 from .partial import Partial
 from .select import select
-from .split import run_call
+from .split import Arrays, run_on_parts
 from .streaming import Streaming, attend
 
 Scores = Score | Callable[..., Any] | Sequence[Score | Callable[..., Any]]
@@ -207,7 +209,7 @@ class _Attend:
 
 
 def _attend(
-    arrays: tuple[jax.Array, jax.Array, jax.Array],
+    arrays: Arrays,
     pieces: Pieces,
     implementation: str | Implementation | None,
     *,
@@ -218,6 +220,38 @@ def _attend(
     watch = None if watcher is None else lambda call: watcher(Watched(ATTENTION, call, named, implementation))
     names: Any = ("out", "lse", "lse")
     return run_call(_Attend(implementation, lse), arrays, pieces, Partial(*names), watch=watch)
+
+
+def run_call(
+    function: Callable[..., Any],
+    arrays: Arrays,
+    pieces: Pieces,
+    results: Any,
+    *,
+    watch: Callable[[Call], None] | None = None,
+    whole_heads: bool = False,
+) -> Any:
+    """Prepare a call and run `function(call, query, key, value)`; over Explicit mesh axes, on each device's own part.
+
+    Args:
+        function: from a call to a pytree of results; hashable and comparable, as `run_split` requires.
+        arrays: query, key and value.
+        pieces: as the caller gave them.
+        results: a pytree of the results' names in `split.LAYOUTS`.
+        watch: called with the whole call before it runs.
+        whole_heads: whether every device needs all heads.
+
+    Raises:
+        ValueError: as in `prepare`.
+    """
+    check_arrays(*arrays)
+    query, key, value = as_jax(*arrays)
+    if AxisType.Explicit in mesh_of(query, key, value).axis_types:
+        return run_on_parts(function, (query, key, value), pieces, results, watch=watch, whole_heads=whole_heads)
+    call, query, key = prepare(query, key, value, pieces)
+    if watch is not None:
+        watch(call)
+    return function(call, query, key, value)
 
 
 def dot_product_attention(

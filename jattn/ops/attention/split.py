@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from ...foundation.arrays import as_jax, known_while_tracing
+from ...foundation.arrays import known_while_tracing
 from ...foundation.pieces import map_fields
 from ...foundation.shard_map import run_split
 from ...foundation.sharding import Layout, Split, Whole, auto_devices, layout, mesh_axes, spec_of, split_axes, split_of
@@ -33,7 +33,7 @@ NAMES = ("query", "key", "value")
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def run_call(
+def run_on_parts(
     function: Callable[..., Any],
     arrays: Arrays,
     pieces: Pieces,
@@ -42,28 +42,9 @@ def run_call(
     watch: Callable[[Call], None] | None = None,
     whole_heads: bool = False,
 ) -> Any:
-    """Prepare a call and run `function(call, query, key, value)`, on each device with its batch elements and heads.
-
-    Args:
-        function: from a call to a pytree of results; hashable and comparable, as `run_split` requires.
-        arrays: query, key and value.
-        pieces: as the caller gave them.
-        results: a pytree of the names in `LAYOUTS` of the results.
-        watch: called with the whole call before it runs.
-        whole_heads: whether every device needs all heads.
-
-    Raises:
-        ValueError: as in `prepare`.
-    """
-    check_arrays(*arrays)
-    query, key, value = as_jax(*arrays)
-    arrays = query, key, value
+    """`jattn.ops.attention.api.run_call` for arrays on a mesh with Explicit axes, which are checked."""
     split = split_of_call(arrays, whole_heads)
-    if split is None:
-        call, query, key = prepare(*arrays, pieces)
-        if watch is not None:
-            watch(call)
-        return function(call, query, key, arrays[2])
+    assert split is not None
     pieces = _settled(arrays, pieces.checked())
     _look_at_whole(arrays, pieces, watch)
     rank, group = arrays[0].ndim - 3, arrays[0].shape[-2] // arrays[1].shape[-2]
@@ -74,7 +55,7 @@ def run_call(
 
 
 def look_at_call(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None]) -> None:
-    """`run_call` up to the point where `watch` receives the whole call. Nothing runs."""
+    """`jattn.ops.attention.api.run_call` up to the point where `watch` receives the whole call. Nothing runs."""
     check_arrays(*arrays)
     if split_of_call(arrays) is None:
         watch(prepare(*arrays, pieces)[0])

@@ -19,10 +19,10 @@ from jax.sharding import AxisType, PartitionSpec
 
 from ....foundation.sharding import mesh_of, reshard, spec_of, split_like, vary, varying_axes
 from ....similarities import Dot
+from ..api import run_call
 from ..call import Call, Pieces
 from ..implementations.reference import scored
 from ..select import select
-from ..split import run_call
 from .choice import Choice
 
 

@@ -20,10 +20,11 @@ from jax.extend.core import get_opaque_trace_state
 from ....foundation.arrays import as_jax, is_static
 from ....foundation.numerics import accumulation_dtype
 from ....foundation.sharding import vary, varying_axes
+from ..api import run_call
 from ..call import Call
 from ..observed import Arrays, Inside, Observer, observed, observer_is
 from ..partial import Partial
-from ..split import look_at_call, run_call
+from ..split import look_at_call
 from .choice import Choice
 from .gradients import Zero, perturbed
 from .kept import besides, head_major, kept_of
