@@ -275,13 +275,17 @@ def _labelled(
 def _scores(weights: Any, where: Any, may: Any, pairs: dict[str, Any], places: Any) -> Any:
     """For each pattern the scores `[heads]` and whether any query has a choice; and the measures."""
     may = jnp.broadcast_to(may & where, (weights.shape[0], *jnp.broadcast_shapes(may.shape, where.shape)[1:]))
-    scores = {}
-    for name, one in pairs.items():
-        one = jnp.broadcast_to(one, (weights.shape[0], *one.shape[1:]))
+
+    def score(one: jax.Array) -> tuple[jax.Array, jax.Array]:
         choice = has_choice(one, may)
         share = pattern_share(weights, one, where & choice)
         even = chance(one, may & choice)
-        scores[name] = (share - even) / jnp.maximum(1 - even, 1e-6), choice.any()
+        return (share - even) / jnp.maximum(1 - even, 1e-6), choice.any()
+
+    scores = {}
+    if pairs:  # one program for all patterns, in turn: it compiles as fast as that of one
+        every = jnp.stack([jnp.broadcast_to(one, (len(weights), *one.shape[1:])) for one in pairs.values()])
+        scores = dict(zip(pairs, zip(*jax.lax.map(score, every), strict=True), strict=True))
     measures = {name: function(weights, where) for name, function in SIMPLE.items()}
     measures["distance"] = jnp.full(weights.shape[1], jnp.nan)
     if places is not None:
@@ -295,21 +299,24 @@ SIMPLE: dict[str, Callable[..., Any]] = {"entropy": entropy, "confidence": confi
 def _named_patterns(layer: Layer) -> dict[str, Any]:
     """The patterns that apply to a layer, `[examples or 1, queries, keys]`."""
     batch, _, queries, keys = layer.shape
-    nothing = np.zeros((1, keys), np.int32)
-    places = layer.positions
-    found = {}
+    places, ends, words = layer.positions, None, None
+    if layer.key_tokens is not None:
+        kinds = [token_kinds(row) for row in layer.key_tokens]
+        ends = np.stack([one["special"] | one["punctuation"] for one in kinds])
+        _, words = np.unique(np.array(layer.key_tokens), return_inverse=True)
+        words = words.reshape(batch, keys).astype(np.int32)
     if places is not None:
-        found = {name: pattern(name, nothing, queries=places) for name in PLACES}
-    else:
-        found["first"] = np.broadcast_to(np.arange(keys) == 0, (1, queries, keys))
-    if layer.key_tokens is None:
+        made = _patterns_of_places(places, np.zeros((1, keys), np.int32), words, ends)
+        return {name: made[name] for name in PATTERNS if name in made}  # what `jit` returns is in alphabetic order
+    found = {"first": np.broadcast_to(np.arange(keys) == 0, (1, queries, keys))}
+    return found if ends is None else {**found, "delimiter": np.broadcast_to(ends[:, None], (batch, queries, keys))}
+
+
+@jax.jit
+def _patterns_of_places(places: Any, nothing: Any, words: Any, ends: Any) -> dict[str, Any]:
+    found = {name: pattern(name, nothing, queries=places) for name in PLACES}
+    if words is None:
         return found
-    kinds = [token_kinds(row) for row in layer.key_tokens]
-    ends = np.stack([one["special"] | one["punctuation"] for one in kinds])
-    if places is None:
-        return {**found, "delimiter": np.broadcast_to(ends[:, None], (batch, queries, keys))}
-    _, words = np.unique(np.array(layer.key_tokens), return_inverse=True)
-    words = words.reshape(batch, keys).astype(np.int32)
     return found | {name: pattern(name, words, queries=places, delimiters=ends) for name in WORDS}
 
 
