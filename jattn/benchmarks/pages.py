@@ -29,12 +29,10 @@ class Page:
         return f"page-{self.length}"
 
     def run(self) -> Row:
-        """Make both pages. The maps are random, a softmax of normal numbers, which compress worst."""
-        draw = np.random.default_rng(0).normal(size=(LAYERS, 1, HEADS, self.length, self.length))
-        weights = np.exp(draw - draw.max(-1, keepdims=True)).astype(np.float32)
-        weights /= weights.sum(-1, keepdims=True)
+        """Make both pages."""
+        weights = random_maps(self.length)
         tokens = [f"t{place}" for place in range(self.length)]
-        page = visualization.view(list(weights), tokens, labels=False)
+        page = visualization.view(weights, tokens, labels=False)
         ours = len(page.html.encode()) / 1e6
         other, told = _bertviz(weights, tokens)
         return Row(
@@ -51,7 +49,14 @@ class Page:
         )
 
 
-def _bertviz(weights: np.ndarray, tokens: list[str]) -> tuple[float | None, str]:
+def random_maps(length: int) -> list[np.ndarray]:
+    """Maps of each layer, `[1, heads, length, length]`: a softmax of normal numbers, which compresses worst."""
+    draw = np.random.default_rng(0).normal(size=(LAYERS, 1, HEADS, length, length))
+    weights = np.exp(draw - draw.max(-1, keepdims=True)).astype(np.float32)
+    return list(weights / weights.sum(-1, keepdims=True))
+
+
+def _bertviz(weights: list[np.ndarray], tokens: list[str]) -> tuple[float | None, str]:
     """The size of BertViz's model view in MB, and that in words."""
     if len(tokens) > LARGEST_PEER:
         return None, f"BertViz: not made, above {LARGEST_PEER} tokens"

@@ -10,6 +10,7 @@ from .encoding import encoding
 from .generating import generating
 from .linear import linear
 from .pages import pages
+from .painting import paints
 from .row import Compiled
 from .sparse import sparse
 
@@ -33,6 +34,11 @@ def whole_models(length: int | None = None) -> tuple[Speed, ...]:
     if length is None:
         return *generating(), *encoding()
     return *generating(length), *encoding(length)
+
+
+def looking() -> tuple[Compiled, ...]:
+    """The rows of `pages` and `painting`."""
+    return *pages(), *paints()
 
 
 def about(suite: str, clock: str) -> str:
@@ -60,5 +66,5 @@ SUITES = {
     "sparse": sparse,
     "tpu": tpu,
     "train": train,
-    "view": pages,
+    "view": looking,
 }

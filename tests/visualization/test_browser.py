@@ -222,13 +222,15 @@ def test_a_notebook_may_show_several(show, full):
 
 
 def test_a_head_is_computed_from_queries_and_keys(show):
-    draw = np.random.default_rng(0).normal(size=(2, 1, 1, 2, 90, 8)).astype(np.float32)
-    causal = np.tril(np.ones((90, 90), bool))
-    weights = softmax(np.where(causal, np.einsum("lbhqd,lbhkd->lbhqk", *draw), -np.inf))
-    page = view(None, query=list(draw[0]), key=list(draw[1]), mask=jattn.masks.Causal())
-    tab = show(page, "#view=map&head=1&query=80&key=33")
-    assert readout(tab)[2] == pytest.approx(weights[0, 0, 1, 80, 33], abs=0.01)
+    draw = np.random.default_rng(0).normal(size=(2, 1, 90, 2, 8)).astype(np.float32)
+    with jattn.record(keep=("query", "key")) as seen:
+        jattn.attention(3 * draw[0], draw[1], draw[1], mask=jattn.masks.Causal())
+    weights = jattn.attention_weights(3 * draw[0], draw[1], mask=jattn.masks.Causal())
+    tab = show(view(seen), "#view=map&head=1&query=80&key=33")
+    assert readout(tab)[2] == pytest.approx(float(weights[0, 1, 80, 33]), abs=0.01)
     assert "int8" in tab.inner_text("footer")
+    tab.click("[data-view=neuron]")
+    tab.wait_for_function("document.querySelector('#view-neuron .tall canvas').width > 50")
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 1, 512)], ids=["one token", "512 tokens"])

@@ -18,10 +18,11 @@ export function mountOverview(root) {
 
   async function draw(card) {
     const theme = document.documentElement.dataset.theme;
-    if (card.dataset.drawn === theme) return;
-    card.dataset.drawn = theme;
+    if (card.dataset.theme === theme) return;
+    card.dataset.theme = theme;
     const [i, j] = card.dataset.head.split(" ").map(Number);
     thumbnail(card.firstChild, await weightsOf(group(), group().layers[i].heads[j], true), SIDE);
+    card.dataset.drawn = theme;
   }
 
   function card([i, j]) {
