@@ -175,7 +175,7 @@ def check_inputs(**sources: Any) -> None:
 
 
 def check_dtype(name: str, dtype: Any) -> None:
-    """Check that a dtype is floating-point with at least 16 bits, so that attention can accumulate in it.
+    """Check that a dtype is floating-point with at least 16 bits, so that attention can accumulate in it, and enabled.
 
     Raises:
         ValueError: it is not.
@@ -186,6 +186,10 @@ def check_dtype(name: str, dtype: Any) -> None:
         raise ValueError(f"`{name}` must be a dtype, such as `jax.numpy.bfloat16`; got {describe(dtype)}.") from None
     if not jnp.issubdtype(kind, jnp.floating) or jnp.finfo(kind).bits < 16:
         raise ValueError(f"`{name}` must be floating-point, of at least 16 bits; got {kind}.")
+    if jax.dtypes.canonicalize_dtype(kind) != kind:  # JAX would warn, and use float32
+        raise ValueError(
+            f"`{name}` may be {kind} only after `jax.config.update('jax_enable_x64', True)`, which is not set."
+        )
 
 
 def check_record(name: str, value: Any, kind: type) -> None:

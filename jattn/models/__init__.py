@@ -7,11 +7,10 @@ written by `to_directory`. Each family is a module, imported when it is first as
 from ..foundation.lazy import submodules as _submodules
 from .checkpoint.table import Rule, Table
 from .config import Config
-from .decoder import next_token_loss
 from .directory import from_directory, from_tensors, to_directory, to_tensors
 from .generation import Generated, generate
 from .hub import from_hub
-from .losses import shifted_right, smoothed_loss, token_loss
+from .losses import next_token_loss, shifted_right, smoothed_loss, token_loss
 from .registry import MODULES as _MODULES
 from .registry import Family
 from .sharding import OnMesh, shard

@@ -6,6 +6,7 @@ that no setting of a checkpoint is dropped silently.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -98,13 +99,14 @@ class Config:
             run, and not written to `config.json`: `dataclasses.replace(config, remat=True)`.
 
     Raises:
-        ValueError: a value is of another type than the field.
+        ValueError: a value is of another type than the field, a negative count, or a number that is not finite.
     """
 
     NAMES: ClassVar[Mapping[str, str]] = {}
     FIXED: ClassVar[Mapping[str, tuple]] = {}
     IGNORED: ClassVar[tuple[str, ...]] = ()
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}  # of keys that config.json may lack, where the field's is another
+    POSITIVE: ClassVar[tuple[str, ...]] = ("epsilon",)  # fields that are divided by, or whose root is taken
     COMMON: ClassVar[Mapping[str, str]] = {
         "bos_token_id": "bos_token",
         "eos_token_id": "eos_token",
@@ -132,6 +134,9 @@ class Config:
                 raise ValueError(f"`{name}` must be {expected}; got {describe(value)}.")
             if isinstance(value, int) and not isinstance(value, bool) and value < 0 and "token" not in name:
                 raise ValueError(f"`{name}` must not be negative; got {value}.")
+            if isinstance(value, float) and not (math.isfinite(value) and (value > 0 or name not in self.POSITIVE)):
+                least = " above 0" if name in self.POSITIVE else ""
+                raise ValueError(f"`{name}` must be a finite number{least}; got {value}.")
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -150,6 +155,8 @@ class Config:
         >>> GPT2Config.from_json({"model_type": "gpt2", "n_embd": 64, "n_head": 4, "use_cache": True}).features
         64
         """
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"`settings` must be the contents of a config.json, a mapping; got {describe(settings)}.")
         names = {**cls.COMMON, **cls.NAMES}
         settings = {**cls.DEFAULTS, **settings}
         unknown = [
@@ -174,7 +181,8 @@ class Config:
                     f"{settings[key]!r}."
                 )
         given = {names[key]: value for key, value in settings.items() if key in names}
-        labels = len(settings["id2label"]) if settings.get("id2label") else settings.get("num_labels")
+        labels = settings.get("id2label") or settings.get("num_labels")
+        labels = len(labels) if isinstance(labels, Mapping) else labels
         if labels is not None:
             given["labels"] = labels
         if "model_type" in settings:

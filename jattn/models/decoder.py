@@ -16,9 +16,8 @@ import numpy as np
 from flax import nnx
 
 from ..foundation.arguments import check_choice, check_positive
-from ..foundation.arrays import describe
-from ..foundation.numerics import widen
-from ..layers.caches import Contiguous, Rolling, Spec
+from ..foundation.arrays import as_array, describe, dtype_of
+from ..layers.caches import Cache, Contiguous, Rolling, Spec
 from ..ops.attention.call import renamed
 from .config import Config
 from .layers import as_valid, checked_tokens, placed, through
@@ -163,6 +162,9 @@ class Decoder(nnx.Module):
 
         Arguments as in `prefill`; `valid [...]` says which sequences advance.
         """
+        tokens = as_array(tokens) if isinstance(tokens, list | tuple) else tokens
+        if dtype_of(np.asarray(tokens) if isinstance(tokens, int) else tokens) is None:
+            raise ValueError(f"`tokens` must be integers, one for each sequence; got {describe(tokens)}.")
         tokens = checked_tokens("tokens", jnp.asarray(tokens)[..., None], self.config.vocabulary)  # pyright: ignore
         valid = as_valid(valid)
         return self.prefill(tokens, state, valid=None if valid is None else jnp.asarray(valid)[..., None], mask=mask)
@@ -176,10 +178,11 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: it has not.
         """
-        if not isinstance(state, tuple) or len(state) != len(self.blocks):
+        caches = isinstance(state, tuple) and all(isinstance(one, Cache) for one in state)
+        if not caches or len(state) != len(self.blocks):
             raise ValueError(
                 f"`state` must be what `initial_state`, `prefill` or `step` gave, {len(self.blocks)} caches; got "
-                f" {describe(state)}."
+                f"{describe(state)}."
             )
 
 
@@ -243,23 +246,3 @@ def last_of(x: jax.Array, valid: Any = None) -> jax.Array:
     valid = jnp.broadcast_to(valid, x.shape[:-1])
     at = length - 1 - jnp.argmax(valid[..., ::-1], -1)
     return jnp.take_along_axis(x, at[..., None, None], -2)[..., 0, :]
-
-
-def next_token_loss(logits: jax.Array, tokens: Any, attention_mask: Any = None) -> jax.Array:
-    """The mean of -log p(token | tokens before it) over all tokens but the first of each sequence.
-
-    Args:
-        logits: `[..., length, vocabulary]`.
-        tokens: integers `[..., length]`, the inputs of the model.
-        attention_mask: ones and zeros `[..., length]`; padding is not counted.
-
-    >>> print(next_token_loss(jnp.zeros((2, 3, 4)), np.zeros((2, 3), int)).round(3))
-    1.386
-    """
-    target = jnp.asarray(tokens)[..., 1:]
-    losses = -jnp.take_along_axis(jax.nn.log_softmax(widen(logits[..., :-1, :])), target[..., None], -1)[..., 0]
-    if attention_mask is None:
-        return losses.mean()
-    counted = jnp.asarray(attention_mask)
-    counted = (counted[..., 1:] != 0) & (counted[..., :-1] != 0)
-    return jnp.where(counted, losses, 0).sum() / jnp.maximum(counted.sum(), 1)

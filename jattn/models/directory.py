@@ -1,16 +1,18 @@
 """Models from directories of `config.json` and safetensors, as Hugging Face writes them, and back."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 from ..foundation.arguments import check_dtype, check_positive
 from ..foundation.arrays import describe
-from .checkpoint.loading import Shardings, load, save
+from .checkpoint.loading import Placing, Shardings, load, parameters_of, save
 from .checkpoint.safetensors import Arrays, Files, Tensors, check_no_pickles, write
 from .config import Config
 from .registry import Family, family_of
@@ -58,7 +60,7 @@ def from_directory(
     >>> model.config == config
     True
     """
-    directory = Path(path)
+    directory = _path(path)
     if not directory.is_dir():
         raise ValueError(f"`path` must be a directory with a config.json; got {str(path)!r}.")
     settings = _settings(directory)
@@ -103,7 +105,7 @@ def from_tensors(
     >>> model = GPT2(GPT2Config(vocabulary=11, features=8, depth=1, heads=2, max_length=9), rngs=nnx.Rngs(0))
     >>> again = models.from_tensors(models.to_tensors(model), model.config, GPT2)
     """
-    if not isinstance(tensors, Mapping):
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
         raise ValueError(f"`tensors` must be a mapping of arrays by name; got {describe(tensors)}.")
     settings = {"model_type": config.model_type, "config": config} if isinstance(config, Config) else config
     return _load(
@@ -131,16 +133,22 @@ def to_directory(model: nnx.Module, path: str | Path, *, shard_bytes: int = 5 * 
         shard_bytes: the size of a file. A larger model is split into several, with an index.
 
     Raises:
-        ValueError: the model is not one of `jattn.models`; the directory already has weights.
+        ValueError: the model is not one of `jattn.models`, or has parameters that its configuration does not imply;
+            config.json cannot hold the configuration; `path` is a file, or a directory that already has weights.
+            Nothing has been written then.
     """
     family = _family(model)
     check_positive(shard_bytes=shard_bytes)
-    directory = Path(path)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = _path(path)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"`path` must be a directory, or new; {directory} is a file.")
     if any(directory.glob("*.safetensors")):
         raise ValueError(f"`path` must be a directory without safetensors files; {directory} has some.")
-    write(to_tensors(model), directory, shard_bytes)
     settings = {"architectures": [family.architecture(model)], **_config(model).to_json()}
+    tensors = to_tensors(model)
+    _check_shapes(model)
+    directory.mkdir(parents=True, exist_ok=True)
+    write(tensors, directory, shard_bytes)
     (directory / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -169,6 +177,9 @@ def _load(
     for name, one in {"dtype": dtype, "param_dtype": param_dtype}.items():
         if one is not None:
             check_dtype(name, one)
+    _check_names("ignore", options["ignore"], '["cls.*"]')
+    _check_names("ignore_settings", ignore_settings, '["mixture"]')
+    _check_shardings(options["shardings"])
     if not isinstance(settings, Mapping):
         raise ValueError(
             f"`config` must be a configuration, or the contents of a config.json; got {describe(settings)}."
@@ -194,8 +205,9 @@ def _kind(family: Family, settings: Mapping[str, Any], model: type | None) -> ty
         if model not in family.models.values():
             raise ValueError(f"`model` must be one of {known} for this config.json; got {describe(model)}.")
         return model
-    named: Any = (settings.get("architectures") or [None])[0]
-    if named not in family.models:
+    listed = settings.get("architectures")
+    named: Any = listed[0] if isinstance(listed, Sequence) and not isinstance(listed, str) and listed else listed
+    if not isinstance(named, str) or named not in family.models:
         raise ValueError(
             f"`model` must be given, one of {known}: config.json names the architecture {named!r}, which is none of "
             f"{', '.join(family.models)}."
@@ -210,16 +222,69 @@ def _settings(directory: Path) -> dict[str, Any]:
         ValueError: there is none, or it is no JSON object.
     """
     path = directory / "config.json"
-    if not path.exists():
+    if not path.is_file():
         check_no_pickles(directory)
         raise ValueError(f"`path` must be a directory with a config.json; {directory} has none.")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON: {error}.") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must be a JSON object; got {describe(settings)}.")
     return settings
+
+
+def _path(path: Any) -> Path:
+    """A path as the caller gives it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"`path` must be the path of a directory, a str or a `pathlib.Path`; got {describe(path)}.")
+    return Path(path)
+
+
+def _check_names(name: str, names: Any, example: str) -> None:
+    """Check a list of names. A string is a sequence too, of names with one letter each, among them perhaps `*`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(names, str) or not (isinstance(names, Sequence | Set) and all(isinstance(one, str) for one in names)):
+        raise ValueError(f"`{name}` must be a list of strings, such as {example}; got {describe(names)}.")
+
+
+def _check_shardings(shardings: Any) -> None:
+    """Check what says where parameters go.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if isinstance(shardings, jax.sharding.Mesh | jax.sharding.PartitionSpec) or not (
+        shardings is None or callable(shardings) or isinstance(shardings, jax.sharding.Sharding | jax.Device | Placing)
+    ):
+        raise ValueError(
+            "`shardings` must be a `jax.sharding.Sharding`, a function of a parameter's path and shape, or "
+            f"`jattn.models.OnMesh(mesh, ...)`; got {describe(shardings)}."
+        )
+
+
+def _check_shapes(model: nnx.Module) -> None:
+    """Check that parameters have the shapes that the configuration implies, as they must to be read again.
+
+    Raises:
+        ValueError: one has another.
+    """
+    kind: Any = type(model)
+    implied: Any = nnx.eval_shape(lambda: kind(_config(model), rngs=nnx.Rngs(0)))
+    shapes = {path: one.get_value().shape for path, one in parameters_of(implied).items()}
+    for path, one in parameters_of(model).items():
+        if one.get_value().shape != shapes.get(path):
+            raise ValueError(
+                f"`model` must have parameters of the shapes that its `config` implies, {shapes.get(path)} for "
+                f"`{path}`; got {one.get_value().shape}. Change both: `dataclasses.replace(model.config, ...)`."
+            )
 
 
 def _config(model: Any) -> Config:

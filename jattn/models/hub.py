@@ -27,7 +27,7 @@ def from_hub(name: str, model: type | None = None, *, revision: str | None = Non
         ValueError: `name` cannot be a repository; as in `from_directory`.
         ImportError: the package `huggingface_hub` is not installed.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise ValueError(
             f"`name` must be that of a repository, such as 'openai-community/gpt2'; got {describe(name)}. "
             "A directory is loaded by `from_directory`."

@@ -301,6 +301,7 @@ def as_valid(valid: Any, name: str = "valid") -> Any:
     dtype = dtype_of(valid)
     if dtype is None or dtype == np.bool_:
         return valid
-    if not jnp.issubdtype(dtype, jnp.integer):
+    known = known_values(valid)
+    if not jnp.issubdtype(dtype, jnp.integer) or (known is not None and not np.isin(known, (0, 1)).all()):
         raise ValueError(f"`{name}` must be booleans or ones and zeros; got {describe(valid)}.")
     return valid != 0

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from ..foundation.arguments import check_multiple, check_positive, check_rate
+from ..foundation.arguments import check_counts, check_multiple, check_positive, check_rate
 from ..foundation.arrays import describe
 from ..layers.parameters import PROJECTIONS
 from .config import Config
@@ -46,13 +46,14 @@ def _sizes(vocabulary: int, features: int, depth: int, heads: int, kv_heads: int
 LLAMA_TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
 GEMMA = {"zero_centered_norms": True, "scale_embeddings": True}
 GEMMA_TOKENS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True, "head_dim": 256}
+QWEN = _sizes(151936, 4096, 32, 32, 32, 22016, 32768) | {"use_sliding_window": False, "max_window_layers": 28}
 KINDS: Mapping[str, Kind] = {
     "llama": Kind(defaults=LLAMA_TOKENS),
     "mistral": Kind(
         defaults=_sizes(32000, 4096, 32, 32, 8, 14336, 131072) | LLAMA_TOKENS | {"sliding_window": 4096}, biases=()
     ),
-    "qwen2": Kind(defaults=_sizes(151936, 4096, 32, 32, 32, 22016, 32768), biases=("query", "key", "value")),
-    "qwen3": Kind({"qk_norm": True}, _sizes(151936, 4096, 32, 32, 32, 22016, 32768) | {"head_dim": 128}),
+    "qwen2": Kind(defaults=QWEN, biases=("query", "key", "value")),
+    "qwen3": Kind({"qk_norm": True}, QWEN | {"head_dim": 128}),
     "gemma": Kind(GEMMA, _sizes(256000, 3072, 28, 16, 16, 24576, 8192) | GEMMA_TOKENS),
     "gemma2": Kind(
         GEMMA | {"post_norms": True},
@@ -171,6 +172,8 @@ class LlamaConfig(Config):
         "rope_interleaved",
     )
 
+    POSITIVE: ClassVar[tuple[str, ...]] = (*Config.POSITIVE, "scale_dim", "soft_cap", "logit_soft_cap", "expert_limit")
+
     model_type: str = "llama"
     vocabulary: int = 32000
     features: int = 4096
@@ -224,6 +227,12 @@ class LlamaConfig(Config):
             if window is not None:
                 check_positive(windows=window)
         object.__setattr__(self, "windows", windows)
+        if self.experts is not None:
+            check_positive(experts=self.experts, experts_per_token=self.experts_per_token)
+            if self.experts_per_token > self.experts:
+                raise ValueError(
+                    f"`experts_per_token` must be at most the {self.experts} `experts`; got {self.experts_per_token}."
+                )
         unknown = set(self.use_bias) - set(PROJECTIONS)
         if unknown:
             raise ValueError(f"`use_bias` must name projections, {', '.join(PROJECTIONS)}; got {sorted(unknown)}.")
@@ -231,10 +240,12 @@ class LlamaConfig(Config):
     @classmethod
     def from_json(cls, settings: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         """The configuration that a `config.json` describes, of any member of the family; see `Config.from_json`."""
-        model_type = settings.get("model_type", "llama")
-        if model_type not in KINDS:
+        model_type = settings.get("model_type", "llama") if isinstance(settings, Mapping) else "llama"
+        if not isinstance(model_type, str) or model_type not in KINDS:
             raise ValueError(f"`model_type` must be one of {', '.join(KINDS)}; got {model_type!r}.")
         kind = KINDS[model_type]
+        if not isinstance(settings, Mapping):
+            return super().from_json(settings, ignore)  # refuses it
         merged = {**kind.defaults, **settings}
         if model_type == "gemma3_text" and merged.get("attn_logit_softcapping") is not None:
             raise ValueError(
@@ -249,7 +260,7 @@ class LlamaConfig(Config):
         rope, local_rope = _ropes(merged, plain.max_length)
         biases = kind.biases
         if biases is None:
-            biases = PROJECTIONS if merged.get("attention_bias") else ()
+            biases = PROJECTIONS if _flag(merged, "attention_bias") else ()
         return dataclasses.replace(
             plain,
             activation=_activation(merged),
@@ -306,25 +317,44 @@ def _windows(settings: Mapping[str, Any], kind: Kind, depth: int) -> tuple[int |
     """The window of each block."""
     size, types = settings.get("sliding_window"), settings.get("layer_types")
     if types is not None:
-        if len(types) != depth or not set(types) <= {"sliding_attention", "full_attention"}:
+        known = ("sliding_attention", "full_attention")
+        if not isinstance(types, list | tuple) or len(types) != depth or any(one not in known for one in types):
             raise ValueError(
                 f"`layer_types` in config.json must be sliding_attention or full_attention for each of {depth} blocks; "
                 f"got {describe(types)}."
             )
         return tuple(size if one == "sliding_attention" else None for one in types)
-    if size is None or settings.get("use_sliding_window", True) is False:
+    if size is None or not _flag(settings, "use_sliding_window", True):
         return (None,) * depth
-    if "max_window_layers" in settings:
+    if settings.get("max_window_layers") is not None:
+        check_counts(max_window_layers=settings["max_window_layers"])
         return tuple(size if block >= settings["max_window_layers"] else None for block in range(depth))
     if kind.every == 0 and settings.get("model_type") != "mistral":
         return (None,) * depth
-    every = settings.get("sliding_window_pattern", settings.get("_sliding_window_pattern", kind.every))
+    every = settings.get("sliding_window_pattern", settings.get("_sliding_window_pattern"))
+    every = kind.every if every is None else every
+    check_counts(sliding_window_pattern=every)
     return tuple(size if not every or (block + 1) % every else None for block in range(depth))
+
+
+def _flag(settings: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """A setting that is true or false; null is the default.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = default if settings.get(key) is None else settings[key]
+    if not isinstance(value, bool):
+        raise ValueError(f"`{key}` in config.json must be true or false; got {describe(value)}.")
+    return value
 
 
 def _ropes(settings: Mapping[str, Any], longest: int) -> tuple[Rope, Rope | None]:
     """How queries and keys rotate in blocks without and with a window."""
-    given = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
+    given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    for name, one in {"rope_parameters": given, **(given if isinstance(given, Mapping) else {})}.items():
+        if not isinstance(one, Mapping) and name in ("rope_parameters", "full_attention", "sliding_attention"):
+            raise ValueError(f"`{name}` in config.json must be an object; got {describe(one)}.")
     shared = {key: settings[key] for key in ("rope_theta", "partial_rotary_factor") if settings.get(key) is not None}
     if settings.get("model_type") == "gemma3_text":
         full = given.get("full_attention", {} if "sliding_attention" in given else given)

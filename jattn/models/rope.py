@@ -8,6 +8,7 @@ import jax
 
 from ..foundation.arrays import describe
 from ..positions import Linear, Llama3, Proportional, Scaling, YaRN, rotary
+from ..positions.scaling import check_above
 
 SCALINGS: Mapping[str, tuple[type[Scaling], Mapping[str, str]]] = {
     "linear": (Linear, {"factor": "factor"}),
@@ -45,7 +46,10 @@ class Rope:
     Args:
         base: the base of the frequencies.
         scaling: a scaling of `jattn.positions`.
-        share: the share of the features of a head that rotate.
+        share: the share of the features of a head that rotate, above 0 and at most 1.
+
+    Raises:
+        ValueError: a value is of another type, or out of its range.
 
     >>> import jax.numpy as jnp
     >>> Rope(500000.0)(jnp.ones((5, 2, 8)), jnp.arange(5)).shape
@@ -55,6 +59,14 @@ class Rope:
     base: float = 10000.0
     scaling: Scaling | None = None
     share: float = 1.0
+
+    def __post_init__(self):
+        check_above("base", self.base, 1)
+        if self.scaling is not None and not isinstance(self.scaling, Scaling):
+            raise ValueError(f"`scaling` must be a scaling of `jattn.positions`; got {describe(self.scaling)}.")
+        check_above("share", self.share, 0)
+        if self.share > 1:
+            raise ValueError(f"`share` must be at most 1, all features of a head; got {self.share}.")
 
     def __call__(self, x: jax.Array, positions: Any) -> jax.Array:
         """The rotated `x [..., length, heads, dim]`."""
@@ -70,7 +82,7 @@ class Rope:
             longest: `max_position_embeddings`, where the original length is not given.
 
         Raises:
-            ValueError: the type or a key is unknown.
+            ValueError: the type or a key is unknown; a key is missing; a value is no number, or out of its range.
 
         >>> Rope.from_json({"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}, 4096)
         Rope(base=1000000.0, scaling=Linear(factor=2.0), share=1.0)
@@ -80,9 +92,11 @@ class Rope:
         given = {key: value for key, value in parameters.items() if value is not None}
         kind = given.pop("rope_type", given.pop("type", "default"))
         given.pop("type", None)
-        base = float(given.pop("rope_theta", 10000.0))
-        share = 1.0 if kind == "proportional" else float(given.pop("partial_rotary_factor", 1.0))
-        if kind != "default" and kind not in SCALINGS:
+        base = _number("rope_theta", given.pop("rope_theta", 10000.0), 1)
+        share = 1.0
+        if kind != "proportional":
+            share = _number("partial_rotary_factor", given.pop("partial_rotary_factor", 1.0), 0)
+        if kind not in ("default", *SCALINGS):
             raise ValueError(
                 f"`rope_type` in config.json must be default, {', '.join(SCALINGS)}; got {kind!r}. Frequencies that "
                 "depend on the length of the sequence are not supported."
@@ -96,6 +110,10 @@ class Rope:
                 f"`rope_parameters` in config.json has {', '.join(unknown)}, which {kind!r} does not know."
             )
         fields = {names[key]: value for key, value in given.items()}
+        required = [] if scaling is None else [one.name for one in dataclasses.fields(scaling) if _is_required(one)]  # pyright: ignore
+        lacking = [key for key, name in names.items() if name in required and name not in fields]
+        if lacking:
+            raise ValueError(f"`rope_parameters` in config.json must have {', '.join(lacking)} for {kind!r}.")
         if scaling is YaRN:
             fields["ramp"] = "index"  # as published checkpoints were trained
         return cls(base, None if scaling is None else scaling(**fields), share)
@@ -117,3 +135,13 @@ class Rope:
                 given = {key: value for key, value in fields.items() if value is not None}
                 return {"rope_type": kind, **parameters, **given}
         raise ValueError(f"`scaling` must be one that config.json can describe; got {self.scaling!r}.")
+
+
+def _number(key: str, value: Any, above: float) -> float:
+    """A number of `config.json`, as a float."""
+    check_above(key, value, above)
+    return float(value)
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

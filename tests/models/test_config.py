@@ -81,6 +81,19 @@ def test_choices_that_json_cannot_hold_are_refused():
             "`attn_logit_softcapping` in config.json must be",
         ),
         ({"model_type": "gemma", "use_bidirectional_attention": True}, "`use_bidirectional_attention` in config.json"),
+        ({"rope_scaling": "linear"}, "`rope_parameters` in config.json must be an object; got 'linear'"),
+        ({"rope_scaling": {"type": "linear"}}, "`rope_parameters` in config.json must have factor for 'linear'"),
+        ({"rope_theta": "1e4"}, "`rope_theta` must be a finite number above 1; got '1e4'"),
+        ({"partial_rotary_factor": 2.0}, "`share` must be at most 1"),
+        ({"attention_bias": "no"}, "`attention_bias` in config.json must be true or false; got 'no'"),
+        ({"layer_types": 3}, "`layer_types` in config.json must be"),
+        ({"query_pre_attn_scalar": 0}, "`scale_dim` must be a finite number above 0; got 0.0"),
+        ({"attn_logit_softcapping": float("nan")}, "`soft_cap` must be a finite number above 0; got nan"),
+        (
+            {"model_type": "gpt_oss", "num_local_experts": 2},
+            "`experts_per_token` must be at most the 2 `experts`; got 4",
+        ),
+        ({"id2label": 5.5}, "`labels` must be int; got 5.5"),
     ],
 )
 def test_settings_that_are_not_computed_are_refused(settings, message):
@@ -97,4 +110,6 @@ def test_early_forms_of_settings():
     assert gemma3.rope.base == 5e5 and gemma3.rope.scaling is not None
     assert gemma3.local_rope == Rope(3e4) and gemma3.windows[4:6] == (4096, None)
     assert LlamaConfig.from_json({"model_type": "gemma", "hidden_act": "gelu"}).activation == "gelu_pytorch_tanh"
-    assert LlamaConfig.from_json({"model_type": "qwen2", "sliding_window": 9}).windows == (None,) * 32
+    qwen2 = {"model_type": "qwen2", "sliding_window": 9, "max_window_layers": 30}
+    assert LlamaConfig.from_json(qwen2).windows == (None,) * 32  # windows are off unless they are asked for
+    assert LlamaConfig.from_json(qwen2 | {"use_sliding_window": True}).windows == (None,) * 30 + (9, 9)

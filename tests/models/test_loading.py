@@ -15,6 +15,7 @@ from flax import nnx
 from jattn import models
 from jattn.models.checkpoint.safetensors import ALIGNMENT, Files
 from jattn.models.gpt2 import GPT2, GPT2Config, GPT2ForCausalLM
+from jattn.models.llama import LlamaConfig, LlamaForCausalLM
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -92,6 +93,14 @@ REFUSED = {
         "`add_cross_attention` in config.json must be False",
     ),
     "a wrong type": (lambda p: directory(p, {**SETTINGS, "n_embd": "8"}), "`features` must be int; got '8'"),
+    "an architecture that is no name": (
+        lambda p: directory(p, {**SETTINGS, "architectures": 5}),
+        "`model` must be given",
+    ),
+    "a number that is not finite": (
+        lambda p: directory(p, {**SETTINGS, "layer_norm_epsilon": float("nan")}),
+        "`epsilon` must be a finite number above 0; got nan",
+    ),
     "a wrong size": (lambda p: directory(p, {**SETTINGS, "n_head": 3}), "`features` must be a multiple of `heads`"),
     "an unknown activation": (lambda p: directory(p, {**SETTINGS, "activation_function": "gel"}), "`activation` must"),
     "cut in the data": (lambda p: cut(p, -10), "model.safetensors must be a whole safetensors file"),
@@ -124,7 +133,7 @@ REFUSED = {
     ),
     "float64": (
         lambda p: directory(p, tensors={**TENSORS, WTE: TENSORS[WTE].astype(np.float64)}),
-        rf"wrong dtype \(1\): {WTE} F64",
+        rf"(?s)wrong dtype \(1\): {WTE} F64\s.*F64 with `param_dtype=jax.numpy.float32`",
     ),
     "another width": (
         lambda p: directory(p, {**SETTINGS, "n_inner": 16}),
@@ -255,6 +264,41 @@ CALLS = {
     "positions of another shape": (lambda: MODEL(TOKENS, positions=np.arange(4)), "`positions` must be integers of"),
     "positions above": (lambda: MODEL(TOKENS, positions=np.arange(5) + 5), r"`positions` must be in \[0, 9\)"),
     "tensors of another library": (lambda: models.from_tensors({"a": object()}, CONFIG, GPT2), "`tensors` must hold"),
+    "tensors that are traced": (
+        lambda: jax.jit(lambda one: models.from_tensors(one, CONFIG, GPT2).norm.scale[...])(TENSORS),
+        "`tensors` must hold arrays .* with known values",
+    ),
+    "no names of tensors": (
+        lambda: models.from_tensors({1: TENSORS[WTE]}, CONFIG, GPT2),
+        "`tensors` must be a mapping",
+    ),
+    "no path": (lambda: models.from_directory(None), "`path` must be the path of a directory"),
+    "a pattern in place of patterns": (
+        lambda: models.from_tensors(TENSORS, SETTINGS, ignore="cls.*"),
+        "`ignore` must be a list of strings",
+    ),
+    "a setting in place of settings": (
+        lambda: models.from_tensors(TENSORS, SETTINGS, ignore_settings="m"),
+        "`ignore_settings` must be a list of strings",
+    ),
+    "a spec without a mesh": (
+        lambda: models.from_tensors(TENSORS, SETTINGS, shardings=jax.P("x")),
+        "`shardings` must be a `jax.sharding.Sharding`",
+    ),
+    "a function of no shardings": (
+        lambda: models.from_tensors(TENSORS, SETTINGS, shardings=lambda path, shape: "x"),
+        "`shardings` must return a `jax.sharding.Sharding` or None for each parameter; got 'x'",
+    ),
+    "float64 that is not enabled": (
+        lambda: models.from_tensors(TENSORS, SETTINGS, param_dtype=np.float64),
+        "`param_dtype` may be float64 only after",
+    ),
+    "a state of other things": (lambda: MODEL.step([1], (3, 4)), "`state` must be what `initial_state`"),
+    "a token that is none": (lambda: MODEL.step(None, STATE), "`tokens` must be integers, one for each sequence"),
+    "valid of other numbers": (
+        lambda: MODEL.prefill([[1, 2]], STATE, valid=[[2, 1]]),
+        "`valid` must be booleans or ones",
+    ),
     "no tensors": (lambda: models.from_tensors([], CONFIG, GPT2), "`tensors` must be a mapping"),
     "no configuration": (lambda: models.from_tensors({}, 3, GPT2), "`config` must be a configuration"),
     "a model of another family": (lambda: models.from_tensors({}, CONFIG, nnx.Linear), "`model` must be one of GPT2"),
@@ -267,6 +311,27 @@ def test_refuses_calls(name):
     call, message = CALLS[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_writes_all_or_nothing(tmp_path):
+    """A model that could not be read again is refused before anything is written."""
+    unlike = LlamaForCausalLM(
+        LlamaConfig(vocabulary=11, features=8, depth=1, heads=2, mlp_features=12, qk_norm=True), rngs=nnx.Rngs(0)
+    )
+    edited = models.from_tensors(TENSORS, SETTINGS)
+    edited.blocks[0].mlp.up.kernel.set_value(jnp.zeros((8, 16)))
+    shapes = nnx.eval_shape(lambda: GPT2ForCausalLM(CONFIG, rngs=nnx.Rngs(0)))
+    refused = {
+        "implies other values of qk_norm": unlike,
+        r"\(8, 32\) for `blocks.0.mlp.up": edited,
+        "known values": shapes,
+    }
+    for message, model in refused.items():
+        with pytest.raises(ValueError, match=message):
+            models.to_directory(model, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="`path` must be a directory, or new"):
+        models.to_directory(MODEL, directory(tmp_path) / "config.json")
 
 
 def test_copies_once_and_keeps_no_array_of_others(tmp_path):

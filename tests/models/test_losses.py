@@ -37,10 +37,53 @@ def test_no_label_that_counts_gives_zero():
     assert not gradient.any()
 
 
-def test_labels_are_checked():
-    with pytest.raises(ValueError, match=r"`labels` must be in \[0, 7\)"):
-        models.token_loss(LOGITS, LABELS + 1)
-    with pytest.raises(ValueError, match="`logits` must be of other tokens too"):
-        models.smoothed_loss(LOGITS[..., :1], LABELS * 0, 0.1)
-    with pytest.raises(ValueError, match="`smoothing`"):
-        models.smoothed_loss(LOGITS, LABELS, 1.5)
+def test_the_next_token_is_a_label():
+    """Padding counts neither as what is predicted nor as what predicts, and NaN in it reaches no gradient."""
+    tokens, mask = np.abs(LABELS) % 7, np.array([[1, 1, 1, 0], [0, 1, 1, 1]])
+    labels = np.array([[tokens[0, 1], tokens[0, 2], -100], [-100, tokens[1, 2], tokens[1, 3]]])
+    padded = np.where(mask[..., None] == 0, np.nan, LOGITS)
+    value, gradient = jax.value_and_grad(lambda logits: models.next_token_loss(logits, tokens, mask))(padded)
+    np.testing.assert_allclose(value, models.token_loss(LOGITS[:, :-1], labels), rtol=1e-6)
+    assert np.isfinite(gradient).all()
+    assert models.next_token_loss(LOGITS, tokens, np.zeros((2, 4), int)) == 0
+
+
+REFUSED = {
+    "above": (lambda: models.token_loss(LOGITS, LABELS + 1), r"`labels` must be in \[0, 7\)"),
+    "one row for two": (
+        lambda: models.token_loss(LOGITS, LABELS[:1]),
+        r"`labels` must have the shape \(2, 4\) of `logits`",
+    ),
+    "no token to predict": (
+        lambda: models.next_token_loss(LOGITS[:, :1], LABELS[1:, :1]),
+        "`tokens` must have the shape",
+    ),
+    "one token": (lambda: models.next_token_loss(LOGITS[:, :1], LABELS[:, :1]), "`tokens` must be at least two"),
+    "-100 among tokens": (
+        lambda: models.next_token_loss(LOGITS, LABELS),
+        r"`tokens` must be in \[0, 7\).*got -100 to 6",
+    ),
+    "one mask for two": (
+        lambda: models.next_token_loss(LOGITS, LABELS % 7, np.ones((1, 4))),
+        r"`attention_mask` must be ones and zeros of the shape \(2, 4\)",
+    ),
+    "one class": (
+        lambda: models.smoothed_loss(LOGITS[..., :1], LABELS * 0, 0.1),
+        "`logits` must be of other tokens too",
+    ),
+    "smoothing": (lambda: models.smoothed_loss(LOGITS, LABELS, 1.5), "`smoothing` must be a probability"),
+    "traced smoothing": (
+        lambda: jax.jit(lambda one: models.smoothed_loss(LOGITS, LABELS, one))(0.1),
+        "`smoothing` must be a number that is known",
+    ),
+    "padding": (lambda: models.smoothed_loss(LOGITS, LABELS, 0.1, padding=7), r"`padding` must be in \[0, 7\)"),
+    "start": (lambda: models.shifted_right(LABELS, 10**12), "`start` must be a token, an int that int32 holds"),
+    "floats": (lambda: models.shifted_right(LABELS * 1.0, 1), "`labels` must be integers"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(name):
+    call, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        call()

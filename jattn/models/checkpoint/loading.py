@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
+from ...foundation.arrays import describe
 from ...nnx import PieceArray
 from .safetensors import DTYPES, Renamed, Stored, Tensors
 from .table import Entry, Table, entries
@@ -32,6 +34,7 @@ class Placing(Protocol):
 Shardings = jax.sharding.Sharding | Callable[[str, jax.ShapeDtypeStruct], Any] | Placing | None
 
 FLOATS = {DTYPES[name]: jnp.dtype(name) for name in ("float16", "bfloat16", "float32", "float64")}
+FOLLOWS = "shapes and layers follow from config.json, which must be that of these weights"
 LISTED = 8
 """How many names of each kind an error lists."""
 
@@ -99,8 +102,17 @@ def load(
 
 
 def save(model: nnx.Module, table: Table, *, prefixed: bool) -> dict[str, np.ndarray]:
-    """The tensors of a model by name, as `load` reads them: arrays in the order of the table."""
+    """The tensors of a model by name, as `load` reads them: arrays in the order of the table.
+
+    Raises:
+        ValueError: the model has shapes without values.
+    """
     variables = parameters_of(model)
+    for path, one in variables.items():
+        value = one.get_value()
+        if not isinstance(value, jax.Array | np.ndarray) or isinstance(value, Tracer):
+            got = f"{describe(value)} as `{path}`"
+            raise ValueError(f"`model` must have parameters with known values, outside of `jax.jit`; got {got}.")
     shapes = {path: tuple(one.get_value().shape) for path, one in variables.items()}
     tensors = {}
     for name, entry in entries(table.named(prefixed), shapes).items():
@@ -123,7 +135,7 @@ def check(
         name for name in stored if name not in wanted and not any(fnmatch.fnmatchcase(name, one) for one in ignored)
     ]
     found = [(name, entry, stored[name]) for name, entry in wanted.items() if name in stored]
-    readable = set(FLOATS) - ({"F64"} if param_dtype is None and not jax.config.jax_enable_x64 else set())  # pyright: ignore
+    readable = {name for name, one in FLOATS.items() if param_dtype is not None or _enabled(one)}
     problems = {
         "missing": [name for name, entry in wanted.items() if name not in stored and not entry.rule.tied],
         "unexpected": unexpected,
@@ -139,18 +151,25 @@ def check(
             if names
         ]
         remedies = {
-            "missing": "shapes and layers follow from config.json, which must be that of these weights",
+            "missing": FOLLOWS,
             "unexpected": "tensors that are not needed are named by `ignore=[...]`, patterns with *",
-            "wrong dtype": f"readable are {', '.join(sorted(readable))}",
+            "wrong shape": FOLLOWS,
+            "wrong dtype": f"readable are {', '.join(sorted(readable))}"
+            + ("" if "F64" in readable else "; F64 with `param_dtype=jax.numpy.float32`, or with `jax_enable_x64`"),
         }
-        remedy = "; ".join(text for kind, text in remedies.items() if problems[kind])
+        remedy = "; ".join(dict.fromkeys(text for kind, text in remedies.items() if problems[kind]))
         raise ValueError("\n    ".join([f"{what} do not match:", *lines, *([f"({remedy}.)"] if remedy else [])]))
 
 
 def _common_dtype(stored: Mapping[str, Stored]) -> Any:
-    """The floating-point dtype of most tensors."""
-    found = [FLOATS[one.dtype] for one in stored.values() if one.dtype in FLOATS]
+    """The floating-point dtype of most tensors, among those that are enabled."""
+    found = [FLOATS[one.dtype] for one in stored.values() if one.dtype in FLOATS and _enabled(FLOATS[one.dtype])]
     return max(sorted(set(found), key=str), key=found.count, default=jnp.dtype(jnp.float32))
+
+
+def _enabled(dtype: Any) -> bool:
+    """Whether JAX has arrays of this dtype: float64 must be enabled."""
+    return jax.dtypes.canonicalize_dtype(dtype) == dtype
 
 
 def _placed(path: str, array: np.ndarray, shape: Any, param_dtype: Any, shardings: Shardings) -> jax.Array:
@@ -161,6 +180,11 @@ def _placed(path: str, array: np.ndarray, shape: Any, param_dtype: Any, sharding
         shardings = shape.sharding
     elif callable(shardings) and not isinstance(shardings, Placing):
         shardings = shardings(path, jax.ShapeDtypeStruct(array.shape, array.dtype))
+        if not isinstance(shardings, jax.sharding.Sharding | jax.Device | None):
+            raise ValueError(
+                f"`shardings` must return a `jax.sharding.Sharding` or None for each parameter; got "
+                f"{describe(shardings)} for `{path}`."
+            )
     assert not isinstance(shardings, Placing)
     # On a CPU, an array that is not rearranged becomes the parameter without a copy: nobody else has it.
     return jax.device_put(array, shardings)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ...foundation.arrays import describe
 
@@ -73,8 +74,10 @@ class Arrays:
         self.stored: dict[str, Stored] = {}
         for name, array in arrays.items():
             dtype = getattr(getattr(array, "dtype", None), "name", None)
-            if dtype not in DTYPES:
-                raise ValueError(f"`tensors` must hold arrays of JAX or NumPy; got {describe(array)} as {name!r}.")
+            if dtype not in DTYPES or isinstance(array, Tracer):
+                raise ValueError(
+                    f"`tensors` must hold arrays of JAX or NumPy with known values; got {describe(array)} as {name!r}."
+                )
             self.stored[name] = Stored(tuple(array.shape), DTYPES[dtype])
 
     def read(self, name: str) -> np.ndarray:
@@ -173,7 +176,7 @@ class Files:
     def _index(self) -> dict[str, str]:
         """The file of each tensor; empty if there is no index."""
         path = self.directory / INDEX
-        if not path.exists():
+        if not path.is_file():
             return {}
         try:
             index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -181,13 +184,13 @@ class Files:
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} must be a JSON object with a `weight_map` of files by tensor.") from None
         for file in set(names.values()):
-            if Path(file).name != file or not (self.directory / file).exists():
+            if Path(file).name != file or not (self.directory / file).is_file():
                 raise ValueError(f"{path} lists {file!r}, which must be a file in the same directory.")
         return names
 
     def _single(self) -> str:
         """The name of the only file of tensors."""
-        found = sorted(path.name for path in self.directory.glob("*.safetensors"))
+        found = sorted(path.name for path in self.directory.glob("*.safetensors") if path.is_file())
         if WHOLE in found:
             return WHOLE
         if len(found) == 1:

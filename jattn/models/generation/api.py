@@ -130,6 +130,11 @@ def generate(
     _check_model(model)
     check_positive(max_new_tokens=max_new_tokens, beams=beams)
     check_flags(progress=progress)
+    if callback is not None and not callable(callback):
+        raise ValueError(f"`callback` must be a function of tokens, [batch]; got {describe(callback)}.")
+    if not isinstance(early_stopping, bool) and early_stopping != "never":
+        raise ValueError(f'`early_stopping` must be False, True or "never"; got {early_stopping!r}.')
+    _check_number("length_penalty", length_penalty, -np.inf)
     config, source = model.config, _source(model, inputs, inputs_mask)
     if tokens is None:
         tokens = _start_tokens(config, source)
@@ -140,15 +145,13 @@ def generate(
         choices = _choices(temperature, top_k, top_p, key, len(prompts.tokens))
         how: Any = Sampling(max_new_tokens, stop, pad, *choices)
     else:
-        if temperature or callback is not None:
-            name, value = ("callback", callback) if callback is not None else ("temperature", temperature)
-            raise ValueError(
-                f"`{name}` cannot be given with `beams` above 1: beam search samples nothing, and knows its tokens "
-                f"only at the end; got {describe(value)} and {beams} beams."
-            )
-        if not isinstance(early_stopping, bool) and early_stopping != "never":
-            raise ValueError(f'`early_stopping` must be False, True or "never"; got {early_stopping!r}.')
-        _check_number("length_penalty", length_penalty, -np.inf)
+        others = {"temperature": temperature or None, "top_k": top_k, "top_p": top_p, "key": key, "callback": callback}
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` cannot be given with `beams` above 1: beam search samples nothing, and knows its tokens "
+                    f"only at the end; got {describe(value)} and {beams} beams."
+                )
         how = BeamSearch(
             max_new_tokens,
             stop,
@@ -218,11 +221,13 @@ def _stop_tokens(stop_tokens: Any, config: Any) -> tuple[int, ...]:
         ValueError: they are not tokens.
     """
     given = config.eos_token if stop_tokens is None else stop_tokens
+    if dtype_of(given) is not None and np.ndim(given) == 1:
+        given = list(np.asarray(given))
     given = () if given is None else given if isinstance(given, Sequence) else (given,)
     if stop_tokens is None:  # a published default may be beyond a small vocabulary, and then never occurs
         given = [token for token in given if token in range(config.vocabulary)]
     for token in given:
-        if not isinstance(token, int | np.integer) or not 0 <= token < config.vocabulary:
+        if not isinstance(token, int | np.integer) or isinstance(token, bool) or not 0 <= token < config.vocabulary:
             raise ValueError(
                 f"`stop_tokens` must be tokens in [0, {config.vocabulary}), the vocabulary of the model; got "
                 f"{describe(token)}."

@@ -47,6 +47,8 @@ class Prompts:
                 "`tokens` must be integers [batch, length], or a list of lists of integers: one prompt is a batch of "
                 f"one, `[prompt]`; got {describe(tokens)}."
             )
+        if not array.shape[0]:
+            raise ValueError(f"`tokens` must have at least one prompt; got shape {array.shape}.")
         if not array.shape[1]:
             raise ValueError(f"`tokens` must have at least one token in each prompt; got shape {array.shape}.")
         given = known_values(checked_tokens("tokens", array, vocabulary))

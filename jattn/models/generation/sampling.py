@@ -128,7 +128,9 @@ class Sampling:
         """Tokens `[batch]` by their log probabilities `[batch, vocabulary]`; `count` tokens precede them."""
         if self.temperature is None:
             return jnp.argmax(log_p, -1).astype(jnp.int32)
-        likely = most_likely(log_p / self.temperature, top_k=self.top_k, top_p=self.top_p)
+        # Relative to the largest, so that a small temperature leaves one token at 0 rather than none above -inf.
+        scaled = (log_p - log_p.max(-1, keepdims=True)) / jnp.maximum(self.temperature, jnp.finfo(jnp.float32).tiny)
+        likely = most_likely(scaled, top_k=self.top_k, top_p=self.top_p)
         keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, count)
         return jax.vmap(jax.random.categorical)(keys, likely).astype(jnp.int32)
 

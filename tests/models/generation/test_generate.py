@@ -129,6 +129,14 @@ def test_training_mode_does_not_matter(gpt2):
 CHOICES = [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.6}, {"temperature": 2.0, "top_k": 6, "top_p": 0.8}]
 
 
+def test_the_limit_of_small_temperatures_is_the_most_likely_token():
+    """Down to temperatures that float32 rounds to 0."""
+    log_p = jax.nn.log_softmax(jnp.array([[1.0, 3.0, 2.0], [0.0, -9.0, -5.0]]))
+    for temperature in (1e-3, 1e-38, 1e-45, 1e-60):
+        how = Sampling(1, (), 0, jnp.float32(temperature), None, None, jax.random.split(jax.random.key(0), 2))
+        assert how.choose(log_p, jnp.int32(0)).tolist() == [1, 0], temperature
+
+
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_samples_with_the_exact_probabilities(options):
     """The frequencies of 40,000 samples, beside probabilities computed one by one."""
@@ -197,9 +205,13 @@ BAD = {
     "a stop token": ({"stop_tokens": 41}, r"`stop_tokens` must be tokens in \[0, 41\)"),
     "beams and a callback": ({"beams": 2, "callback": print}, "`callback` cannot be given with `beams`"),
     "beams and temperature": ({"beams": 2, "temperature": 1.0}, "`temperature` cannot be given with `beams`"),
+    "beams and top_p": ({"beams": 2, "top_p": 0.5}, "`top_p` cannot be given with `beams`"),
+    "a callback": ({"callback": 3}, "`callback` must be a function of tokens"),
+    "no prompts": ({"tokens": np.zeros((0, 3), int)}, "`tokens` must have at least one prompt"),
+    "a flag for a token": ({"stop_tokens": True}, r"`stop_tokens` must be tokens in \[0, 41\)"),
     "too many beams": ({"beams": 21}, "`beams` must be at most 20"),
     "no beams": ({"beams": 0}, "`beams` must be"),
-    "stopping": ({"beams": 2, "early_stopping": "always"}, '`early_stopping` must be False, True or "never"'),
+    "stopping": ({"early_stopping": "always"}, '`early_stopping` must be False, True or "never"'),
     "penalty": ({"beams": 2, "length_penalty": None}, "`length_penalty` must be a finite number"),
     "inputs": ({"inputs": [[1]]}, "`inputs` and `inputs_mask` are for a model with an encoder"),
     "a function": ({"model": print}, "`model` must be an `nnx.Module`"),
