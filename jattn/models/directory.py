@@ -188,8 +188,8 @@ def _load(
     config = settings["config"] if "config" in settings else family.config.from_json(settings, ignore_settings)
     kind = _kind(family, settings, model)
 
-    def build(param_dtype: Any) -> Any:
-        return kind(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+    def build(param_dtype: Any, rngs: nnx.Rngs) -> Any:
+        return kind(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     return load(build, tensors, family.table, param_dtype=param_dtype, source=source, **options)
 

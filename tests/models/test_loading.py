@@ -1,5 +1,6 @@
 """Loading: what is refused, by an error that names it and before anything is read; placement; pickles."""
 
+import dataclasses
 import json
 import struct
 import sys
@@ -218,6 +219,15 @@ def test_dropout_is_off_until_training():
     np.testing.assert_allclose(quiet, MODEL(tokens), atol=1e-6)
     model.train()
     assert np.abs(model(tokens) - quiet).max() > 1e-3
+
+
+def test_random_streams_are_those_of_a_model_that_is_made():
+    config = dataclasses.replace(CONFIG, attention_dropout=0.5, residual_dropout=0.5)
+    model = GPT2ForCausalLM(config, rngs=nnx.Rngs(0))
+    loaded = models.from_tensors(models.to_tensors(model), config, model=GPT2ForCausalLM)
+    model.train(), loaded.train()
+    for _ in range(2):
+        np.testing.assert_array_equal(loaded([3, 4, 5]), model([3, 4, 5]))
 
 
 def test_loads_from_the_hub(tmp_path, monkeypatch):

@@ -35,6 +35,8 @@ Shardings = jax.sharding.Sharding | Callable[[str, jax.ShapeDtypeStruct], Any] |
 
 FLOATS = {DTYPES[name]: jnp.dtype(name) for name in ("float16", "bfloat16", "float32", "float64")}
 FOLLOWS = "shapes and layers follow from config.json, which must be that of these weights"
+SEED = 0
+"""Of the random streams of models that are loaded."""
 LISTED = 8
 """How many names of each kind an error lists."""
 
@@ -54,7 +56,7 @@ def parameters_of(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 
 def load(
-    build: Callable[[Any], nnx.Module],
+    build: Callable[[Any, nnx.Rngs], nnx.Module],
     tensors: Tensors,
     table: Table,
     *,
@@ -66,7 +68,7 @@ def load(
     """A model with parameters from tensors.
 
     Args:
-        build: makes the model with parameters of a dtype; traced for shapes.
+        build: makes the model with parameters of a dtype, and random streams; traced for shapes.
         tensors: where parameters come from.
         table: which tensor is which parameter.
         param_dtype: the dtype of parameters; by default each keeps the dtype that it is stored in.
@@ -80,7 +82,14 @@ def load(
     """
     tensors = Renamed(tensors, table.current) if table.renamed else tensors
     kept = _common_dtype(tensors.stored) if param_dtype is None else jnp.dtype(param_dtype)
-    model: nnx.Module = nnx.eval_shape(lambda: build(kept))
+    known: dict[tuple, jax.Array] = {}
+
+    def traced() -> nnx.Module:
+        model = build(kept, _streams(SEED))
+        known.update(_known(model))
+        return model
+
+    model: nnx.Module = nnx.eval_shape(traced)
     if isinstance(shardings, Placing):
         shardings.place(model)
     variables = parameters_of(model)
@@ -97,7 +106,7 @@ def load(
     for name, entry in wanted.items():
         if entry.rule.tied and name in tensors.stored:
             _check_tied(name, entry, tensors, variables, param_dtype)
-    _fill_rest(model, lambda: build(kept))
+    _fill_rest(model, known, lambda: build(kept, nnx.Rngs(SEED)))
     return model
 
 
@@ -207,19 +216,60 @@ def _check_tied(name: str, entry: Entry, tensors: Tensors, variables: Mapping[st
         )
 
 
-def _fill_rest(model: nnx.Module, build: Callable[[], nnx.Module]) -> None:
-    """Make what no checkpoint holds: random streams for dropout, constants of pieces."""
+def _rest(model: nnx.Module) -> dict[tuple, nnx.Variable]:
+    """What no checkpoint holds, by path: random streams for dropout, constants of pieces."""
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {path: variable for path, variable in flat if isinstance(variable, nnx.RngState | PieceArray)}
 
-    def rest(model: nnx.Module) -> dict[tuple, nnx.Variable]:
-        return {
-            path: variable
-            for path, variable in nnx.to_flat_state(nnx.state(model))
-            if isinstance(variable, nnx.RngState | PieceArray)
-        }
 
-    abstract = rest(model)
-    if abstract:  # the compiler drops the parameters, which nothing needs
-        made = jax.jit(lambda: [one.get_value() for one in rest(build()).values()])()
-        for variable, value in zip(abstract.values(), made, strict=True):
-            place = variable.get_value().sharding
-            variable.set_value(value if place is None else jax.device_put(value, place))
+def _known(model: nnx.Module) -> dict[tuple, jax.Array]:
+    """What no checkpoint holds and is known while the model is traced, such as keys of dropout."""
+    values = {path: variable.get_raw_value() for path, variable in _rest(model).items()}
+    return {path: value for path, value in values.items() if not isinstance(value, Tracer)}
+
+
+def _fill_rest(model: nnx.Module, known: Mapping[tuple, jax.Array], build: Callable[[], nnx.Module]) -> None:
+    """Fill what no checkpoint holds with what is known of it; if that is not all, build the model once more."""
+    rest, values = _rest(model), dict(known)
+    lacking = [path for path in rest if path not in known]
+    if lacking:  # the compiler drops the parameters, which nothing needs
+
+        def made() -> list[Any]:
+            found = _rest(build())
+            return [found[path].get_value() for path in lacking]
+
+        values |= dict(zip(lacking, jax.jit(made)(), strict=True))
+    for path, variable in rest.items():
+        place = variable.get_value().sharding
+        variable.set_value(values[path] if place is None else jax.device_put(values[path], place))
+
+
+class _Stream(nnx.RngStream):
+    """A random stream that does not compute keys of parameters, since only shapes of parameters are needed.
+
+    Streams that it forks, for dropout, are those of `nnx.RngStream`, and values even while a program is traced.
+    """
+
+    def __init__(self, seed: int):
+        with jax.ensure_compile_time_eval():
+            super().__init__(seed, tag="default")
+            self.first = self.key.get_raw_value()
+        self.drawn = 0
+
+    def __call__(self) -> jax.Array:
+        self.drawn += 1
+        return self.first
+
+    def fork(self, **options: Any) -> nnx.RngStream:
+        """The stream that `nnx.RngStream.fork` returns after as many keys."""
+        with jax.ensure_compile_time_eval():
+            made = nnx.RngStream(jax.random.fold_in(self.first, self.drawn), tag=self.tag, **options)
+        self.drawn += 1
+        return made
+
+
+def _streams(seed: int) -> nnx.Rngs:
+    """`nnx.Rngs(seed)` for a model of which only shapes are needed."""
+    rngs = nnx.Rngs(seed)
+    rngs.default = _Stream(seed)
+    return rngs
