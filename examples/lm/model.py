@@ -67,9 +67,8 @@ class GPT(nnx.Module):
     """
 
     def __init__(self, size: Size, dtype: jnp.dtype, parallel: Heads | None = None, *, rngs: nnx.Rngs):
-        self.embed = nnx.Embed(
-            VOCABULARY, size.features, dtype=dtype, embedding_init=nnx.initializers.normal(0.02), rngs=rngs
-        )
+        self.dtype = dtype
+        self.embed = nnx.Embed(VOCABULARY, size.features, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
         self.blocks = nnx.List([Block(size, dtype, parallel, rngs=rngs) for _ in range(size.layers)])
         self.norm = nnx.LayerNorm(size.features, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(size.features, VOCABULARY, use_bias=False, dtype=dtype, rngs=rngs)
@@ -77,7 +76,9 @@ class GPT(nnx.Module):
     def __call__(
         self, tokens: jax.Array, mask: jattn.masks.Mask, positions: jax.Array | np.ndarray | None = None
     ) -> jax.Array:
-        x = self.embed(tokens)
+        # Converted afterward, so that the gradient of a byte's row is summed in float32: bfloat16 would lose small
+        # terms, and a GPU has no fast addition to memory for it.
+        x = self.embed(tokens).astype(self.dtype)
         for block in self.blocks:
             x = block(x, mask, positions)
         return self.head(self.norm(x)).astype(jnp.float32)

@@ -101,13 +101,14 @@ class Block(nnx.Module):
 
 class GPT(nnx.Module):
     def __init__(self, size, dtype, rngs):
-        self.embed = nnx.Embed(256, size.features, dtype=dtype, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.dtype = dtype
+        self.embed = nnx.Embed(256, size.features, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
         self.blocks = nnx.List([Block(size.features, size.heads, dtype, rngs) for _ in range(size.layers)])
         self.norm = nnx.LayerNorm(size.features, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(size.features, 256, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens, mask):
-        x = self.embed(tokens)
+        x = self.embed(tokens).astype(self.dtype)  # the gradients of its rows are summed in float32
         for block in self.blocks:
             x = block(x, mask)
         return self.head(self.norm(x)).astype(jnp.float32)

@@ -18,6 +18,7 @@ from ..foundation.arguments import check_positive
 from .bert_config import BertConfig
 from .checkpoint.rules import linear_rules, norm_rules
 from .checkpoint.table import Rule, Table
+from .embedding import Embedding
 from .encoder import NORMAL, Encoded, EncoderBlock, Pooler, block_rules
 from .layers import ACTIVATIONS, checked_tokens, dropout, layer_norm, placed, through
 from .registry import Family
@@ -50,9 +51,9 @@ class BertEncoder(nnx.Module):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         width = config.embedding_features or config.features
         self.config = config
-        self.embedding = nnx.Embed(config.vocabulary, width, embedding_init=NORMAL, **options)
-        self.position_embedding = nnx.Embed(config.max_length, width, embedding_init=NORMAL, **options)
-        self.type_embedding = nnx.Embed(config.token_types, width, embedding_init=NORMAL, **options)
+        self.embedding = Embedding(config.vocabulary, width, embedding_init=NORMAL, **options)
+        self.position_embedding = Embedding(config.max_length, width, embedding_init=NORMAL, **options)
+        self.type_embedding = Embedding(config.token_types, width, embedding_init=NORMAL, **options)
         self.embedding_norm = layer_norm(width, config.epsilon, **options)
         self.dropout = dropout(config.dropout, rngs)
         projected = config.embedding_features is not None
@@ -154,7 +155,7 @@ class MaskedHead(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(config.vocabulary, param_dtype))
         self.activation = config.head_activation
 
-    def __call__(self, hidden: jax.Array, embedding: nnx.Embed) -> jax.Array:
+    def __call__(self, hidden: jax.Array, embedding: Embedding) -> jax.Array:
         """Logits `[..., vocabulary]`."""
         logits = embedding.attend(self.norm(ACTIVATIONS[self.activation](self.dense(hidden))))
         return logits + self.bias[...].astype(logits.dtype)

@@ -17,6 +17,7 @@ from .checkpoint.table import Rule, Table
 from .clip_config import CLIPConfig, CLIPResNetConfig, CLIPTextConfig, CLIPVisionConfig
 from .clip_resnet import RULES as RESNET
 from .clip_resnet import CLIPResNet
+from .embedding import Embedding
 from .encoder import NORMAL, Encoded, EncoderBlock, block_rules, norm_rules
 from .layers import checked_tokens, layer_norm, placed, through
 from .patches import PatchEmbedding
@@ -66,8 +67,8 @@ class CLIPText(nnx.Module):
     def __init__(self, config: CLIPTextConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config = config
-        self.embedding = nnx.Embed(config.vocabulary, config.features, embedding_init=NORMAL, **options)
-        self.position_embedding = nnx.Embed(config.max_length, config.features, embedding_init=NORMAL, **options)
+        self.embedding = Embedding(config.vocabulary, config.features, embedding_init=NORMAL, **options)
+        self.position_embedding = Embedding(config.max_length, config.features, embedding_init=NORMAL, **options)
         self.blocks = nnx.List(
             [EncoderBlock(config, norm_first=True, mask=Causal(), **options) for _ in range(config.depth)]
         )

@@ -17,6 +17,7 @@ from .checkpoint.rules import norm_rules
 from .checkpoint.table import Rule, Table
 from .config import Config
 from .decoder import CausalLM, Decoder, DecoderBlock
+from .embedding import Embedding
 from .layers import MLP, check_activation, dropout, layer_norm
 from .registry import Family
 
@@ -166,7 +167,7 @@ class GPT2(Decoder):
     def __init__(self, config: GPT2Config, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         embed = functools.partial(
-            nnx.Embed, features=config.features, embedding_init=nnx.initializers.normal(0.02), **options
+            Embedding, features=config.features, embedding_init=nnx.initializers.normal(0.02), **options
         )
         self.config, self.longest = config, config.max_length
         self.embedding = embed(config.vocabulary)

@@ -29,6 +29,7 @@ from ..scores import SoftCap
 from ..similarities import Dot
 from .checkpoint.table import Rule, Table
 from .decoder import CausalLM, Decoder, DecoderBlock
+from .embedding import Embedding
 from .experts import Experts
 from .layers import MLP, RMSNorm
 from .llama_config import KINDS, LlamaConfig
@@ -129,7 +130,7 @@ class Llama(Decoder):
     def __init__(self, config: LlamaConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config = config
-        self.embedding = nnx.Embed(
+        self.embedding = Embedding(
             config.vocabulary, config.features, embedding_init=nnx.initializers.normal(0.02), **options
         )
         self.blocks = nnx.List([LlamaBlock(config, index, **options) for index in range(config.depth)])

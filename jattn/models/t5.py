@@ -16,6 +16,7 @@ from ..scores import RelativeBuckets
 from ..similarities import Dot
 from .checkpoint.table import Rule, Table
 from .config import Config
+from .embedding import Embedding
 from .encoder_decoder import CrossBlock, EncoderBlock, EncoderDecoder, Stack
 from .layers import MLP, RMSNorm, check_activation, checked_tokens, dropout
 from .registry import Family
@@ -144,7 +145,7 @@ class T5(EncoderDecoder):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config = config
         normal = nnx.initializers.normal
-        self.embedding = nnx.Embed(config.vocabulary, config.features, embedding_init=normal(1.0), **options)
+        self.embedding = Embedding(config.vocabulary, config.features, embedding_init=normal(1.0), **options)
         self.dropout = dropout(config.dropout, rngs)
         self.encoder = self._stack(config.depth, False, options)
         self.decoder = self._stack(config.decoder_depth or 0, True, options)

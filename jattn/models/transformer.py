@@ -22,6 +22,7 @@ from flax import nnx
 from ..foundation.arguments import check_positive
 from ..positions import sinusoidal
 from .checkpoint.table import Rule, Table
+from .embedding import Embedding
 from .encoder_decoder import EncoderDecoder
 from .layers import Fixed, checked_tokens, dropout
 from .registry import Family
@@ -133,7 +134,7 @@ class Transformer(EncoderDecoder):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config, self.longest = config, config.max_length
         normal = nnx.initializers.normal(config.features**-0.5)
-        embed = functools.partial(nnx.Embed, features=config.features, embedding_init=normal, **options)
+        embed = functools.partial(Embedding, features=config.features, embedding_init=normal, **options)
         self.embedding = embed(config.vocabulary)
         self.source_embedding = None if config.source_vocabulary is None else embed(config.source_vocabulary)
         self.dropout = dropout(config.dropout, rngs)
@@ -151,7 +152,7 @@ class Transformer(EncoderDecoder):
         """The sum of the scaled embeddings of tokens and sinusoids."""
         return self._placed(self.embedding, tokens, positions)
 
-    def _placed(self, embedding: nnx.Embed, tokens: jax.Array, positions: Any) -> jax.Array:
+    def _placed(self, embedding: Embedding, tokens: jax.Array, positions: Any) -> jax.Array:
         x = embedding(tokens)
         if self.config.scale_embedding:
             x = x * self.config.features**0.5

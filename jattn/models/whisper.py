@@ -14,6 +14,7 @@ from ..foundation.arguments import check_positive
 from ..foundation.arrays import as_array, describe, dtype_of
 from ..positions import sinusoidal
 from .checkpoint.table import Rule, Table
+from .embedding import Embedding
 from .encoder_decoder import EncoderDecoder
 from .layers import ACTIVATIONS, Fixed, dropout
 from .registry import Family
@@ -127,7 +128,7 @@ class Whisper(EncoderDecoder):
         places = sinusoidal(np.arange(config.max_inputs), config.features, layout="half", inclusive=True)
         self.input_positions = Fixed(places.astype(param_dtype))
         embed = functools.partial(
-            nnx.Embed, features=config.features, embedding_init=nnx.initializers.normal(0.02), **options
+            Embedding, features=config.features, embedding_init=nnx.initializers.normal(0.02), **options
         )
         self.embedding, self.position_embedding = embed(config.vocabulary), embed(config.max_length)
         self.dropout = dropout(config.dropout, rngs)

@@ -28,6 +28,8 @@ CPU_TILE = 512  # large enough for matrix products to reach most of a CPU's spee
 CPU_ROWS = 1024  # query rows per step over all its heads, enough for one head's tile on each of a few cores
 WIDER = 2  # The forward pass processes this many times more heads per step: it keeps fewer tiles live.
 ACCELERATOR_TILE = 512
+CUDA_TILE = 1024  # An H100 takes 10% to 30% less time than with 512, but in a narrow window 4% more.
+CUDA_SCORES = 1 << 27  # numbers in a tile of all heads and examples: beyond that, memory matters more
 PAIRWISE_TILE = 128  # for similarities that hold [q, k, features] in memory
 JOINED = 1.1  # Group heads with different plans if this visits at most 10% more tiles.
 
@@ -295,10 +297,13 @@ class Tiling:
 
 def choose(call: Call, q_tile: int | None, k_tile: int | None) -> Tiling:
     """Choose tile and block sizes for the target of a call."""
-    on_cpu = (call.target or expected_target()).platform == "cpu"
+    platform = (call.target or expected_target()).platform
+    on_cpu = platform == "cpu"
     group = call.q_heads // call.kv_heads
     pairwise = not call.pieces.similarity.is_dot
     tile = PAIRWISE_TILE if pairwise else (CPU_TILE if on_cpu else ACCELERATOR_TILE)
+    if platform == "cuda" and not pairwise and math.prod(call.batch) * call.q_heads * CUDA_TILE**2 <= CUDA_SCORES:
+        tile = CUDA_TILE
     heads = major_size(call.kv_heads, call.devices) if on_cpu else 1
     fold = Fold(call.batch, looped=on_cpu, devices=call.devices, heads=heads)
     # How much of the folded axes is on each device if they are split over all devices.

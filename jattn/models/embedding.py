@@ -1,0 +1,29 @@
+"""A table of vectors, one for each token, position or type."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..foundation.numerics import widen
+
+
+class Embedding(nnx.Embed):
+    """y = E[tokens], as `nnx.Embed`; the gradient of a row of E, summed over its tokens, is summed in float32.
+
+    Flax converts the table to `dtype` first, so in bfloat16 that sum loses the smaller terms: a row that 1,000 tokens
+    read stops growing long before. It is also slow on a GPU, which adds bfloat16 to memory by compare-and-swap.
+
+    Arguments and methods as in `nnx.Embed`: integers `[...]` from 0 to `num_embeddings` - 1 give `[..., features]`.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from jattn.models.embedding import Embedding
+    >>> Embedding(5, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(jnp.array([[0, 4]])).shape
+    (1, 2, 3)
+    """
+
+    def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
+        if out_sharding is not None or self.num_embeddings == 1:
+            return super().__call__(inputs, out_sharding)
+        # XLA moves the conversion behind the gather, so the table is never converted as a whole.
+        return jnp.take(widen(self.embedding[...]), inputs, axis=0).astype(self.dtype)
