@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]  (of JAX 0.12)
 
 from .elementwise import needed_inputs, one_expression
 from .identity import identity
@@ -36,7 +36,7 @@ class Traced:
         # The function itself is not stored: it may hold large arrays, and the cache of compiled programs keeps this
         # object alive.
         self.name = getattr(function, "__qualname__", None) or repr(function)
-        self.jaxpr = closed.jaxpr
+        self.jaxpr: Any = closed.jaxpr
         self.reads = tuple(needed_inputs(closed.jaxpr, [True] * len(closed.jaxpr.outvars)))
         self._identity = identity(closed.jaxpr, function)
 

@@ -12,7 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import (
+    ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]  (of JAX 0.12, where it is `Jaxpr`)
+    Jaxpr,
+    Literal,
+    jaxpr_as_fun,
+)
 from jax.extend.linear_util import WrappedFun
 
 from .code import Only, same_code

@@ -134,11 +134,6 @@ def compiled_for(target: Any) -> Iterator[Target]:
         _GIVEN.reset(token)
 
 
-def given_target() -> Target | None:
-    """The target of the innermost `compiled_for`, or None."""
-    return _GIVEN.get()
-
-
 def expected_target(*arrays: Any) -> Target:
     """The target that a program of these arrays will most likely be compiled for.
 

@@ -267,6 +267,17 @@ def masked_head(dense: str, norm: str, bias: str, decoder: str) -> tuple[Rule, .
     )
 
 
+PREDICTIONS = masked_head(
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.bias",
+    "cls.predictions.decoder",
+)
+LM_HEAD = masked_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder")
+CLASSIFIER = (*linear_rules("classifier.dense", "dense.linear"), *linear_rules("classifier.out_proj", "classifier"))
+"""The heads of BERT and of RoBERTa for masked tokens, and RoBERTa's classifier."""
+
+
 def _family(name: str, table: Table, classifier: type = BertForSequenceClassification) -> Family:
     models = {"Model": Bert, "ForMaskedLM": BertForMaskedLM, "ForSequenceClassification": classifier}
     return Family(BertConfig, {name + head: model for head, model in models.items()}, table)
@@ -278,12 +289,7 @@ FAMILIES = {
         Table(
             (*RULES, *BLOCKS, *linear_rules("pooler.dense", "pooler.linear")),
             (
-                *masked_head(
-                    "cls.predictions.transform.dense",
-                    "cls.predictions.transform.LayerNorm",
-                    "cls.predictions.bias",
-                    "cls.predictions.decoder",
-                ),
+                *PREDICTIONS,
                 *linear_rules("classifier", "classifier"),
             ),
             prefix="bert.",
@@ -296,9 +302,8 @@ FAMILIES = {
         Table(
             (*RULES, *BLOCKS, *linear_rules("pooler.dense", "pooler.linear")),
             (
-                *masked_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
-                *linear_rules("classifier.dense", "dense.linear"),
-                *linear_rules("classifier.out_proj", "classifier"),
+                *LM_HEAD,
+                *CLASSIFIER,
             ),
             prefix="roberta.",
             ignored=IGNORED,

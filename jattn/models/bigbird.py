@@ -16,13 +16,14 @@ from ..scores.base import of
 from ..variants.sparse import bigbird_mask, random_blocks
 from .bert import (
     BLOCK,
+    CLASSIFIER,
     IGNORED,
+    PREDICTIONS,
     RULES,
     Bert,
     BertEncoder,
     BertForMaskedLM,
     RobertaForSequenceClassification,
-    masked_head,
 )
 from .bert_config import DROPOUT, BertConfig
 from .checkpoint.rules import linear_rules
@@ -242,14 +243,8 @@ FAMILY = Family(
             *linear_rules("pooler", "pooler.linear"),
         ),
         (
-            *masked_head(
-                "cls.predictions.transform.dense",
-                "cls.predictions.transform.LayerNorm",
-                "cls.predictions.bias",
-                "cls.predictions.decoder",
-            ),
-            *linear_rules("classifier.dense", "dense.linear"),
-            *linear_rules("classifier.out_proj", "classifier"),
+            *PREDICTIONS,
+            *CLASSIFIER,
         ),
         prefix="bert.",
         ignored=IGNORED,

@@ -16,6 +16,7 @@ from ..nnx import MultiHeadAttention
 from .checkpoint.rules import linear_rules, norm_rules, out_rules, projection_rules
 from .checkpoint.table import Rule
 from .config import Config
+from .encoder_decoder import ResidualBlock
 from .layers import ACTIVATIONS, MLP, check_activation, dropout, layer_norm
 
 NORMAL: Any = nnx.initializers.normal(0.02)
@@ -80,7 +81,7 @@ class EncoderConfig(Config):
         check_rate("dropout", self.dropout)
 
 
-class EncoderBlock(nnx.Module):
+class EncoderBlock(ResidualBlock):
     """A block of an encoder, with its norms before or after what they belong to, as the equations above.
 
     Args:
@@ -118,7 +119,7 @@ class EncoderBlock(nnx.Module):
         self.mlp = MLP(config.features, config.mlp_features, config.activation, kernel_init=NORMAL, **options)
         self.mlp_norm = layer_norm(config.features, config.epsilon, **options)
         self.dropout = dropout(config.dropout, options["rngs"])
-        self.norm_first = norm_first
+        self.pre_norm = norm_first
 
     def __call__(self, x: jax.Array, *, attention: Any = None, **options: Any) -> jax.Array:
         """`[..., length, features]` -> `[..., length, features]`.
@@ -128,12 +129,8 @@ class EncoderBlock(nnx.Module):
             attention: used in place of the block's own, such as `block.attention.with_pieces(...)`.
             options: passed to the attention, such as `mask`.
         """
-        attention = self.attention if attention is None else attention
-        if self.norm_first:
-            x = x + self.dropout(attention(self.attention_norm(x), **options))
-            return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        x = self.attention_norm(x + self.dropout(attention(x, **options)))
-        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+        attend = self.attention if attention is None else attention
+        return self.around(x, lambda y: (attend(y, **options), None))[0]
 
 
 class Pooler(nnx.Module):

@@ -31,7 +31,7 @@ State = tuple[tuple[Any, Any], ...]
 Attend = Callable[[jax.Array], tuple[jax.Array, Any]]
 
 
-class EncoderBlock(DecoderBlock):
+class ResidualBlock(DecoderBlock):
     """x = x + attention(norm(x)); x = x + mlp(norm(x)); or with the norm after each sum.
 
     Args:
@@ -60,13 +60,13 @@ class EncoderBlock(DecoderBlock):
         return (x if self.pre_norm else norm(x)), state
 
 
-class CrossBlock(EncoderBlock):
+class CrossBlock(ResidualBlock):
     """An encoder's block with attention to the encoded inputs between self-attention and feed-forward layer.
 
     Args:
         attention: causal self-attention.
         cross: attention to the encoded inputs.
-        mlp, norm, dropout, pre_norm: as in `EncoderBlock`.
+        mlp, norm, dropout, pre_norm: as in `ResidualBlock`.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class EncoderDecoder(nnx.Module):
 
     Attributes:
         config: the configuration.
-        encoder: a `Stack` of `EncoderBlock`s.
+        encoder: a `Stack` of `ResidualBlock`s.
         decoder: a `Stack` of `CrossBlock`s.
         longest: the largest number of tokens of the decoder; None if positions are not limited.
     """

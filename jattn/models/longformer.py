@@ -15,13 +15,14 @@ from ..ops.attention.dropout import Dropout
 from ..variants.sparse import Longformer as Attention
 from .bert import (
     BLOCK,
+    CLASSIFIER,
     IGNORED,
+    LM_HEAD,
     RULES,
     Bert,
     BertEncoder,
     BertForMaskedLM,
     RobertaForSequenceClassification,
-    masked_head,
 )
 from .bert_config import DROPOUT, BertConfig
 from .checkpoint.rules import linear_rules
@@ -210,9 +211,8 @@ FAMILY = Family(
             *linear_rules("pooler.dense", "pooler.linear"),
         ),
         (
-            *masked_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
-            *linear_rules("classifier.dense", "dense.linear"),
-            *linear_rules("classifier.out_proj", "classifier"),
+            *LM_HEAD,
+            *CLASSIFIER,
         ),
         prefix="longformer.",
         ignored=IGNORED,

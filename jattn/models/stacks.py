@@ -14,7 +14,7 @@ from ..nnx import MultiHeadAttention
 from .checkpoint.rules import linear_rules, norm_rules, out_rules, projection_rules
 from .checkpoint.table import Rule
 from .config import Config
-from .encoder_decoder import CrossBlock, EncoderBlock, Stack
+from .encoder_decoder import CrossBlock, ResidualBlock, Stack
 from .layers import MLP, check_activation, dropout, layer_norm
 
 EPSILON = 1e-5
@@ -123,7 +123,7 @@ def make_stack(
         if decoder:
             blocks.append(CrossBlock(attend(mask=Causal()), attend(), *rest, pre_norm=pre_norm))
         else:
-            blocks.append(EncoderBlock(attend(), *rest, pre_norm=pre_norm))
+            blocks.append(ResidualBlock(attend(), *rest, pre_norm=pre_norm))
     return Stack(blocks, norm() if pre_norm else None)
 
 

@@ -17,7 +17,7 @@ from ..similarities import Dot
 from .checkpoint.table import Rule, Table
 from .config import Config
 from .embedding import Embedding
-from .encoder_decoder import CrossBlock, EncoderBlock, EncoderDecoder, Stack
+from .encoder_decoder import CrossBlock, EncoderDecoder, ResidualBlock, Stack
 from .layers import MLP, RMSNorm, check_activation, checked_tokens, dropout
 from .registry import Family
 
@@ -167,7 +167,7 @@ class T5(EncoderDecoder):
             if decoder:
                 blocks.append(CrossBlock(attention, _attention(config, options), mlp, norm, drop()))
             else:
-                blocks.append(EncoderBlock(attention, mlp, norm, drop()))
+                blocks.append(ResidualBlock(attention, mlp, norm, drop()))
         return Stack(blocks, norm(), drop())
 
     def embed_inputs(self, inputs: Any, positions: Any = None) -> jax.Array:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ..foundation.arrays import as_array, describe
+from ..foundation.arrays import describe
 from ..foundation.shard_map import run_on_shards
 from ..foundation.sharding import AnyMesh, mesh_axes, reshard
 from ..ops.attention.api import attention
@@ -219,8 +219,3 @@ def place(array: Any, mesh: AnyMesh, spec: PartitionSpec) -> Any:
     if AxisType.Explicit in mesh.axis_types:
         return reshard(array, mesh, spec)
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
-
-
-def as_arrays(*positions: Any) -> tuple[Any, ...]:
-    """Convert lists of positions to NumPy arrays. None stays None."""
-    return tuple(as_array(item) for item in positions)

@@ -7,7 +7,7 @@ import types
 import pytest
 
 import jattn
-from jattn.foundation.target import Target, as_target, compiled_for, expected_target, given_target
+from jattn.foundation.target import Target, as_target, compiled_for, expected_target
 from jattn.ops.dispatch import Implementation, Operation, Row
 
 
@@ -127,9 +127,9 @@ def test_no_targets(given):
 
 
 def test_the_target_given_holds_within():
-    assert given_target() is None and expected_target() == CPU
+    assert expected_target() == CPU
     with compiled_for("tpu v4"):
         with compiled_for("cuda"):
-            assert given_target() == Target("cuda")
-        assert given_target() == expected_target() == Target("tpu", "v4")
-    assert given_target() is None
+            assert expected_target() == Target("cuda")
+        assert expected_target() == Target("tpu", "v4")
+    assert expected_target() == CPU

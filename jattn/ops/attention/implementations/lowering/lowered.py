@@ -109,7 +109,7 @@ class Lowered:
         offset: int | None,
         features: Features | None = None,
     ):
-        self._structure, self._axes, self._limits, self._offset = structure, axes, limits, offset
+        self._axes, self._limits, self._offset = axes, limits, offset
         self._lengths = q_len, kv_len
         places = structure.unflatten(list(range(len(shapes))))
         sizes = [max((shape[axis] for shape, _ in shapes), default=1) for axis in range(axes.rank)]
