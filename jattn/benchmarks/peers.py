@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import os
 import shutil
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +28,32 @@ def matmul() -> Side:
     return Side(f"matmul {MATMUL}³", lambda shape: matmul_run())
 
 
-def jax_nn(*, backward: bool = False) -> Side:
-    """`jax.nn.dot_product_attention`, causal."""
+def jax_nn(
+    *, backward: bool = False, implementation: Literal["xla", "cudnn"] = "xla", window: int | None = None
+) -> Side:
+    """`jax.nn.dot_product_attention`, causal.
+
+    Args:
+        backward: also compute the gradients.
+        implementation: cuDNN's kernel, or what XLA makes of the whole matrix of scores.
+        window: how many earlier keys a query sees; by default all.
+    """
 
     def attend(query, key, value):
-        return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        local = None if window is None else (window, 0)
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=True, local_window_size=local, implementation=implementation
+        )
+
+    def missing() -> str | None:
+        fits = implementation == "xla" or jax.default_backend() == "gpu"
+        return None if fits else "cuDNN's kernel needs an NVIDIA GPU"
 
     return Side(
-        "jax.nn",
+        "jax.nn" if implementation == "xla" else "cuDNN",
         functools.partial(jax_run, attend, backward=backward),
         functools.partial(gradient_temporaries, attend),
+        missing,
     )
 
 

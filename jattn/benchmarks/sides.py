@@ -15,7 +15,7 @@ from ..ops.attention.plan import Plan
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Float32 self-attention with the head layout of a real model."""
+    """Self-attention with the head layout of a real model; `dtype` is of what JAX computes."""
 
     model: str
     length: int
@@ -23,6 +23,7 @@ class Shape:
     kv_heads: int
     dim: int
     batch: int = 1
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         heads = str(self.q_heads) if self.q_heads == self.kv_heads else f"{self.q_heads}/{self.kv_heads}"
@@ -75,7 +76,7 @@ def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 def jax_run(function: Callable[..., Any], shape: Shape, *rest: Any, backward: bool) -> Run:
     """`function(query, key, value, *rest)`, compiled; with its gradients if `backward`."""
-    *arrays, cotangent = (jnp.asarray(array) for array in inputs(shape))
+    *arrays, cotangent = (jnp.asarray(array, shape.dtype) for array in inputs(shape))
     compiled = jax.jit(with_gradients(function) if backward else function)
     arguments = (cotangent, *arrays, *rest) if backward else (*arrays, *rest)
     return lambda: jax.block_until_ready(compiled(*arguments))
@@ -87,7 +88,7 @@ def gradient_temporaries(function: Callable[..., Any], shape: Shape, *rest: Any)
     def total(*arrays):
         return function(*arrays).sum()
 
-    query, key = (jax.ShapeDtypeStruct(each, jnp.float32) for each in (shape.query(), shape.key()))
+    query, key = (jax.ShapeDtypeStruct(each, shape.dtype) for each in (shape.query(), shape.key()))
     compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(query, key, key, *rest).compile()
     analysis = compiled.memory_analysis()
     if analysis is None:
@@ -109,7 +110,7 @@ class Choice:
     def plan(self, shape: Shape) -> Plan:
         """The tiles that the call visits."""
         shape = self.shape(shape)
-        query, key = (jax.ShapeDtypeStruct(each, jnp.float32) for each in (shape.query(), shape.key()))
+        query, key = (jax.ShapeDtypeStruct(each, shape.dtype) for each in (shape.query(), shape.key()))
         return explain(query, key, key, mask=self.mask(shape), scores=self.scores(shape)).plan
 
 

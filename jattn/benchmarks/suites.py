@@ -8,6 +8,7 @@ from .cases import Speed, cpu
 from .decoding import decode
 from .encoding import encoding
 from .generating import generating
+from .gpu import gpu
 from .linear import linear
 from .pages import pages
 from .painting import paints
@@ -61,6 +62,7 @@ def begin(suite: str, rows: Sequence[Any]) -> None:
 SUITES = {
     "cpu": cpu,
     "decode": decode,
+    "gpu": gpu,
     "linear": linear,
     "models": whole_models,
     "sparse": sparse,

@@ -6,6 +6,7 @@ import pytest
 
 from jattn.benchmarks import cases, peers, table
 from jattn.benchmarks.__main__ import main
+from jattn.benchmarks.gpu import gpu
 from jattn.benchmarks.measure import Times, paired
 from jattn.benchmarks.sides import Shape
 
@@ -53,9 +54,17 @@ def test_only_the_rows_asked_for(capsys):
         main(["--repeats", "0"])
 
 
-def test_names_are_unique():
-    names = [case.name for case in cases.cpu()]
+@pytest.mark.parametrize("suite", [cases.cpu, gpu])
+def test_names_are_unique(suite):
+    names = [case.name for case in suite()]
     assert len(names) == len(set(names))
+
+
+def test_rows_for_a_gpu_run_in_bfloat16_and_say_what_is_missing_elsewhere(capsys):
+    (row,) = main(["--suite", "gpu", "--length", "64", "--repeats", "1", "--rows", "gpt-cudnn"])
+    assert row.met is None and "needs an NVIDIA GPU" in row.other
+    xla = gpu(64)[0]
+    assert xla.ours.build(xla.shape)().dtype == xla.other.build(xla.shape)().dtype == "bfloat16"
 
 
 def test_pairs_alternate_and_count():
