@@ -1,10 +1,14 @@
 """The rows of the GPU benchmark: bfloat16, compared with XLA's attention and with cuDNN's kernel through JAX."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from . import peers
 from .cases import WINDOW, Bar, Memory, Speed, causal, packed, window
 from .sides import Choice, Shape, jattn
+
+PEERS: tuple[tuple[Literal["xla", "cudnn"], str, float], ...] = (("xla", "jax.nn", 1.0), ("cudnn", "cuDNN", 0.5))
+"""What jattn is compared with, its name, and the target of the ratio."""
 
 
 def gpu(length: int = 8192, long: int = 16384) -> Sequence[Speed | Memory]:
@@ -20,7 +24,7 @@ def gpu(length: int = 8192, long: int = 16384) -> Sequence[Speed | Memory]:
     plain, near = Choice(causal), Choice(window)
     rows: list[Speed | Memory] = []
     for label, shape in (("gpt", gpt), ("llama", llama)):
-        for other, name, least in (("xla", "jax.nn", 1.0), ("cudnn", "cuDNN", 0.5)):
+        for other, name, least in PEERS:
             for backward in (False, True):
                 rows.append(
                     Speed(
