@@ -87,7 +87,8 @@ def build(features: int, seed: int) -> CLIP:
     text = CLIPTextConfig(vocabulary=len(WORDS), max_length=5, eos_token=len(WORDS) - 1, depth=2, **sizes)
     vision = CLIPVisionConfig(image_size=SHEET, patch_size=4, channels=1, depth=3, **sizes)
     model = CLIP(CLIPConfig(text=text, vision=vision, projected_features=features), rngs=nnx.Rngs(seed))
-    # Kernels of CLIP begin with a deviation of .02, for 512 features and more; with few, vectors begin all but equal.
+    # Kernels of CLIP begin with a standard deviation of .02, for 512 features and more; with few, vectors begin all
+    # but equal.
     larger = lambda path, x: x * (features**-0.5 / 0.02) if "blocks" in path and "kernel" in path else x  # noqa: E731
     nnx.update(model, nnx.map_state(larger, nnx.state(model, nnx.Param)))
     return model

@@ -114,7 +114,7 @@ def same_atoms(reaction):
     return [(p, r) for p in reaction.products[mapped] for r in reaction.reactants if (kinds[p], kinds[r]) in alike]
 
 
-pairs = analysis.labelled_pairs(
+pairs = analysis.labeled_pairs(
     [same_atoms(one) for one in known], tokens.shape[1], among=[one.reactants for one in known]
 )
 heads = analysis.describe(seen, valid=attention_mask, pairs={"atoms": pairs})

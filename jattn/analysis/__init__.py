@@ -31,7 +31,7 @@ from .pairs import (
     best_offset,
     coreference_pairs,
     dependency_pairs,
-    labelled_pairs,
+    labeled_pairs,
     merge_pieces,
     pair_accuracy,
 )
@@ -77,7 +77,7 @@ __all__ = [
     "has_choice",
     "head_distances",
     "head_importance",
-    "labelled_pairs",
+    "labeled_pairs",
     "mass_on",
     "mean_distance",
     "merge_pieces",

@@ -1,11 +1,11 @@
 """`describe`: what each head does, as a table.
 
-A head is scored for each pattern by how far it is from attending evenly, towards attending to the pattern alone,
+A head is scored for each pattern by how far it is from attending evenly, toward attending to the pattern alone,
 
     score = (share - chance) / (1 - chance)
 
 over the queries that have a choice: that may attend both to a key of the pattern and to another. `share` is that of
-`pattern_share`, `chance` that of even attention. For labelled pairs, share is the accuracy, and chance that of the best
+`pattern_share`, `chance` that of even attention. For labeled pairs, share is the accuracy, and chance that of the best
 fixed offset. So scores of all patterns can be compared: 0 is what knowing nothing gives, and 1 is all. The pattern with
 the largest score is the head's label.
 """
@@ -43,7 +43,7 @@ class Head:
         runner_up: the pattern with the second largest score.
         margin: how much larger the first score is.
         scores: of every pattern.
-        accuracy: for labelled pairs, how often the head is right, and how often the best fixed offset.
+        accuracy: for labeled pairs, how often the head is right, and how often the best fixed offset.
         measures: entropy, confidence, distance and sink score.
     """
 
@@ -193,7 +193,7 @@ def describe(
         source: any that `read` takes.
         patterns: more patterns by name: booleans `[queries, keys]` or `[examples, queries, keys]`, or a function from a
             `Layer` to such, or to None where it does not apply.
-        pairs: labelled pairs by name, as `labelled_pairs` makes them. Layers of other sizes are left out.
+        pairs: labeled pairs by name, as `labeled_pairs` makes them. Layers of other sizes are left out.
         least: the smallest score that gives a label.
         **choices: those of `read`, such as `tokens`, `valid`, `mask` and `layers`.
 
@@ -219,12 +219,12 @@ def describe(
     no query has both a key of duplicate, induction or delimiter and another that it may attend to
     """
     maps = read(source, **choices)
-    extra, labelled = dict(patterns or {}), dict(pairs or {})
-    for name, one in labelled.items():
+    extra, labeled = dict(patterns or {}), dict(pairs or {})
+    for name, one in labeled.items():
         _check_pairs(name, one, maps)
-    for name in extra.keys() & {*PATTERNS, *labelled} | (labelled.keys() & {*PATTERNS}):
+    for name in extra.keys() & {*PATTERNS, *labeled} | (labeled.keys() & {*PATTERNS}):
         raise ValueError(f"`patterns` and `pairs` must have names of their own; got {name!r} twice.")
-    offsets = {name: best_offset(one)[1] for name, one in labelled.items()}
+    offsets = {name: best_offset(one)[1] for name, one in labeled.items()}
     compiled, made, heads, met, asked = jax.jit(_scores), {}, [], set(), set()
     for number, layer in enumerate(maps):
         key = (layer.queries, layer.shape, layer.query_tokens, layer.key_tokens, layer.positions is None)
@@ -234,7 +234,7 @@ def describe(
         weights, counted = layer.weights, layer.counted
         where = np.ones((1, 1, 1, 1), bool) if counted is None else counted
         may = layer.mask if layer.mask is not None else (weights != 0).any(1, keepdims=True)
-        fitting = {name: one for name, one in labelled.items() if _fits(one, layer)}
+        fitting = {name: one for name, one in labeled.items() if _fits(one, layer)}
         scored, known = jax.tree.map(np.asarray, compiled(weights, where, may, wanted, layer.positions))
         right = {name: np.asarray(pair_accuracy(weights, one, where)) for name, one in fitting.items()}
         scores = {name: scored[name][0] for name in wanted if scored[name][1]}
@@ -246,7 +246,7 @@ def describe(
             accuracy = {name: (float(found[place]), offsets[name]) for name, found in right.items()}
             measured = {name: float(found[place]) for name, found in known.items()}
             finite = bool(np.isfinite(weights[:, place]).all())
-            heads.append(_labelled(layer.name, number, head, own, accuracy, measured, least, finite))
+            heads.append(_labeled(layer.name, number, head, own, accuracy, measured, least, finite))
     notes = maps.notes()
     if missing := [name for name in (*PATTERNS, *extra) if name in asked - met]:
         names = missing[0] if len(missing) == 1 else f"{', '.join(missing[:-1])} or {missing[-1]}"
@@ -254,7 +254,7 @@ def describe(
     return Heads(tuple(heads), tuple(notes))
 
 
-def _labelled(
+def _labeled(
     layer: str,
     number: int,
     head: int,
@@ -343,7 +343,7 @@ def _extra_patterns(extra: Mapping[str, Any], layer: Layer) -> dict[str, Any]:
 
 def _check_pairs(name: str, pairs: Any, maps: Maps) -> None:
     if not isinstance(pairs, Pairs):
-        raise ValueError(f"`pairs[{name!r}]` must be `Pairs`, as `labelled_pairs` makes them; got {described(pairs)}.")
+        raise ValueError(f"`pairs[{name!r}]` must be `Pairs`, as `labeled_pairs` makes them; got {described(pairs)}.")
     if not any(_fits(pairs, layer) for layer in maps):
         sizes = listed([str([layer.shape[0], *layer.shape[2:]]) for layer in maps], 4)
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Labelled pairs: which key each query ought to choose, and how often a head does.
+"""Labeled pairs: which key each query ought to choose, and how often a head does.
 
 A head is right about a query if its largest weight, among the keys that are candidates, is on a key that is right
 (Clark et al. 2019, arXiv:1906.04341). Beside it stands the best fixed offset: always the key so many places before or
@@ -35,7 +35,7 @@ class Pairs:
         return np.any(self.right & self.among, axis=-1)
 
 
-def labelled_pairs(
+def labeled_pairs(
     pairs: Sequence[Any], q_len: int, kv_len: int | None = None, *, among: Sequence[Iterable[int]] | None = None
 ) -> Pairs:
     """`Pairs` from a list for each example.
@@ -48,7 +48,7 @@ def labelled_pairs(
     Raises:
         ValueError: an index is out of range; a right key is no candidate.
 
-    >>> labelled_pairs([[(1, 0), (2, 0)]], 3).right[0].astype(int).tolist()
+    >>> labeled_pairs([[(1, 0), (2, 0)]], 3).right[0].astype(int).tolist()
     [[0, 0, 0], [1, 0, 0], [1, 0, 0]]
     """
     kv_len = q_len if kv_len is None else kv_len
@@ -90,7 +90,7 @@ def dependency_pairs(heads: Sequence[Sequence[int]], length: int | None = None, 
     """
     length = max(map(len, heads), default=0) if length is None else length
     found = [[(word, head) for word, head in enumerate(sentence) if head >= 0] for sentence in heads]
-    return labelled_pairs([[(b, a) if reverse else (a, b) for a, b in some] for some in found], length)
+    return labeled_pairs([[(b, a) if reverse else (a, b) for a, b in some] for some in found], length)
 
 
 def coreference_pairs(clusters: Sequence[Sequence[Sequence[int]]], length: int) -> Pairs:
@@ -105,7 +105,7 @@ def coreference_pairs(clusters: Sequence[Sequence[Sequence[int]]], length: int) 
     >>> pairs.right[0, 4].nonzero()[0].tolist(), pairs.among[0, 4].nonzero()[0].tolist()
     ([0], [0, 2])
     """
-    found = labelled_pairs(
+    found = labeled_pairs(
         [[(b, a) for thing in some for a in thing for b in thing if a < b] for some in clusters], length
     )
     among = np.zeros_like(found.right)
@@ -127,7 +127,7 @@ def pair_accuracy(weights: Any, pairs: Pairs, where: Any = None) -> jax.Array:
 
     >>> import numpy as np
     >>> weights = np.array([[[[1.0, 0.0, 0.0], [0.9, 0.1, 0.0], [0.1, 0.7, 0.2]]]])
-    >>> pair_accuracy(weights, labelled_pairs([[(1, 0), (2, 0)]], 3)).tolist()
+    >>> pair_accuracy(weights, labeled_pairs([[(1, 0), (2, 0)]], 3)).tolist()
     [0.5]
     """
     weights, _ = checked(weights, where)
@@ -145,7 +145,7 @@ def pair_accuracy(weights: Any, pairs: Pairs, where: Any = None) -> jax.Array:
 def best_offset(pairs: Pairs) -> tuple[int, float]:
     """The fixed offset from query to key that is right most often, and how often.
 
-    >>> best_offset(labelled_pairs([[(1, 0), (2, 0), (3, 2)]], 4))
+    >>> best_offset(labeled_pairs([[(1, 0), (2, 0), (3, 2)]], 4))
     (-1, 0.6666666666666666)
     """
     right = pairs.right & pairs.among
@@ -192,6 +192,6 @@ def _check_pairs(pairs: Any, shape: tuple[int, ...]) -> None:
     if not isinstance(pairs, Pairs) or pairs.right.shape != shape or pairs.among.shape != shape:
         got = f"pairs of shape {list(pairs.right.shape)}" if isinstance(pairs, Pairs) else describe(pairs)
         raise ValueError(
-            f"`pairs` must be `Pairs` of shape {list(shape)} [examples, queries, keys], as `labelled_pairs` makes "
+            f"`pairs` must be `Pairs` of shape {list(shape)} [examples, queries, keys], as `labeled_pairs` makes "
             f"them; got {got}."
         )

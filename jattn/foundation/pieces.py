@@ -184,13 +184,13 @@ def _check_fields(self: Piece) -> None:
         if value is None and (field.default is None or "axes" not in field.metadata):
             continue
         if "axes" in field.metadata:
-            settled = _array_field(name, value, field.metadata["axes"])
+            checked = _array_field(name, value, field.metadata["axes"])
         elif "part" in field.metadata:
-            settled = _part_field(name, value)
+            checked = _part_field(name, value)
         elif "constants" in field.metadata:
             if not isinstance(value, (list, tuple)) or any(dtype_of(one) is None for one in value):
                 raise ValueError(f"`{name}` must be a tuple of arrays; got {describe(value)}.")
-            settled = tuple(value)
+            checked = tuple(value)
         elif any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(value)):
             raise ValueError(
                 f"`{name}` holds an array, but is not declared as one: JAX could neither trace nor differentiate it. "
@@ -198,8 +198,8 @@ def _check_fields(self: Piece) -> None:
             )
         else:
             continue
-        if settled is not value:
-            object.__setattr__(self, field.name, settled)
+        if checked is not value:
+            object.__setattr__(self, field.name, checked)
 
 
 def _array_field(name: str, value: Any, axes: tuple[str, ...]) -> Any:

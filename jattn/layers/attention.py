@@ -119,14 +119,14 @@ class MultiHeadAttention(Layer):
         )
         checked = check_pieces(self.mask, self.similarity, self.scores, self.normalizer, None)
         pieces: dict[str, Any] = dict(zip(pieces_of.PIECES, checked, strict=False))
-        settled = {
+        fields = {
             **dataclasses.asdict(sizes),
             **pieces,
             "use_bias": biased(self.use_bias),
             "qk_norm": as_qk_norm(self.qk_norm),
             "learned": pieces_of.check_learned(self.learned, pieces),
         }
-        for name, value in settled.items():
+        for name, value in fields.items():
             object.__setattr__(self, name, value)
 
     def parameters(self) -> dict[str, Any]:

@@ -25,9 +25,9 @@ zeros: Initializer = jax.nn.initializers.zeros
 ones: Initializer = jax.nn.initializers.ones
 
 
-def normal(deviation: float) -> Initializer:
+def normal(standard_deviation: float) -> Initializer:
     """An initializer: normally distributed numbers with this standard deviation."""
-    return jax.nn.initializers.normal(deviation)
+    return jax.nn.initializers.normal(standard_deviation)
 
 
 def constant(value: Any) -> Initializer:

@@ -1,4 +1,4 @@
-"""Labelled pairs, and the table of heads."""
+"""Labeled pairs, and the table of heads."""
 
 import numpy as np
 import pytest
@@ -136,24 +136,24 @@ def test_pairs_choose_their_head():
         for query, key in some:
             knows[example, query, key] = 1
     scores = np.stack([knows, np.broadcast_to(np.eye(length, k=-1), knows.shape), 0 * knows], 1)
-    labelled = analysis.labelled_pairs(pairs, length)
-    heads = analysis.describe([softmax(9 * scores)], pairs={"truth": labelled})
+    labeled = analysis.labeled_pairs(pairs, length)
+    heads = analysis.describe([softmax(9 * scores)], pairs={"truth": labeled})
     best = heads.best("truth")
-    offset, share = analysis.best_offset(labelled)
+    offset, share = analysis.best_offset(labeled)
     assert (best.head, best.label, best.accuracy["truth"]) == (0, "truth", (1.0, share))
     assert f"right 1.000, best offset {share:.3f}" in repr(heads)
     again = max(range(1 - length, length), key=lambda o: sum(k == q + o for some in pairs for q, k in some))
     assert share == sum(k == q + offset for some in pairs for q, k in some) / sum(map(len, pairs))
     assert share == sum(k == q + again for some in pairs for q, k in some) / sum(map(len, pairs))
     with pytest.raises(ValueError, match=r"`pairs\['truth'\]` must have the .* of some layer, such as \[1, 9, 9\]"):
-        analysis.describe([softmax(scores[:1])], pairs={"truth": labelled})
+        analysis.describe([softmax(scores[:1])], pairs={"truth": labeled})
 
 
 def test_accuracy_is_its_definition():
     weights = RANDOM.random((3, 2, 6, 6)).astype(np.float32)
     pairs = [[(int(q), int(k)) for q, k in RANDOM.integers(0, 6, (5, 2))] for _ in range(3)]
     among = [sorted({k for _, k in some} | {0}) for some in pairs]
-    found = analysis.pair_accuracy(weights, analysis.labelled_pairs(pairs, 6, among=among))
+    found = analysis.pair_accuracy(weights, analysis.labeled_pairs(pairs, 6, among=among))
     for head in range(2):
         hits = []
         for example, some in enumerate(pairs):
@@ -164,7 +164,7 @@ def test_accuracy_is_its_definition():
 
 
 def test_a_head_that_says_nothing_is_right_about_nothing():
-    pairs = analysis.labelled_pairs([[(1, 0), (2, 1)]], 3)
+    pairs = analysis.labeled_pairs([[(1, 0), (2, 1)]], 3)
     for nothing in (np.zeros((1, 1, 3, 3)), np.full((1, 1, 3, 3), 1 / 3)):
         assert analysis.pair_accuracy(nothing, pairs).tolist() == [0]
 
@@ -198,11 +198,11 @@ def test_pieces_are_merged_as_sums_over_keys_and_means_over_queries():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: analysis.labelled_pairs([[(1, 3)]], 3), r"keys from 0 to 2; got \(1, 3\) in example 0"),
-        (lambda: analysis.labelled_pairs([[(1, 0)]], 3, among=[[1]]), r"\(1, 0\) of example 0 is not"),
-        (lambda: analysis.labelled_pairs([[(1, 0)]], 3, among=[]), "one list for each of 1 examples; got 0"),
-        (lambda: analysis.labelled_pairs([[(1, 0)]], 3, among=[[3]]), "indices from 0 to 2"),
-        (lambda: analysis.labelled_pairs([[(1, 0, 2)]], 3), r"list of \(query, key\)"),
+        (lambda: analysis.labeled_pairs([[(1, 3)]], 3), r"keys from 0 to 2; got \(1, 3\) in example 0"),
+        (lambda: analysis.labeled_pairs([[(1, 0)]], 3, among=[[1]]), r"\(1, 0\) of example 0 is not"),
+        (lambda: analysis.labeled_pairs([[(1, 0)]], 3, among=[]), "one list for each of 1 examples; got 0"),
+        (lambda: analysis.labeled_pairs([[(1, 0)]], 3, among=[[3]]), "indices from 0 to 2"),
+        (lambda: analysis.labeled_pairs([[(1, 0, 2)]], 3), r"list of \(query, key\)"),
         (lambda: analysis.merge_pieces(np.ones((3, 3)), [0, 2, 2]), "without gaps"),
         (lambda: analysis.merge_pieces(np.ones((3, 3)), [0, 1]), "each of 3 pieces"),
         (lambda: analysis.pair_accuracy(np.ones((1, 1, 3, 3)), [(1, 0)]), "`pairs` must be `Pairs` of shape"),

@@ -82,7 +82,7 @@ def test_the_head_that_maps_atoms_is_found_among_all(rxnmapper):
         sure = [(product, place) for product, place in zip(one.products, one.truth, strict=True) if place >= 0]
         right = {(kinds[product], kinds[place]) for product, place in sure}
         pairs.append([(q, k) for q, _ in sure for k in one.reactants if (kinds[q], kinds[k]) in right])
-    atoms = analysis.labelled_pairs(pairs, length, among=[one.reactants for one in known])
+    atoms = analysis.labeled_pairs(pairs, length, among=[one.reactants for one in known])
     heads = analysis.describe(seen, valid=mask, pairs={"atoms": atoms})
     assert len(heads) == 96
     assert [one.head for one in heads.sorted("atoms")[:6]] == [reactions.HEAD] * 6

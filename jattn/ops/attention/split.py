@@ -45,7 +45,7 @@ def run_on_parts(
     """`jattn.ops.attention.api.run_call` for arrays on a mesh with Explicit axes, which are checked."""
     split = split_of_call(arrays, whole_heads)
     assert split is not None
-    pieces = _settled(arrays, pieces.checked())
+    pieces = _indexed(arrays, pieces.checked())
     _look_at_whole(arrays, pieces, watch)
     rank, group = arrays[0].ndim - 3, arrays[0].shape[-2] // arrays[1].shape[-2]
     alone = tuple(axis for axis in split.over("head") if axis not in split.over("key head"))
@@ -60,7 +60,7 @@ def look_at_call(arrays: Arrays, pieces: Pieces, watch: Callable[[Call], None]) 
     if split_of_call(arrays) is None:
         watch(prepare(*arrays, pieces)[0])
     else:
-        _look_at_whole(arrays, _settled(arrays, pieces.checked()), watch)
+        _look_at_whole(arrays, _indexed(arrays, pieces.checked()), watch)
 
 
 def gathered(arrays: Arrays) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def layouts_of(pieces: Pieces) -> Pieces:
     return Pieces(**{field.name: one(field.name, getattr(pieces, field.name)) for field in fields})
 
 
-def _settled(arrays: Arrays, pieces: Pieces) -> Pieces:
+def _indexed(arrays: Arrays, pieces: Pieces) -> Pieces:
     """The pieces with the indices of the whole call, where they read any."""
     pieces = pieces.indexed(arrays[0].shape[:-3], arrays[0].shape[-2], split_axes(*arrays))
     return dataclasses.replace(pieces, mask=known_while_tracing(pieces.mask))

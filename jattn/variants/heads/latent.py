@@ -141,9 +141,9 @@ class LatentAttention(Layer):
             raise ValueError(f"`rotary` must be a function, such as `jattn.positions.rotary`; got {self.rotary!r}.")
         check_cache(self.cache)
         mask, _, scores, normalizer, _ = check_pieces(self.mask, None, self.scores, self.normalizer, None)
-        settled = {"v_dim": self.v_dim or self.head_dim, "mask": mask, "scores": scores, "normalizer": normalizer}
-        settled["scale"] = (self.head_dim + self.rope_dim) ** -0.5 if self.scale is None else self.scale
-        for name, value in settled.items():
+        fields = {"v_dim": self.v_dim or self.head_dim, "mask": mask, "scores": scores, "normalizer": normalizer}
+        fields["scale"] = (self.head_dim + self.rope_dim) ** -0.5 if self.scale is None else self.scale
+        for name, value in fields.items():
             object.__setattr__(self, name, value)
 
     def parameters(self) -> dict[str, Any]:

@@ -121,8 +121,9 @@ class MemoryNetwork(Layer):
             sharper attention.
 
     Raises:
-        ValueError: a size is below 1; `tying` or `encoding` is unknown; the deviation is negative; at the call, a story
-            has too many sentences, word ids are not integers or exceed the vocabulary, shapes do not match.
+        ValueError: a size is below 1; `tying` or `encoding` is unknown; the standard deviation is negative; at the
+            call, a story has too many sentences, word ids are not integers or exceed the vocabulary, shapes do not
+            match.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = MemoryNetwork(words=20, features=8, hops=3, sentences=10)

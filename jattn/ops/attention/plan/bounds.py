@@ -93,7 +93,7 @@ def everything(context: Context, aval: Any) -> Interval:
 def exactly(context: Context, value: Any, dtype: Any) -> Interval:
     """The interval of a constant. All its axes are own axes."""
     value = np.asarray(value).astype(dtype)
-    return held(context, round_outward(context, value.reshape((1,) * context.rank + value.shape)))
+    return stored(context, round_outward(context, value.reshape((1,) * context.rank + value.shape)))
 
 
 def round_outward(context: Context, value: Any) -> Interval:
@@ -116,8 +116,8 @@ def round_outward(context: Context, value: Any) -> Interval:
     return Interval(xp.where(small, -tiny, value), xp.where(small, tiny, value))
 
 
-def held(context: Context, interval: Interval) -> Interval:
-    """Convert bounds to the dtype in which bounds are kept."""
+def stored(context: Context, interval: Interval) -> Interval:
+    """Convert bounds to the dtype in which bounds are stored."""
     if not is_float(interval.lo.dtype):
         return interval
     dtype = context.float_of(interval.lo.dtype)
@@ -165,9 +165,9 @@ def monotone(
         if min(function(*corner) for corner in least) >= low and max(function(*corner) for corner in most) <= high:
             return Interval(lo, hi)
     # An approximate floating-point result tells whether the exact one may have overflowed.
-    held = context.float_of(jnp.float64 if np.dtype(dtype).itemsize == 8 else jnp.float32)
+    storage = context.float_of(jnp.float64 if np.dtype(dtype).itemsize == 8 else jnp.float32)
     rough = _extremes(
-        context, function, candidates, [Interval(*(bound.astype(held) for bound in one)) for one in operands]
+        context, function, candidates, [Interval(*(bound.astype(storage) for bound in one)) for one in operands]
     )
     margin = (high - low) * 2.0**-16
     inside = (rough[0] > low + margin) & (rough[1] < high - margin)
@@ -285,8 +285,8 @@ def convert(context: Context, source: Any, target: Any, a: Interval) -> Interval
         return Interval((a.lo > 0) | (a.hi < 0), ~((a.lo == 0) & (a.hi == 0)))
     if is_float(target):
         if is_float(source) and jnp.finfo(target).bits >= jnp.finfo(source).bits and jnp.finfo(target).bits >= 32:
-            held = context.float_of(target)
-            return Interval(a.lo.astype(held), a.hi.astype(held))
+            storage = context.float_of(target)
+            return Interval(a.lo.astype(storage), a.hi.astype(storage))
         # Rounding is monotone. Devices may skip rounding to a narrower float.
         steps = 0 if jnp.finfo(target).bits >= 32 and not is_float(source) else 1
         lo, hi = (bound.astype(target).astype(context.float_of(target)) for bound in a)

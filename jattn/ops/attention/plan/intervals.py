@@ -141,7 +141,7 @@ def _values(context: Context, value: Any, dtype: Any) -> Interval:
     found = bounds.round_outward(context, value)
     if value.shape[context.rank - 2] > 1 and value.shape[context.rank - 1] > 1:
         found = at_tiles(context, at_tiles(context, found, 0), 1)
-    return bounds.held(context, found)
+    return bounds.stored(context, found)
 
 
 def evaluate(
@@ -188,7 +188,7 @@ def _constant(context: Context, value: Any, aval: Any) -> Interval:
         return bounds.everything(context, aval)
     if isinstance(value, Tracer):
         value = value.reshape((1,) * context.rank + value.shape)
-        return bounds.held(context, bounds.round_outward(context, value))
+        return bounds.stored(context, bounds.round_outward(context, value))
     return bounds.exactly(context, value, dtype)
 
 

@@ -208,5 +208,5 @@ def _bound(context: Context, equation: Any, operands: list[Interval]) -> list[In
     for value, atom in zip(found, equation.outvars, strict=True):
         value = value[:count] if mapped else value
         value = value.reshape((*(lead if mapped else (1,) * rank), *atom.aval.shape))
-        answers.append(bounds.held(context, Interval(value, value)))
+        answers.append(bounds.stored(context, Interval(value, value)))
     return answers

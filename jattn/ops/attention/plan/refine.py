@@ -1,7 +1,7 @@
 """Refines doubtful tiles: evaluates them again in smaller boxes, down to single pairs.
 
 Intervals forget how values are related: in `(start[k] <= q) & (q < stop[k])` the two bounds of a key are treated as
-independent. A smaller box loses less, and a single pair loses nothing. A tile is settled as partial as soon as one of
+independent. A smaller box loses less, and a single pair loses nothing. A tile is known to be partial as soon as one of
 its boxes is allowed and another is not, so the diagonal of a causal mask needs one pass. If doubt remains, the tile is
 examined key by key and query by query, which is exact for lookups by one position, and then in smaller boxes.
 

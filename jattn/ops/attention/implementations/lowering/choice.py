@@ -90,7 +90,7 @@ class Choice:
         self._seen: dict[int, Expression] = {}
         self._plain: dict[int, bool] = {}
 
-    def settle(self, value: Expression) -> None:
+    def choose(self, value: Expression) -> None:
         """Choose how a value is computed.
 
         Raises:
@@ -117,7 +117,7 @@ class Choice:
                 self._look_up(lookup)
             else:
                 for one in origin.operands:
-                    self.settle(one)
+                    self.choose(one)
 
     def _for_all_pairs(self, value: Expression, lacking: str) -> None:
         """Compute a value outside for all pairs, if they are few."""
@@ -160,7 +160,7 @@ class Choice:
             for results, _ in (primal(node), pulled(node)):
                 inner = Choice(self.axes, self.limits)
                 for one in results:
-                    inner.settle(one)
+                    inner.choose(one)
         except Lacking as error:
             return str(error)
         return None
@@ -230,7 +230,7 @@ class Choice:
         along = frozenset().union(*(one.along for one in _others(value.origin, table.index)))
         count = -(-count // WORD) if table.of_flags else count * value.size
         self._add(value, table, count, self._kind(along), np.int32 if table.of_flags else None)
-        self.settle(table.index)
+        self.choose(table.index)
 
     def _splits(self, node: Node, index: Expression) -> bool:
         """Whether all that a node depends on, but for an index, is one-sided."""

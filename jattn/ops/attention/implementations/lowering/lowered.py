@@ -175,7 +175,7 @@ class Lowered:
     def _similarity(self, piece: Any, features: Features) -> FeatureSum:
         try:
             found = feature_sum(piece, self._leaves, features.dtypes, features.count, self._axes, self._limits)
-            self._choice.settle(found.outer)
+            self._choice.choose(found.outer)
         except Lacking as error:
             raise _Refused(
                 f"it computes dot products and sums over features, and `similarity`: {_name_of(piece)} needs {error}; "
@@ -184,7 +184,7 @@ class Lowered:
         return found
 
     def _result(self, piece: Any, argument: str, function: Any, *inputs: Expression) -> Expression:
-        """What a function of a piece returns, settled."""
+        """What a function of a piece returns, and how it is computed."""
         places, tree = jax.tree.flatten(piece)
         given = [*(self._leaves[place] for place in places), *inputs, self._query, self._key]
         count = len(places)
@@ -195,7 +195,7 @@ class Lowered:
 
         try:
             (result,) = builder.trace(of_arrays, given)
-            self._choice.settle(result)
+            self._choice.choose(result)
         except Lacking as error:
             raise _Refused(
                 f"`{argument}`: {_name_of(piece)} needs {error}, which {self._limits.name} lacks in a kernel"

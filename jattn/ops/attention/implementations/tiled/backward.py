@@ -152,8 +152,8 @@ def gradients(
             else:
                 scores, pull = pairwise_vjp(tile, query_tile, key_tile, left, allowed)
                 if allowed is not None:
-                    broken = jnp.repeat(~jnp.isfinite(raw_key_tile).all(-1), group, axis=rank)
-                    scores = jnp.where(broken[..., None, :], jnp.nan, scores)
+                    nonfinite = jnp.repeat(~jnp.isfinite(raw_key_tile).all(-1), group, axis=rank)
+                    scores = jnp.where(nonfinite[..., None, :], jnp.nan, scores)
 
             factor = dropout_factor(tile)
             d_weights = _grouped_scores(cotangent, value_tile)
