@@ -15,8 +15,9 @@ export function element(tag, properties = {}, ...children) {
 export function shown(token) {
   if (token === "") return "∅";
   const spaced = token.replace(/^(?:[Ġ▁ ])/u, "␣").replace(/<\/w>$/, "").replace(/[ĊĉĠ▁]/gu, (sign) => ({ Ċ: "↵", ĉ: "⇥" })[sign] ?? "␣");
-  return spaced.replace(/[\u0000-\u001f\u007f\u2028\u2029]/gu, (sign) => {
+  return spaced.replace(/[\p{Cc}\u2028\u2029]/gu, (sign) => {
     if (sign === "\n" || sign === "\u2028" || sign === "\u2029") return "↵";
+    if (sign >= "\u0080") return "·";
     return sign === "\u007f" ? "␡" : String.fromCharCode(0x2400 + sign.charCodeAt(0));
   });
 }

@@ -1,7 +1,7 @@
 // Lines between two columns of tokens, a color for each head. A token under the pointer shows its own lines only.
 
 import { headColor, headDash } from "./colors.js";
-import { context, css, element, tokenElement } from "./dom.js";
+import { context, element, tokenElement } from "./dom.js";
 import { hint, say } from "./readout.js";
 import { choose, group, layer, state } from "./state.js";
 import { weightsOf } from "./store.js";
@@ -64,8 +64,8 @@ export function mountHeads(root) {
     for (const { weights, place } of loaded) {
       for (let other = 0; other < count; other += 1) {
         const [i, j] = focus.of === "queries" ? [focus.place, other] : [other, focus.place];
-        const root = weights.codes[i * weights.columns + j] / weights.levels;
-        if (root > 0.03 && allowed(i, j)) found.push([place, i, j, root]);
+        const strength = weights.codes[i * weights.columns + j] / weights.levels;
+        if (strength > 0.03 && allowed(i, j)) found.push([place, i, j, strength]);
       }
     }
     return found;
@@ -79,21 +79,21 @@ export function mountHeads(root) {
     const focus = hover !== null || state.query !== null;
     const buckets = new Map(); // lines of one head and about one weight are one path
     for (const line of lines()) {
-      const [place, i, j, root] = line;
+      const [place, i, j, strength] = line;
       const [from, to] = [(i + 0.5) * ROW - top, (j + 0.5) * ROW - top];
       if (Math.max(from, to) < -ROW || Math.min(from, to) > height + ROW) continue;
-      const key = place * 16 + Math.min(15, Math.floor(root * 16));
-      if (!buckets.has(key)) buckets.set(key, { place, root, path: new Path2D() });
+      const key = place * 16 + Math.min(15, Math.floor(strength * 16));
+      if (!buckets.has(key)) buckets.set(key, { place, strength, path: new Path2D() });
       const { path } = buckets.get(key);
       path.moveTo(1, from);
       path.bezierCurveTo(GAP * 0.35, from, GAP * 0.65, to, GAP - 1, to);
     }
     drawn.lineCap = "round";
-    for (const { place, root, path } of [...buckets.values()].sort((one, other) => one.root - other.root)) {
+    for (const { place, strength, path } of [...buckets.values()].sort((one, other) => one.strength - other.strength)) {
       drawn.strokeStyle = headColor(place);
       drawn.setLineDash(headDash(place));
-      drawn.globalAlpha = focus ? 0.25 + 0.75 * root : Math.max(0.02, root ** 2);
-      drawn.lineWidth = focus ? 0.8 + 3.2 * root : 0.6 + 2 * root;
+      drawn.globalAlpha = focus ? 0.25 + 0.75 * strength : Math.max(0.02, strength ** 2);
+      drawn.lineWidth = focus ? 0.8 + 3.2 * strength : 0.6 + 2 * strength;
       drawn.stroke(path);
     }
     shade();
@@ -188,17 +188,17 @@ export function mountHeads(root) {
     draw();
     if (hover === null || loaded.length === 0) return;
     const { weights, place } = loaded.find((found) => found.place === state.head) ?? loaded[0];
-    const fixed = hover.of === "queries" ? row(weights, hover.place) : column(weights, hover.place);
+    const fixed = hover.of === "queries" ? bestOfRow(weights, hover.place) : bestOfColumn(weights, hover.place);
     say(weights, ...fixed, layer().heads[place]);
   }
 
-  function row(weights, i) {
+  function bestOfRow(weights, i) {
     let best = 0;
     for (let j = 1; j < weights.columns; j += 1) if (weights.share(i, j) > weights.share(i, best)) best = j;
     return [i, best];
   }
 
-  function column(weights, j) {
+  function bestOfColumn(weights, j) {
     let best = 0;
     for (let i = 1; i < weights.rows; i += 1) if (weights.share(i, j) > weights.share(best, j)) best = i;
     return [best, j];

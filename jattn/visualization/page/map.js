@@ -143,11 +143,11 @@ export function mountMap(root) {
   function tag(drawn, text, x, y) {
     const width = drawn.measureText(text).width + 8;
     const left = Math.min(x, margin.left + weights.columns * cell - width);
-    const base = Math.max(y, 16);
+    const bottom = Math.max(y, 16);
     drawn.fillStyle = css("--accent");
-    drawn.fillRect(left, base - 14, width, 18);
+    drawn.fillRect(left, bottom - 14, width, 18);
     drawn.fillStyle = css("--on-accent");
-    drawn.fillText(text, left + 4, base);
+    drawn.fillText(text, left + 4, bottom);
   }
 
   function pointed(event) {

@@ -16,13 +16,13 @@ export function mountOverview(root) {
     for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
   }, { root, rootMargin: "100px" });
 
-  async function draw(card) {
+  async function draw(place) {
     const theme = document.documentElement.dataset.theme;
-    if (card.dataset.theme === theme) return;
-    card.dataset.theme = theme;
-    const [i, j] = card.dataset.head.split(" ").map(Number);
-    thumbnail(card.firstChild, await weightsOf(group(), group().layers[i].heads[j], true), SIDE);
-    card.dataset.drawn = theme;
+    if (place.dataset.theme === theme) return;
+    place.dataset.theme = theme;
+    const [i, j] = place.dataset.head.split(" ").map(Number);
+    thumbnail(place.firstChild, await weightsOf(group(), group().layers[i].heads[j], true), SIDE);
+    place.dataset.drawn = theme;
   }
 
   function card([i, j]) {
