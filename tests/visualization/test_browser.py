@@ -221,6 +221,32 @@ def test_a_notebook_may_show_several(show, full):
         inside.wait_for_selector("#view-map:not([hidden])")
 
 
+def test_what_an_editor_forbids_breaks_nothing(show, full):
+    """In a notebook of VS Code: its content security policy, and a sandbox that even has no origin and no prompts."""
+    policy = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:; "
+    policy += "font-src https:; connect-src https:; child-src https: data:"
+    frame = full[0]._repr_html_().replace("<iframe ", '<iframe sandbox="allow-scripts" ')
+    tab = show(f'<!DOCTYPE html><meta http-equiv="Content-Security-Policy" content="{policy}"><body>{frame}</body>')
+    inside = tab.query_selector("iframe").content_frame()
+    inside.wait_for_selector("html[data-ready]", timeout=60_000, state="attached")
+    for name in VIEWS:
+        inside.click(f"[data-view={name}]")
+        inside.wait_for_selector(f"#view-{name}:not([hidden])")
+    inside.wait_for_selector("#view-text .token")
+    inside.click("[data-view=image]")
+    inside.wait_for_function("document.querySelector('#view-image .stage canvas').width > 50")
+    for storage in ("localStorage", "document.cookie", "parent.document"):
+        assert (
+            inside.evaluate(f"() => {{ try {{ {storage}; return 'allowed'; }} catch {{ return 'thrown'; }} }}")
+            == "thrown"
+        )
+    inside.click("#link")
+    inside.wait_for_selector("#address[open]")
+    assert inside.input_value("#address input") == "#view=image" and "save" in inside.inner_text("#whose")
+    tab.keyboard.press("Escape")
+    inside.wait_for_selector("#address:not([open])", state="attached")
+
+
 def test_a_head_is_computed_from_queries_and_keys(show):
     draw = np.random.default_rng(0).normal(size=(2, 1, 90, 2, 8)).astype(np.float32)
     with jattn.record(keep=("query", "key")) as seen:

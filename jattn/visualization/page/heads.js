@@ -175,7 +175,8 @@ export function mountHeads(root) {
     loaded = found;
     select();
     const total = loaded.reduce((sum, { weights }) => sum + weights.codes.length, 0);
-    caption.textContent = `Queries on the left, keys on the right, layer ${state.layer} (${shownLayer.name}).${total > 2 * strongest.length && strongest.length >= MOST / 2 ? ` The ${strongest.length.toLocaleString("en")} strongest of ${total.toLocaleString("en")} weights; a token under the pointer shows all of its own.` : ""}`;
+    const named = shownLayer.name === String(state.layer) ? "" : ` (${shownLayer.name})`;
+    caption.textContent = `Queries on the left, keys on the right, layer ${state.layer}${named}.${total > 2 * strongest.length && strongest.length >= MOST / 2 ? ` The ${strongest.length.toLocaleString("en")} strongest of ${total.toLocaleString("en")} weights; a token under the pointer shows all of its own.` : ""}`;
     draw();
     hint("Point at a token to see its lines; click to keep them.");
   }

@@ -9,7 +9,7 @@ import { mountOverview } from "./overview.js";
 import { mountPatches } from "./patches.js";
 import { mountRail } from "./rail.js";
 import { mountLegend } from "./readout.js";
-import { address, choose, group, listen, restore, state, VIEWS } from "./state.js";
+import { address, choose, group, listen, restore, state, VIEWS, whole } from "./state.js";
 import { contents } from "./store.js";
 import { mountText } from "./text.js";
 
@@ -26,16 +26,21 @@ function theme() {
   page.dataset.theme = dark() ? "dark" : "light";
 }
 
+/** Copy a link; where a page may not, as in frames and on some disks, show it. */
 async function link() {
-  const whole = location.href.split("#")[0];
-  const text = whole.startsWith("about:") ? address() : whole + address();
+  const text = whole() + address();
   try {
+    if (whole() === "") throw new Error("a frame has no address that a link could lead to");
     await navigator.clipboard.writeText(text);
     byId("link").textContent = "copied";
+    setTimeout(() => (byId("link").textContent = "link"), 1200);
   } catch {
-    prompt("The link to what is shown:", text); // a page from a disk may not write to the clipboard everywhere
+    const box = byId("address");
+    byId("whose").textContent = whole() ? "" : "Append it to the address of the file that .save(path) writes.";
+    box.querySelector("input").value = text;
+    if (!box.open) box.showModal();
+    box.querySelector("input").select();
   }
-  setTimeout(() => (byId("link").textContent = "link"), 1200);
 }
 
 function help() {
@@ -58,7 +63,7 @@ byId("theme").addEventListener("click", () => choose({ theme: dark() ? "light" :
 byId("link").addEventListener("click", link);
 byId("asks").addEventListener("click", help);
 byId("keys").append(...HELP.flatMap(([key, what]) => [element("dt", { textContent: key }), element("dd", { textContent: what })]));
-byId("help").addEventListener("click", (event) => event.target === byId("help") && help());
+for (const box of document.querySelectorAll("dialog")) box.addEventListener("click", (event) => event.target === box && box.close());
 const notes = byId("notes");
 notes.hidden = contents.notes.length === 0;
 notes.append(...contents.notes.slice(0, 4).map((note) => element("div", { textContent: note })));

@@ -95,6 +95,23 @@ function write() {
   }
 }
 
+/** The address of the page without what is chosen; empty in a frame, such as a notebook's, which has none of its own. */
+export function whole() {
+  try {
+    return location.href.startsWith("about:") ? "" : location.href.split("#")[0];
+  } catch {
+    return "";
+  }
+}
+
+function behind() {
+  try {
+    return location.hash;
+  } catch {
+    return "";
+  }
+}
+
 function read(text) {
   const found = {};
   for (const [name, value] of new URLSearchParams(text.replace(/^#/, ""))) {
@@ -107,10 +124,10 @@ function read(text) {
 /** What the address says, else what the page was made with. */
 export function restore() {
   const largest = contents.groups.every((one) => one.layers.length * one.layers[0].heads.length === 1) ? "map" : "overview";
-  Object.assign(state, DEFAULTS, { view: largest }, contents.start, read(location.hash));
+  Object.assign(state, DEFAULTS, { view: largest }, contents.start, read(behind()));
   clamp();
 }
 
 window.addEventListener("hashchange", () => {
-  choose({ ...DEFAULTS, ...read(location.hash) });
+  choose({ ...DEFAULTS, ...read(behind()) });
 });
