@@ -97,16 +97,21 @@ def word_times(
     shape = check_floats("`weights`", weights)
     if len(shape) != 3:
         raise ValueError(f"`weights` must have shape [heads, tokens, frames]; got {describe(weights)}.")
-    if len(words) != len(counts) or sum(counts) + 1 != shape[1] or min(counts, default=0) < 1:
+    integers = all(isinstance(one, int | np.integer) and one >= 1 for one in counts)
+    if not integers or not words or len(words) != len(counts) or sum(counts) + 1 != shape[1]:
         raise ValueError(
             f"`counts` must say how many of the {shape[1] - 1} tokens, all but the last, each of the {len(words)} "
             f"words has; got {list(counts)}."
         )
+    if type(frame) not in (int, float) or not 0 < frame < np.inf:
+        raise ValueError(f"`frame` must be a number of seconds above 0; got {frame!r}.")
     check_positive(width=width)
     frames = shape[2] if frames is None else frames
     if not 1 <= frames <= shape[2] or width % 2 == 0:
         raise ValueError(f"`frames` must be at most {shape[2]}, and `width` odd; got {frames} and {width}.")
     maps = as_numpy(weights)[..., :frames]
+    if not maps.size or not np.isfinite(maps).all():
+        raise ValueError("`weights` must be finite, of at least one head; got none, or NaN or inf.")
     maps = maps / np.maximum(maps.sum(-1, keepdims=True), 1e-30)
     spread = maps.std(-2, keepdims=True)
     maps = (maps - maps.mean(-2, keepdims=True)) / np.where(spread == 0, 1, spread)
@@ -143,7 +148,10 @@ def align(weights: Any, *, by: str = "argmax", threshold: float = 0.2) -> set[Pa
         threshold: for "softmax".
 
     Returns:
-        Pairs (query, key).
+        Pairs (query, key). A query that attends to nothing is in none.
+
+    Raises:
+        ValueError: weights are not of one head, or not finite.
 
     >>> import numpy as np
     >>> weights = np.array([[0.9, 0.1], [0.6, 0.4]])
@@ -156,9 +164,15 @@ def align(weights: Any, *, by: str = "argmax", threshold: float = 0.2) -> set[Pa
     if len(check_floats("`weights`", weights)) != 2:
         raise ValueError(f"`weights` must have shape [queries, keys], of one head; got {describe(weights)}.")
     found = as_numpy(weights)
+    if not np.isfinite(found).all():
+        raise ValueError("`weights` must be finite; got NaN or inf.")
+    if type(threshold) not in (int, float) or not np.isfinite(threshold):
+        raise ValueError(f"`threshold` must be a finite number; got {threshold!r}.")
+    if 0 in found.shape:
+        return set()
     if by == "softmax":
         return {(int(i), int(j)) for i, j in np.argwhere(found >= threshold)}
-    chosen = {(i, int(j)) for i, j in enumerate(found.argmax(-1))}
+    chosen = {(i, int(j)) for i, j in enumerate(found.argmax(-1)) if found[i].any()}
     return chosen if by == "argmax" else chosen & {(int(i), j) for j, i in enumerate(found.argmax(0))}
 
 
@@ -177,8 +191,22 @@ def alignment_error_rate(found: Iterable[Pair], sure: Iterable[Pair], possible: 
     >>> alignment_error_rate({(0, 0), (1, 1)}, sure={(0, 0), (1, 0)})
     0.5
     """
-    a, s = set(found), set(sure)
-    p = s | set(possible)
+    a, s, p = (_pairs(name, one) for name, one in {"found": found, "sure": sure, "possible": possible}.items())
+    p |= s
     if not a and not s:
         raise ValueError("`found` and `sure` must not both be empty: there is nothing to compare.")
     return 1 - (len(a & s) + len(a & p)) / (len(a) + len(s))
+
+
+def _pairs(name: str, pairs: Any) -> set[Pair]:
+    """A set of pairs, of which arrays and lists are made too.
+
+    Raises:
+        ValueError: they are not pairs of integers.
+    """
+    pairs = pairs.tolist() if hasattr(pairs, "tolist") else pairs
+    found = [tuple(one) if isinstance(one, list) else one for one in pairs] if isinstance(pairs, Iterable) else [pairs]
+    for one in found:
+        if not (isinstance(one, tuple) and len(one) == 2 and all(isinstance(index, int | np.integer) for index in one)):
+            raise ValueError(f"`{name}` must be pairs (query, key) of integers; got {describe(one)}.")
+    return set(found)

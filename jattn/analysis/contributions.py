@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arrays import describe
+from ..foundation.arrays import as_array, describe, dtype_of
 from .rows import checked
 
 
@@ -35,11 +35,11 @@ def norms(weights: Any, values: Any, output: Any, *, joined: bool = False) -> ja
     """
     weights, moved = _moved(weights, values, output)
     if not joined:
-        return weights * jnp.linalg.norm(moved, axis=-1)[..., None, :]
+        return weights * _root((moved**2).sum(-1))[..., None, :]
     # ‖Σ_h A_h f_h‖² = Σ_hg A_h A_g ⟨f_h, f_g⟩, so that no array [queries, keys, features] is made.
     products = jnp.einsum("...hkf,...gkf->...hgk", moved, moved, precision="highest")
     squares = jnp.einsum("...hqk,...hgk,...gqk->...qk", weights, products, weights, precision="highest")
-    return jnp.sqrt(jnp.maximum(squares, 0))
+    return _root(squares)
 
 
 def value_zeroing(weights: Any, values: Any, output: Any, finish: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -60,10 +60,12 @@ def value_zeroing(weights: Any, values: Any, output: Any, finish: Callable[[jax.
     >>> print(value_zeroing(weights, values, np.eye(2)[None], lambda x: x))
     [[0.3333... 0.6666...]]
     """
+    if not callable(finish):
+        raise ValueError(f"`finish` must be a function, the rest of the layer; got {describe(finish)}.")
     weights, moved = _moved(weights, values, output)
     whole = jnp.einsum("...hqk,...hkf->...qf", weights, moved, precision="highest")
     before = finish(whole)
-    if jnp.shape(before)[:-1] != whole.shape[:-1]:
+    if dtype_of(before) is None or before.shape[:-1] != whole.shape[:-1]:
         raise ValueError(
             f"`finish` must return [..., queries, features] as it is given, {whole.shape}; got {describe(before)}."
         )
@@ -71,9 +73,8 @@ def value_zeroing(weights: Any, values: Any, output: Any, finish: Callable[[jax.
     def without(one: tuple[jax.Array, jax.Array]) -> jax.Array:
         column, row = one  # [..., heads, queries], [..., heads, features]
         after = finish(whole - jnp.einsum("...hq,...hf->...qf", column, row, precision="highest"))
-        lengths = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(after, axis=-1)
-        same = jnp.einsum("...qf,...qf->...q", before, after, precision="highest")
-        return jnp.maximum(1 - same / jnp.maximum(lengths, 1e-30), 0)
+        # 1 - cos(a, b) = ‖a/‖a‖ - b/‖b‖‖² / 2, which is exactly 0 where a = b.
+        return ((_unit(before) - _unit(after)) ** 2).sum(-1) / 2
 
     columns = jax.lax.map(without, (jnp.moveaxis(weights, -1, 0), jnp.moveaxis(moved, -2, 0)))
     found = jnp.moveaxis(columns, 0, -1)
@@ -102,8 +103,10 @@ def effective_attention(weights: Any, values: Any, output: Any = None, *, tolera
         moved = jnp.moveaxis(_checked_values(weights, values), -2, -3)
     else:
         weights, moved = _moved(weights, values, output)
+    if type(tolerance) not in (int, float) or not 0 <= tolerance < 1:
+        raise ValueError(f"`tolerance` must be a share of the largest singular value, in [0, 1); got {tolerance!r}.")
     left, sizes, _ = jnp.linalg.svd(moved, full_matrices=False)
-    left = left * (sizes > tolerance * sizes.max(-1, keepdims=True))[..., None, :]
+    left = left * (sizes > tolerance * sizes.max(-1, keepdims=True, initial=0))[..., None, :]
     through = jnp.einsum("...qk,...kr->...qr", weights, left, precision="highest")
     return jnp.einsum("...qr,...kr->...qk", through, left, precision="highest")
 
@@ -111,10 +114,24 @@ def effective_attention(weights: Any, values: Any, output: Any = None, *, tolera
 def _checked_values(weights: jax.Array, values: Any) -> jax.Array:
     heads, keys = weights.shape[-3], weights.shape[-1]
     shape = np.shape(values)
-    if len(shape) != weights.ndim or shape[:-3] != weights.shape[:-3] or shape[-3] != keys or heads % shape[-2]:
+    fits = len(shape) == weights.ndim and shape[:-2] == (*weights.shape[:-3], keys)
+    if not fits or shape[-2] == 0 or heads % shape[-2]:
         wanted = [*weights.shape[:-3], keys, heads]
         raise ValueError(f"`values` must have shape {str(wanted)[:-1]}, head_dim]; got {describe(values)}.")
+    if dtype_of(as_array(values)) is None:
+        raise ValueError(f"`values` must be numbers; got {describe(values)}.")
     return jnp.repeat(jnp.asarray(values, jnp.float32), heads // shape[-2], axis=-2)
+
+
+def _root(squares: jax.Array) -> jax.Array:
+    """The square root, whose gradient at 0 is 0; of what is below 0 by rounding, 0."""
+    return jnp.where(squares <= 0, 0, jnp.sqrt(jnp.where(squares <= 0, 1, squares)))
+
+
+def _unit(vectors: jax.Array) -> jax.Array:
+    """Vectors of length 1; those of length 0 stay."""
+    length = _root((vectors**2).sum(-1, keepdims=True))
+    return vectors / jnp.where(length == 0, 1, length)
 
 
 def _moved(weights: Any, values: Any, output: Any) -> tuple[jax.Array, jax.Array]:

@@ -25,6 +25,7 @@ from .measures import confidence, entropy, mean_distance, sink_score, token_kind
 from .pairs import Pairs, best_offset, pair_accuracy
 from .patterns import PATTERNS, chance, has_choice, pattern, pattern_share
 from .reading import read
+from .rows import booleans
 
 MEASURES = ("entropy", "confidence", "distance", "sink")
 PLACES, WORDS = ("previous", "next", "current", "first"), ("duplicate", "induction", "delimiter")
@@ -218,6 +219,11 @@ def describe(
     0      1     -         0.00   0.00   next       1.39     0.25        1.25      0.25
     no query has both a key of duplicate, induction or delimiter and another that it may attend to
     """
+    for name, one in {"patterns": patterns, "pairs": pairs}.items():
+        if not isinstance(one, Mapping | None):
+            raise ValueError(f"`{name}` must be a mapping from names, such as {{'mine': ...}}; got {described(one)}.")
+    if type(least) not in (int, float) or not np.isfinite(least):
+        raise ValueError(f"`least` must be a finite number; got {least!r}.")
     maps = read(source, **choices)
     extra, labeled = dict(patterns or {}), dict(pairs or {})
     for name, one in labeled.items():
@@ -337,7 +343,7 @@ def _extra_patterns(extra: Mapping[str, Any], layer: Layer) -> dict[str, Any]:
                 f"`patterns[{name!r}]` must be booleans [{queries}, {keys}] or [{batch}, {queries}, {keys}] for "
                 f"{layer.name!r}; got {described(array)}. A function may return None for layers that it is not for."
             )
-        found[name] = np.asarray(array, bool).reshape(-1, queries, keys)
+        found[name] = np.asarray(booleans(f"patterns[{name!r}]", array, "[queries, keys]")).reshape(-1, queries, keys)
     return found
 
 

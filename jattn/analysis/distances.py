@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import entr
 
-from ..foundation.arrays import describe
+from ..foundation.arguments import check_positive
+from ..foundation.arrays import as_array, describe, dtype_of
 from .maps import Maps
 from .rows import checked, probabilities
 
@@ -41,6 +42,8 @@ def head_distances(left: Any, right: Any, where: Any = None) -> jax.Array:
         raise ValueError(
             f"`left` and `right` must have the same examples, queries and keys; got {left.shape} and {right.shape}."
         )
+    if 0 in (left.shape[-3], right.shape[-3]):
+        raise ValueError(f"`left` and `right` must have at least one head; got {left.shape} and {right.shape}.")
     left, right = (probabilities(one).reshape(-1, *one.shape[-3:]) for one in (left, right))
     counts = [one.reshape(-1, *one.shape[-2:]) for one in (left_counts, right_counts)]
     own = entr(right).sum(-1)
@@ -50,7 +53,8 @@ def head_distances(left: Any, right: Any, where: Any = None) -> jax.Array:
         middle = entr((row[:, None] + right) / 2).sum(-1)
         apart = jnp.maximum(middle - (entr(row).sum(-1)[:, None] + own) / 2, 0)
         both = count[:, None] & counts[1]
-        return jnp.sqrt(jnp.where(both, apart, 0).sum((0, 2)) / jnp.maximum(both.sum((0, 2)), 1))
+        mean = jnp.where(both, apart, 0).sum((0, 2)) / jnp.maximum(both.sum((0, 2)), 1)
+        return jnp.where(mean == 0, 0, jnp.sqrt(jnp.where(mean == 0, 1, mean)))  # the gradient at 0 is not NaN
 
     return jax.lax.map(from_one, (left.swapaxes(0, 1), counts[0].swapaxes(0, 1)))
 
@@ -63,6 +67,8 @@ def distances(maps: Maps) -> np.ndarray:
     Raises:
         ValueError: the layers have different queries or keys.
     """
+    if not isinstance(maps, Maps):
+        raise ValueError(f"`maps` must be `Maps`, as `jattn.analysis.read` makes them; got {describe(maps)}.")
     shapes = {(layer.shape[0], *layer.shape[2:]) for layer in maps}
     if len(shapes) != 1:
         raise ValueError(
@@ -87,7 +93,7 @@ def embedding(distances: Any, dimensions: int = 2) -> np.ndarray:
 
     Args:
         distances: symmetric, `[points, points]`.
-        dimensions: of the points.
+        dimensions: of the points, at least 1.
 
     Returns:
         `[points, dimensions]`, with mean 0. Signs are such that the largest coordinate of each axis is positive.
@@ -100,11 +106,17 @@ def embedding(distances: Any, dimensions: int = 2) -> np.ndarray:
      [3. 0. 5.]
      [4. 5. 0.]]
     """
-    found = np.asarray(distances, np.float64)
-    if found.ndim != 2 or found.shape[0] != found.shape[1] or not np.allclose(found, found.T, atol=1e-5):
+    check_positive(dimensions=dimensions)
+    if dtype_of(as_array(distances)) is None:
         raise ValueError(f"`distances` must be a symmetric matrix [points, points]; got {describe(distances)}.")
+    found = np.asarray(distances, np.float64)
     if not np.isfinite(found).all():
         raise ValueError("`distances` must be finite; got NaN or inf, as heads with NaN weights give.")
+    square = found.ndim == 2 and found.size and found.shape[0] == found.shape[1]
+    if not square or not np.allclose(found, found.T, atol=1e-5):
+        raise ValueError(f"`distances` must be a symmetric matrix [points, points]; got {describe(distances)}.")
+    if (found < 0).any():
+        raise ValueError(f"`distances` must be at least 0; got {found.min():.3g}.")
     centered = found**2
     centered = -(centered - centered.mean(0) - centered.mean(1)[:, None] + centered.mean()) / 2
     values, vectors = np.linalg.eigh(centered)

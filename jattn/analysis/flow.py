@@ -6,12 +6,13 @@ one is in memory at a time. Of each layer, and for a residual connection beside 
     Ã = (mean_h A_h + I) / row sums
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ..foundation.arguments import check_choice
 from ..foundation.arrays import describe
@@ -23,9 +24,18 @@ HEADS = ("mean", "max", "min")
 
 def _arrays(layers: Any, argument: str = "layers") -> Iterable[jax.Array]:
     """The weights of each layer, checked to be square."""
+    layers = layers.values() if isinstance(layers, Mapping) else layers
+    shape = getattr(layers, "shape", None)
+    if not isinstance(layers, Iterable) or isinstance(layers, str) or (shape is not None and len(shape) != 5):
+        raise ValueError(
+            f"`{argument}` must be `Maps`, or several arrays [..., heads, tokens, tokens], one for each layer; got "
+            f"{describe(layers)}.{'' if shape is None else ' For one layer: `[weights]`.'}"
+        )
     count, first = 0, None
     for one in layers:
         weights, _ = checked(one.weights if isinstance(one, Layer) else one)
+        if weights.shape[-3] == 0:
+            raise ValueError(f"`{argument}` must be of at least one head; got {weights.shape} as layer {count}.")
         shape = (*weights.shape[:-3], *weights.shape[-2:])
         if shape[-1] != shape[-2] or first not in (None, shape):
             raise ValueError(
@@ -46,7 +56,10 @@ def with_residual(weights: Any, heads: str = "mean") -> jax.Array:
         heads: how to join heads: "mean", "max" or "min".
     """
     check_choice("heads", heads, HEADS)
-    joined = getattr(jnp, heads)(checked(weights)[0], axis=-3) + jnp.eye(weights.shape[-1])
+    weights, _ = checked(weights)
+    if weights.shape[-2] != weights.shape[-1]:
+        raise ValueError(f"`weights` must be of self-attention, [..., heads, tokens, tokens]; got {weights.shape}.")
+    joined = getattr(jnp, heads)(weights, axis=-3) + jnp.eye(weights.shape[-1])
     return joined / joined.sum(-1, keepdims=True)
 
 
@@ -89,6 +102,9 @@ def attention_flow(layers: Any, *, heads: str = "mean", outputs: Sequence[int] |
     Returns:
         `[..., outputs, tokens]`, with an error of at most tokens · layers / 2^24.
 
+    Raises:
+        ValueError: weights are negative or not finite; an output does not exist.
+
     >>> import numpy as np
     >>> print(attention_flow([np.array([[[0.0, 1.0], [1.0, 0.0]]])] * 2).round(3))
     [[1. 1.]
@@ -97,11 +113,16 @@ def attention_flow(layers: Any, *, heads: str = "mean", outputs: Sequence[int] |
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import maximum_flow
 
-    mixed = np.stack([np.asarray(with_residual(weights, heads), np.float64) for weights in _arrays(layers)])
+    each = [with_residual(weights, heads) for weights in _arrays(layers)]
+    if any(isinstance(one, Tracer) for one in each):
+        raise ValueError("`layers` must have known values: SciPy computes the flow, outside of `jax.jit`.")
+    mixed = np.stack([np.asarray(one, np.float64) for one in each])
+    if not np.isfinite(mixed).all() or (mixed < 0).any():
+        raise ValueError("`layers` must be of finite weights of at least 0, as capacities are; got NaN, inf or others.")
     depth, length = mixed.shape[0], mixed.shape[-1]
-    chosen = list(range(length)) if outputs is None else [int(one) for one in outputs]
-    if any(not -length <= one < length for one in chosen):
-        raise ValueError(f"`outputs` must be indices of {length} tokens; got {chosen}.")
+    chosen = list(range(length)) if outputs is None else np.asarray(outputs).tolist()
+    if not isinstance(chosen, list) or any(type(one) is not int or not -length <= one < length for one in chosen):
+        raise ValueError(f"`outputs` must be indices of {length} tokens, a list; got {describe(outputs)}.")
     capacities = np.floor(mixed * 2**24).astype(np.int32).reshape(depth, -1, length, length)
     layer, above, below = np.indices((depth, length, length)).reshape(3, -1)
     nodes = (depth + 1) * length
@@ -128,7 +149,10 @@ def gradient_attention(layers: Any, gradients: Any = None) -> jax.Array:
     Returns:
         `[..., tokens, tokens]`: of an output token, such as that of the class, the relevance of each input.
     """
-    kept = list(layers)
+    for name, one in {"layers": layers, "gradients": gradients}.items():
+        if not isinstance(one, Iterable | None):
+            raise ValueError(f"`{name}` must be several arrays, one for each layer; got {describe(one)}.")
+    kept = list(layers.values() if isinstance(layers, Mapping) else layers or ())
     if gradients is None:
         if not kept or any(not isinstance(one, Layer) or one.gradient is None for one in kept):
             raise ValueError(
@@ -137,7 +161,7 @@ def gradient_attention(layers: Any, gradients: Any = None) -> jax.Array:
             )
         slopes: list[Any] = [one.gradients for one in kept]
     else:
-        slopes = list(gradients)
+        slopes = list(gradients.values() if isinstance(gradients, Mapping) else gradients)
     if len(slopes) != len(kept):
         raise ValueError(f"`gradients` must have one array for each of {len(kept)} layers; got {len(slopes)}.")
     found = None
@@ -166,11 +190,12 @@ def cross_gradient_attention(weights: Any, gradients: Any, relevance: Any, encod
     """
     weights, _ = checked(weights)
     q_len, kv_len = weights.shape[-2:]
-    sizes = (np.shape(gradients), np.shape(relevance)[-2:], np.shape(encoder_relevance)[-2:])
-    if sizes != (weights.shape, (q_len, q_len), (kv_len, kv_len)):
+    squares = [[(*batch, size, size) for batch in ((), weights.shape[:-3])] for size in (q_len, kv_len)]
+    fits = [np.shape(one) in shapes for one, shapes in zip((relevance, encoder_relevance), squares, strict=True)]
+    if np.shape(gradients) != weights.shape or not all(fits):
         raise ValueError(
-            f"`gradients`, `relevance` and `encoder_relevance` must have shapes {weights.shape}, [..., {q_len}, "
-            f"{q_len}] and [..., {kv_len}, {kv_len}]; got {describe(gradients)}, {describe(relevance)} and "
+            f"`gradients`, `relevance` and `encoder_relevance` must have shapes {weights.shape}, {squares[0][1]} and "
+            f"{squares[1][1]}; got {describe(gradients)}, {describe(relevance)} and "
             f"{describe(encoder_relevance)}."
         )
     relevant = jax.nn.relu(jnp.asarray(gradients, jnp.float32) * weights).mean(-3)

@@ -7,6 +7,7 @@ A gate ξ_h multiplies the output of a head: Σ_h ξ_h A_h V_h W_O,h. With ξ = 
 so a recording with gradients is enough to know it, and no model needs gates.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arguments import check_key
-from ..foundation.arrays import describe
+from ..foundation.arrays import as_array, describe, dtype_of
 from .rows import checked
 
 TEMPERATURE, LOW, HIGH = 0.33, -0.1, 1.1
@@ -36,7 +37,9 @@ def gate_gradients(weights: Any, gradients: Any, where: Any = None) -> jax.Array
             f"`gradients` must have the shape {weights.shape} of `weights`, as `jattn.recorded(..., gradients=True)` "
             f"records them; got {describe(gradients)}."
         )
-    return jnp.einsum("...qk,...qk->...", weights, jnp.asarray(gradients, jnp.float32), precision="highest")
+    gradients = jnp.asarray(gradients, jnp.float32)
+    gradients = gradients if where is None else jnp.where(where, gradients, 0)
+    return jnp.einsum("...qk,...qk->...", weights, gradients, precision="highest")
 
 
 def head_importance(weights: Any, gradients: Any, where: Any = None) -> jax.Array:
@@ -56,7 +59,8 @@ def head_importance(weights: Any, gradients: Any, where: Any = None) -> jax.Arra
     [True, True, False]
     """
     found = jnp.abs(gate_gradients(weights, gradients, where))
-    return found.reshape(-1, found.shape[-1]).mean(0)
+    axes = tuple(range(found.ndim - 1))
+    return found.sum(axes) / max(math.prod(found.shape[:-1]), 1)
 
 
 def rank_heads(importance: Mapping[str, Any], *, normalize: bool = True) -> list[tuple[str, int]]:
@@ -69,8 +73,12 @@ def rank_heads(importance: Mapping[str, Any], *, normalize: bool = True) -> list
     >>> rank_heads({"a": [3.0, 4.0], "b": [0.5, 0.1]})
     [('b', 1), ('a', 0), ('a', 1), ('b', 0)]
     """
+    if not isinstance(importance, Mapping):
+        raise ValueError(f"`importance` must be a mapping from layers to [heads]; got {describe(importance)}.")
     found = []
     for name, heads in importance.items():
+        if dtype_of(as_array(heads)) is None:
+            raise ValueError(f"`importance[{name!r}]` must be finite numbers [heads]; got {describe(heads)}.")
         values = np.asarray(heads, np.float64)
         if values.ndim != 1 or not np.isfinite(values).all():
             raise ValueError(f"`importance[{name!r}]` must be finite numbers [heads]; got {describe(heads)}.")
@@ -97,18 +105,30 @@ def pruned(
     ('a', 0) 10.0
     ('a', 1) 0.0
     """
+    if not callable(loss):
+        raise ValueError(f"`loss` must be a function of gates; got {describe(loss)}.")
     sizes: dict[str, int] = {}
+    order = [tuple(one) if isinstance(one, tuple | list) else one for one in order]  # type: ignore[misc]
+    if not all(isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], int | np.integer) for one in order):
+        raise ValueError(f"`order` must be of (layer, head), as `rank_heads` gives it; got {describe(order)}.")
     for name, head in order:
         sizes[name] = max(sizes.get(name, 0), head + 1)
     if len(set(order)) != len(order) or sum(sizes.values()) != len(order):
         raise ValueError(f"`order` must have every head of every layer once; got {list(order)}.")
     gates = {name: np.ones(size, np.float32) for name, size in sizes.items()}
-    yield None, float(loss(dict(gates)))
+
+    def value() -> float:
+        found = loss(dict(gates))
+        if np.shape(found) != ():
+            raise ValueError(f"`loss` must return a number; got {describe(found)}.")
+        return float(found)
+
+    yield None, value()
     for name, head in order:
         closed = gates[name].copy()
         closed[head] = 0
         gates[name] = closed
-        yield (name, head), float(loss(dict(gates)))
+        yield (name, head), value()
 
 
 def gate_outputs(output: Any, gates: Any) -> jax.Array:
@@ -142,7 +162,7 @@ def hard_concrete(key: jax.Array, log_alpha: Any) -> jax.Array:
         log_alpha: one number for each gate, of any shape.
     """
     check_key("key", key)
-    log_alpha = jnp.asarray(log_alpha, jnp.float32)
+    log_alpha = _numbers(log_alpha)
     noise = jax.random.logistic(key, log_alpha.shape, log_alpha.dtype)
     return _stretched(jax.nn.sigmoid((noise + log_alpha) / TEMPERATURE))
 
@@ -153,7 +173,7 @@ def settled_gates(log_alpha: Any) -> jax.Array:
     >>> print(settled_gates([-3.0, 0.0, 3.0]))
     [0.  0.5 1. ]
     """
-    return _stretched(jax.nn.sigmoid(jnp.asarray(log_alpha, jnp.float32)))
+    return _stretched(jax.nn.sigmoid(_numbers(log_alpha)))
 
 
 def open_probability(log_alpha: Any) -> jax.Array:
@@ -162,7 +182,19 @@ def open_probability(log_alpha: Any) -> jax.Array:
     >>> [round(float(one), 3) for one in open_probability([-3.0, 3.0])]
     [0.099, 0.978]
     """
-    return jax.nn.sigmoid(jnp.asarray(log_alpha, jnp.float32) - TEMPERATURE * np.log(-LOW / HIGH))
+    return jax.nn.sigmoid(_numbers(log_alpha) - TEMPERATURE * np.log(-LOW / HIGH))
+
+
+def _numbers(log_alpha: Any) -> jax.Array:
+    """`log_alpha` in float32.
+
+    Raises:
+        ValueError: it is not of numbers.
+    """
+    array = np.asarray(log_alpha) if isinstance(log_alpha, int | float) else as_array(log_alpha)
+    if dtype_of(array) is None:
+        raise ValueError(f"`log_alpha` must be numbers, one for each gate; got {describe(log_alpha)}.")
+    return jnp.asarray(array, jnp.float32)
 
 
 def _stretched(s: jax.Array) -> jax.Array:

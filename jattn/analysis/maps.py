@@ -206,6 +206,8 @@ class Maps(Sequence[Layer]):
         Raises:
             ValueError: one does not exist; the message lists those that do.
         """
+        if layers is not None and not _several(layers):
+            raise ValueError(f"`layers` must name at least one layer, or be None for all; got {describe(layers)}.")
         found = [layer for number, layer in enumerate(self.layers) if _met(layers, layer.name, number)]
         for one in _several(layers):
             if not any(_met(one, layer.name, number) for number, layer in enumerate(self.layers)):
@@ -296,7 +298,10 @@ def _of(layer: Layer, axis: str, given: Any) -> Layer:
     if given is None:
         return layer
     there = list(getattr(layer, axis))
-    wanted = [int(one) for one in np.atleast_1d(given)]
+    array = np.atleast_1d(np.asarray(list(given) if isinstance(given, range | set | frozenset) else given))
+    if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"`{axis}` must be one index or several; got {describe(given)}.")
+    wanted = array.tolist()
     for one in wanted:
         if one not in there:
             raise ValueError(f"`{axis}` must be among {listed(list(map(str, there)))} for {layer.name!r}; got {one}.")

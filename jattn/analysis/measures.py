@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import entr
 
-from ..foundation.arrays import describe
-from .rows import checked, mean_of_rows, positions, probabilities
+from ..foundation.arrays import as_array, describe, dtype_of, known_values
+from .rows import booleans, checked, checked_queries, mean_of_rows, positions, probabilities, share_of
 
 
 def entropy(weights: Any, where: Any = None, *, per_query: bool = False) -> jax.Array:
@@ -45,7 +45,7 @@ def confidence(weights: Any, where: Any = None, *, per_query: bool = False) -> j
     [0.75]
     """
     weights, counts = checked(weights, where)
-    return mean_of_rows(probabilities(weights).max(-1), counts, per_query)
+    return mean_of_rows(probabilities(weights).max(-1, initial=-jnp.inf), counts, per_query)
 
 
 def mean_distance(weights: Any, where: Any = None, *, queries: Any = None, per_query: bool = False) -> jax.Array:
@@ -81,13 +81,16 @@ def offset_histogram(weights: Any, where: Any = None, *, queries: Any = None) ->
     """
     weights, counts = checked(weights, where)
     positions(weights, queries)
-    places = np.arange(weights.shape[-2]) if queries is None else np.asarray(queries)
-    apart = np.arange(weights.shape[-1]) - places[:, None]
+    q_len, kv_len = weights.shape[-2:]
+    places = np.arange(q_len) if queries is None else known_values(checked_queries(queries, kv_len))
+    if places is None:
+        raise ValueError("`queries` must have known values, as they say which offsets there are; got traced ones.")
+    apart = np.arange(kv_len) - places[:, None]
     offsets = np.arange(apart.min(), apart.max() + 1)
     mass = jnp.where(counts[..., None], probabilities(weights), 0)
-    mass = mass.reshape(-1, *mass.shape[-3:]).sum(0)
+    mass = mass.sum(tuple(range(mass.ndim - 3)))
     shares = jnp.zeros((mass.shape[0], len(offsets))).at[:, apart - offsets[0]].add(mass)
-    return offsets, shares / jnp.maximum(shares.sum(-1, keepdims=True), 1e-30)
+    return offsets, share_of(shares, shares.sum(-1, keepdims=True))
 
 
 def sink_score(weights: Any, where: Any = None, *, key: int = 0, per_query: bool = False) -> jax.Array:
@@ -102,8 +105,9 @@ def sink_score(weights: Any, where: Any = None, *, key: int = 0, per_query: bool
     [0.75]
     """
     weights, counts = checked(weights, where)
-    if not -weights.shape[-1] <= key < weights.shape[-1]:
-        raise ValueError(f"`key` must be the index of one of {weights.shape[-1]} keys; got {key}.")
+    integer = isinstance(key, int | np.integer) and not isinstance(key, bool)
+    if not integer or not -weights.shape[-1] <= key < weights.shape[-1]:
+        raise ValueError(f"`key` must be the index of one of {weights.shape[-1]} keys; got {describe(key)}.")
     return mean_of_rows(probabilities(weights)[..., key], counts, per_query)
 
 
@@ -114,11 +118,21 @@ def sink_rate(scores: Any, *, threshold: float = 0.3) -> jax.Array:
         scores: `sink_score` of all heads, of any shape, or a mapping of them by layer, as `Maps.each` returns.
         threshold: their ε.
 
+    Raises:
+        ValueError: there are no scores.
+
     >>> print(sink_rate({"0": [0.9, 0.1], "1": [0.4, 0.2]}))
     0.5
     """
-    arrays = scores.values() if isinstance(scores, Mapping) else [scores]
-    return jnp.mean(jnp.concatenate([jnp.ravel(jnp.asarray(one)) for one in arrays]) > threshold)
+    arrays = [as_array(one) for one in (scores.values() if isinstance(scores, Mapping) else [scores])]
+    if any(dtype_of(one) is None for one in arrays) or not sum(one.size for one in arrays):
+        raise ValueError(
+            f"`scores` must be numbers of at least one head, or a mapping of such; got {describe(scores)}."
+        )
+    if dtype_of(np.asarray(threshold)) is None or np.ndim(threshold):
+        raise ValueError(f"`threshold` must be a number; got {describe(threshold)}.")
+    joined = jnp.concatenate([jnp.ravel(jnp.asarray(one)) for one in arrays])
+    return jnp.where(jnp.isnan(joined).any(), jnp.nan, jnp.mean(joined > threshold))  # NaN is not below a threshold
 
 
 def mass_on(weights: Any, keys: Any, where: Any = None, *, per_query: bool = False) -> jax.Array:
@@ -140,11 +154,12 @@ def mass_on(weights: Any, keys: Any, where: Any = None, *, per_query: bool = Fal
             f"`keys` must be booleans [..., {weights.shape[-1]}], one row for each example or for all; got "
             f"{describe(keys)}."
         )
-    kind = jnp.asarray(keys, bool)[..., None, None, :]
+    kind = booleans("keys", keys, f"[..., {weights.shape[-1]}]")[..., None, None, :]
     return mean_of_rows((probabilities(weights) * kind).sum(-1), counts, per_query)
 
 
-SPECIAL = re.compile(r"\[[A-Z]+\d*\]|</?\w+>|<\|.*\|>|<(start|end)_of_\w+>")
+SPECIAL = re.compile(r"\[[A-Z]+\d*\]|\[unused\d+\]|</?\w+>|<\|.*\|>|<｜.*｜>")
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # as SentencePiece writes bytes of letters that are no token
 BEGIN = "Ġ▁Ċ#"  # how tokenizers mark the beginning of a word, a new line, and the rest of a word
 KINDS = ("special", "punctuation", "number", "word", "space")
 
@@ -156,14 +171,23 @@ def token_kinds(tokens: Sequence[str]) -> dict[str, np.ndarray]:
         tokens: texts, as a tokenizer gives them.
 
     Returns:
-        For each kind booleans `[tokens]`; every token is of one kind.
+        For each kind booleans `[tokens]`; every token is of one kind. A byte beyond ASCII is of a word.
+
+    Raises:
+        ValueError: they are something else.
 
     >>> {kind: which.nonzero()[0].tolist() for kind, which in token_kinds(["[CLS]", "Ġa", "12", ",", "##b"]).items()}
     {'special': [0], 'punctuation': [3], 'number': [2], 'word': [1, 4], 'space': []}
     """
+    if isinstance(tokens, str) or not isinstance(tokens, Sequence) or not all(isinstance(one, str) for one in tokens):
+        raise ValueError(f"`tokens` must be a list of texts; got {describe(tokens)}.")
     found = []
     for token in tokens:
-        bare = token.strip().strip(BEGIN).strip()
+        if byte := BYTE.fullmatch(token):
+            code = int(byte[1], 16)
+            token = chr(code) if code < 128 else "a"
+        ended = token.removesuffix("</w>") or token  # how CLIP and GPT mark the end of a word
+        bare = ended.strip().strip(BEGIN).strip()
         if SPECIAL.fullmatch(token.strip()):
             found.append("special")
         elif any(letter.isalpha() for letter in bare):

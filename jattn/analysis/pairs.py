@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arrays import describe
+from ..foundation.arguments import check_counts
+from ..foundation.arrays import as_array, describe, dtype_of, known_values
 from .rows import checked
 
 
@@ -28,6 +29,15 @@ class Pairs:
 
     right: np.ndarray
     among: np.ndarray
+
+    def __post_init__(self):
+        shapes = [np.shape(one) for one in (self.right, self.among)]
+        fits = shapes[0] == shapes[1] and len(shapes[0]) == 3
+        if not fits or dtype_of(self.right) != np.bool_ or dtype_of(self.among) != np.bool_:
+            raise ValueError(
+                "`right` and `among` must be booleans [examples, queries, keys] of one shape; got "
+                f"{describe(self.right)} and {describe(self.among)}."
+            )
 
     @property
     def asked(self) -> np.ndarray:
@@ -52,18 +62,21 @@ def labeled_pairs(
     [[0, 0, 0], [1, 0, 0], [1, 0, 0]]
     """
     kv_len = q_len if kv_len is None else kv_len
+    check_counts(q_len=q_len, kv_len=kv_len)
+    pairs = _lists("pairs", pairs, "(query, key)")
     right = np.zeros((len(pairs), q_len, kv_len), bool)
     candidates = np.ones_like(right) if among is not None or q_len != kv_len else right | ~np.eye(q_len, dtype=bool)
+    among = None if among is None else _lists("among", among, "keys")
     if among is not None and len(among) != len(pairs):
         raise ValueError(f"`among` must have one list for each of {len(pairs)} examples; got {len(among)}.")
     for example, some in enumerate(pairs):
         if among is not None:
-            keys = np.array(list(among[example]), int)
-            if ((keys < 0) | (keys >= kv_len)).any():
-                raise ValueError(f"`among` must be indices from 0 to {kv_len - 1}; got {keys.tolist()}.")
+            keys = among[example]
+            if not all(_is_int(one) and 0 <= one < kv_len for one in keys):
+                raise ValueError(f"`among` must be indices from 0 to {kv_len - 1}; got {keys}.")
             candidates[example] = np.isin(np.arange(kv_len), keys)
         for pair in some:
-            if len(tuple(pair)) != 2:
+            if not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2 or not all(map(_is_int, pair)):
                 raise ValueError(f"`pairs` must have a list of (query, key) for each example; got {describe(pair)}.")
             query, key = map(int, pair)
             if not (0 <= query < q_len and 0 <= key < kv_len):
@@ -85,9 +98,18 @@ def dependency_pairs(heads: Sequence[Sequence[int]], length: int | None = None, 
         length: the number of words, padding included; by default that of the longest sentence.
         reverse: from heads to dependents.
 
+    Raises:
+        ValueError: a head is not a word of its sentence; sentences are longer than `length`.
+
     >>> dependency_pairs([[1, 2, -1]]).right[0].astype(int).tolist()  # the cat sleeps
     [[0, 1, 0], [0, 0, 1], [0, 0, 0]]
     """
+    heads = _lists("heads", heads, "heads of words")
+    for sentence in heads:
+        if not all(_is_int(head) and -1 <= head < len(sentence) for head in sentence):
+            raise ValueError(
+                f"`heads` must be indices of the {len(sentence)} words of a sentence, -1 for the root; got {sentence}."
+            )
     length = max(map(len, heads), default=0) if length is None else length
     found = [[(word, head) for word, head in enumerate(sentence) if head >= 0] for sentence in heads]
     return labeled_pairs([[(b, a) if reverse else (a, b) for a, b in some] for some in found], length)
@@ -101,10 +123,17 @@ def coreference_pairs(clusters: Sequence[Sequence[Sequence[int]]], length: int) 
             head word.
         length: the number of tokens, padding included.
 
+    Raises:
+        ValueError: a mention is not one of the tokens.
+
     >>> pairs = coreference_pairs([[[0, 4], [2]]], 5)
     >>> pairs.right[0, 4].nonzero()[0].tolist(), pairs.among[0, 4].nonzero()[0].tolist()
     ([0], [0, 2])
     """
+    check_counts(length=length)
+    clusters = [_lists("clusters", some, "mentions") for some in _lists("clusters", clusters, "things")]
+    if bad := [one for some in clusters for thing in some for one in thing if not (_is_int(one) and 0 <= one < length)]:
+        raise ValueError(f"`clusters` must be of tokens from 0 to {length - 1}; got {bad[0]!r}.")
     found = labeled_pairs(
         [[(b, a) for thing in some for a in thing for b in thing if a < b] for some in clusters], length
     )
@@ -148,6 +177,8 @@ def best_offset(pairs: Pairs) -> tuple[int, float]:
     >>> best_offset(labeled_pairs([[(1, 0), (2, 0), (3, 2)]], 4))
     (-1, 0.6666666666666666)
     """
+    if not isinstance(pairs, Pairs):
+        raise ValueError(f"`pairs` must be `Pairs`, as `labeled_pairs` makes them; got {describe(pairs)}.")
     right = pairs.right & pairs.among
     asked = int(pairs.asked.sum())
     query, key = np.nonzero(right.any(0))
@@ -167,14 +198,18 @@ def merge_pieces(weights: Any, words: Sequence[int], key_words: Sequence[int] | 
 
     Args:
         weights: `[..., queries, keys]`.
-        words: for each piece the index of its word, 0, 1, ...; -1 leaves it out.
+        words: for each piece the index of its word, 0, 1, ...; -1 leaves it out, whatever its weights are.
         key_words: those of the keys, by default the same.
 
     >>> import numpy as np
     >>> merge_pieces(np.array([[0.5, 0.25, 0.25], [1, 0, 0], [0, 0.5, 0.5]]), [0, 1, 1]).tolist()
     [[0.5, 0.5], [0.5, 0.5]]
     """
-    given = [np.asarray(words), np.asarray(words if key_words is None else key_words)]
+    weights = as_array(weights)
+    if dtype_of(weights) is None or weights.ndim < 2:
+        raise ValueError(f"`weights` must be an array [..., queries, keys]; got {describe(weights)}.")
+    given = [_word_indices("words", words)]
+    given.append(given[0] if key_words is None else _word_indices("key_words", key_words))
     for name, one, length in zip(("words", "key_words"), given, np.shape(weights)[-2:], strict=True):
         name = "words" if key_words is None else name
         numbers = set(one.tolist()) - {-1}
@@ -183,9 +218,34 @@ def merge_pieces(weights: Any, words: Sequence[int], key_words: Sequence[int] | 
                 f"`{name}` must give the word of each of {length} pieces, as numbers 0, 1, ... without gaps, or -1; "
                 f"got {describe(one)} with {sorted(numbers)[:8]}."
             )
-    query, key = (jax.nn.one_hot(one, one.max() + 1, axis=0) for one in given)  # [words, pieces]
+    kept = jnp.asarray(weights, jnp.float32)[..., given[0] >= 0, :][..., given[1] >= 0]
+    query, key = (jax.nn.one_hot(one[one >= 0], one.max(initial=-1) + 1, axis=0) for one in given)  # [words, pieces]
     query = query / query.sum(-1, keepdims=True)
-    return jnp.einsum("aq,...qk,bk->...ab", query, jnp.asarray(weights, jnp.float32), key, precision="highest")
+    return jnp.einsum("aq,...qk,bk->...ab", query, kept, key, precision="highest")
+
+
+def _word_indices(name: str, words: Any) -> np.ndarray:
+    array = as_array(words)
+    known = known_values(array)
+    if known is None or dtype_of(array) is None or not np.issubdtype(known.dtype, np.integer):
+        raise ValueError(f"`{name}` must be known integers [pieces], the word of each or -1; got {describe(words)}.")
+    return known
+
+
+def _lists(name: str, given: Any, of: str) -> list[list[Any]]:
+    """A list for each example.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(given, Sequence) or any(isinstance(one, str) or not isinstance(one, Iterable) for one in given):
+        raise ValueError(f"`{name}` must have a list of {of} for each example; got {describe(given)}.")
+    return [list(one) for one in given]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _check_pairs(pairs: Any, shape: tuple[int, ...]) -> None:

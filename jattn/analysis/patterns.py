@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arguments import check_choice, check_positive
-from ..foundation.arrays import describe
-from .rows import checked, positions
+from ..foundation.arguments import check_choice, check_key, check_positive
+from ..foundation.arrays import as_array, describe
+from .foreign import as_numpy, check_floats
+from .rows import booleans, checked, checked_queries, positions, share_of
 
 PATTERNS = ("previous", "next", "current", "first", "duplicate", "induction", "delimiter")
 
@@ -50,7 +51,7 @@ def pattern(name: str, tokens: Any, *, queries: Any = None, delimiters: Any = No
         raise ValueError(f"`tokens` must be integers [..., keys], of JAX or NumPy; got {describe(tokens)}.")
     length = tokens.shape[-1]
     key = jnp.arange(length)
-    query = key if queries is None else jnp.asarray(queries)
+    query = key if queries is None else jnp.asarray(checked_queries(queries, length))
     i, j = query[:, None], key[None]
     if name in ("previous", "next", "current", "first"):
         found = {"previous": j == i - 1, "next": j == i + 1, "current": j == i, "first": (j == 0) & (i >= 0)}[name]
@@ -58,7 +59,10 @@ def pattern(name: str, tokens: Any, *, queries: Any = None, delimiters: Any = No
     if name == "delimiter":
         if delimiters is None:
             raise ValueError("`delimiters` must be booleans [..., keys] for the pattern 'delimiter'; got None.")
-        return jnp.asarray(delimiters, bool)[..., None, :] & (i != j)
+        ends = booleans("delimiters", delimiters, "[..., keys]")
+        if ends.shape[-1:] != (length,):
+            raise ValueError(f"`delimiters` must be booleans [..., {length}], as `tokens`; got {describe(delimiters)}.")
+        return ends[..., None, :] & (i != j)
     own = jnp.take(tokens, query, axis=-1)[..., :, None]
     if name == "duplicate":
         return (own == tokens[..., None, :]) & (j < i)
@@ -85,7 +89,7 @@ def pattern_share(weights: Any, pairs: Any, where: Any = None, *, every_query: b
     counts = counts if every_query else counts & pairs.any(-1)
     weights = jnp.where(counts[..., None], weights, 0)
     axes = tuple(axis for axis in range(weights.ndim) if axis != weights.ndim - 3)
-    return (weights * pairs).sum(axes) / jnp.maximum(weights.sum(axes), 1e-30)
+    return share_of((weights * pairs).sum(axes), weights.sum(axes))
 
 
 def chance(pairs: Any, may_attend: Any) -> jax.Array:
@@ -98,18 +102,21 @@ def chance(pairs: Any, may_attend: Any) -> jax.Array:
     Returns:
         `[heads or 1]`.
     """
-    even = jnp.asarray(may_attend, jnp.float32)
+    even = _may(may_attend).astype(jnp.float32)
     even = even / jnp.maximum(even.sum(-1, keepdims=True), 1)
     return pattern_share(jnp.broadcast_to(even, (*np.shape(pairs)[:-2], *even.shape[-3:])), pairs)
 
 
-def has_choice(pairs: jax.Array, may_attend: jax.Array) -> jax.Array:
+def has_choice(pairs: Any, may_attend: Any) -> jax.Array:
     """Which queries may attend both to a key of the pattern and to another, `[..., 1, queries, 1]`.
 
     The first token of a causal model attends to itself, whatever the head does.
+
+    Args:
+        pairs, may_attend: as in `chance`.
     """
-    pairs = pairs[..., None, :, :]
-    may = jnp.asarray(may_attend, bool).any(-3, keepdims=True)
+    pairs = booleans("pairs", pairs, "[..., queries, keys]")[..., None, :, :]
+    may = _may(may_attend).any(-3, keepdims=True)
     return (may & pairs).any(-1, keepdims=True) & (may & ~pairs).any(-1, keepdims=True)
 
 
@@ -125,7 +132,7 @@ def prefix_matching(weights: Any, tokens: Any, *, queries: Any = None) -> jax.Ar
         queries: integers `[queries]`, where each query is among the keys.
     """
     positions(weights, queries)
-    return pattern_share(weights, pattern("induction", jnp.asarray(tokens), queries=queries))
+    return pattern_share(weights, pattern("induction", as_array(tokens), queries=queries))
 
 
 def repeated_tokens(key: jax.Array, batch: int, length: int, vocabulary: int, times: int = 2) -> jax.Array:
@@ -143,6 +150,7 @@ def repeated_tokens(key: jax.Array, batch: int, length: int, vocabulary: int, ti
     >>> bool((tokens[:3] == tokens[3:]).all()), len(set(tokens.tolist()))
     (True, 3)
     """
+    check_key("key", key)
     check_positive(batch=batch, length=length, vocabulary=vocabulary, times=times)
     if length > vocabulary:
         raise ValueError(
@@ -173,24 +181,48 @@ def copying(embedding: Any, value: Any, output: Any, unembedding: Any) -> np.nda
     >>> copying(eye, eye[:, None], np.stack([eye, -eye]), eye).tolist()
     [1.0, -1.0]
     """
-    embedding, value, output, unembedding = (
-        np.asarray(one, np.float64) for one in (embedding, value, output, unembedding)
-    )
+    given = {"embedding": embedding, "value": value, "output": output, "unembedding": unembedding}
+    for name, one in given.items():
+        check_floats(f"`{name}`", one)
+    embedding, value, output, unembedding = (_as_float64(one) for one in given.values())
     sizes = [one.shape for one in (embedding, value, output, unembedding)]
     if [len(size) for size in sizes] != [2, 3, 3, 2] or not (
         sizes[0][1] == sizes[1][0] == sizes[2][2] == sizes[3][0]
         and sizes[0][0] == sizes[3][1]
         and sizes[1][2] == sizes[2][1]
+        and 0 not in sizes[1]
         and sizes[2][0] % sizes[1][1] == 0
     ):
         raise ValueError(
             "`embedding`, `value`, `output` and `unembedding` must have shapes [vocabulary, features], [features, "
             f"heads, D], [heads, D, features] and [features, vocabulary]; got {', '.join(map(str, sizes))}."
         )
+    for name, one in zip(given, (embedding, value, output, unembedding), strict=True):
+        if not np.isfinite(one).all():
+            raise ValueError(f"`{name}` must be finite; got NaN or inf.")
     value = value.repeat(output.shape[0] // value.shape[1], 1)
     middle = unembedding @ embedding
     found: Any = np.linalg.eigvals(np.einsum("hdf,fg,ghe->hde", output, middle, value, optimize=True))
     return found.real.sum(-1) / np.maximum(np.abs(found).sum(-1), 1e-300)
+
+
+def _as_float64(array: Any) -> np.ndarray:
+    return as_numpy(array).astype(np.float64) if hasattr(array, "detach") else np.asarray(array, np.float64)
+
+
+def _may(may_attend: Any) -> jax.Array:
+    """Booleans `[..., heads or 1, queries, keys]`.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    found = booleans("may_attend", may_attend, "[..., heads or 1, queries, keys]")
+    if found.ndim < 3:
+        raise ValueError(
+            f"`may_attend` must be booleans [..., heads or 1, queries, keys]; got {describe(may_attend)}. "
+            "For a mask of all heads: `may_attend[None]`."
+        )
+    return found
 
 
 def _aligned(pairs: Any, weights: jax.Array) -> jax.Array:
@@ -201,4 +233,4 @@ def _aligned(pairs: Any, weights: jax.Array) -> jax.Array:
             f"`pairs` must be booleans {[*weights.shape[:-3], *weights.shape[-2:]]} or {list(weights.shape[-2:])}; got "
             f"{describe(pairs)}."
         )
-    return jnp.asarray(pairs, bool)[..., None, :, :]
+    return booleans("pairs", pairs, "[..., queries, keys]")[..., None, :, :]

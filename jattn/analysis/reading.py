@@ -281,7 +281,11 @@ def _with(layer: Layer, tokens: Any, key_tokens: Any, mask: Any, valid: Any, que
     elif key_tokens is not None:
         change["key_tokens"] = _texts("key_tokens", key_tokens, batch, columns, layer.name)
     if mask is not None:
-        chosen = mask.get(layer.side) if isinstance(mask, Mapping) else mask
+        chosen = mask
+        if isinstance(mask, Mapping):
+            if unknown := [one for one in mask if one not in SIDES]:
+                raise ValueError(f"`mask` must have keys among {', '.join(map(repr, SIDES))}; got {unknown}.")
+            chosen = mask.get(layer.side)
         if chosen is not None:
             change["mask"] = _dense(chosen, layer)
     if valid is not None:
@@ -346,7 +350,8 @@ def _valid(valid: Any, layer: Layer, of: str, count: int) -> np.ndarray:
     batch = layer.shape[0]
     if of == "queries" and _some_queries(layer) and found.ndim == 2 and found.shape[1] > max(layer.queries):
         found = found[:, list(layer.queries)]
-    if found.ndim != 2 or found.shape[0] not in (1, batch) or found.shape[1] != count:
+    ones = found.dtype == np.bool_ or (found.dtype.kind in "iuf" and np.isin(found, (0, 1)).all())
+    if not ones or found.ndim != 2 or found.shape[0] not in (1, batch) or found.shape[1] != count:
         raise ValueError(
             f"`valid` must be ones or booleans [{batch}, {count}] for the {of} of {layer.name!r}, 0 or False for "
             f"padding; got {describe(valid)}."
@@ -381,4 +386,9 @@ def _vectors(layer: Layer, query: Any, key: Any) -> dict[str, Any]:
                 f"`{name}` of {layer.name!r} must have shape [{batch}, {heads}, {length}, features]; got {list(shape)}."
             )
         found[name] = array
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"`query` and `key` of {layer.name!r} must have the same number of features; got {query.shape[-1]} and "
+            f"{key.shape[-1]}."
+        )
     return found | {"besides": ()}

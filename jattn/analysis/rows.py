@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arrays import describe, dtype_of
+from ..foundation.arrays import as_array, describe, dtype_of, known_values
 
 
 def checked(weights: Any, where: Any = None) -> tuple[jax.Array, jax.Array]:
@@ -76,4 +76,50 @@ def positions(weights: Any, queries: Any) -> tuple[jax.Array, jax.Array]:
         queries = np.arange(q_len)
     if np.shape(queries) != (q_len,):
         raise ValueError(f"`queries` must be {q_len} positions, one for each query; got {describe(queries)}.")
-    return jnp.asarray(queries)[:, None], jnp.arange(kv_len)
+    return jnp.asarray(checked_queries(queries, kv_len))[:, None], jnp.arange(kv_len)
+
+
+def checked_queries(queries: Any, kv_len: int) -> Any:
+    """The positions of queries among keys, integers `[queries]`.
+
+    Raises:
+        ValueError: they are something else, or known to be out of range.
+    """
+    array = as_array(queries)
+    dtype = dtype_of(array)
+    known = known_values(array)
+    if (
+        dtype is None
+        or not jnp.issubdtype(dtype, jnp.integer)
+        or len(array.shape) != 1
+        or (known is not None and known.size and not (known.min() >= 0 and known.max() < kv_len))
+    ):
+        got = describe(queries) if known is None or known.ndim != 1 else known.tolist()
+        raise ValueError(f"`queries` must be integers [queries] from 0 to {kv_len - 1}, positions of keys; got {got}.")
+    return array
+
+
+def booleans(name: str, array: Any, shape: str) -> jax.Array:
+    """Booleans, also as ones and zeros.
+
+    Args:
+        name, shape: what to call them in the message.
+        array: booleans or known integers, an array or nested lists.
+
+    Raises:
+        ValueError: they are something else, such as indices or probabilities.
+
+    >>> booleans("keys", [1, 0], "[keys]").tolist()
+    [True, False]
+    """
+    found = as_array(array)
+    dtype, known = dtype_of(found), known_values(found)
+    ones = known is not None and dtype is not None and np.issubdtype(known.dtype, np.integer)
+    if dtype != np.bool_ and not (ones and np.isin(known, (0, 1)).all()):
+        raise ValueError(f"`{name}` must be booleans {shape}, or ones and zeros; got {describe(array)}.")
+    return jnp.asarray(found, bool)
+
+
+def share_of(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """part / whole; 0 where the whole is 0."""
+    return part / jnp.where(whole == 0, 1, whole)
