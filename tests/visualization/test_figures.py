@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import jattn
-from jattn.analysis import describe
+from jattn.analysis import align, describe, time_warp
 from jattn.visualization import figures
 
 TOKENS = ["[CLS]", "$a$", "Ġcat", "\n", "", "f"]
@@ -65,6 +65,19 @@ def test_a_plan_is_that_of_explain():
     ax = figures.tile_plan(explained)
     np.testing.assert_array_equal(ax.images[0].get_array(), explained.plan.states[0, 0])
     assert ax.get_title() == "10 of 16 tiles visited (62.5%)"
+
+
+def test_an_alignment_is_a_line_only_where_it_is_a_way():
+    """Best keys that jump back and forth, and sets of pairs, are dots; a time warp is a line."""
+    jumps = np.eye(3)[[2, 0, 1]]
+    dots = figures.alignment(jumps).lines[0]
+    assert dots.get_xdata().tolist() == [2, 0, 1] and (dots.get_linestyle(), dots.get_marker()) == ("None", "o")
+    found = figures.alignment(jumps, align(jumps, by="both"), gold={(0, 2)}).lines
+    assert found[0].get_linestyle() == "None" and found[1].get_xydata().tolist() == [[2, 0]]
+    assert figures.alignment(jumps, set()).lines[0].get_xdata().size == 0
+    rows, columns = time_warp(-np.eye(3, 5))
+    line = figures.alignment(np.eye(3, 5), (rows, columns)).lines[0]
+    assert line.get_linestyle() == "-" and line.get_xydata().tolist() == np.stack([columns, rows], 1).tolist()
 
 
 BAD = {

@@ -24,8 +24,9 @@ def alignment(
 
     Args:
         weights: `[queries, keys]`, or `[heads, queries, keys]`, whose mean is drawn; such as cross-attention.
-        path: pairs `[pairs, 2]` of a query and a key, joined by a line; or for each query its key. By default the key
-            with the largest weight.
+        path: what is aligned. Pairs of a query and a key, `[pairs, 2]` or a set, such as of `analysis.align`, or for
+            each query its key, are dots; by default each query's key with the largest weight. The rows and columns of
+            `analysis.time_warp`, in which each pair follows the one before, are joined by a line.
         tokens, key_tokens: to write along the axes.
         gold: pairs `[pairs, 2]` that are right, as rings.
         seconds: how long a key lasts, as in speech: the axis is in seconds.
@@ -42,8 +43,8 @@ def alignment(
     >>> import numpy as np
     >>> from jattn.visualization import figures
     >>> ax = figures.alignment(np.eye(3), tokens=["a", "b", "c"])
-    >>> ax.lines[0].get_xdata().tolist()
-    [0.0, 1.0, 2.0]
+    >>> ax.lines[0].get_xdata().tolist(), ax.lines[0].get_linestyle()
+    ([0.0, 1.0, 2.0], 'None')
     """
     array = np.asarray(weights, np.float32)
     array = array.mean(0) if array.ndim == 3 else array
@@ -52,16 +53,24 @@ def alignment(
             f"`weights` must have shape [queries, keys] or [heads, queries, keys]; got {describe(weights)}."
         )
     queries, keys = array.shape
-    line = np.nan_to_num(array).argmax(-1) if path is None else np.asarray(path)
-    pairs = _pairs("path", line, array.shape)
-    rings = None if gold is None else _pairs("gold", np.asarray(gold), array.shape)
+    pairs = _pairs("path", np.nan_to_num(array).argmax(-1) if path is None else path, array.shape)
+    rings = None if gold is None else _pairs("gold", gold, array.shape)
     wide = min(9.0, max(4.0, 1.5 + 0.22 * keys))
     ax = axes(ax, (wide, min(8.0, max(2.6, 1.2 + 0.22 * queries))))
     draw_weights(ax, array, None)
     ax.set_aspect("auto")
-    ax.plot(pairs[:, 1], pairs[:, 0], "o-", color=ACCENT, markersize=3.5, linewidth=1.2)
+    style = {"linewidth": 2} if _is_warp(path) else {"linestyle": "None", "marker": "o", "markeredgecolor": "white"}
+    ax.plot(pairs[:, 1], pairs[:, 0], color=ACCENT, markersize=6, **style)
     if rings is not None:
-        ax.plot(rings[:, 1], rings[:, 0], "o", markersize=10, markerfacecolor="none", markeredgecolor="#009e73")
+        ax.plot(
+            rings[:, 1],
+            rings[:, 0],
+            "o",
+            markersize=11,
+            markerfacecolor="none",
+            markeredgecolor="#009e73",
+            markeredgewidth=1.8,
+        )
     token_ticks(ax.yaxis, tokens, queries, fontsize=8)
     token_ticks(ax.xaxis, key_tokens, keys, rotation=90, fontsize=8)
     if seconds is not None:
@@ -73,7 +82,16 @@ def alignment(
     return ax
 
 
-def _pairs(name: str, given: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _is_warp(given: Any) -> bool:
+    """Whether it is what `time_warp` returns: rows and columns."""
+    arrays = isinstance(given, tuple) and len(given) == 2 and all(isinstance(one, np.ndarray) for one in given)
+    return arrays and given[0].shape == given[1].shape == (len(given[0]),)
+
+
+def _pairs(name: str, given: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if isinstance(given, set | frozenset):
+        given = np.array(sorted(given), int).reshape(-1, 2)
+    given = np.stack(given, 1) if _is_warp(given) else np.asarray(given)
     if given.ndim == 1 and len(given) == shape[0]:
         given = np.stack([np.arange(len(given)), given], 1)
     right = given.ndim == 2 and given.shape[1] == 2 and np.issubdtype(given.dtype, np.integer)
