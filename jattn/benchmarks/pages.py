@@ -9,7 +9,7 @@ from .. import visualization
 from .row import Row
 
 LAYERS, HEADS = 12, 12
-LARGEST_PEER = 128  # tokens; at 256 BertViz makes 425 MB
+LARGEST_PEER = 256  # tokens; at 512 BertViz would make 1.7 GB
 
 
 @dataclasses.dataclass(frozen=True)
