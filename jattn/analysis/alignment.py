@@ -76,9 +76,9 @@ def word_times(
     frames: int | None = None,
     width: int = 7,
 ) -> list[Word]:
-    """When each word was said, from the cross-attention of a model of speech (Whisper, arXiv:2212.04356).
+    """When each word was said, from the cross-attention of a model of speech such as Whisper (arXiv:2212.04356).
 
-    The weights of each head are divided by their sum over the frames of the sound, standardized over tokens, and
+    The method is that of OpenAI's code, `whisper/timing.py`; the paper does not have it. The weights of each head are divided by their sum over the frames of the sound, standardized over tokens, and
     smoothed by a running median over frames. Time warping through the mean of the heads gives each token its first
     frame.
 
@@ -140,6 +140,9 @@ def median(array: np.ndarray, width: int) -> np.ndarray:
 
 def align(weights: Any, *, by: str = "argmax", threshold: float = 0.2) -> set[Pair]:
     """The pairs of output and input tokens that a map aligns.
+
+    "both" is the Argmax of SimAlign (Jalili Sabet et al. 2020, arXiv:2004.08728), "softmax" one direction of the
+    thresholds of Dou & Neubig 2021 (arXiv:2101.08231); both compare hidden states instead of reading attention.
 
     Args:
         weights: `[queries, keys]` of cross-attention, of a head or a mean of heads.

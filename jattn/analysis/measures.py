@@ -38,7 +38,7 @@ def entropy(weights: Any, where: Any = None, *, per_query: bool = False) -> jax.
 def confidence(weights: Any, where: Any = None, *, per_query: bool = False) -> jax.Array:
     """mean_i max_j A_ij: 1 if each query attends to one key (Voita et al. 2019, arXiv:1905.09418).
 
-    Arguments as in `entropy`.
+    There, the end-of-sentence token does not count as a maximum; here, every key does. Arguments as in `entropy`.
 
     >>> import numpy as np
     >>> print(confidence(np.array([[[1.0, 0.0], [0.5, 0.5]]])))
@@ -49,7 +49,7 @@ def confidence(weights: Any, where: Any = None, *, per_query: bool = False) -> j
 
 
 def mean_distance(weights: Any, where: Any = None, *, queries: Any = None, per_query: bool = False) -> jax.Array:
-    """mean_i Σ_j A_ij |i - j|, in tokens.
+    """mean_i Σ_j A_ij |i - j|, in tokens (Vig & Belinkov 2019, arXiv:1906.04284).
 
     Args:
         weights, where, per_query: as in `entropy`.
