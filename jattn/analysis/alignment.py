@@ -78,9 +78,9 @@ def word_times(
 ) -> list[Word]:
     """When each word was said, from the cross-attention of a model of speech such as Whisper (arXiv:2212.04356).
 
-    The method is that of OpenAI's code, `whisper/timing.py`; the paper does not have it. The weights of each head are divided by their sum over the frames of the sound, standardized over tokens, and
-    smoothed by a running median over frames. Time warping through the mean of the heads gives each token its first
-    frame.
+    The method is that of OpenAI's code, `whisper/timing.py`; the paper does not have it. The weights of each head are
+    divided by their sum over the frames of the sound, standardized over tokens, and smoothed by a running median over
+    frames. Time warping through the mean of the heads gives each token its first frame.
 
     Args:
         weights: `[heads, tokens, frames]` of heads that follow the sound; of the tokens of the words, and of one after
