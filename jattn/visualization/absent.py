@@ -1,7 +1,7 @@
 """Layers without weights, which the page computes from queries and keys."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from ..analysis import Layer
 from ..analysis.foreign import row_softmax
+from ..foundation.arrays import describe
 
 ROWS, MOST_OFF = 16, 0.05
 """How many queries of each head are compared, and the largest difference of its weights."""
@@ -28,7 +29,9 @@ def check_computed(layer: Layer) -> None:
     if layer.query is None or layer.key is None:
         raise ValueError(f"`query` and `key` must be there for {layer.name!r}, to compute its maps from.")
     because = ""
-    if layer.besides:
+    if not all(np.isfinite(one).all() for one in layer.vectors or ()):
+        because = "these are NaN or infinite in part"
+    elif layer.besides:
         because = f"they also depend on {', '.join(layer.besides)}"
     elif not is_absent(layer):
         off = _most_off(layer)
@@ -70,6 +73,9 @@ def absent(query: Any, key: Any) -> dict[str, Any]:
     """Stands for the weights that queries and keys give."""
     if query is None or key is None:
         raise ValueError("`source` must be maps of attention; None needs `query` and `key` to compute them from.")
+    for name, one in {"query": query, "key": key}.items():
+        if not isinstance(one, Mapping | Sequence) or isinstance(one, str):
+            raise ValueError(f"`{name}` must be arrays for all layers, a list or a mapping; got {describe(one)}.")
     pairs = query.items() if isinstance(query, Mapping) else ((str(number), one) for number, one in enumerate(query))
     keys = dict(key) if isinstance(key, Mapping) else {str(number): one for number, one in enumerate(key)}
     found = {}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..foundation.arguments import check_choice
+from ..foundation.arrays import describe
 from .viewing import Page, view
 
 
@@ -47,8 +48,14 @@ def head_view(
         ValueError: as `view`; there is no attention.
     """
     start: dict[str, Any] = {"view": "heads"}
+    for name, one in {"heads": heads, "include_layers": include_layers}.items():
+        _check_numbers(name, one)
     if layer is not None:
-        start["layer"] = layer if include_layers is None else list(include_layers).index(layer)
+        numbers = None if include_layers is None else list(include_layers)
+        if type(layer) is not int or layer < 0 or (numbers is not None and layer not in numbers):
+            among = "" if numbers is None else f" among `include_layers` {numbers}"
+            raise ValueError(f"`layer` must be the number of a layer{among}; got {describe(layer)}.")
+        start["layer"] = layer if numbers is None else numbers.index(layer)
     if heads is not None:
         start["shown"] = ",".join(map(str, heads))
     parts = {"encoder": encoder_attention, "decoder": decoder_attention, "cross": cross_attention}
@@ -84,6 +91,8 @@ def model_view(
     """
     check_choice("display_mode", display_mode, ("dark", "light"))
     start = {"view": "overview", "theme": display_mode}
+    for name, one in {"include_heads": include_heads, "include_layers": include_layers}.items():
+        _check_numbers(name, one)
     parts = {"encoder": encoder_attention, "decoder": decoder_attention, "cross": cross_attention}
     page = _page(
         attention, parts, tokens, encoder_tokens, decoder_tokens, include_layers, sentence_b_start, start, include_heads
@@ -102,6 +111,9 @@ def _page(
     start: dict[str, Any],
     heads: Sequence[int] | None = None,
 ) -> Page:
+    for side, one in parts.items():
+        if not isinstance(one, list | tuple | None):
+            raise ValueError(f"`{side}_attention` must be a list of arrays, one for each layer; got {describe(one)}.")
     given = {side: list(one) for side, one in parts.items() if one is not None}
     if attention is not None and given:
         raise ValueError("`attention` must be left out where `encoder_attention` and others are given.")
@@ -119,6 +131,13 @@ def _page(
         layers = [f"{side}{number}" for side in sides for number in include_layers]
     source = given or attention
     return view(source, tokens, sentences=sentence_b_start, layers=layers, heads=heads, start=start)
+
+
+def _check_numbers(name: str, numbers: Any) -> None:
+    if numbers is not None and (
+        not isinstance(numbers, Sequence | range) or not all(type(one) is int and one >= 0 for one in numbers)
+    ):
+        raise ValueError(f"`{name}` must be a list of numbers; got {describe(numbers)}.")
 
 
 def _acted(page: Page, html_action: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis import Layer, Maps
+from ..analysis.maps import SIDES
 from ..foundation.arrays import describe
 from . import encoding
 from .absent import is_absent, off_by
@@ -163,7 +164,9 @@ def _layer(layer: Layer, beside: Beside, bits: int, blobs: Blobs, notes: list[st
             if bad.any():
                 head["bad"] = blobs.add(encoding.bits_of(bad))
         own = None if mask is None else mask[min(place, len(mask) - 1)]
-        if vectors is not None:
+        if vectors is not None and not all(np.isfinite(one[0, place % one.shape[1]]).all() for one in vectors):
+            notes.append(f"{layer.name}: the query or key of head {number} is NaN or infinite in part, and not shown")
+        elif vectors is not None:
             head |= _vectors(
                 vectors[0][0, place], vectors[1][0, place], own, None if weights is None else weights[place], blobs
             )
@@ -209,8 +212,13 @@ def _vectors(
     return found
 
 
-def check_sentences(given: Any, maps: Maps) -> dict[str, list[int]]:
+def check_sentences(given: Any, maps: Maps, example: int) -> dict[str, list[int]]:
     """`sentences` as a list for each side.
+
+    Args:
+        given: as in `view`.
+        maps: of one example.
+        example: its number; of lists for all examples, its own is taken.
 
     Raises:
         ValueError: it is not the start of the second sentence, nor ones and zeros for the tokens.
@@ -219,13 +227,15 @@ def check_sentences(given: Any, maps: Maps) -> dict[str, list[int]]:
         return {}
     found = {}
     one: Any
+    if isinstance(given, Mapping) and set(given) - set(SIDES):
+        raise ValueError(f"`sentences` must have keys among {', '.join(map(repr, SIDES))}; got {list(given)}.")
     for side, one in (given if isinstance(given, Mapping) else {"self": given}).items():
         one = one.tolist() if hasattr(one, "tolist") else list(one) if isinstance(one, tuple) else one
         length = max((max(layer.queries) + 1 for layer in maps), default=0)
-        if isinstance(one, int) and not isinstance(one, bool):
+        if isinstance(one, int) and not isinstance(one, bool) and 0 <= one <= length:
             one = [int(place >= one) for place in range(max(length, *(layer.shape[3] for layer in maps)))]
         if isinstance(one, list) and one and isinstance(one[0], list | tuple):
-            one = one[0]
+            one = one[0] if len(one) == 1 else one[example] if example < len(one) else None
         if not isinstance(one, list | tuple) or not all(number in (0, 1) for number in one) or len(one) < length:
             raise ValueError(
                 "`sentences` must be the number of the first token of the second sentence, or 0 and 1 for each of the "

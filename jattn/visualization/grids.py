@@ -49,12 +49,16 @@ def picture(image: Any, grid: Any, first: int | None) -> Picture | None:
         ValueError: one without the other; not an image; not two sizes.
     """
     if image is None and grid is None:
+        if first is not None:
+            raise ValueError(f"`first_patch` must be left out without `image` and `grid`; got {describe(first)}.")
         return None
     sizes = tuple(grid) if isinstance(grid, list | tuple) else ()
-    if len(sizes) != 2 or not all(isinstance(one, int) and one > 0 for one in sizes):
+    if len(sizes) != 2 or not all(type(one) is int and one > 0 for one in sizes):
         raise ValueError(f"`grid` must be the rows and columns of patches of `image`, such as (14, 14); got {grid!r}.")
     if image is None:
         raise ValueError("`image` must be given with `grid`: an array [height, width, 3], or a file.")
+    if first is not None and (type(first) is not int or first < 0):
+        raise ValueError(f"`first_patch` must be the number of a token, an int of at least 0; got {describe(first)}.")
     return Picture(_url(image), *sizes, first)
 
 
@@ -70,20 +74,25 @@ def _bytes(image: Any) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise ValueError(f"`image` must be a file that exists; got {str(image)!r}.")
         return Path(image).read_bytes()
     if hasattr(image, "save") and hasattr(image, "mode"):  # of Pillow
         file = io.BytesIO()
         image.save(file, "PNG")
         return file.getvalue()
     array = np.asarray(image)
-    right = array.ndim in (2, 3) and (array.ndim == 2 or array.shape[2] in (1, 3, 4)) and array.dtype != object
+    right = array.ndim in (2, 3) and (array.ndim == 2 or array.shape[2] in (1, 3, 4)) and array.dtype.kind in "buif"
+    if right and 0 not in array.shape:
+        finite = np.nan_to_num(array) if array.dtype.kind == "f" else array
+        right = finite.min() >= 0 and finite.max() <= (1 if array.dtype.kind == "f" else 255)
     if not right or 0 in array.shape:
         raise ValueError(
             "`image` must be an array [height, width], or [height, width, 1, 3 or 4], of 0 to 255 or 0.0 to 1.0, an "
             f"image of Pillow, or a file; got {describe(image)}."
         )
-    if array.dtype.kind == "f":
-        array = np.clip(np.nan_to_num(array), 0, 1) * 255
+    if array.dtype.kind in "fb":
+        array = np.nan_to_num(array) * 255.0
     return png(np.rint(array).astype(np.uint8))
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..analysis import Heads, Maps
@@ -48,6 +48,8 @@ def labels(maps: Maps, given: Any) -> Labels:
         )
     texts = _given(maps, given) if isinstance(given, Mapping) else None
     stored = Maps(tuple(layer for layer in maps if not is_absent(layer)))
+    if isinstance(given, Heads) and not any(layer.name == one.layer for layer in maps for one in given):
+        raise ValueError(f"`labels` must be of these layers, {maps.names}; got those of others.")
     heads = given if isinstance(given, Heads) else described(stored) if stored else None
     found: dict[tuple[str, int], dict[str, Any]] = {}
     measures: tuple[str, ...] = ()
@@ -76,6 +78,9 @@ def _given(maps: Maps, given: Mapping[Any, Any]) -> dict[tuple[str, int], dict[s
             name, known = "", False
         if not known:
             raise ValueError(f"`labels` must name heads as (layer, head), which are there; got {key!r}. {maps.names}.")
-        text, *score = (value,) if isinstance(value, str) else tuple(value)
+        text, *score = (value,) if isinstance(value, str) or not isinstance(value, Sequence) else value
+        number = all(type(one) in (int, float) and math.isfinite(one) for one in score)
+        if not isinstance(text, str) or len(score) > 1 or not number:
+            raise ValueError(f"`labels[{key!r}]` must be a text, or a text and a finite score; got {describe(value)}.")
         found[name, int(head)] = {"label": str(text), **({"score": float(score[0])} if score else {})}  # type: ignore[arg-type]
     return found

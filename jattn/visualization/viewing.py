@@ -58,8 +58,10 @@ class Page:
         """Write the page to a file, and return its path.
 
         Raises:
-            ValueError: as `html`.
+            ValueError: as `html`; the path is not that of a file in a directory that exists.
         """
+        if not isinstance(path, str | os.PathLike) or Path(path).is_dir() or not Path(path).parent.is_dir():
+            raise ValueError(f"`path` must be that of a file in a directory that exists; got {describe(path)}.")
         path = Path(path)
         path.write_text(self.html, encoding="utf-8")
         return path
@@ -88,7 +90,8 @@ class Page:
 
     def __repr__(self) -> str:
         heads = sum(len(layer.heads) for layer in self.maps)
-        return f"Page of {heads} heads in {len(self.maps)} layers: .save(path) writes it to a file"
+        counts = f"{heads} head{'s'[: heads != 1]} in {len(self.maps)} layer{'s'[: len(self.maps) != 1]}"
+        return f"Page of {counts}: .save(path) writes it to a file"
 
 
 def view(
@@ -166,7 +169,7 @@ def view(
     >>> weights = [np.full((1, 2, 3, 3), 1 / 3, np.float32)]
     >>> page = view(weights, ["the", "cat", "sat"])
     >>> page
-    Page of 2 heads in 1 layers: .save(path) writes it to a file
+    Page of 2 heads in 1 layer: .save(path) writes it to a file
     >>> page.save("heads.html")  # doctest: +SKIP
     """
     tiled = tiles(plan)
@@ -195,7 +198,7 @@ def view(
         raise ValueError(f"`plan` must be of a call as large as some map, {maps[0].shape[2:]}; it is for {sizes}.")
     beside = Beside(
         labels=made_labels(maps, labels),
-        sentences=check_sentences(sentences, maps),
+        sentences=check_sentences(sentences, maps, example),
         picture=picture(image, grid, first_patch),
         plan=tiled,
         title=str(title),
@@ -220,7 +223,11 @@ def _check_values(maps: Maps) -> None:
 
 
 def _start(given: Any) -> dict[str, Any]:
+    if not isinstance(given, str | Mapping | None):
+        raise ValueError(f"`start` must be a view, or a mapping with view, layer, head, ...; got {describe(given)}.")
     start = {"view": given} if isinstance(given, str) else dict(given or {})
+    if bad := [name for name, value in start.items() if not isinstance(value, str | int)]:
+        raise ValueError(f"`start[{bad[0]!r}]` must be a text, an int or a bool; got {describe(start[bad[0]])}.")
     if "view" in start:
         check_choice("start", start["view"], VIEWS)
     unknown = set(start) - set(STATE)

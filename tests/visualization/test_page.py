@@ -313,6 +313,18 @@ BAD = {
         "`plan` must be of a call as large as some map.*64 queries",
     ),
     "source": (lambda: view(3), "`source` must be"),
+    "sentence before": (lambda: view(maps(), sentences=-1), "`sentences` must be"),
+    "sentence of none": (lambda: view(maps(), sentences={"both": 2}), "`sentences` must have keys among"),
+    "label without text": (lambda: view(maps(), labels={(0, 0): 3}), r"`labels\[\(0, 0\)\]` must be a text"),
+    "label with NaN": (lambda: view(maps(), labels={(0, 0): ("a", np.nan)}), r"`labels\[\(0, 0\)\]` must be a text"),
+    "no file": (lambda: view(maps(), image="/no/such", grid=(2, 2)), "`image` must be a file that exists"),
+    "bright": (lambda: view(maps(), image=np.full((2, 2), 300), grid=(2, 2)), "`image` must be an array"),
+    "brighter": (lambda: view(maps(), image=np.full((2, 2), 2.0), grid=(2, 2)), "`image` must be an array"),
+    "patch": (lambda: view(maps(), first_patch=3), "`first_patch` must be left out"),
+    "start number": (lambda: view(maps(), start={"query": np.nan}), r"`start\['query'\]` must be a text"),
+    "no path": (lambda: view(maps()).save("/no/such/page.html"), "`path` must be that of a file"),
+    "bertviz layer": (lambda: visualization.head_view(maps(), layer="a"), "`layer` must be the number of a layer"),
+    "bertviz heads": (lambda: visualization.head_view(maps(), heads=1), "`heads` must be a list of numbers"),
     "nothing": (lambda: view(None), "needs `query` and `key`"),
     "one of two": (lambda: view(maps(), query=[np.zeros((1, 3, 8, 2), np.float32)] * 2), "`query` and `key`"),
     "negative": (lambda: view([-one for one in maps()]), "at least 0"),
@@ -366,3 +378,15 @@ def test_scripts_set_text_never_markup():
         assert not found, f"{name}.js has {found}"
         for other in re.findall(r'^import .* from "\./(\w+)\.js";$', text, re.MULTILINE):
             assert document.MODULES.index(other) < place, f"{name}.js comes before {other}.js, which it imports"
+
+
+def test_what_belongs_to_an_example_is_its_own():
+    """Sentences of all examples; and a head without finite vectors has no neuron view, and the page says so."""
+    both = [np.concatenate([one, one]) for one in maps()]
+    contents, _ = parts(view(both, sentences=[[0] * 8, [0] * 3 + [1] * 5], example=1))
+    assert contents["groups"][0]["sentences"]["keys"] == [0] * 3 + [1] * 5
+    vectors = np.ones((1, 3, 8, 2))
+    vectors[0, 1, 2] = np.nan
+    contents, _ = parts(view(maps(), query=[vectors] * 2, key=[np.ones((1, 3, 8, 2))] * 2))
+    assert ["query" in head for head in heads_of(contents)] == [True, False, True] * 2
+    assert "head 1 is NaN or infinite in part, and not shown" in contents["notes"][0]

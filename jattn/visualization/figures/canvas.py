@@ -55,8 +55,14 @@ def axes(ax: Any, size: tuple[float, float]) -> Any:
 
 
 def draw_weights(ax: Any, weights: np.ndarray, mask: np.ndarray | None) -> Any:
-    """A map as an image whose color is that of the square root; masked pairs in gray, NaN in orange."""
+    """A map as an image whose color is that of the square root; masked pairs in gray, NaN in orange.
+
+    Raises:
+        ValueError: weights are negative.
+    """
     library = matplotlib()
+    if (weights < 0).any():
+        raise ValueError("`source` must be weights of at least 0; of signed numbers draw a part: `maximum(array, 0)`.")
     colors = library.colors.LinearSegmentedColormap.from_list("weights", WEIGHTS).with_extremes(bad="#d55e00")
     largest = max(1.0, float(np.nanmax(np.where(np.isfinite(weights), weights, 0), initial=0)))
     norm = library.colors.PowerNorm(0.5, 0, largest)
@@ -83,7 +89,13 @@ def readable(token: str, most: int = 16) -> str:
 
 
 def token_ticks(axis: Any, tokens: Sequence[str] | None, count: int, **style: Any) -> None:
-    """Write the tokens along an axis, if they are few enough to be read."""
+    """Write the tokens along an axis, if they are few enough to be read.
+
+    Raises:
+        ValueError: there are more or fewer than places.
+    """
+    if tokens is not None and len(tokens) != count:
+        raise ValueError(f"`tokens` must be {count} texts, one for each query or key of the axis; got {len(tokens)}.")
     if tokens is None or count > MOST_TOKENS:
         return
     axis.set_ticks(range(count), [readable(token) for token in tokens], **style)

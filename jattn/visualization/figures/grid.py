@@ -40,6 +40,13 @@ def heads_grid(source: Any, *, labels: Heads | None = None, figure: Any = None, 
         raise ValueError(f"`source` has {count} maps, more than {MOST}; choose with `layers=` or `heads=`.")
     if labels is not None and not isinstance(labels, Heads):
         raise ValueError(f"`labels` must be what `jattn.analysis.describe` returns; got {describe(labels)}.")
+    there = {(one.layer, one.head) for one in labels or ()}
+    for layer in maps:
+        for head in layer.heads if labels is not None else ():
+            if (layer.name, head) not in there:
+                raise ValueError(f"`labels` must be of all these heads, and lacks head {head} of {layer.name!r}.")
+    if figure is not None and not hasattr(figure, "subplots"):
+        raise ValueError(f"`figure` must be a figure of Matplotlib; got {describe(figure)}.")
     side = 0.9 if count > 24 else 1.5
     if figure is None:
         size = (side * columns + 0.5, (side + (0.15 if labels is not None else 0)) * len(maps) + 0.4)

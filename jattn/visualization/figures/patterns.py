@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from ...analysis import Heads, distances, embedding, offset_histogram, read
+from ...foundation.arguments import check_positive
 from ...foundation.arrays import describe
 from .canvas import HEADS, LINE, SOFT, axes
 
@@ -40,9 +41,14 @@ def offset_histograms(
     """
     maps = read(source, layers=layer, **choices)
     chosen = maps[0]
+    if chosen.positions is None:
+        raise ValueError(
+            f"`layer` must attend to its own tokens, whose offsets are drawn; {chosen.name!r} has {chosen.q_len} "
+            f"queries and {chosen.shape[3]} keys of another sequence."
+        )
+    check_positive(reach=reach)
     where = chosen.counted
-    places = np.array(chosen.queries, np.int32)
-    offsets, shares = offset_histogram(chosen.weights, where, queries=places)
+    offsets, shares = offset_histogram(chosen.weights, where, queries=chosen.positions)
     offsets, shares = np.asarray(offsets), np.asarray(shares)
     ax = axes(ax, (6, 3.4))
     near = np.abs(offsets) <= reach

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ...analysis import read
+from ...foundation.arrays import describe
 from .canvas import SOFT, axes, draw_weights, token_ticks
 
 
@@ -40,6 +41,11 @@ def head_map(
     >>> ax.get_title()
     'layer 0, head 2'
     """
+    for name, one in {"layer": layer, "head": head, "example": example}.items():
+        if isinstance(one, bool) or not isinstance(one, int | str if name == "layer" else int):
+            raise ValueError(
+                f"`{name}` must be one number{' or name' if name == 'layer' else ''}; got {describe(one)}."
+            )
     maps = read(source, layers=layer, heads=head, examples=example, **choices)
     chosen = maps[0]
     _, _, queries, keys = chosen.shape

@@ -54,8 +54,9 @@ def tile_plan(
         if q_len is None:
             raise ValueError(f"`q_len` must be given with a mask, such as 1024; got a mask, {describe(plan)}, alone.")
         kv_len = q_len if kv_len is None else kv_len
+        check_positive(q_len=q_len, kv_len=kv_len)
         tile = max(1, max(q_len, kv_len) // 32) if tile is None else tile
-        check_positive(q_len=q_len, kv_len=kv_len, tile=tile)
+        check_positive(tile=tile)
         aligned, queries, keys = placed(as_mask(plan), q_len, kv_len, None, None)
         found = make_plan(aligned, queries, keys, tile, tile)
     q_tile, k_tile, states = found.q_tile, found.k_tile, found.states
