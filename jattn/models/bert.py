@@ -16,11 +16,12 @@ from flax import nnx
 
 from ..foundation.arguments import check_positive
 from .bert_config import BertConfig
+from .blocks import through
 from .checkpoint.rules import linear_rules, norm_rules
 from .checkpoint.table import Rule, Table
 from .embedding import Embedding
 from .encoder import NORMAL, Encoded, EncoderBlock, Pooler, block_rules
-from .layers import ACTIVATIONS, checked_tokens, dropout, layer_norm, placed, through
+from .layers import ACTIVATIONS, checked_tokens, dropout, layer_norm, placed
 from .registry import Family
 
 __all__ = [
@@ -114,9 +115,8 @@ class BertEncoder(nnx.Module):
                 positions.
         """
         x, mask = self.embedded(tokens, attention_mask, token_types, mask, positions)
-        for index in self.config.order:
-            x = through(self.blocks[index], x, remat=self.config.remat, mask=mask)
-        return x
+        blocks = [self.blocks[index] for index in self.config.order]
+        return through(blocks, x, config=self.config, mask=mask)
 
 
 class Bert(BertEncoder):

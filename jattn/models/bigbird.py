@@ -26,10 +26,10 @@ from .bert import (
     RobertaForSequenceClassification,
 )
 from .bert_config import DROPOUT, BertConfig
+from .blocks import through
 from .checkpoint.rules import linear_rules
 from .checkpoint.table import Table
 from .encoder import EncoderBlock, block_rules
-from .layers import through
 from .registry import Family
 
 
@@ -76,6 +76,8 @@ class BigBirdConfig(BertConfig):
         super().__post_init__()
         check_choice("sparsity", self.sparsity, ("block_sparse", "original_full"))
         check_positive(block=self.block)
+        if self.scan and self.sparsity == "block_sparse":
+            raise ValueError("`scan` must be False for sparse attention: each block has random keys of its own.")
 
     def is_sparse(self, length: int) -> bool:
         """Whether sequences of this length are sparse: as in Hugging Face, if they have more than 5 + 2 r blocks."""
@@ -152,7 +154,9 @@ class BigBirdEncoder(BertEncoder):
             raise ValueError(
                 f"`random_blocks` must be a table for each of the {config.depth} layers; got {describe(random_blocks)}."
             )
-        repeats = config.is_sparse(length) and config.seed is None and random_blocks is None
+        if not config.is_sparse(length):
+            return through(self.blocks, x, config=config, mask=mask)
+        repeats = config.seed is None and random_blocks is None
         for index, block in enumerate(self.blocks):
             sparse = self.sparse_mask(index, length, None if random_blocks is None else random_blocks[index])
             attention = block.attention
@@ -161,7 +165,7 @@ class BigBirdEncoder(BertEncoder):
                     scores=repeated_first_block(length, config.block, config.random_blocks)
                 )
             mask_of_block = restricted(sparse, mask)
-            x = through(block, x, remat=config.remat, attention=attention, mask=mask_of_block)
+            x = through([block], x, config=config, attention=attention, mask=mask_of_block)
         return x
 
     def sparse_mask(self, layer: int, length: int, chosen: Any = None) -> Mask | None:

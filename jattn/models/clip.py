@@ -13,13 +13,14 @@ from ..foundation.arrays import known_values
 from ..foundation.numerics import unit, widen
 from ..masks import Causal
 from ..variants.vision import contrastive_loss
+from .blocks import through
 from .checkpoint.table import Rule, Table
 from .clip_config import CLIPConfig, CLIPResNetConfig, CLIPTextConfig, CLIPVisionConfig
 from .clip_resnet import RULES as RESNET
 from .clip_resnet import CLIPResNet
 from .embedding import Embedding
 from .encoder import NORMAL, Encoded, EncoderBlock, block_rules, norm_rules
-from .layers import checked_tokens, layer_norm, placed, through
+from .layers import checked_tokens, layer_norm, placed
 from .patches import PatchEmbedding
 from .registry import Family
 
@@ -92,8 +93,7 @@ class CLIPText(nnx.Module):
         mask, positions = placed(tokens, attention_mask, mask, positions, self.config.max_length)
         positions = np.arange(tokens.shape[-1]) if positions is None else positions
         x = self.embedding(tokens) + self.position_embedding(jnp.asarray(positions))
-        for block in self.blocks:
-            x = through(block, x, remat=self.config.remat, mask=mask)
+        x = through(self.blocks, x, config=self.config, mask=mask)
         hidden = self.norm(x)
         return Encoded(hidden, jnp.take_along_axis(hidden, end[..., None, None], -2)[..., 0, :])
 
@@ -174,8 +174,7 @@ class CLIPVision(nnx.Module):
             ValueError: images have another size or are integers.
         """
         x = self.first_norm(self.embedding(images))
-        for block in self.blocks:
-            x = through(block, x, remat=self.config.remat, mask=mask)
+        x = through(self.blocks, x, config=self.config, mask=mask)
         return Encoded(x, self.norm(x[..., 0, :]))
 
 

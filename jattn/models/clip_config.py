@@ -171,6 +171,7 @@ class CLIPConfig(Config):
         vision: of the model of images, a `CLIPVisionConfig` or a `CLIPResNetConfig`.
         projected_features: features of the vectors that texts and images share.
         log_scale: the logarithm of the scale of logits before training, by default nearly ln(1/.07).
+        remat, scan: as in `Config`; given here, they are those of `text` and `vision` too.
 
     Raises:
         ValueError: a value is of another kind; a ResNet gives vectors of another size.
@@ -191,6 +192,9 @@ class CLIPConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         check_positive(projected_features=self.projected_features)
+        how = {name: True for name in ("remat", "scan") if getattr(self, name)}
+        object.__setattr__(self, "text", dataclasses.replace(self.text, **how))
+        object.__setattr__(self, "vision", dataclasses.replace(self.vision, **how))
         if isinstance(self.vision, CLIPResNetConfig) and self.vision.projected_features != self.projected_features:
             raise ValueError(
                 f"`vision` must give {self.projected_features} features, the `projected_features` of texts; got "

@@ -8,6 +8,7 @@ from flax import nnx
 
 from ..nnx import Layer
 from ..variants.vision import AttentionPool
+from .blocks import through
 from .checkpoint.rules import out_rules, projection_rules
 from .checkpoint.table import Rule, Table
 from .clip_config import CLIPResNetConfig
@@ -140,8 +141,9 @@ class CLIPResNet(nnx.Module):
             x = jax.nn.relu(convolution(x))
         x = _pooled(x, 2)
         for stage in self.stages:
-            for block in stage:
-                x = block(x)
+            first, *others = stage
+            x = through([first], x, config=self.config)  # others have no shortcut
+            x = through(others, x, config=self.config)
         return x
 
 

@@ -97,6 +97,10 @@ class Config:
         remat: whether the gradient computes what is inside of each block again, from the block's input, instead of
             keeping it (Chen et al. 2016, arXiv:1604.06174): less memory, about a third more time. It is a choice of the
             run, and not written to `config.json`: `dataclasses.replace(config, remat=True)`.
+        scan: whether a program compiles blocks that are alike once, and runs them in a loop over their parameters: a
+            deep model compiles as fast as one of a few blocks. What alternates, such as windows, is compiled once each.
+            Each call copies the parameters of the blocks, and its gradient takes as much memory once more. Generation
+            still goes block by block, since a step would cost as much as its copy. A choice of the run, as `remat`.
 
     Raises:
         ValueError: a value is of another type than the field, a negative count, or a number that is not finite.
@@ -119,6 +123,7 @@ class Config:
     pad_token: int | None = None
     labels: int = 2
     remat: bool = False
+    scan: bool = False
 
     def __post_init__(self):
         for name, hint in typing.get_type_hints(type(self)).items():

@@ -19,8 +19,9 @@ from ..foundation.arguments import check_choice, check_positive
 from ..foundation.arrays import as_array, describe, dtype_of
 from ..layers.caches import Cache, Contiguous, Rolling, Spec
 from ..ops.attention.call import renamed
+from .blocks import through
 from .config import Config
-from .layers import as_valid, checked_tokens, placed, through
+from .layers import as_valid, checked_tokens, placed
 
 State = tuple[Any, ...]
 
@@ -101,9 +102,7 @@ class Decoder(nnx.Module):
         mask, positions = placed(tokens, attention_mask, mask, positions, self.longest)
         at = {"positions": positions} if self.rotates else {}
         x = self.embed(tokens, np.arange(tokens.shape[-1]) if positions is None else positions)
-        for block in self.blocks:
-            x = through(block, x, remat=self.config.remat, mask=mask, **at)
-        return self.norm(x)
+        return self.norm(through(self.blocks, x, config=self.config, mask=mask, **at))
 
     def initial_state(
         self, batch: int | tuple[int, ...], capacity: int | None = None, *, cache: Any = "contiguous", dtype: Any = None

@@ -17,9 +17,9 @@ from .checkpoint.rules import linear_rules, norm_rules, out_rules, projection_ru
 from .checkpoint.table import Rule
 from .config import Config
 from .encoder_decoder import ResidualBlock
-from .layers import ACTIVATIONS, MLP, check_activation, dropout, layer_norm
+from .layers import ACTIVATIONS, MLP, check_activation, dropout, layer_norm, normal
 
-NORMAL: Any = nnx.initializers.normal(0.02)
+NORMAL: Any = normal(0.02)
 """The initializer of kernels and embeddings."""
 
 

@@ -22,9 +22,10 @@ from ..foundation.shapes import check_shapes
 from ..masks import from_attention_mask
 from ..masks.base import restricted
 from ..positions import from_attention_mask as positions_of
+from .blocks import through
 from .config import Config
 from .decoder import DecoderBlock, cache_specs, last_of
-from .layers import as_valid, checked_tokens, placed, through
+from .layers import as_valid, checked_tokens, placed
 
 State = tuple[tuple[Any, Any], ...]
 
@@ -119,11 +120,9 @@ class Stack(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.norm, self.dropout = norm, dropout
 
-    def __call__(self, x: jax.Array, *inputs: Any, remat: bool = False, **options: Any) -> jax.Array:
-        """The output after all blocks, which all get the same other arguments; `remat` as in `Config`."""
-        for block in self.blocks:
-            x = through(block, x, *inputs, remat=remat, **options)
-        return self.end(x)
+    def __call__(self, x: jax.Array, *inputs: Any, config: Config, **options: Any) -> jax.Array:
+        """The output after all blocks, which all get the same other arguments; `config` as in `through`."""
+        return self.end(through(self.blocks, x, *inputs, config=config, **options))
 
     def end(self, x: jax.Array) -> jax.Array:
         """What follows the last block."""
@@ -175,7 +174,7 @@ class EncoderDecoder(nnx.Module):
             mask = restricted(mask, from_attention_mask(attention_mask))
             positions = positions_of(attention_mask)
         x = self.embed_inputs(inputs, positions)
-        return self.encoder(x, remat=self.config.remat, mask=mask)
+        return self.encoder(x, config=self.config, mask=mask)
 
     def decode(
         self,
@@ -198,7 +197,7 @@ class EncoderDecoder(nnx.Module):
         )
         x = self.embed(tokens, np.arange(tokens.shape[-1]) if positions is None else positions)
         encoded_mask = None if attention_mask is None else from_attention_mask(attention_mask)
-        return self.output(self.decoder(x, encoded, remat=self.config.remat, mask=mask, encoded_mask=encoded_mask))
+        return self.output(self.decoder(x, encoded, config=self.config, mask=mask, encoded_mask=encoded_mask))
 
     def __call__(
         self,

@@ -18,7 +18,7 @@ from .checkpoint.table import Rule, Table
 from .config import Config
 from .decoder import CausalLM, Decoder, DecoderBlock
 from .embedding import Embedding
-from .layers import MLP, check_activation, dropout, layer_norm
+from .layers import MLP, check_activation, dropout, layer_norm, normal
 from .registry import Family
 
 
@@ -113,7 +113,6 @@ class GPT2Block(DecoderBlock):
     """x = x + attention(norm(x)); x = x + mlp(norm(x))."""
 
     def __init__(self, config: GPT2Config, index: int, **options: Any):
-        normal = nnx.initializers.normal
         inits = {"kernel_init": normal(0.02), "out_kernel_init": normal(0.02 * (2 * config.depth) ** -0.5)}
         self.attention_norm = layer_norm(config.features, config.epsilon, **options)
         self.attention = MultiHeadAttention(
@@ -166,9 +165,7 @@ class GPT2(Decoder):
 
     def __init__(self, config: GPT2Config, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        embed = functools.partial(
-            Embedding, features=config.features, embedding_init=nnx.initializers.normal(0.02), **options
-        )
+        embed = functools.partial(Embedding, features=config.features, embedding_init=normal(0.02), **options)
         self.config, self.longest = config, config.max_length
         self.embedding = embed(config.vocabulary)
         self.position_embedding = embed(config.max_length)

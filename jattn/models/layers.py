@@ -18,7 +18,6 @@ from ..layers.norms import rms_norm
 from ..masks import Mask, from_attention_mask
 from ..masks.base import restricted
 from ..ops.attention.call import renamed
-from ..ops.attention.observed import is_observed
 from ..positions import from_attention_mask as positions_of
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -46,6 +45,12 @@ def check_activation(name: Any) -> None:
         ValueError: it is not.
     """
     check_choice("activation", name, tuple(ACTIVATIONS))
+
+
+@functools.cache
+def normal(deviation: float) -> Any:
+    """The initializer from a normal distribution. Layers with the same one compare equal."""
+    return nnx.initializers.normal(deviation)
 
 
 def layer_norm(features: int, epsilon: float, **options: Any) -> nnx.LayerNorm:
@@ -159,22 +164,6 @@ class MLP(FeedForward):
         if self.gate is None:
             return self.down(self.dropout(activate(self.up(x))))
         return self.down(self.dropout(activate(self.gate(x)) * self.up(x)))
-
-
-def through(block: nnx.Module, x: jax.Array, *inputs: Any, remat: bool, **options: Any) -> jax.Array:
-    """`block(x, *inputs, **options)`; with `remat`, the gradient computes what is inside again (see `Config`).
-
-    While attention is recorded, nothing is computed again: what is recorded must not belong to the inside.
-    """
-    if not remat or is_observed():
-        return block(x, *inputs, **options)
-    modules = {name: one for name, one in options.items() if isinstance(one, nnx.Module)}
-    rest = {name: one for name, one in options.items() if name not in modules}  # masks whose numbers stay known
-
-    def inside(block: Any, x: jax.Array, inputs: tuple, modules: dict[str, Any]) -> jax.Array:
-        return block(x, *inputs, **modules, **rest)
-
-    return nnx.remat(inside)(block, x, inputs, modules)
 
 
 def dropout(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:

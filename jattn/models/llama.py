@@ -31,7 +31,7 @@ from .checkpoint.table import Rule, Table
 from .decoder import CausalLM, Decoder, DecoderBlock
 from .embedding import Embedding
 from .experts import Experts
-from .layers import MLP, RMSNorm
+from .layers import MLP, RMSNorm, normal
 from .llama_config import KINDS, LlamaConfig
 from .registry import Family
 
@@ -42,7 +42,6 @@ class LlamaBlock(DecoderBlock):
     """x = x + attention(norm(x)); x = x + mlp(norm(x)); with norms of what is added if `post_norms`."""
 
     def __init__(self, config: LlamaConfig, index: int, **options: Any):
-        normal = nnx.initializers.normal(0.02)
         norm = functools.partial(
             RMSNorm, config.features, config.epsilon, zero_centered=config.zero_centered_norms, **options
         )
@@ -66,12 +65,12 @@ class LlamaBlock(DecoderBlock):
             rotary=config.local_rope if local else config.rope,
             dropout_rate=config.attention_dropout,
             deterministic=True,
-            kernel_init=normal,
+            kernel_init=normal(0.02),
             **options,
         )
         self.attention_post_norm = norm() if config.post_norms else None
         self.mlp_norm = norm()
-        self.mlp = _mlp(config, normal, **options)
+        self.mlp = _mlp(config, normal(0.02), **options)
         self.mlp_post_norm = norm() if config.post_norms else None
 
     def around(self, x, attend):
@@ -130,9 +129,7 @@ class Llama(Decoder):
     def __init__(self, config: LlamaConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config = config
-        self.embedding = Embedding(
-            config.vocabulary, config.features, embedding_init=nnx.initializers.normal(0.02), **options
-        )
+        self.embedding = Embedding(config.vocabulary, config.features, embedding_init=normal(0.02), **options)
         self.blocks = nnx.List([LlamaBlock(config, index, **options) for index in range(config.depth)])
         self.norm = RMSNorm(config.features, config.epsilon, zero_centered=config.zero_centered_norms, **options)
 
@@ -160,7 +157,7 @@ class LlamaForCausalLM(CausalLM, Llama):
 
     def __init__(self, config: LlamaConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        linear = functools.partial(nnx.Linear, use_bias=False, kernel_init=nnx.initializers.normal(0.02))
+        linear = functools.partial(nnx.Linear, use_bias=False, kernel_init=normal(0.02))
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.head = None if config.tie_embeddings else linear(config.features, config.vocabulary, **options)
 

@@ -25,10 +25,10 @@ from .bert import (
     RobertaForSequenceClassification,
 )
 from .bert_config import DROPOUT, BertConfig
+from .blocks import through
 from .checkpoint.rules import linear_rules
 from .checkpoint.table import Table
 from .encoder import EncoderBlock, block_rules
-from .layers import through
 from .registry import Family
 
 
@@ -152,9 +152,7 @@ class LongformerEncoder(BertEncoder):
         flags = None
         if global_attention_mask is not None:
             flags = zeros_and_ones("global_attention_mask", global_attention_mask, "[batch..., length]", "")
-        for block in self.blocks:
-            x = through(block, x, remat=self.config.remat, mask=mask, global_tokens=flags)
-        return x
+        return through(self.blocks, x, config=self.config, mask=mask, global_tokens=flags)
 
 
 class Longformer(Bert, LongformerEncoder):

@@ -18,7 +18,7 @@ from .checkpoint.table import Rule, Table
 from .config import Config
 from .embedding import Embedding
 from .encoder_decoder import CrossBlock, EncoderDecoder, ResidualBlock, Stack
-from .layers import MLP, RMSNorm, check_activation, checked_tokens, dropout
+from .layers import MLP, RMSNorm, check_activation, checked_tokens, dropout, normal
 from .registry import Family
 
 
@@ -144,7 +144,6 @@ class T5(EncoderDecoder):
     def __init__(self, config: T5Config, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config = config
-        normal = nnx.initializers.normal
         self.embedding = Embedding(config.vocabulary, config.features, embedding_init=normal(1.0), **options)
         self.dropout = dropout(config.dropout, rngs)
         self.encoder = self._stack(config.depth, False, options)
@@ -212,7 +211,6 @@ class T5ForConditionalGeneration(T5):
 
 
 def _attention(config: T5Config, options: dict[str, Any], **pieces: Any) -> MultiHeadAttention:
-    normal = nnx.initializers.normal
     attention = MultiHeadAttention(
         config.features,
         config.heads,
@@ -232,7 +230,6 @@ def _attention(config: T5Config, options: dict[str, Any], **pieces: Any) -> Mult
 
 
 def _mlp(config: T5Config, options: dict[str, Any]) -> MLP:
-    normal = nnx.initializers.normal
     return MLP(
         config.features,
         config.mlp_features,

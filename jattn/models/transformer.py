@@ -24,7 +24,7 @@ from ..positions import sinusoidal
 from .checkpoint.table import Rule, Table
 from .embedding import Embedding
 from .encoder_decoder import EncoderDecoder
-from .layers import Fixed, checked_tokens, dropout
+from .layers import Fixed, checked_tokens, dropout, normal
 from .registry import Family
 from .stacks import StackConfig, make_stack, stack_rules
 
@@ -133,8 +133,9 @@ class Transformer(EncoderDecoder):
     def __init__(self, config: TransformerConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.config, self.longest = config, config.max_length
-        normal = nnx.initializers.normal(config.features**-0.5)
-        embed = functools.partial(Embedding, features=config.features, embedding_init=normal, **options)
+        embed = functools.partial(
+            Embedding, features=config.features, embedding_init=normal(config.features**-0.5), **options
+        )
         self.embedding = embed(config.vocabulary)
         self.source_embedding = None if config.source_vocabulary is None else embed(config.source_vocabulary)
         self.dropout = dropout(config.dropout, rngs)

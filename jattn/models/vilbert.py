@@ -15,10 +15,11 @@ from ..nnx import Layer
 from ..variants.vision import CoAttention
 from .bert import BLOCK, RULES, BertEncoder
 from .bert_config import DROPOUT, BertConfig
+from .blocks import through
 from .checkpoint.rules import linear_rules, norm_rules, out_rules, projection_rules
 from .checkpoint.table import Rule, Table
 from .encoder import NORMAL, EncoderBlock, EncoderConfig, Pooler, block_rules
-from .layers import dropout, layer_norm, padding_of, through
+from .layers import dropout, layer_norm, padding_of
 from .registry import Family
 
 LOCATION = 5
@@ -257,11 +258,9 @@ class ViLBERT(BertEncoder):
         self, x: jax.Array, y: jax.Array, first: tuple[int, int], last: tuple[int, int], mask: Any, image_mask: Any
     ) -> tuple[jax.Array, jax.Array]:
         """The blocks of both streams between two layers of co-attention."""
-        for index in range(first[0], last[0]):
-            x = through(self.blocks[index], x, remat=self.config.remat, mask=mask)
-        for index in range(first[1], last[1]):
-            y = through(self.image_blocks[index], y, remat=self.config.remat, mask=image_mask)
-        return x, y
+        blocks, image_blocks = list(self.blocks)[first[0] : last[0]], list(self.image_blocks)[first[1] : last[1]]
+        x = through(blocks, x, config=self.config, mask=mask)
+        return x, through(image_blocks, y, config=self.config, mask=image_mask)
 
 
 def _checked(name: str, array: Any, shape: tuple[int | None, int]) -> jax.Array:

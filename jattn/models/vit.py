@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..foundation.arguments import check_positive
+from .blocks import through
 from .checkpoint.rules import linear_rules, norm_rules
 from .checkpoint.table import Rule, Table
 from .encoder import NORMAL, Encoded, EncoderBlock, EncoderConfig, Pooler, block_rules
-from .layers import check_activation, dropout, layer_norm, through
+from .layers import check_activation, dropout, layer_norm
 from .patches import PatchEmbedding, as_pair
 from .registry import Family
 
@@ -98,8 +99,7 @@ class ViTEncoder(nnx.Module):
             ValueError: images have another size or are integers.
         """
         x = self.dropout(self.embedding(images))
-        for block in self.blocks:
-            x = through(block, x, remat=self.config.remat, mask=mask)
+        x = through(self.blocks, x, config=self.config, mask=mask)
         return self.norm(x)
 
 

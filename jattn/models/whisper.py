@@ -16,7 +16,7 @@ from ..positions import sinusoidal
 from .checkpoint.table import Rule, Table
 from .embedding import Embedding
 from .encoder_decoder import EncoderDecoder
-from .layers import ACTIVATIONS, Fixed, dropout
+from .layers import ACTIVATIONS, Fixed, dropout, normal
 from .registry import Family
 from .stacks import StackConfig, make_stack, stack_rules
 
@@ -127,13 +127,11 @@ class Whisper(EncoderDecoder):
         self.second = convolve(config.features, config.features, strides=(2,))
         places = sinusoidal(np.arange(config.max_inputs), config.features, layout="half", inclusive=True)
         self.input_positions = Fixed(places.astype(param_dtype))
-        embed = functools.partial(
-            Embedding, features=config.features, embedding_init=nnx.initializers.normal(0.02), **options
-        )
+        embed = functools.partial(Embedding, features=config.features, embedding_init=normal(0.02), **options)
         self.embedding, self.position_embedding = embed(config.vocabulary), embed(config.max_length)
         self.dropout = dropout(config.dropout, rngs)
         # Keys have no bias: it would not change any weight.
-        choices = {"use_bias": ("query", "value", "out"), "kernel_init": nnx.initializers.normal(0.02), **options}
+        choices = {"use_bias": ("query", "value", "out"), "kernel_init": normal(0.02), **options}
         self.encoder, self.decoder = (make_stack(config, decoder=decoder, **choices) for decoder in (False, True))
 
     def embed_inputs(self, inputs: Any, positions: Any = None) -> jax.Array:

@@ -1,5 +1,6 @@
 """Models on eight emulated devices: values and gradients of one device, and the collectives that the split needs."""
 
+import dataclasses
 import functools
 import re
 
@@ -101,9 +102,9 @@ def test_values_gradients_and_collectives(row):
         assert sums == len(once) or family not in SUMMED_ONCE, forward
 
 
-@pytest.mark.parametrize("kv_heads", [2, pytest.param(1, marks=pytest.mark.exhaustive)])
-def test_a_step_of_an_optimizer_keeps_every_part_in_its_place(kv_heads):
-    config = LlamaConfig(vocabulary=41, features=16, depth=1, heads=4, kv_heads=kv_heads, mlp_features=24, remat=True)
+@pytest.mark.parametrize(("kv_heads", "scan"), [(2, True), pytest.param(1, False, marks=pytest.mark.exhaustive)])
+def test_a_step_of_an_optimizer_keeps_every_part_in_its_place(kv_heads, scan):
+    config = dataclasses.replace(LLAMA, kv_heads=kv_heads, remat=True, scan=scan)
     tokens = np.arange(32).reshape(4, 8)
     transform = optax.adamw(1e-2)
     build = lambda: LlamaForCausalLM(config, rngs=nnx.Rngs(0))  # noqa: E731
@@ -115,7 +116,8 @@ def test_a_step_of_an_optimizer_keeps_every_part_in_its_place(kv_heads):
         return loss
 
     losses = []
-    for model in (build(), models.shard(build, mesh(2, 4), batch="data", heads="model", parameters="data")):
+    whole = LlamaForCausalLM(dataclasses.replace(config, remat=False, scan=False), rngs=nnx.Rngs(0))
+    for model in (whole, models.shard(build, mesh(2, 4), batch="data", heads="model", parameters="data")):
         optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
         places = [one.sharding for one in jax.tree.leaves(nnx.state(model))]
         moments = [one for one in jax.tree.leaves(nnx.state(optimizer)) if one.ndim]

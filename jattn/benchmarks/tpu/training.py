@@ -1,8 +1,8 @@
 """A training step of a whole model on a TPU pod slice: compiled, not run.
 
-The model is split by `jattn.models.shard` over 16 chips, batch and parameters over the same axis, and each block is
-computed again in the gradient. Parameters and the moments of AdamW are bfloat16. What is shown is the memory of a chip
-as the compiler plans it.
+The model is split by `jattn.models.shard` over 16 chips, batch and parameters over the same axis. Blocks run in a loop,
+and each is computed again in the gradient. Parameters and the moments of AdamW are bfloat16. What is shown is the
+memory of a chip as the compiler plans it.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from .compiler import ENVIRONMENT, missing
 
 TOPOLOGY, CHIPS = "v5e:4x4", 16
 LLAMA_7B = LlamaConfig(
-    vocabulary=32000, features=4096, depth=32, heads=32, mlp_features=11008, max_length=4096, remat=True
+    vocabulary=32000, features=4096, depth=32, heads=32, mlp_features=11008, max_length=4096, remat=True, scan=True
 )
 """The sizes of Llama 2 7B."""
 
@@ -139,12 +139,12 @@ class Training:
 
 
 def training(length: int = 4096) -> tuple[Training, ...]:
-    """The rows, from a block to the whole model.
+    """The rows: one block, and the whole model.
 
     Args:
         length: tokens of a sequence.
     """
-    depths = (1, 2, LLAMA_7B.depth)
+    depths = (1, LLAMA_7B.depth)
     return tuple(
         Training(
             f"llama-7b-{depth}",

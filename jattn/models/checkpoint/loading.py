@@ -270,6 +270,6 @@ class _Stream(nnx.RngStream):
 
 def _streams(seed: int) -> nnx.Rngs:
     """`nnx.Rngs(seed)` for a model of which only shapes are needed."""
-    rngs = nnx.Rngs(seed)
+    rngs: Any = nnx.Rngs(seed)
     rngs.default = _Stream(seed)
     return rngs
