@@ -8,7 +8,7 @@ from ..foundation.lazy import submodules as _submodules
 from .checkpoint.table import Rule, Table
 from .config import Config
 from .directory import from_directory, from_tensors, to_directory, to_tensors
-from .generation import Generated, generate
+from .generation import Generated, GenerationConfig, generate
 from .hub import from_hub
 from .losses import next_token_loss, shifted_right, smoothed_loss, token_loss
 from .registry import MODULES as _MODULES
@@ -19,6 +19,7 @@ __all__ = [
     "Config",
     "Family",
     "Generated",
+    "GenerationConfig",
     "OnMesh",
     "Rule",
     "Table",

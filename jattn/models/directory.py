@@ -15,6 +15,8 @@ from ..foundation.arrays import describe
 from .checkpoint.loading import Placing, Shardings, load, parameters_of, save
 from .checkpoint.safetensors import Arrays, Files, Tensors, check_no_pickles, write
 from .config import Config
+from .generation.config import GenerationConfig
+from .generation.protocol import GenerativeModel
 from .registry import Family, family_of
 
 
@@ -29,6 +31,8 @@ def from_directory(
     ignore_settings: Sequence[str] = (),
 ) -> Any:
     """The model in a directory with a `config.json` and safetensors files, such as a snapshot of a Hugging Face model.
+
+    `generation_config.json`, if there is one, becomes `model.generation`, which `generate` follows.
 
     Loading is strict: every tensor is used or named as ignored, every parameter is filled, and all of them have the
     shapes that the configuration implies. Tensors are read one at a time. Dropout is off; `model.train()` turns it on.
@@ -64,8 +68,10 @@ def from_directory(
     if not directory.is_dir():
         raise ValueError(f"`path` must be a directory with a config.json; got {str(path)!r}.")
     settings = _settings(directory)
+    own = directory / "generation_config.json"
+    generation = GenerationConfig.of_checkpoint(settings, _json(own) if own.exists() else None)
     with Files(directory) as tensors:
-        return _load(
+        model = _load(
             tensors,
             settings,
             model,
@@ -76,6 +82,7 @@ def from_directory(
             shardings=shardings,
             ignore=ignore,
         )
+    return _generating(model, generation)
 
 
 def from_tensors(
@@ -108,7 +115,7 @@ def from_tensors(
     if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
         raise ValueError(f"`tensors` must be a mapping of arrays by name; got {describe(tensors)}.")
     settings = {"model_type": config.model_type, "config": config} if isinstance(config, Config) else config
-    return _load(
+    model = _load(
         Arrays(tensors),
         settings,
         model,
@@ -119,10 +126,13 @@ def from_tensors(
         shardings=shardings,
         ignore=ignore,
     )
+    return model if isinstance(config, Config) else _generating(model, GenerationConfig.of_checkpoint(config))
 
 
 def to_directory(model: nnx.Module, path: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
     """Write a model as `config.json` and safetensors files, which `from_directory` and Hugging Face read.
+
+    And as `generation_config.json` what `model.generation` says, if it does.
 
     Each parameter is written in its own dtype, so tensors are bit for bit those that were loaded. Tied weights are
     written once.
@@ -149,7 +159,12 @@ def to_directory(model: nnx.Module, path: str | Path, *, shard_bytes: int = 5 * 
     _check_shapes(model)
     directory.mkdir(parents=True, exist_ok=True)
     write(tensors, directory, shard_bytes)
-    (directory / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    files = {"config.json": settings}
+    generation = getattr(model, "generation", None)
+    if generation is not None and generation != GenerationConfig():
+        files["generation_config.json"] = generation.to_json()
+    for name, one in files.items():
+        (directory / name).write_text(json.dumps(one, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def to_tensors(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -194,6 +209,13 @@ def _load(
     return load(build, tensors, family.table, param_dtype=param_dtype, source=source, **options)
 
 
+def _generating(model: Any, generation: GenerationConfig) -> Any:
+    """The model with what its checkpoint says of generating, if it generates."""
+    if isinstance(model, GenerativeModel):
+        model.generation = generation
+    return model
+
+
 def _kind(family: Family, settings: Mapping[str, Any], model: type | None) -> type:
     """The class of the model to build.
 
@@ -225,6 +247,15 @@ def _settings(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         check_no_pickles(directory)
         raise ValueError(f"`path` must be a directory with a config.json; {directory} has none.")
+    return _json(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file of one JSON object.
+
+    Raises:
+        ValueError: it is not.
+    """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

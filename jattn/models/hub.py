@@ -7,7 +7,7 @@ from typing import Any
 from ..foundation.arrays import describe
 from .directory import from_directory
 
-FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 """What is downloaded: never pickles, and no code."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
-from generation_cases import MODELS, WAYS, hugging_face, peer
+from generation_cases import BEAMS, MODELS, RULED, WAYS, hugging_face, hugging_face_ruled, peer
 
 FILE = Path(__file__).parent / "expected" / "generation.npz"
 
@@ -23,6 +23,11 @@ def main() -> None:
             found = hugging_face(model, options)
             arrays |= {f"{name}/{way}/{key}": one for key, one in found.items()}
             print(name, way, found["tokens"].tolist())
+    for rules in RULED:
+        for beams in BEAMS:
+            found = hugging_face_ruled(rules, beams)
+            arrays |= {f"{rules}/{beams}/{key}": one for key, one in found.items()}
+            print(rules, beams, found["tokens"].tolist())
     np.savez_compressed(FILE, **arrays)
     print(FILE.stat().st_size, "bytes")
 

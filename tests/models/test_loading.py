@@ -242,7 +242,9 @@ def test_loads_from_the_hub(tmp_path, monkeypatch):
     hub.snapshot_download = snapshot_download
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert models.from_hub("someone/gpt2", revision="v1").config == CONFIG
-    assert asked == [("someone/gpt2", "v1", ["config.json", "*.safetensors", "*.safetensors.index.json"])]
+    assert asked == [
+        ("someone/gpt2", "v1", ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"])
+    ]
     with pytest.raises(ValueError, match="`name` must be that of a repository"):
         models.from_hub("gpt 2")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

@@ -13,9 +13,11 @@ from ...foundation.arguments import check_choice, check_dtype, check_flags, chec
 from ...foundation.arrays import describe, dtype_of, is_tracing
 from ...layers.caches import Contiguous, Paged, Spec
 from .beam import BeamSearch
+from .config import GenerationConfig
 from .loop import Memory, run
 from .prompts import Prompts, in_one_array
 from .protocol import EncoderDecoder, GenerativeModel
+from .rules import Rules
 from .sampling import Sampling
 from .states import table_of
 
@@ -58,9 +60,10 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     key: Any = None,
-    beams: int = 1,
-    length_penalty: float = 1.0,
-    early_stopping: bool | str = False,
+    beams: int | None = None,
+    length_penalty: float | None = None,
+    early_stopping: bool | str | None = None,
+    settings: GenerationConfig | None = None,
     cache: str | Spec = "contiguous",
     cache_dtype: Any = None,
     capacity: int | None = None,
@@ -77,30 +80,35 @@ def generate(
     The prompts are one program, and all tokens after the first another, which ends when every sequence has. Both are
     compiled once for the model and the shapes. Dropout is off.
 
+    What a checkpoint's `generation_config.json` says of tokens that must not or must come is followed, and so are its
+    stop tokens and beams: see `settings`. It does not turn on sampling, which needs a `temperature` and a `key`.
+
     Args:
         model: a model of `jattn.models` with the head of a language model, or another with the methods of
             `GenerativeModel` or `EncoderDecoder`.
         tokens: the prompts: lists of integers of any lengths, or integers `[batch, length]`. Of an encoder-decoder,
-            what its decoder begins with; by default `config.decoder_start_token`.
+            what its decoder begins with; by default what `settings` say, or `config.decoder_start_token`.
         max_new_tokens: how many tokens are generated for each prompt, unless a stop token comes first.
         attention_mask: ones and zeros `[batch, length]`, 0 for padding of `tokens` on either side. Padding changes
             nothing: a prompt gives what it gives alone.
         inputs: of an encoder-decoder, what its encoder reads: lists of tokens of any lengths, tokens `[batch, source]`,
             or other arrays, such as features of sound.
         inputs_mask: ones and zeros `[batch, source]`, 0 for padding of `inputs`.
-        stop_tokens: tokens that end a sequence; by default `config.eos_token`. `()` for none.
+        stop_tokens: tokens that end a sequence; by default those of `settings`, or `config.eos_token`. `()` for none.
         temperature: 0 chooses the most likely token. Sampling at a temperature T has this as its limit for T -> 0,
             whatever `top_k` and `top_p`.
         top_k: how many of the most likely tokens are sampled from.
         top_p: the probability mass that is sampled from, in (0, 1]: the most likely tokens that together have it.
         key: a random key, or one for each prompt, `[batch]`, for a temperature above 0. Of one key, row i gets
             `jax.random.fold_in(key, i)`. The tokens of a row depend on its own prompt and key alone.
-        beams: how many sequences beam search keeps for each prompt; 1 for none.
+        beams: how many sequences beam search keeps for each prompt; 1 for none. By default as `settings` say.
         length_penalty: beam search divides the sum of log probabilities by the number of new tokens to this power:
-            above 0, longer sequences are favored.
+            above 0, longer sequences are favored. By default as `settings` say, or 1.
         early_stopping: beam search for a prompt is over when there are as many finished sequences as beams (True); when
             the best running one would not beat the worst of these at its present length (False); when it would not at
-            any length ("never").
+            any length ("never"). By default as `settings` say, or False.
+        settings: which tokens may come, and defaults of arguments; by default `model.generation`, which
+            `from_directory` reads from `generation_config.json`. `GenerationConfig()` for none.
         cache: `"contiguous"`; `"rolling"`, where layers with a window keep only what it sees; `"paged"`, where short
             prompts leave room for long ones; or a cache of `jattn.layers.caches`.
         cache_dtype: the dtype of cached keys and values; by default the one that attention computes in.
@@ -116,7 +124,8 @@ def generate(
     Raises:
         ValueError: a prompt is empty, or has a token out of the vocabulary; prompt and new tokens are more than the
             positions of the model, or than the cache has room for; an option is out of its range; options exclude one
-            another, such as `beams` and `callback`; it is called inside of `jax.jit`.
+            another, such as `beams` and `callback`; `settings` ask for what is not computed here; it is called
+            inside of `jax.jit`.
 
     >>> from flax import nnx
     >>> from jattn.models import generate
@@ -128,6 +137,10 @@ def generate(
     ((2, 5), [5, 5])
     """
     _check_model(model)
+    settings = _settings(model, settings)
+    beams = settings.beams if beams is None else beams
+    length_penalty = settings.length_penalty if length_penalty is None else length_penalty
+    early_stopping = settings.early_stopping if early_stopping is None else early_stopping
     check_positive(max_new_tokens=max_new_tokens, beams=beams)
     check_flags(progress=progress)
     if callback is not None and not callable(callback):
@@ -137,13 +150,15 @@ def generate(
     _check_number("length_penalty", length_penalty, -np.inf)
     config, source = model.config, _source(model, inputs, inputs_mask)
     if tokens is None:
-        tokens = _start_tokens(config, source)
+        tokens = _start_tokens(config, source, settings)
     prompts = Prompts.of(tokens, attention_mask, config.vocabulary)
-    stop = _stop_tokens(stop_tokens, config)
-    pad = config.pad_token if config.pad_token in range(config.vocabulary) else (*stop, 0)[0]
+    stop = _stop_tokens(stop_tokens, config, settings)
+    pads = (token for token in (settings.pad_token, config.pad_token) if token in range(config.vocabulary))
+    pad = next(pads, (*stop, 0)[0])
+    rules = Rules.of(settings, prompts.on_the_right, stop, max_new_tokens, config.vocabulary)
     if beams == 1:
         choices = _choices(temperature, top_k, top_p, key, len(prompts.tokens))
-        how: Any = Sampling(max_new_tokens, stop, pad, *choices)
+        how: Any = Sampling(max_new_tokens, stop, pad, *choices, rules)
     else:
         others = {"temperature": temperature or None, "top_k": top_k, "top_p": top_p, "key": key, "callback": callback}
         for name, value in others.items():
@@ -160,6 +175,7 @@ def generate(
             jnp.float32(length_penalty),
             jnp.bool(early_stopping is True),
             jnp.bool(early_stopping == "never"),
+            rules,
         )
         if beams * max(2, 1 + len(stop)) > config.vocabulary:
             raise ValueError(
@@ -180,6 +196,26 @@ def _check_model(model: Any) -> None:
             "`model` must be an `nnx.Module` with `initial_state`, `prefill`, `step`, `config` and `longest`, as "
             f"`jattn.models.generation.GenerativeModel` has them; got a {type(model).__name__}."
         )
+
+
+def _settings(model: Any, settings: Any) -> GenerationConfig:
+    """What is to be followed.
+
+    Raises:
+        ValueError: it is no `GenerationConfig`, or asks for what is not computed here.
+    """
+    if settings is None:
+        settings = getattr(model, "generation", None) or GenerationConfig()
+    if not isinstance(settings, GenerationConfig):
+        raise ValueError(f"`settings` must be a `jattn.models.GenerationConfig`; got {describe(settings)}.")
+    if settings.refused:
+        names = ", ".join(f"{name} = {value}" for name, value in settings.refused)
+        without = ", ".join(repr(name) for name, _ in settings.refused)
+        raise ValueError(
+            f"`settings` of the checkpoint ask for {names}, which `generate` does not compute. To generate without: "
+            f"`settings=model.generation.without({without})`."
+        )
+    return settings
 
 
 def _source(model: Any, inputs: Any, inputs_mask: Any) -> tuple[Any, Any] | None:
@@ -203,24 +239,34 @@ def _source(model: Any, inputs: Any, inputs_mask: Any) -> tuple[Any, Any] | None
     return None
 
 
-def _start_tokens(config: Any, source: tuple[Any, Any] | None) -> np.ndarray:
-    """The prompt of each example of an encoder-decoder."""
-    start = getattr(config, "decoder_start_token", None)
-    if source is None or start is None:
+def _start_tokens(config: Any, source: tuple[Any, Any] | None, settings: GenerationConfig) -> np.ndarray:
+    """The prompt of each example of an encoder-decoder.
+
+    Raises:
+        ValueError: nothing names one, or not all of it.
+    """
+    start = settings.start_tokens or (getattr(config, "decoder_start_token", None),)
+    if source is None or start[0] is None:
         raise ValueError(
             "`tokens` must be the prompts, integers [batch, length] or a list of lists; got None, and "
             f"{type(config).__name__} names no `decoder_start_token`."
         )
-    return np.full((len(source[0]), 1), start, np.int32)
+    if None in start:
+        raise ValueError(
+            "`tokens` must be what the decoder begins with, such as the start token, a language, a task and the token "
+            f"for no times: generation_config.json says {list(start)}, and languages are not detected."
+        )
+    return np.tile(np.array(start, np.int32), (len(source[0]), 1))
 
 
-def _stop_tokens(stop_tokens: Any, config: Any) -> tuple[int, ...]:
+def _stop_tokens(stop_tokens: Any, config: Any, settings: GenerationConfig) -> tuple[int, ...]:
     """Tokens that end a sequence.
 
     Raises:
         ValueError: they are not tokens.
     """
-    given = config.eos_token if stop_tokens is None else stop_tokens
+    default = config.eos_token if settings.stop_tokens is None else settings.stop_tokens
+    given = default if stop_tokens is None else stop_tokens
     if dtype_of(given) is not None and np.ndim(given) == 1:
         given = list(np.asarray(given))
     given = () if given is None else given if isinstance(given, Sequence) else (given,)

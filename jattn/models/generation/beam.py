@@ -61,7 +61,7 @@ class Hypotheses:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["length_penalty", "stops_when_full", "to_the_end"],
+    data_fields=["length_penalty", "stops_when_full", "to_the_end", "rules"],
     meta_fields=["new", "stop", "pad", "beams"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,7 @@ class BeamSearch:
         stops_when_full: whether the search for a prompt is over when there are `beams` finished hypotheses. Otherwise
             it is when the best running one would not beat the worst of them at its present length.
         to_the_end: or rather at the length at which its score would be best if its sum stayed the same.
+        rules: a `jattn.models.generation.rules.Rules`, which changes the log probabilities; or None.
     """
 
     new: int
@@ -86,6 +87,7 @@ class BeamSearch:
     length_penalty: Any
     stops_when_full: Any
     to_the_end: Any
+    rules: Any = None
 
     def start(self, logits: jax.Array, state: Any) -> Hypotheses:
         """The first tokens, by the logits `[batch, vocabulary]` of the prompts and a state of `batch * beams` rows."""
@@ -117,6 +119,8 @@ class BeamSearch:
     def _extended(self, of: Hypotheses, logits: jax.Array, state: Any) -> Hypotheses:
         batch, vocabulary, count = of.sums.shape[0], logits.shape[-1], of.count + 1
         log_p = jax.nn.log_softmax(widen(logits), -1).astype(jnp.float32).reshape(batch, self.beams, vocabulary)
+        if self.rules is not None:
+            log_p = self.rules(log_p, of.running, of.count)
         # Even if all of the first `beams` extensions end, for each stop token, as many are left that run on.
         kept = self.beams * max(2, 1 + len(self.stop))
         sums, chosen = jax.lax.top_k((of.sums[..., None] + log_p).reshape(batch, -1), kept)

@@ -63,6 +63,14 @@ class Prompts:
             )
         return cls(given.astype(np.int32), None if valid is None or valid.all() else valid, lengths)
 
+    @property
+    def on_the_right(self) -> np.ndarray:
+        """The tokens with all padding on the left, int32 `[batch, length]`; -1 there."""
+        if self.valid is None:
+            return self.tokens
+        order = np.argsort(self.valid, -1, kind="stable")
+        return np.take_along_axis(np.where(self.valid, self.tokens, -1), order, -1).astype(np.int32)
+
     def repeated(self, times: int) -> "Prompts":
         """Each prompt several times, adjacent."""
         valid = None if self.valid is None else self.valid.repeat(times, 0)

@@ -78,7 +78,7 @@ class Progress:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["temperature", "top_p", "keys"],
+    data_fields=["temperature", "top_p", "keys", "rules"],
     meta_fields=["new", "stop", "pad", "top_k"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,7 @@ class Sampling:
         temperature: what logits are divided by, float32 `[]`; None for the most likely token.
         top_k, top_p: as in `most_likely`.
         keys: a random key for each sequence, `[batch]`.
+        rules: a `jattn.models.generation.rules.Rules`, or None.
     """
 
     new: int
@@ -101,6 +102,7 @@ class Sampling:
     top_k: int | None = None
     top_p: Any = None
     keys: Any = None
+    rules: Any = None
 
     def start(self, logits: jax.Array, state: Any) -> Progress:
         """The first token, chosen by the logits `[batch, vocabulary]` of the prompts."""
@@ -125,7 +127,7 @@ class Sampling:
         return self._with_next(progress, *model.step(progress.last, progress.state))
 
     def choose(self, log_p: jax.Array, count: jax.Array) -> jax.Array:
-        """Tokens `[batch]` by their log probabilities `[batch, vocabulary]`; `count` tokens precede them."""
+        """Tokens `[batch]` by their log probabilities up to a constant, `[batch, vocabulary]`, after `count` tokens."""
         if self.temperature is None:
             return jnp.argmax(log_p, -1).astype(jnp.int32)
         # Relative to the largest, so that a small temperature leaves one token at 0 rather than none above -inf.
@@ -136,7 +138,10 @@ class Sampling:
 
     def _with_next(self, progress: Progress, logits: jax.Array, state: Any) -> Progress:
         log_p = jax.nn.log_softmax(widen(logits), -1)
-        token = self.choose(log_p, progress.count)
+        allowed = log_p
+        if self.rules is not None:
+            allowed = self.rules(widen(logits), progress.tokens, progress.count)
+        token = self.choose(allowed, progress.count)
         score = jnp.take_along_axis(log_p, token[:, None], -1)[:, 0].astype(jnp.float32)
         token = jnp.where(progress.ended, self.pad, token)
         return Progress(

@@ -9,7 +9,23 @@ import model_peers
 import numpy as np
 import pytest
 from flax import nnx
-from generation_cases import MODELS, NEW, PROMPTS, STOP, WAYS, Way, arguments, hugging_face, made, peer
+from generation_cases import (
+    BEAMS,
+    MODELS,
+    NEW,
+    PROMPTS,
+    RULED,
+    STOP,
+    WAYS,
+    Way,
+    arguments,
+    hugging_face,
+    hugging_face_ruled,
+    made,
+    peer,
+    ruled_arguments,
+)
+from tiers import rows
 
 from jattn import models
 from jattn.layers import caches
@@ -27,25 +43,48 @@ def gpt2():
 
 
 def check(name: str, model, way: Way, want) -> None:
-    found = models.generate(model, **arguments(name), max_new_tokens=NEW, **dataclasses.asdict(way))
+    equal(models.generate(model, **arguments(name), max_new_tokens=NEW, **dataclasses.asdict(way)), want)
+
+
+def equal(found: models.Generated, want) -> None:
     lists = [row[:length].tolist() for row, length in zip(want["tokens"], want["lengths"], strict=True)]
     assert found.lists() == lists
     if "scores" in want:
         np.testing.assert_allclose(found.scores, want["scores"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_gives_what_hugging_face_gave(name):
-    model = made(name)
+def given(prefix: str) -> dict[str, np.ndarray]:
+    """What Hugging Face gave."""
     with np.load(Path(__file__).parents[1] / "expected" / "generation.npz") as file:
-        for way, options in WAYS.items():
-            prefix = f"{name}/{way}/"
-            check(
-                name,
-                model,
-                options,
-                {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)},
-            )
+        return {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", rows(MODELS, always=("gpt2", "llama", "t5", "mistral")))
+def test_gives_what_hugging_face_gave(name):
+    """Also with windows, over rolling caches whose rows beams reorder."""
+    model = made(name)
+    for way, options in WAYS.items():
+        check(name, model, options, given(f"{name}/{way}/"))
+
+
+def follow(rules: str, beams: int) -> models.Generated:
+    name, settings = RULED[rules]
+    options = ruled_arguments(name) | ({} if name == "whisper" else {"stop_tokens": STOP})
+    settings = models.GenerationConfig.from_json(settings)
+    return models.generate(made(name), **options, max_new_tokens=NEW, beams=beams, settings=settings)
+
+
+@pytest.mark.parametrize("beams", BEAMS)
+@pytest.mark.parametrize("rules", rows(RULED, always=("speech", "many")))
+def test_follows_a_generation_config_as_hugging_face_did(rules, beams):
+    equal(follow(rules, beams), given(f"{rules}/{beams}/"))
+
+
+@peers
+@pytest.mark.parametrize("beams", BEAMS)
+@pytest.mark.parametrize("rules", ["speech", "speech, a language", "many"])
+def test_follows_a_generation_config_as_transformers(rules, beams):
+    equal(follow(rules, beams), hugging_face_ruled(rules, beams))
 
 
 @peers
@@ -212,7 +251,7 @@ BAD = {
     "too many beams": ({"beams": 21}, "`beams` must be at most 20"),
     "no beams": ({"beams": 0}, "`beams` must be"),
     "stopping": ({"early_stopping": "always"}, '`early_stopping` must be False, True or "never"'),
-    "penalty": ({"beams": 2, "length_penalty": None}, "`length_penalty` must be a finite number"),
+    "penalty": ({"beams": 2, "length_penalty": "long"}, "`length_penalty` must be a finite number"),
     "inputs": ({"inputs": [[1]]}, "`inputs` and `inputs_mask` are for a model with an encoder"),
     "a function": ({"model": print}, "`model` must be an `nnx.Module`"),
 }
@@ -241,3 +280,15 @@ def test_arrays_without_padding_are_taken_as_they_are():
     tokens = np.array([[1, 2], [3, 4]])
     prompts = Prompts.of(tokens, np.ones((2, 2)), 5)
     assert prompts.valid is None and (prompts.tokens == tokens).all()
+
+
+def test_windows_equal_calls_on_the_whole():
+    """Beyond the window, of ragged prompts, over caches that keep only what it sees."""
+    model = made("mistral")
+    whole = nnx.jit(lambda model, tokens: jax.nn.log_softmax(model(tokens)))
+    found = models.generate(model, PROMPTS, max_new_tokens=NEW, cache="rolling", stop_tokens=())
+    for prompt, new, score in zip(PROMPTS, found.lists(), found.scores, strict=True):
+        row = np.array([[*prompt, *new] + [0] * (4 - len(prompt))])
+        log_p = np.asarray(whole(model, row))[0, len(prompt) - 1 : len(prompt) + NEW - 1]
+        assert log_p.argmax(-1).tolist() == new
+        np.testing.assert_allclose(score, log_p.max(-1).sum(), rtol=1e-5)
