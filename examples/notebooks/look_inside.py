@@ -174,7 +174,8 @@ page  # pyright: ignore[reportUnusedExpression]
 # ## A model of sentences
 #
 # MiniLM is a BERT of 6 layers that compares sentences (83 MB; it needs the package `tokenizers`). For a pair of
-# sentences the page can show attention within each, or from one to the other.
+# sentences the page can show attention within each, or from one to the other. The queries and keys that make the
+# weights are kept too, so the page's neuron view shows how a weight comes about.
 
 # %%
 from jattn.models.bert import Bert, BertConfig
@@ -197,7 +198,7 @@ def sentence_model():
 
 
 model, words, ids, second = sentence_model()
-with jattn.record() as seen:
+with jattn.record(keep=("weights", "query", "key")) as seen:
     model(ids)
 seen = seen.tokens(words)
 heads = analysis.describe(seen)

@@ -56,6 +56,11 @@ def test_a_grid_has_a_map_for_each_head_with_its_label():
     np.testing.assert_array_equal(figure.axes[4].images[0].get_array(), weights()[1][1])
     parent = Figure()
     assert figures.heads_grid(weights(), figure=parent) is parent
+    ax = Figure().add_subplot()
+    assert figures.heads_grid(weights(), ax=ax) is ax and len(ax.child_axes) == 6
+    np.testing.assert_array_equal(ax.child_axes[4].images[0].get_array(), weights()[1][1])
+    with pytest.raises(ValueError, match="`figure` and `ax` exclude each other"):
+        figures.heads_grid(weights(), figure=parent, ax=ax)
 
 
 def test_a_plan_is_that_of_explain():
