@@ -56,7 +56,6 @@ def test_debug_nans_and_checks(name):
         jax.jit(jax.grad(functools.partial(loss, CALLS[name])))(QUERY)
 
 
-@pytest.mark.exhaustive
 def test_float64_of_numpy_is_float32():
     """As in `jax.nn`, without a warning, wherever it comes in."""
     wide = [np.asarray(array, np.float64) for array in (QUERY, KEY, VALUE)]
@@ -76,7 +75,6 @@ def test_float64_of_numpy_is_float32():
     near(gradient, jax.grad(functools.partial(loss, {}))(QUERY), 1e-6)
 
 
-@pytest.mark.exhaustive
 def test_symbolic_sizes():
     """What is exported for any batch and length gives what the same call gives, as with `jax.nn`."""
     batch, length = jax.export.symbolic_shape("b, t")

@@ -26,8 +26,19 @@ OPTIONS: dict[str, Recurrent] = {
     "Gated DeltaNet, not grouped": GatedDeltaNet(FEATURES, 2, 4, 3, norm_eps=0.1),
 }
 """What published checkpoints ask for; the equations are enough."""
-ALWAYS = {"GLA, grouped, convolved", "RWKV-6", "RetNet, grouped", "Gated DeltaNet"}
-"""One layer of each recurrence: channel, bonus, constant and gated delta."""
+ALWAYS = {
+    "GLA, grouped, convolved",
+    "RWKV-6",
+    "RetNet, grouped",
+    "Gated DeltaNet",
+    "DeltaNet",
+    "Mamba-2",
+    "Kimi Delta",
+    "Mamba-2, a norm of each group",
+    "RetNet, epsilon",
+    "DeltaNet, negative eigenvalues",
+}
+"""Each layer once, and what is cheap of its options."""
 
 
 def sigmoid(x):
@@ -185,7 +196,6 @@ def test_retention_depends_on_distances_alone():
     assert last.position == 1005
 
 
-@pytest.mark.exhaustive
 def test_a_group_reads_one_state():
     """Grouped heads equal a layer whose keys, values and gates are repeated; the state is that much smaller."""
     layer = GLA(FEATURES, 4, 4, 3, kv_heads=2)

@@ -29,7 +29,7 @@ REFUSED = {
 LSE = 2**-16
 """Its error in bfloat16: `partial_attention` takes it from the sum of the weights before they are rounded."""
 
-ALWAYS = {"bias, then soft cap, then alibi, causal"}
+ALWAYS = {"bias, then soft cap, then alibi, causal", "packed segments"}
 
 
 @pytest.mark.parametrize("case", rows(CASES, ALWAYS, lambda case: case.name))
