@@ -265,7 +265,16 @@ class PallasTPU(Streaming):
         dead = jnp.isneginf(results.lse)
         cotangent = jnp.where(dead[..., None], 0, cotangents.out)
         shift = jnp.where(dead, 0, cotangents.lse - inner(cotangent, results.out))
-        numbers = (jnp.where(dead, 0, results.lse), results.remainder, shift)
+        lse = jnp.where(dead, 0, results.lse)
+        # NaN of a row must reach the pairs that attend, and no masked ones of a tile, where it would meet a weight of 0.
+        broken = ~(jnp.isfinite(lse) & jnp.isfinite(shift))
+        if design.softmax:  # by the weights
+            lse, shift = jnp.where(broken, jnp.nan, lse), jnp.where(broken, 0, shift)
+            cotangent = jnp.where(broken[..., None], 0, cotangent)
+        else:  # NaN and inf of a query, which are repaired below
+            broken &= ~jnp.isfinite(query).all(-1)
+            cotangent = jnp.where(broken[..., None], jnp.nan, cotangent)
+        numbers = (lse, results.remainder, shift)
         cotangent = vary(arrays.queries_first(cotangent.astype(value.dtype), cut), design.axes)
         numbers = vary(backward.Rows(*(arrays.rows_first(one, cut) for one in numbers)), design.axes)
         query, key, value = made.arrays

@@ -15,7 +15,7 @@ from tiers import rows
 import jattn
 from jattn import masks, scores, similarities
 from jattn.foundation.pieces import array, piece
-from jattn.normalizers import Sigmoid
+from jattn.normalizers import Sigmoid, Softmax
 from jattn.ops.attention.implementations.pallas_tpu import PallasTPU, geometry, tables
 
 KERNEL = PallasTPU(q_tile=128, kv_tile=128, interpret=True)
@@ -222,6 +222,23 @@ def test_nan_and_inf_reach_who_may_attend_to_them():
     )
     np.testing.assert_array_equal(np.isnan(have), np.isnan(want))
     np.testing.assert_array_equal(np.isposinf(have), np.isposinf(want))
+
+
+@pytest.mark.parametrize("normalizer", [Softmax(), Sigmoid()], ids=["softmax", "sigmoid"])
+def test_nan_of_a_query_reaches_the_keys_it_attends_to(normalizer):
+    """And no masked keys of its tile; so does NaN of its cotangent."""
+    query, key, value, cotangent = random((140, 2, 8), (140, 1, 8), (140, 1, 8), (140, 2, 8))
+    inputs = (query.at[50, 0, 3].set(jnp.nan), cotangent), (query, cotangent.at[90, 1, 2].set(jnp.nan))
+
+    def of_key(implementation):
+        def run(query, key):
+            pieces = {"mask": masks.SlidingWindow(20, 0), "normalizer": normalizer}
+            return jattn.attention(query, key, value, **pieces, implementation=implementation)
+
+        pulled = jax.jit(lambda query, cotangent: jax.vjp(run, query, key)[1](cotangent))
+        return [np.isnan(pulled(*one)[1]).any((1, 2)) for one in inputs]
+
+    np.testing.assert_array_equal(of_key(KERNEL), of_key("reference"))
 
 
 @pytest.mark.exhaustive
