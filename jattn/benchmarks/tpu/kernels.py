@@ -12,8 +12,8 @@ from ...ops.attention.plan import PARTIAL
 from . import decoding, ours, splash, splash_like
 from .compiler import GENERATIONS
 
-TILE, DIM, GROUP = 512, 128, 4
-"""Queries and keys of a tile, features, and query heads of a key head."""
+TILE, DIM, GROUP, HEADS = 512, 128, 4, 8
+"""Queries and keys of a tile, features, query heads of a key head, and query heads of a program of ours."""
 
 
 class Program(NamedTuple):
@@ -67,8 +67,8 @@ def _splash_like(tiles: int, generation: str, *, backward: bool) -> Program:
 
 
 def _ours(tiles: int, generation: str, *, setting: ours.Setting) -> Program:
-    function, arguments, unrolled = setting.program(tiles, GENERATIONS[generation].target, TILE, GROUP)
-    return Program(function, arguments, GROUP, unrolled)
+    function, arguments, unrolled = setting.program(tiles, GENERATIONS[generation].target, TILE, HEADS)
+    return Program(function, arguments, HEADS, unrolled)
 
 
 def _step(tiles: int, generation: str, *, step: decoding.Step) -> Program:
@@ -77,12 +77,12 @@ def _step(tiles: int, generation: str, *, step: decoding.Step) -> Program:
 
 def _settings() -> dict[str, ours.Setting]:
     settings = {
-        "full": ours.Setting(1),
-        "multi-head": ours.Setting(GROUP),
-        "partial": ours.Setting(1, PARTIAL),
-        "scored": ours.Setting(1, scored=True),
-        "wide": ours.Setting(1, dim=256),
-        "float32": ours.Setting(1, dtype="float32"),
+        "full": ours.Setting(HEADS // GROUP),
+        "multi-head": ours.Setting(HEADS),
+        "partial": ours.Setting(HEADS // GROUP, PARTIAL),
+        "scored": ours.Setting(HEADS // GROUP, scored=True),
+        "wide": ours.Setting(HEADS // GROUP, dim=256),
+        "float32": ours.Setting(HEADS // GROUP, dtype="float32"),
     }
     both = {False: "forward", True: "backward"}
     return {

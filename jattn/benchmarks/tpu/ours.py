@@ -75,9 +75,12 @@ class Setting:
             The function, the shapes of its arguments, and the tiles of one head that its loop computes at once.
         """
         call, _ = self._call(target, 1, tile, tiles * tile, q_heads)
-        cut = Alike()._cut(call)
+        kernel, known = Alike(state=self.state), Alike().plan(call)
+        cut = kernel._cut(call)
         if self.backward:
             cut = for_backward(cut, call.target, itemsize_of(call), long=is_long(call))
+        else:
+            cut = kernel._forward(call, cut, kernel._plan(call, cut, known), known)
         queries, keys = cut.q_tile, tiles * tile
         _, arguments = self._call(target, tiles * tile // queries, queries, keys, q_heads)
 

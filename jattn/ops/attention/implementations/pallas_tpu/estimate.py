@@ -78,6 +78,9 @@ COSTS: dict[tuple[str, str, int], tuple[Cost, Cost]] = {
 `python -m jattn.benchmarks --suite tpu`, JAX 0.12. Partial tiles were measured with 128 features in bfloat16; elsewhere
 they are taken to cost as much more than full ones as there. The two cores of a v5p are one device."""
 
+DOUBLED = {"v6e": Cost(472, 551, 266), "7x": Cost(473, 529, 225)}
+"""The forward pass in bfloat16 with 128 features where a step has twice the heads (see `doubled`)."""
+
 DECODING: dict[tuple[str, str, str, int, int], float] = {
     ("v5e", "bfloat16", TOKENS, 128, 8): 977 / 4096,
     ("v5e", "bfloat16", HEADS, 128, 8): 870 / 2048,
@@ -124,13 +127,14 @@ class Estimate:
         )
 
 
-def estimate(call: Call, plan: Plan, target: Target) -> Estimate | str:
+def estimate(call: Call, plan: Plan, target: Target, *, doubled: bool = False) -> Estimate | str:
     """The estimate of a call, or, if its tiles are decided at run time or the table has nothing like it, why not.
 
     Args:
         call: prepared.
         plan: the tiles that it visits.
         target: what the program is compiled for.
+        doubled: whether the forward pass has twice the heads per step.
     """
     if not plan.known:
         return f"{NONE}: the tiles to visit are decided at run time"
@@ -147,6 +151,8 @@ def estimate(call: Call, plan: Plan, target: Target) -> Estimate | str:
         dim = max(call.qk_dim, call.v_dim)
         return f"{NONE}: no kernel of {call.dtypes[0]} with {dim} features was measured for {target}"
     dim, costs = min(found)
+    if doubled:
+        costs = DOUBLED[target.generation or ""], costs[1]
     visited, full, _ = plan.counts()
     *outer, q_tiles, _ = plan.states.shape
     heads = math.prod(call.batch) * call.q_heads / math.prod(outer)  # of each plan

@@ -358,7 +358,7 @@ def working_set(cut: Cut, itemsize: int) -> int:
     return queries + keys + 2 * cut.kv_tile * cut.unit * (4 + 2 * itemsize)
 
 
-def in_words(cut: Cut, itemsizes: tuple[int, int], target: Target | None, *, long: bool = False) -> str:
+def in_words(cut: Cut, forward: Cut, itemsizes: tuple[int, int], target: Target | None, *, long: bool = False) -> str:
     """The sizes of a step and its vector memory, without that of fields. `long` is as in `for_backward`."""
 
     def of_sweep(cut: Cut, sweep: str) -> str:
@@ -369,9 +369,10 @@ def in_words(cut: Cut, itemsizes: tuple[int, int], target: Target | None, *, lon
     back = for_backward(cut, target, max(itemsizes), long=long)
     chunks = "all keys" if back.chunks == 1 else f"{back.chunks} chunks of the keys"
     gradients = back.chunk_tiles * _of_gradients(back) / MEGABYTE
+    more = f"{forward.heads} heads a step, " if forward.heads != cut.heads else ""
     return (
         f"{cut.tile_sizes()}, about {working_set(cut, max(itemsizes)) / MEGABYTE:.1f} MiB of vector memory; forward: "
-        f"{of_sweep(cut, 'forward')}; backward: {of_sweep(back, 'backward')}, and the gradients of {chunks} "
+        f"{more}{of_sweep(forward, 'forward')}; backward: {of_sweep(back, 'backward')}, and the gradients of {chunks} "
         f"({gradients:.1f} MiB)"
     )
 

@@ -23,6 +23,7 @@ from ..lowering import Lowered, lower, mosaic, offset_of
 from . import arrays, backward, collected, decode, forward, geometry, lists
 from . import fields as kinds
 from .design import Design, finite, positions_given
+from .doubled import doubled
 from .estimate import estimate
 from .fields import Field
 from .geometry import Cut
@@ -117,6 +118,10 @@ class PallasTPU(Streaming):
         entries = _lowered(call, known.offset if known else offset_of(call)).entries
         return geometry.cut_of(call, self.q_tile, self.kv_tile, (known and known.heads) or self.heads, entries)
 
+    def _forward(self, call: Call, cut: Cut, plan: Plan, known: "Known") -> Cut:
+        entries = _lowered(call, known.offset).entries
+        return cut if self.heads else doubled(cut, call, plan, _itemsizes(call), entries)
+
     def _plan(self, call: Call, cut: Cut, known: "Known") -> Plan:
         if known.plan is not None:
             return known.plan
@@ -193,7 +198,10 @@ class PallasTPU(Streaming):
             long = self.heads is None and geometry.is_long(call)
             cut = geometry.for_backward(cut, call.target, geometry.itemsize_of(call), long=long)
         given, lowered = known.given, _lowered(call, known.offset)
-        states = lists.states_of(self._plan(call, cut, known), cut)
+        plan = self._plan(call, cut, known)
+        if not backward:
+            cut = self._forward(call, cut, plan, known)
+        states = lists.states_of(plan, cut)
         if lowered.sum is not None:
             states = lists.in_one_loop(states)
         decided = isinstance(states, np.ndarray)
@@ -266,7 +274,7 @@ class PallasTPU(Streaming):
         cotangent = jnp.where(dead[..., None], 0, cotangents.out)
         shift = jnp.where(dead, 0, cotangents.lse - inner(cotangent, results.out))
         lse = jnp.where(dead, 0, results.lse)
-        # NaN of a row must reach the pairs that attend, and no masked ones of a tile, where it would meet a weight of 0.
+        # NaN of a row must reach the pairs that attend, and no masked ones of a tile, where it would meet a 0.
         broken = ~(jnp.isfinite(lse) & jnp.isfinite(shift))
         if design.softmax:  # by the weights
             lse, shift = jnp.where(broken, jnp.nan, lse), jnp.where(broken, 0, shift)
@@ -302,12 +310,11 @@ class PallasTPU(Streaming):
         cut = self._cut(call, known)
         plan = self._plan(call, cut, known)
         target = call.target or expected_target()
-        cost = estimate(call, plan, target)
-        query, key, value = (jnp.dtype(dtype) for dtype in call.dtypes)
-        sizes = jnp.promote_types(query, key).itemsize, value.itemsize
+        forward = self._forward(call, cut, plan, known)
+        cost = estimate(call, plan, target, doubled=forward.heads > cut.heads)
         wide = "float16" in call.dtypes or not call.pieces.similarity.is_dot
         long = self.heads is None and geometry.is_long(call)
-        words = geometry.in_words(cut, (4, 4) if wide else sizes, target, long=long)
+        words = geometry.in_words(cut, forward, (4, 4) if wide else _itemsizes(call), target, long=long)
         if wide:
             words += "; computed in float32"
         return plan, f"{words}; {cost}"
@@ -316,6 +323,12 @@ class PallasTPU(Streaming):
 def reads_heads(mask: Any, rank: int) -> bool:
     """Whether an aligned mask may differ between heads."""
     return any(jnp.shape(leaf)[rank] > 1 for leaf in jax.tree.leaves(mask))
+
+
+def _itemsizes(call: Call) -> tuple[int, int]:
+    """Bytes of a number of keys and of values."""
+    query, key, value = (jnp.dtype(dtype) for dtype in call.dtypes)
+    return jnp.promote_types(query, key).itemsize, value.itemsize
 
 
 def _floats(pieces: Pieces) -> Pieces:

@@ -1,6 +1,7 @@
 """The kernel in interpret mode: values, lse and gradients of the table of calls, and of calls over several tiles."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import jattn
 from jattn import masks, scores, similarities
 from jattn.foundation.pieces import array, piece
 from jattn.normalizers import Sigmoid, Softmax
-from jattn.ops.attention.implementations.pallas_tpu import PallasTPU, geometry, tables
+from jattn.ops.attention.implementations.pallas_tpu import PallasTPU, doubled, forward, geometry, tables
 
 KERNEL = PallasTPU(q_tile=128, kv_tile=128, interpret=True)
 
@@ -212,6 +213,24 @@ def test_long_loops_of_the_backward_pass_have_half_the_heads(monkeypatch):
     assert cuts[0].heads == 2
     for one, other in zip(have, gradients("reference"), strict=True):
         near(one.astype(jnp.float32), other.astype(jnp.float32), 0.03)  # of numbers rounded twice
+
+
+def test_twice_the_heads_of_a_step_forward(monkeypatch):
+    """Where a generation gains by it, and all heads visit the same tiles."""
+    monkeypatch.setattr(doubled, "GENERATIONS", (None,))  # that of a CPU
+    cuts, real = [], forward.attend
+    monkeypatch.setattr(forward, "attend", lambda design, *given: cuts.append(design.cut) or real(design, *given))
+    arrays = [one.astype(jnp.bfloat16) for one in random((200, 8, 8), (200, 2, 8), (200, 2, 8))]
+
+    def results(implementation, mask):
+        run = jax.jit(functools.partial(jattn.attention, mask=mask, implementation=implementation))
+        return run(*arrays).astype(jnp.float32)
+
+    for mask, heads in ((masks.Causal(), 8), (masks.SlidingWindow(np.repeat([10, 150], 4), 0), 4)):
+        have = results(PallasTPU(interpret=True), mask)
+        assert {cut.heads for cut in cuts} == {heads}
+        near(have, results("reference", mask), 0.02)
+        cuts.clear()
 
 
 def test_nan_and_inf_reach_who_may_attend_to_them():
