@@ -128,15 +128,31 @@ export class Weights {
   }
 }
 
+/** The codes of softmax(q · k) for every so many rows. Masked pairs cost nothing: half of a causal map. */
 async function computed(group, head, mask, every) {
   const { length: rows } = group.queries;
   const { length: columns } = group.keys;
-  const found = await vectorsOf(group, head);
+  const { query, key, features } = await vectorsOf(group, head);
   const codes = new Uint8Array(rows * columns);
-  const hidden = (i) => (j) => mask !== null && bit(mask, i * columns + j) === 0;
+  const scores = new Float32Array(columns);
   for (let i = 0; i < rows; i += every) {
-    const row = softmax(scoresOf(found, i, columns), hidden(i));
-    for (let j = 0; j < columns; j += 1) codes[i * columns + j] = Math.round(255 * Math.sqrt(row[j]));
+    const [start, place] = [i * features, i * columns];
+    let top = -Infinity;
+    for (let j = 0; j < columns; j += 1) {
+      scores[j] = -Infinity;
+      if (mask !== null && bit(mask, place + j) === 0) continue;
+      let sum = 0;
+      for (let d = 0, at = j * features; d < features; d += 1) sum += query[start + d] * key[at + d];
+      scores[j] = sum;
+      top = Math.max(top, sum);
+    }
+    if (top === -Infinity) continue;
+    let total = 0;
+    for (let j = 0; j < columns; j += 1) {
+      scores[j] = Math.exp(scores[j] - top);
+      total += scores[j];
+    }
+    for (let j = 0; j < columns; j += 1) codes[place + j] = Math.round(255 * Math.sqrt(scores[j] / total));
   }
   return codes;
 }
