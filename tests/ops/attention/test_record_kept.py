@@ -117,6 +117,20 @@ def test_split_heads(kind, kv_heads):
     np.testing.assert_allclose(softmax_of(few), want.weights[:, [2]], atol=1e-5)
 
 
+def test_devices_with_parts_of_a_key_head():
+    """Four devices, each with two of eight query heads, and two key heads: then there is a key for each query head."""
+    query, key = (np.random.default_rng(count).normal(size=(2, LENGTH, count, 4)) for count in (8, 2))
+    call = jattn.recorded(lambda q, k: jattn.attention(q, k, k, mask=CAUSAL), keep=KEEP)
+    want = call(query, key)[1].record("attention.0")
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(query, NamedSharding(mesh, PartitionSpec(None, None, "model")))
+        got = call(placed, jax.device_put(key, NamedSharding(mesh, PartitionSpec())))[1].record("attention.0")
+    assert want.key.shape == (2, 2, LENGTH, 4) and got.key.shape == (2, 8, LENGTH, 4)
+    np.testing.assert_allclose(got.key, np.repeat(want.key, 4, 1), atol=1e-6)
+    np.testing.assert_allclose(softmax_of(got), want.weights, atol=1e-5)
+
+
 @pytest.mark.parametrize("keep", [(), "values", ["weights", "value"], 3])
 def test_bad_choices(keep):
     with pytest.raises(ValueError, match=r"`keep` must be some of 'weights', 'query', 'key'; got "):
