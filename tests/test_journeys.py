@@ -78,7 +78,7 @@ def attend_in_a_layer(mask):
 )
 @pytest.mark.parametrize(
     ("start", "at_once", "carry", "all_"),
-    [(attend, 10, 13, 29), (attend_in_a_layer, 14, 18, 35)],
+    [(attend, 10, 12, 28), (attend_in_a_layer, 14, 17, 34)],
     ids=["attention", "layer"],
 )
 def test_a_call_passes_through_few_files(start, at_once, carry, all_, mask):
