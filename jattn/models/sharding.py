@@ -8,7 +8,10 @@
 
 Values and gradients are those of one device. The computation stays as it is written: what is split is said by the
 shardings of parameters (`OnMesh.spec`), by attention layers, which get `Heads`, by feed-forward layers, which get the
-sharding of their batch, and by `SplitParam`.
+sharding of their batch, and by `SplitParam`. So the mesh has Auto axes. On Explicit axes, JAX asks each layer how its
+result is split: of the lookup in a sharded embedding, and of every product that sums over a split axis, most of which
+are layers of Flax. `Mesh(mesh.devices, mesh.axis_names)` has the same devices on Auto axes; inside of `jax.jit`,
+`jax.device_put(array, NamedSharding(that mesh, spec))` takes an array from Explicit axes to it.
 """
 
 import dataclasses
@@ -114,7 +117,7 @@ class OnMesh:
         if explicit:
             raise ValueError(
                 f"`mesh` must have the axes {', '.join(map(repr, explicit))} as Auto axes, which leave activations to "
-                "the compiler: `jax.make_mesh(shape, names, (jax.sharding.AxisType.Auto,) * len(names))`; got "
+                "the compiler: `jax.sharding.Mesh(mesh.devices, mesh.axis_names)` has them, on the same devices; got "
                 f"{self.mesh.axis_types}."
             )
 
@@ -193,7 +196,7 @@ def shard(
         model: a model of `jattn.models`, or a function that makes one, whose parameters are then made where they
             belong, without ever being whole: `shard(lambda: Llama(config, rngs=nnx.Rngs(0)), mesh, ...)`. A model of
             shapes, from `nnx.eval_shape`, gets the shardings in its shapes.
-        mesh: a mesh with Auto axes.
+        mesh: a mesh with Auto axes; not those of `jax.make_mesh` by default, which are Explicit.
         batch: the mesh axis that splits the batch, the first and only axis before the length; a tuple for several.
         heads: the mesh axis that splits heads; must divide those of every attention.
         parameters: the mesh axis that splits parameters; a tuple for several. May be that of `batch`.

@@ -200,8 +200,9 @@ def test_bad_models_meshes_and_batches():
     with pytest.raises(ValueError, match=r"`mesh` must be a `jax.sharding.Mesh`.* got 'data'"):
         models.OnMesh("data", batch="data")  # pyright: ignore
     explicit = jax.make_mesh((8,), ("data",), (AxisType.Explicit,))
-    with pytest.raises(ValueError, match=r"`mesh` must have the axes 'data' as Auto axes"):
+    with pytest.raises(ValueError, match=r"`mesh` must have the axes 'data' as Auto axes.* `jax.sharding.Mesh\(mesh"):
         models.OnMesh(explicit, batch="data")
+    models.OnMesh(jax.sharding.Mesh(explicit.devices, explicit.axis_names), batch="data")
     model = models.shard(lambda: LlamaForCausalLM(LLAMA, rngs=nnx.Rngs(0)), mesh(), batch="data")
     with pytest.raises(ValueError, match=r"batch axis 0 of `query` must be a multiple of the 2 devices"):
         model(np.zeros((3, 5), int))
