@@ -64,16 +64,15 @@ def test_softmax_of_what_is_kept_is_the_weights(way):
 
 def test_what_is_chosen():
     """Heads have their own keys then; rows of queries, and of the mask; without weights, the rest is the same."""
-    run = jattn.recorded(GROUPED, keep=KEEP, heads=[3, 0], queries=[-1, 1])
-    every = jattn.recorded(GROUPED, keep=KEEP)(GROUPED_PARAMETERS, X)[1].record("attention.0")
+    run = jax.jit(jattn.recorded(GROUPED, keep=KEEP, heads=[3, 0], queries=[-1, 1]))
+    every = jax.jit(jattn.recorded(GROUPED, keep=KEEP))(GROUPED_PARAMETERS, X)[1].record("attention.0")
     assert every.key.shape == (2, 2, LENGTH, 4) and every.allowed.shape == (2, 1, LENGTH, 1)
     few = run(GROUPED_PARAMETERS, X)[1].record("attention.0")
     np.testing.assert_allclose(few.query, every.query[:, [3, 0]][:, :, [-1, 1]], rtol=1e-6)
     np.testing.assert_allclose(few.key, every.key[:, [1, 0]], rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(few.mask)[0, 0], CAUSAL_ROWS[[-1, 1]])
     np.testing.assert_allclose(softmax_of(few), few.weights, atol=1e-6)
-    with jattn.record(keep=("key", "query"), layers="attention.0") as seen:
-        GROUPED(GROUPED_PARAMETERS, X)
+    _, seen = jax.jit(jattn.recorded(GROUPED, keep=("key", "query"), layers="attention.0"))(GROUPED_PARAMETERS, X)
     alone = seen.record("attention.0")
     assert alone.weights is None and alone.shape == seen.shapes["attention.0"] == (2, 4, LENGTH, LENGTH)
     np.testing.assert_allclose(softmax_of(alone), every.weights, atol=1e-6)
@@ -93,14 +92,8 @@ def test_weights_are_not_computed_where_they_are_not_kept():
     assert "applied_weights" in traced("weights") and "applied_weights" not in traced(["query", "key"])
 
 
-@pytest.mark.parametrize(
-    "kind, kv_heads",
-    [
-        (AxisType.Explicit, 2),
-        pytest.param(AxisType.Explicit, 4, marks=pytest.mark.exhaustive),
-        pytest.param(AxisType.Auto, 2, marks=pytest.mark.exhaustive),
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind, kv_heads", [(AxisType.Explicit, 2), (AxisType.Explicit, 4), (AxisType.Auto, 2)])
 def test_split_heads(kind, kv_heads):
     """Over four devices, also where two of them have parts of one key head's queries."""
     layer = dataclasses.replace(GROUPED, kv_heads=kv_heads)
