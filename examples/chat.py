@@ -30,6 +30,7 @@ import numpy as np
 from chatting.conversation import Conversation
 from chatting.templates import TEMPLATES, Template, chosen, encode
 from published import language, packages
+from shared.flags import at_least, positive
 
 import jattn
 from jattn import models
@@ -53,18 +54,16 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--say", action="append", metavar="TEXT", default=[], help="a turn, instead of asking for it")
     parser.add_argument("--system", default=SYSTEM, help="what the model is told to be; '' for nothing")
     parser.add_argument("--template", choices=TEMPLATES, help="by default the one that the tokenizer has tokens for")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 for the most likely token")
-    parser.add_argument("--top-p", type=float, default=0.95, help="the probability mass that is sampled from")
-    parser.add_argument("--capacity", type=int, default=1024, help="tokens of the whole conversation")
-    parser.add_argument("--longest", type=int, default=200, help="tokens of an answer")
+    parser.add_argument("--temperature", type=at_least(0), default=0.0, help="0 for the most likely token")
+    parser.add_argument(
+        "--top-p", type=at_least(0.001, 1), default=0.95, help="the probability mass that is sampled from"
+    )
+    parser.add_argument("--capacity", type=positive, default=1024, help="tokens of the whole conversation")
+    parser.add_argument("--longest", type=positive, default=200, help="tokens of an answer")
     parser.add_argument("--capitals", action="store_true", help="ask for the capitals of countries, and count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/chat"), help="folder for pictures")
     given = parser.parse_args(arguments)
-    if given.temperature < 0 or not 0 < given.top_p <= 1 or min(given.capacity, given.longest) < 1:
-        parser.error(
-            "--temperature must be 0 or more, --top-p above 0 and at most 1, --capacity and --longest 1 or more"
-        )
     try:
         model, tokenizer = load(given.directory)
         template = chosen(tokenizer, given.template)

@@ -30,6 +30,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("reaction", nargs="*", help="SMILES to draw, as reactants>>products")
     parser.add_argument("--out", type=Path, default=Path("runs/map_atoms"), help="folder for pictures")
     given = parser.parse_args(arguments)
+    try:
+        drawn = [reactions.read(smiles) for smiles in given.reaction]
+    except ValueError as error:
+        parser.error(str(error))
 
     wheel = packages.opened(packages.RXNMAPPER)
     model, vocabulary = reactions.load(wheel)
@@ -48,13 +52,15 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "result.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     draw_heads(right, given.out / "heads.png")
-    drawn = [reactions.read(smiles) for smiles in given.reaction] or known[:1]
+    drawn = drawn or known[:1]
     tokens, mask = reactions.encode(drawn, vocabulary)
     with jattn.record(layers=[LAYER], heads=[HEAD]) as seen:
         model(tokens, attention_mask=mask)
     (weights,) = seen.values()
-    draw_map(np.asarray(weights)[0, 0], drawn[0], given.out / "map.png")
-    print(f"pictures: {given.out / 'heads.png'}, {given.out / 'map.png'}")
+    pictures = [given.out / ("map.png" if number == 1 else f"map-{number}.png") for number in range(1, len(drawn) + 1)]
+    for one, reaction, path in zip(np.asarray(weights)[:, 0], drawn, pictures, strict=True):
+        draw_map(one, reaction, path)
+    print(f"pictures: {', '.join(map(str, (given.out / 'heads.png', *pictures)))}")
     return figures
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from shared.flags import at_least, positive
 
 import jattn.nnx
 from jattn import analysis
@@ -126,9 +127,9 @@ def looked_inside(model: Model, seed: int = 1) -> tuple[analysis.Heads, list[tup
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Run the example. Returns the best scores, how many heads stay open, and whether the best ones close last."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=positive, default=1200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--penalty", type=float, default=0.3, help="on each open head")
+    parser.add_argument("--penalty", type=at_least(0), default=0.3, help="on each open head")
     given = parser.parse_args(arguments)
 
     model, gates = train(given.steps, given.seed, given.penalty)

@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import nnx
+from shared.flags import multiple, positive
 from texts import docstrings, scores
 from texts.docstrings import Document
 from tqdm import tqdm
@@ -97,8 +98,8 @@ def known(words: jax.Array) -> jax.Array:
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Run the example. Returns ROUGE on held-out documents, of the model and of baselines."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--features", type=int, default=128)
+    parser.add_argument("--epochs", type=positive, default=12)
+    parser.add_argument("--features", type=multiple(4), default=128, help="features inside the model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/summarize"), help="folder for pictures")
     given = parser.parse_args(arguments)

@@ -24,6 +24,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from published import language, packages, sounds
+from shared.flags import positive
 from speech.word_times import SECONDS, word_times
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Run the example. Returns the share of words heard right and the errors of their times, of the prompts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("sound", nargs="?", type=Path, help="a wav file; by default prompts of Debian")
-    parser.add_argument("--beams", type=int, default=BEAMS)
+    parser.add_argument("--beams", type=positive, default=BEAMS, help="sequences that the search keeps")
     parser.add_argument("--out", type=Path, default=Path("runs/transcribe"), help="folder for pictures")
     given = parser.parse_args(arguments)
     try:
@@ -119,6 +120,8 @@ def from_file(path: Path) -> np.ndarray:
         ValueError: it is of another rate, or longer than 30 seconds.
         OSError: it cannot be read.
     """
+    if not path.is_file():
+        raise ValueError(f"the sound must be a file; there is none at {path}")
     samples, rate = sounds.read(path.read_bytes())
     if rate != sounds.RATE:
         raise ValueError(

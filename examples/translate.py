@@ -30,6 +30,7 @@ import numpy as np
 import optax
 from flax import nnx
 from published import packages
+from shared.flags import multiple, positive
 from texts import catalogs, scores
 from texts.catalogs import Pair
 from texts.subwords import END, PAD, START, Subwords
@@ -53,8 +54,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("message", nargs="*", help="messages to translate and draw, by default held-out ones")
     parser.add_argument("--language", default="de", help="to translate into; an unknown one lists all")
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--features", type=int, default=128)
+    parser.add_argument("--epochs", type=positive, default=16)
+    parser.add_argument("--features", type=multiple(4), default=128, help="features inside the model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/translate"), help="folder for pictures")
     given = parser.parse_args(arguments)

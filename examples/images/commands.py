@@ -4,27 +4,20 @@ import argparse
 import json
 from pathlib import Path
 
+from shared.flags import multiple, positive
+
 
 def parser(doc: str | None, *, steps: int, batch: int, features: int) -> argparse.ArgumentParser:
     """The flags that the examples share, with these defaults."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--steps", type=positive, default=steps, help=f"of training; by default {steps}")
     made.add_argument("--batch", type=positive, default=batch, help="images per step")
-    made.add_argument("--features", type=positive, default=features, help="features inside the model, a multiple of 4")
+    made.add_argument(
+        "--features", type=multiple(4), default=features, help="features inside the model, a multiple of 4"
+    )
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", type=Path, help="folder for pictures; by default runs/NAME")
     return made
-
-
-def positive(text: str) -> int:
-    """A flag's number, at least 1.
-
-    Raises:
-        argparse.ArgumentTypeError: it is not.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1: {text}")
-    return int(text)
 
 
 def report(out: Path, figures: dict[str, float], *, title: str, digits: int = 3) -> None:

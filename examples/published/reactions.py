@@ -45,6 +45,9 @@ class Reaction(NamedTuple):
 def read(smiles: str) -> Reaction:
     """The tokens of a reaction, mapped or not.
 
+    Raises:
+        ValueError: there are no atoms before and behind `>>`.
+
     >>> reaction = read("[CH3:1][OH:2].[Na+]>>[O:2]=[CH2:1]")
     >>> reaction.tokens
     ['[CLS]', 'C', 'O', '.', '[Na+]', '>>', 'O', '=', 'C', '[SEP]']
@@ -57,10 +60,14 @@ def read(smiles: str) -> Reaction:
         numbers.append(int(found[2]) if found else 0)
         tokens.append(_plain(found[1]) if found else token)
     tokens.append("[SEP]")
+    if tokens.count(">>") != 1:
+        raise ValueError(f"a reaction must be SMILES as in 'CCO>>CC=O', reactants>>products; got {smiles!r}")
     arrow = tokens.index(">>")
     atoms = [i for i, token in enumerate(tokens) if i not in (0, len(tokens) - 1) and re.match(r"[A-Za-z\[]", token)]
     reactants = np.array([i for i in atoms if i < arrow])
     products = np.array([i for i in atoms if i > arrow])
+    if not len(reactants) or not len(products):
+        raise ValueError(f"a reaction must have atoms before and behind '>>', as in 'CCO>>CC=O'; got {smiles!r}")
     places = {numbers[i]: i for i in reactants if numbers[i]}
     truth = np.array([places.get(numbers[i], -1) if i < len(numbers) else -1 for i in products])
     return Reaction(tokens, reactants, products, truth)

@@ -64,7 +64,8 @@ def read(data: bytes) -> tuple[np.ndarray, int]:
             channels, width = file.getnchannels(), file.getsampwidth()
             rate, frames = file.getframerate(), file.readframes(file.getnframes())
     except (wave.Error, EOFError) as error:
-        raise ValueError(f"the sound must be a wav file: {error}. sox converts: sox SOUND sound.wav") from None
+        why = f" ({error})" if str(error) else ""
+        raise ValueError(f"the sound must be a wav file{why}. sox converts: sox SOUND sound.wav") from None
     if (channels, width) != (1, 2):
         raise ValueError(
             f"the sound must be mono, of 16 bits a sample; it has {channels} channels, of {8 * width} bits. sox "

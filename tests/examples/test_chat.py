@@ -85,7 +85,7 @@ def test_templates(example):
 def test_what_is_not_there_is_refused(example, tmp_path, monkeypatch, capsys):
     chat = example("chat")
     for flags, message in (
-        (["--top-p", "0"], "--top-p above 0"),
+        (["--top-p", "0"], "--top-p: must be a number of at least 0.001 and at most 1: 0"),
         ([str(tmp_path)], "pip install tokenizers"),
     ):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

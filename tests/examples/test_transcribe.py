@@ -42,7 +42,7 @@ def test_words_begin_where_the_decoder_listens(example):
         ({"rate": 8000}, "must have 16000 samples a second; it has 8000. sox converts"),
         ({"seconds": 31}, "must be at most 30 seconds long; it is 31.0. sox cuts"),
         ({"channels": 2}, "must be mono, of 16 bits a sample; it has 2 channels"),
-        (None, "No such file"),
+        (None, "the sound must be a file; there is none at"),
     ],
 )
 def test_other_sounds_are_refused_before_anything_is_loaded(example, wav, tmp_path, capsys, sound, message):
