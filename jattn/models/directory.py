@@ -212,7 +212,7 @@ def _load(
 def _generating(model: Any, generation: GenerationConfig) -> Any:
     """The model with what its checkpoint says of generating, if it generates."""
     if isinstance(model, GenerativeModel):
-        model.generation = generation
+        model.generation = generation  # pyright: ignore[reportAttributeAccessIssue]  (some models have it)
     return model
 
 

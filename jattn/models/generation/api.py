@@ -153,8 +153,8 @@ def generate(
         tokens = _start_tokens(config, source, settings)
     prompts = Prompts.of(tokens, attention_mask, config.vocabulary)
     stop = _stop_tokens(stop_tokens, config, settings)
-    pads = (token for token in (settings.pad_token, config.pad_token) if token in range(config.vocabulary))
-    pad = next(pads, (*stop, 0)[0])
+    named = (token for token in (settings.pad_token, config.pad_token) if token is not None)
+    pad = next((token for token in named if token in range(config.vocabulary)), (*stop, 0)[0])
     rules = Rules.of(settings, prompts.on_the_right, stop, max_new_tokens, config.vocabulary)
     if beams == 1:
         choices = _choices(temperature, top_k, top_p, key, len(prompts.tokens))

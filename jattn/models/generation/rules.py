@@ -101,7 +101,7 @@ class Rules:
         before = jnp.where(jnp.arange(tokens.shape[-1]) < count, tokens, -1)
         history, end = jnp.concatenate([prompts, before], -1), prompts.shape[-1] + count
         lengths = jnp.reshape(self.lengths, (-1, *between, 1)) + count
-        stops = _marks(self.stop, vocabulary)
+        stops = np.isin(np.arange(vocabulary), self.stop)
 
         if self.repetition_penalty is not None:
             penalized = jnp.where(scores < 0, scores * self.repetition_penalty, scores / self.repetition_penalty)
