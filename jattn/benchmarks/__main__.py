@@ -6,7 +6,8 @@ import inspect
 import json
 from pathlib import Path
 
-from . import table
+from . import peak, table
+from .cases import Speed
 from .measure import CLOCKS
 from .row import Row
 from .suites import SUITES, about, begin
@@ -31,6 +32,11 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--length", type=int, help="the usual length, in place of the suite's")
     parser.add_argument("--long", type=int, help="the length of the rows on long sequences, in place of the suite's")
     parser.add_argument("--generations", nargs="+", metavar="NAME", help="TPUs to compile for, such as v5e v6e")
+    parser.add_argument(
+        "--peaks",
+        action="store_true",
+        help="also the peak of resident memory while each side runs, in processes of their own",
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table to this file")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write all measurements to this file, with the times of each round"
@@ -58,7 +64,14 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     selected = [case for case in cases if not asked.rows or case.name in asked.rows]
     begin(asked.suite, selected)
     for case in selected:
-        rows.append(table.run(case, rounds=asked.repeats, clock=asked.clock))
+        row = table.run(case, rounds=asked.repeats, clock=asked.clock)
+        if asked.peaks and isinstance(case, Speed):
+            peaks = {side: peak.measured(asked.suite, case.name, side, sizes) for side in peak.SIDES}
+            ours, other = (
+                text + peak.shown(one) for text, one in zip((row.ours, row.other), peaks.values(), strict=True)
+            )
+            row = dataclasses.replace(row, ours=ours, other=other, details={**row.details, "peaks": peaks})
+        rows.append(row)
         print(f"[{case.name}]", " | ".join(rows[-1].cells()), flush=True)
     if asked.markdown:
         asked.markdown.write_text(table.markdown(rows, described), encoding="utf-8")
