@@ -1,5 +1,6 @@
 """Images as tokens: a linear map of each patch, a class token before them, and learned positions."""
 
+import math
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ class PatchEmbedding(nnx.Module):
         """`[..., height, width, channels]` -> `[..., 1 + patches, features]`."""
         images = checked_images(images, self.image_size, self.channels)
         patches = self.projection(images)
-        patches = patches.reshape(*patches.shape[:-3], -1, patches.shape[-1])
+        patches = patches.reshape(*patches.shape[:-3], math.prod(patches.shape[-3:-1]), patches.shape[-1])
         first = jnp.broadcast_to(
             self.class_token[...].astype(patches.dtype), (*patches.shape[:-2], 1, patches.shape[-1])
         )

@@ -10,12 +10,13 @@ import numpy as np
 from flax import nnx
 
 from ...foundation.arguments import check_choice, check_dtype, check_flags, check_key, check_positive
-from ...foundation.arrays import describe, dtype_of, is_tracing
+from ...foundation.arrays import as_array, describe, dtype_of, is_tracing
 from ...layers.caches import Contiguous, Paged, Spec
+from ..layers import checked_tokens
 from .beam import BeamSearch
 from .config import GenerationConfig
 from .loop import Memory, run
-from .prompts import Prompts, in_one_array
+from .prompts import Prompts, in_one_array, valid_of
 from .protocol import EncoderDecoder, GenerativeModel
 from .rules import Rules
 from .sampling import Sampling
@@ -222,13 +223,24 @@ def _source(model: Any, inputs: Any, inputs_mask: Any) -> tuple[Any, Any] | None
     """What the encoder reads, if there is one.
 
     Raises:
-        ValueError: there are inputs without an encoder, or the reverse.
+        ValueError: there are inputs without an encoder, or the reverse; an example is empty, or has a token out of the
+            vocabulary; the mask has another shape, or other numbers than 0 and 1.
     """
     if isinstance(model, EncoderDecoder):
         if inputs is None:
             raise ValueError("`inputs` must be given: what the encoder of this model reads; got None.")
         inputs, inputs_mask = in_one_array(inputs, inputs_mask, "inputs", "inputs_mask")
-        if inputs_mask is not None and np.all(inputs_mask):
+        inputs = as_array(inputs)
+        if dtype_of(inputs) is None or inputs.ndim < 2 or 0 in inputs.shape[:2]:
+            raise ValueError(f"`inputs` must be at least one example [batch, source, ...]; got {describe(inputs)}.")
+        if inputs.ndim == 2 and jnp.issubdtype(dtype_of(inputs), jnp.integer):
+            inputs = checked_tokens("inputs", inputs, model.config.vocabulary)
+        # Of tokens, the mask is theirs; of features of sound or an image, one for each vector of the encoder.
+        shape = tuple(inputs.shape) if inputs.ndim == 2 else (inputs.shape[0], *np.shape(inputs_mask)[1:2])
+        inputs_mask = valid_of(inputs_mask, shape, "inputs_mask", "inputs")
+        if inputs_mask is not None and not inputs_mask.any(-1).all():
+            raise ValueError("`inputs` must have at least one token or frame in each example; some have none.")
+        if inputs_mask is not None and inputs_mask.all():
             inputs_mask = None
         return jnp.asarray(inputs), None if inputs_mask is None else jnp.asarray(inputs_mask)
     if inputs is not None or inputs_mask is not None:

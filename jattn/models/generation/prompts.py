@@ -52,7 +52,7 @@ class Prompts:
         if not array.shape[1]:
             raise ValueError(f"`tokens` must have at least one token in each prompt; got shape {array.shape}.")
         given = known_values(checked_tokens("tokens", array, vocabulary))
-        valid = _valid(attention_mask, array.shape)
+        valid = valid_of(attention_mask, array.shape, "attention_mask", "tokens")
         if given is None:
             raise ValueError("`tokens` must have known values: `generate` compiles on its own, outside of `jax.jit`.")
         lengths = np.full(len(given), given.shape[1]) if valid is None else valid.sum(-1)
@@ -122,17 +122,20 @@ def _padded(prompts: Sequence[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
     return padded, valid
 
 
-def _valid(attention_mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+def valid_of(mask: Any, shape: tuple[int, ...], name: str, of: str) -> np.ndarray | None:
     """Which tokens are not padding; None for all.
+
+    Args:
+        mask: ones and zeros of this shape, or None.
+        shape: `[batch, length]`.
+        name, of: the names of the mask, and of what it belongs to.
 
     Raises:
         ValueError: the mask is not of ones and zeros, or has another shape.
     """
-    if attention_mask is None:
+    if mask is None:
         return None
-    values = known_values(as_array(attention_mask))
+    values = known_values(as_array(mask))
     if values is None or values.shape != shape or not np.isin(values, (0, 1)).all():
-        raise ValueError(
-            f"`attention_mask` must be ones and zeros of the shape {shape} of `tokens`; got {describe(attention_mask)}."
-        )
+        raise ValueError(f"`{name}` must be ones and zeros of the shape {shape} of `{of}`; got {describe(mask)}.")
     return values != 0

@@ -265,6 +265,30 @@ def test_refuses(gpt2, name):
         models.generate(**options)
 
 
+SOURCE = np.array([[3, 4, 0], [5, 6, 7]])
+BAD_INPUTS = {
+    "out of the vocabulary": ({"inputs": [[3, 99]]}, r"`inputs` must be in \[0, "),
+    "no example": ({"inputs": np.zeros((0, 2), int)}, "`inputs` must be at least one example"),
+    "an empty example": ({"inputs": [[3], []]}, "`inputs` must have at least one token"),
+    "a masked example": ({"inputs": SOURCE, "inputs_mask": SOURCE > 4}, "`inputs` must have at least one token"),
+    "a wider mask of ones": (
+        {"inputs": SOURCE, "inputs_mask": np.ones((2, 4))},
+        r"`inputs_mask` must be ones and zeros of the shape \(2, 3\) of `inputs`",
+    ),
+    "a mask of NaN": (
+        {"inputs": SOURCE, "inputs_mask": np.full((2, 3), np.nan)},
+        "`inputs_mask` must be ones and zeros",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_refuses_inputs(name):
+    options, message = BAD_INPUTS[name]
+    with pytest.raises(ValueError, match=message):
+        models.generate(made("t5"), max_new_tokens=2, **options)
+
+
 def test_refuses_models_without_a_head():
     config = GPT2Config(vocabulary=41, features=8, depth=1, heads=2, max_length=12)
     with pytest.raises(ValueError, match="`model` must give the logits of the next token"):
