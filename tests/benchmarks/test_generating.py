@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jattn.benchmarks import encoding, generating
+from jattn.benchmarks import encoding, generating, peak
 from jattn.benchmarks.sides import Shape
 from jattn.benchmarks.suites import SUITES
 
@@ -27,3 +27,11 @@ def test_packed_texts_are_those_of_the_batch():
         np.testing.assert_array_equal(positions[texts == text], np.arange(length))
     tiny = encoding.BERT | dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     encoding.packed_texts(tiny).build(Shape("tiny", 16, q_heads=2, kv_heads=2, dim=4, batch=3))()
+
+
+def test_the_peak_of_memory_is_measured_in_a_process_of_its_own():
+    """Of a process that holds JAX."""
+    found = peak.measured("cpu", "alibi", "ours", {"length": 64})
+    if found is not None:  # only Linux tells
+        assert 2**24 < found < 2**34
+    assert peak.shown(2**30) == ", 1.00 GiB"
