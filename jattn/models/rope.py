@@ -99,7 +99,8 @@ class Rope:
         if kind not in ("default", *SCALINGS):
             raise ValueError(
                 f"`rope_type` in config.json must be default, {', '.join(SCALINGS)}; got {kind!r}. Frequencies that "
-                "depend on the length of the sequence are not supported."
+                "depend on the length of each sequence are not supported: for one range of lengths, give "
+                "`rope=Rope(base, LongRoPE(..., length=...))` or `DynamicNTK` in a configuration that you write."
             )
         scaling, names = SCALINGS.get(kind, (None, {}))
         if "original_max_position_embeddings" in names:
