@@ -15,8 +15,12 @@ DEFAULT = ("v5e", "v6e", "tpu7x")
 NOT_RUN = "compiled, not run"
 NO_ESTIMATE = "no estimate (the compiler's simulation fails)"
 
-LENGTH, HEADS = 16384, 32
-"""Of the whole kernels: tokens and query heads."""
+LENGTH, HEADS = {"v6e": 16384, "v5e": 16384}, 32
+"""Of the whole kernels: tokens (by generation; of others `SHORT`) and query heads."""
+
+SHORT = 8192
+"""As many keys and values of two key heads fit in the vector memory of every generation, so that a step has the heads
+that it has in the rows of a tile."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +119,8 @@ class Whole:
             return _failed(self.name, f"a whole call, {self.generation}", error)
 
     def _compiled(self) -> Row:
-        rows = LENGTH // TILE
+        length = LENGTH.get(self.generation, SHORT)
+        rows = length // TILE
         full, partial = rows * (rows - 1) // 2, rows
         ours = other = 0.0
         known = True
@@ -132,7 +137,7 @@ class Whole:
             self.name,
             f"{'forward + backward' if self.backward else 'forward'}, causal, {full + partial} of {rows**2} tiles, "
             f"{self.generation}",
-            f"1 x {LENGTH} x 32/8 x 128",
+            f"1 x {length} x 32/8 x 128",
             f"{ours:.3g} cycles ({1e3 * ours / clock:.2f} ms at {clock / 1e9:g} GHz)" if known else NO_ESTIMATE,
             f"splash-like {other:.3g} cycles ({1e3 * other / clock:.2f} ms)" if known else NO_ESTIMATE,
             ratio,
