@@ -12,8 +12,8 @@ from ...ops.attention.plan import PARTIAL
 from . import decoding, ours, splash, splash_like
 from .compiler import GENERATIONS
 
-TILE, DIM, GROUP, HEADS = 512, 128, 4, 8
-"""Queries and keys of a tile, features, query heads of a key head, and query heads of a program of ours."""
+TILE, DIM, GROUP = 512, 128, 4
+"""Queries and keys of a tile, features, and query heads of a key head."""
 
 
 class Program(NamedTuple):
@@ -67,8 +67,10 @@ def _splash_like(tiles: int, generation: str, *, backward: bool) -> Program:
 
 
 def _ours(tiles: int, generation: str, *, setting: ours.Setting) -> Program:
-    function, arguments, unrolled = setting.program(tiles, GENERATIONS[generation].target, TILE, HEADS)
-    return Program(function, arguments, HEADS, unrolled)
+    target = GENERATIONS[generation].target
+    heads = setting.heads(GROUP, target)
+    function, arguments, unrolled = setting.program(tiles, target, TILE, heads)
+    return Program(function, arguments, heads, unrolled)
 
 
 def _step(tiles: int, generation: str, *, step: decoding.Step) -> Program:
@@ -77,12 +79,12 @@ def _step(tiles: int, generation: str, *, step: decoding.Step) -> Program:
 
 def _settings() -> dict[str, ours.Setting]:
     settings = {
-        "full": ours.Setting(HEADS // GROUP),
-        "multi-head": ours.Setting(HEADS),
-        "partial": ours.Setting(HEADS // GROUP, PARTIAL),
-        "scored": ours.Setting(HEADS // GROUP, scored=True),
-        "wide": ours.Setting(HEADS // GROUP, dim=256),
-        "float32": ours.Setting(HEADS // GROUP, dtype="float32"),
+        "full": ours.Setting(GROUP),
+        "multi-head": ours.Setting(1),
+        "partial": ours.Setting(GROUP, PARTIAL),
+        "scored": ours.Setting(GROUP, scored=True),
+        "wide": ours.Setting(GROUP, dim=256),
+        "float32": ours.Setting(GROUP, dtype="float32"),
     }
     both = {False: "forward", True: "backward"}
     return {

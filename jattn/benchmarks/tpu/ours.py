@@ -11,7 +11,8 @@ from ... import masks, scores
 from ...foundation.target import as_target
 from ...ops.attention.call import Call, Pieces, prepare
 from ...ops.attention.implementations.pallas_tpu import PallasTPU
-from ...ops.attention.implementations.pallas_tpu.geometry import for_backward, is_long, itemsize_of
+from ...ops.attention.implementations.pallas_tpu.doubled import GENERATIONS as DOUBLED
+from ...ops.attention.implementations.pallas_tpu.geometry import LANES, for_backward, is_long, itemsize_of
 from ...ops.attention.partial import Partial
 from ...ops.attention.plan import FULL, PARTIAL, Plan
 
@@ -45,7 +46,7 @@ class Setting:
     """What a kernel computes.
 
     Attributes:
-        kv_heads: key heads.
+        group: query heads of a key head.
         state: of all tiles.
         scored: with ALiBi, a soft cap and segments, the slopes differentiated, instead of a causal mask.
         backward: the backward pass instead of the forward pass.
@@ -53,7 +54,7 @@ class Setting:
         dtype: of query, key and value.
     """
 
-    kv_heads: int
+    group: int
     state: int = FULL
     scored: bool = False
     backward: bool = False
@@ -64,6 +65,11 @@ class Setting:
     def name(self) -> str:
         """The name of the kernel."""
         return BACKWARD if self.backward else FORWARD
+
+    def heads(self, few: int, target: str) -> int:
+        """The query heads of a program: few, or twice as many where a step of the forward pass has so many."""
+        narrow = not self.backward and self.dtype == "bfloat16" and self.dim <= LANES
+        return 2 * few if narrow and as_target(target).generation in DOUBLED else few
 
     def program(self, tiles: int, target: str, tile: int, q_heads: int) -> tuple[Any, tuple[Any, ...], float]:
         """A program that visits `tiles` x `tiles` tiles of `tile` queries and keys in each head.
@@ -99,7 +105,7 @@ class Setting:
         """A call, as far as its shapes tell, and the arguments of `run` in `program`."""
         shaped, f32, dim = jax.ShapeDtypeStruct, jnp.float32, self.dim
         query = shaped((batch, queries, q_heads, dim), self.dtype)
-        key = shaped((batch, keys, self.kv_heads, dim), self.dtype)
+        key = shaped((batch, keys, q_heads // self.group, dim), self.dtype)
         ids = shaped((batch, queries), jnp.int32), shaped((batch, keys), jnp.int32)
         row: Any = shaped((batch, queries, q_heads), f32)
         out: Any = shaped(query.shape, f32)
