@@ -66,8 +66,11 @@ def trained(model, tokens=TOKENS):
 
 
 def alike(got, want):
-    for one, wish in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        close(one, wish, 1e-5, "a value or gradient", 1e-3)
+    """As in the tests on a mesh: gradients that are 0 but for rounding, of biases of keys, are compared with others."""
+    got, want = jax.tree.leaves(got), jax.tree.leaves(want)
+    largest = max(np.abs(one).max() for one in want)
+    for one, wish in zip(got, want, strict=True):
+        close(one, wish, 1e-4, "a value or gradient", 1e-3 * largest)
 
 
 @pytest.mark.parametrize("row", rows(TABLE, ALWAYS))
