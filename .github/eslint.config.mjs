@@ -1,4 +1,4 @@
-// npm install --no-save eslint@10 @eslint/js@10 && npx eslint --config .github/eslint.config.mjs jattn/visualization/page
+// npm install --no-save eslint@10.15.0 @eslint/js@10.0.1 && npx eslint --config .github/eslint.config.mjs jattn/visualization/page
 import js from "@eslint/js";
 
 const BROWSER = [
