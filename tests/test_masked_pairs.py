@@ -222,3 +222,35 @@ def test_masked_pairs_reach_nothing(name, how):
     )
     slope = sum((np.asarray(one, np.float64) * way).sum() for one, way in zip(gradients, direction, strict=True))
     np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=1e-4, atol=1e-4)
+
+
+NORMALIZERS = {"softmax": normalizers.Softmax(), "sigmoid": normalizers.Sigmoid(), "relu": normalizers.ReLU()}
+SIMILARITIES = {"dot": None, "gaussian": similarities.Gaussian(0.5)}
+
+
+@pytest.mark.parametrize(
+    "normalizer, similarity", [("softmax", "dot"), ("sigmoid", "dot"), ("relu", "dot"), ("sigmoid", "gaussian")]
+)
+def test_nan_of_a_query_reaches_the_gradients_of_its_own_pairs(normalizer, similarity):
+    """By `tiled` as by `reference`: of its row, and of the keys and values that it may attend to."""
+    rng = np.random.default_rng(2)
+    query, key, value = (rng.normal(size=(LENGTH, HEADS, DIM)).astype(np.float32) for _ in range(3))
+    query[4, 0, 1] = np.nan
+    chosen = {"normalizer": NORMALIZERS[normalizer], "similarity": SIMILARITIES[similarity]}
+
+    def lost(implementation):
+        def total(*arrays):
+            return jattn.attention(*arrays, mask=masks.Causal(), **chosen, implementation=implementation).sum()
+
+        return [np.isnan(one).any((1, 2)) for one in jax.jit(jax.grad(total, (0, 1, 2)))(query, key, value)]
+
+    own = np.arange(LENGTH) == 4
+    attended = np.arange(LENGTH) <= 4
+    d_query, d_key, d_value = lost(Tiled(3, 2))
+    flat = normalizer == "relu"  # the derivative of max(x, 0) is 0 at NaN
+    np.testing.assert_array_equal(d_query, own & (not flat))
+    np.testing.assert_array_equal(d_key, attended & (not flat))
+    np.testing.assert_array_equal(d_value, attended)
+    if normalizer != "softmax":
+        for ours, theirs in zip((d_query, d_key, d_value), lost("reference"), strict=True):
+            np.testing.assert_array_equal(ours, theirs)

@@ -114,8 +114,8 @@ def booleans(name: str, array: Any, shape: str) -> jax.Array:
     """
     found = as_array(array)
     dtype, known = dtype_of(found), known_values(found)
-    ones = known is not None and dtype is not None and np.issubdtype(known.dtype, np.integer)
-    if dtype != np.bool_ and not (ones and np.isin(known, (0, 1)).all()):
+    ones = known is not None and np.issubdtype(known.dtype, np.integer) and np.isin(known, (0, 1)).all()
+    if dtype != np.bool_ and not ones:
         raise ValueError(f"`{name}` must be booleans {shape}, or ones and zeros; got {describe(array)}.")
     return jnp.asarray(found, bool)
 

@@ -124,8 +124,11 @@ def gradients(
             along = inner(cotangent, rows_of(out, tiling, row_starts, keys=False).astype(dtype))
             shift_tile = where(dead, 0, dlse_tile * row_factor) - along
         cotangent = operand(cotangent, value.dtype)
+        scored_query_tile = query_tile
         if pieces.mask is not None or any(tiling.ragged):
-            query_tile = without_nonfinite(query_tile)  # rows with allowed pairs get NaN through their lse
+            query_tile = without_nonfinite(query_tile)
+            if softmax:  # Rows with allowed pairs get NaN through their lse; elsewhere only through their scores.
+                scored_query_tile = query_tile
         # Materialize the rows and their transposes once per query tile; otherwise the compiler repeats the transposes
         # for every key tile.
         query_tile, cotangent = jax.lax.optimization_barrier((query_tile, cotangent))
@@ -147,13 +150,15 @@ def gradients(
 
             if tile.similarity.is_dot:
                 # NaN in a masked key reaches only its own scores, which are not used.
-                raw = tile.similarity.pair(query_tile, raw_key_tile)
+                raw = tile.similarity.pair(scored_query_tile, raw_key_tile)
                 scores, pull = scores_vjp(tile, raw, left, allowed)
             else:
                 scores, pull = pairwise_vjp(tile, query_tile, key_tile, left, allowed)
                 if allowed is not None:
-                    nonfinite = jnp.repeat(~jnp.isfinite(raw_key_tile).all(-1), group, axis=rank)
-                    scores = jnp.where(nonfinite[..., None, :], jnp.nan, scores)
+                    nonfinite = jnp.repeat(~jnp.isfinite(raw_key_tile).all(-1), group, axis=rank)[..., None, :]
+                    if not softmax:
+                        nonfinite |= ~jnp.isfinite(scored_query_tile).all(-1)[..., None]
+                    scores = jnp.where(nonfinite, jnp.nan, scores)
 
             factor = dropout_factor(tile)
             d_weights = _grouped_scores(cotangent, value_tile)
