@@ -35,7 +35,9 @@ def from_directory(
     `generation_config.json`, if there is one, becomes `model.generation`, which `generate` follows.
 
     Loading is strict: every tensor is used or named as ignored, every parameter is filled, and all of them have the
-    shapes that the configuration implies. Tensors are read one at a time. Dropout is off; `model.train()` turns it on.
+    shapes that the configuration implies. Tensors are read in turn, two ahead of the one that is placed.
+
+    Dropout is off; `model.train()` turns it on.
 
     Args:
         path: the directory.

@@ -7,7 +7,9 @@ its arrays arrive, each on the sharding asked for.
 """
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -37,6 +39,8 @@ FLOATS = {DTYPES[name]: jnp.dtype(name) for name in ("float16", "bfloat16", "flo
 FOLLOWS = "shapes and layers follow from config.json, which must be that of these weights"
 SEED = 0
 """Of the random streams of models that are loaded."""
+AHEAD = 2
+"""How many tensors are read while another is arranged and placed."""
 LISTED = 8
 """How many names of each kind an error lists."""
 
@@ -97,10 +101,9 @@ def load(
         table.named_as(tensors.stored), {path: tuple(one.get_value().shape) for path, one in variables.items()}
     )
     check(wanted, tensors.stored, (*table.ignored, *ignore), param_dtype, f"{source} and {type(model).__name__}")
-    for name, entry in wanted.items():
-        if entry.rule.tied:
-            continue
-        for path, array in zip(entry.paths, entry.rule.load(tensors.read(name), entry.parameter_shape), strict=True):
+    for name, tensor in _read_ahead(tensors, [name for name, entry in wanted.items() if not entry.rule.tied]):
+        entry = wanted[name]
+        for path, array in zip(entry.paths, entry.rule.load(tensor, entry.parameter_shape), strict=True):
             shape = variables[path].get_value()
             variables[path].set_value(_placed(path, array, shape, param_dtype, shardings))
     for name, entry in wanted.items():
@@ -168,6 +171,19 @@ def check(
         }
         remedy = "; ".join(dict.fromkeys(text for kind, text in remedies.items() if problems[kind]))
         raise ValueError("\n    ".join([f"{what} do not match:", *lines, *([f"({remedy}.)"] if remedy else [])]))
+
+
+def _read_ahead(tensors: Tensors, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors in this order. While one is arranged and placed, the next `AHEAD` are read."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        reading: deque[tuple[str, Future[np.ndarray]]] = deque()
+        for name in names:
+            reading.append((name, pool.submit(tensors.read, name)))
+            if len(reading) > AHEAD:
+                first, found = reading.popleft()
+                yield first, found.result()
+        for name, found in reading:
+            yield name, found.result()
 
 
 def _common_dtype(stored: Mapping[str, Stored]) -> Any:

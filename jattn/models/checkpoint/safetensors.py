@@ -1,4 +1,4 @@
-"""Directories of safetensors files: names, shapes and dtypes from the headers, data one tensor at a time."""
+"""Directories of safetensors files: names, shapes and dtypes from the headers, data by tensor."""
 
 import contextlib
 import importlib
@@ -27,7 +27,7 @@ class Stored(NamedTuple):
 
 
 class Tensors(Protocol):
-    """Named tensors that are read one at a time."""
+    """Named tensors, each read on its own, from any thread."""
 
     @property
     def stored(self) -> Mapping[str, Stored]:
