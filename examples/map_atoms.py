@@ -4,7 +4,7 @@
     python examples/map_atoms.py               # a few seconds; downloads 3 MB
 
 rxnmapper is an ALBERT that was trained to fill in masked tokens of chemical reactions, and never told which atom goes
-where. One of its 96 heads maps them all the same (Schwaller et al. 2021, doi:10.1126/sciadv.abe4166). This loads the
+where. One of its 96 heads maps them nevertheless (Schwaller et al. 2021, doi:10.1126/sciadv.abe4166). This loads the
 published weights, records the attention of all heads while the fast path runs, and compares the largest weight of each
 atom with the true map. Prints a table, and writes `heads.png` (how many atoms each head maps right) and `map.png` (the
 best head on one reaction) to `--out`.

@@ -4,8 +4,8 @@
     python examples/translate.py                               # three minutes on two CPU cores; downloads 40 MB
     python examples/translate.py --language fr "Your order has been canceled."
 
-The text is the message catalog of a ticket shop, pretix: some 4,500 short messages in English, translated by people
-into German or one of 40 other languages. The model is that of `jattn.models.transformer` with the recipe of the
+The text is the message catalog of a ticket shop, pretix: some 4,800 short messages in English, translated by people
+into German and some 40 other languages. The model is that of `jattn.models.transformer` with the recipe of the
 Annotated Transformer: rates by Noam, smoothed labels, tied embeddings. It translates 300 messages that it has not seen,
 greedily and by beam search.
 

@@ -15,7 +15,7 @@ from report import Result, main
 
 from jattn.variants.vision import AugmentedConvolution, NonLocal
 
-COLOURS, CHANNELS = 3, 16
+COLORS, CHANNELS = 3, 16
 
 
 def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
@@ -31,12 +31,12 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
         keys = jax.random.split(key, 4)
         corners = jax.random.randint(keys[0], (count, 2, 2), 0, 2) + jnp.array([0, side - 2])[:, None]
         at = corners[..., 0] * side + corners[..., 1]
-        color = jax.random.randint(keys[1], (count,), 0, COLOURS)
+        color = jax.random.randint(keys[1], (count,), 0, COLORS)
         same = jax.random.bernoulli(keys[2], 0.5, (count,))
-        other = jnp.where(same, color, (color + jax.random.randint(keys[3], (count,), 1, COLOURS)) % COLOURS)
-        marks = jax.nn.one_hot(jnp.stack([color, other], 1), COLOURS)
-        images = jnp.zeros((count, side * side, COLOURS)).at[jnp.arange(count)[:, None], at].set(marks)
-        return images.reshape(count, side, side, COLOURS), at, same
+        other = jnp.where(same, color, (color + jax.random.randint(keys[3], (count,), 1, COLORS)) % COLORS)
+        marks = jax.nn.one_hot(jnp.stack([color, other], 1), COLORS)
+        images = jnp.zeros((count, side * side, COLORS)).at[jnp.arange(count)[:, None], at].set(marks)
+        return images.reshape(count, side, side, COLORS), at, same
 
     def convolve(images, weight):
         return jax.lax.conv_general_dilated(images, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -45,7 +45,7 @@ def run(*, fast: bool = False, seed: int = 0) -> Sequence[Result]:
         keys = jax.random.split(key, 6)
         draw = jax.nn.initializers.he_normal()
         return {
-            "one": draw(keys[0], (3, 3, COLOURS, CHANNELS)),
+            "one": draw(keys[0], (3, 3, COLORS, CHANNELS)),
             "two": draw(keys[1], (3, 3, CHANNELS, CHANNELS)),
             "hidden": draw(keys[2], (1, 1, CHANNELS, 2 * CHANNELS)),
             "out": draw(keys[3], (1, 1, 2 * CHANNELS, 1)),

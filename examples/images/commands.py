@@ -20,10 +20,10 @@ def parser(doc: str | None, *, steps: int, batch: int, features: int) -> argpars
     return made
 
 
-def report(out: Path, figures: dict[str, float], *, title: str, digits: int = 3) -> None:
+def report(out: Path, figures: dict[str, float], *, title: str) -> None:
     """Print the figures as a table, and write them to `result.json`."""
     print(f"{title}:")
     width = max(map(len, figures))
     for name, figure in figures.items():
-        print(f"  {name:{width}}  {figure:.{digits}f}")
+        print(f"  {name:{width}}  {figure:.3f}")
     (out / "result.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,6 @@ The batch is split over `data`. Heads and feed-forward layers are split over `mo
 import contextlib
 import importlib.util
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -114,8 +113,5 @@ def describe(mesh: Mesh) -> str:
     if mesh.size == 1:
         return kind
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return f"{mesh.size} x {kind}{processes} ({_product(mesh.shape.values())}: {' x '.join(mesh.shape)})"
-
-
-def _product(sizes: Sequence[int] | Any) -> str:
-    return " x ".join(str(size) for size in sizes)
+    sizes = " x ".join(map(str, mesh.shape.values()))
+    return f"{mesh.size} x {kind}{processes} ({sizes}: {' x '.join(mesh.shape)})"

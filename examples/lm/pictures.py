@@ -18,7 +18,7 @@ from .text import Text
 
 INK = "#222222"
 BLUE, ORANGE, GRAY = "#2b6cb0", "#dd6b20", "#718096"
-TILE_COLOURS = {"skipped": "#edf2f7", "partial": "#f6ad55", "full": "#2b6cb0"}
+TILE_COLORS = {"skipped": "#edf2f7", "partial": "#f6ad55", "full": "#2b6cb0"}
 
 
 def save_loss(path: Path, history: dict, baselines: dict[str, float]) -> None:
@@ -119,7 +119,7 @@ def save_plan(path: Path, kind: str, text: Text, length: int) -> None:
         start = busiest_start(text.topic, size)
         states = plan_states(kind, length, text.topic[start : start + size], tile)
         _tiles(axes, states, size, tile)
-    handles = [Patch(facecolor=color, edgecolor="#cbd5e0", label=name) for name, color in TILE_COLOURS.items()]
+    handles = [Patch(facecolor=color, edgecolor="#cbd5e0", label=name) for name, color in TILE_COLORS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
     figure.suptitle(f"What the {kind} mask asks attention to compute, in tiles small enough to see", fontsize=14)
     figure.savefig(path, dpi=120)
@@ -141,7 +141,7 @@ def plan_states(kind: str, length: int, topic: np.ndarray, tile: int) -> np.ndar
 
 def _tiles(axes: Axes, states: np.ndarray, size: int, tile: int) -> None:
     extent = (0, states.shape[1] * tile, states.shape[0] * tile, 0)
-    axes.imshow(states, cmap=ListedColormap(list(TILE_COLOURS.values())), vmin=0, vmax=2, extent=extent)
+    axes.imshow(states, cmap=ListedColormap(list(TILE_COLORS.values())), vmin=0, vmax=2, extent=extent)
     for edge in range(0, extent[1] + 1, tile):
         axes.axhline(edge, color="white", linewidth=0.8)
         axes.axvline(edge, color="white", linewidth=0.8)

@@ -4,7 +4,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jattn/jattn/blob/main/examples/notebooks/first_attention.ipynb)
 #
 # One function, `jattn.attention`, and the pieces that it takes: masks, scores, normalizers. In ten minutes you will
-# have written a mask that no library has a name for, seen which work it saves, and looked at the weights.
+# have written a mask that no library has a name for, seen what work it saves, and looked at the weights.
 
 # %%
 # Setup. On Colab this installs jattn. Elsewhere, run `pip install -e '.[examples,models]'` in a clone first.

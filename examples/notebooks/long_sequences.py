@@ -3,8 +3,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jattn/jattn/blob/main/examples/notebooks/long_sequences.ipynb)
 #
-# Four ways to go on when every token cannot look at every other: sparse patterns (Longformer, BigBird), a state
-# instead of keys (linear time), and a length that is split over devices (ring attention).
+# What to do when a sequence is too long for every token to look at every other: sparse patterns (Longformer, BigBird),
+# a state instead of keys (linear time), and a length that is split over devices (ring attention).
 
 # %%
 # Setup. On Colab this installs jattn. Elsewhere, run `pip install -e '.[examples,models]'` in a clone first.
@@ -111,8 +111,8 @@ for length in LENGTHS:
     print(f"{length:>7} tokens: " + ", ".join(f"{name} {part:.0%}" for name, part in share.items()))
 
 # %% [markdown]
-# Time on this machine, and the temporaries of the compiled gradient. The last line is attention in linear time: a
-# state of fixed size replaces the keys. Each head forgets at its own rate, as in RetNet.
+# Time on this machine, and the temporary memory of the compiled gradient. The curve `linear` is attention in linear
+# time: a state of fixed size replaces the keys. Each head forgets at its own rate, as in RetNet.
 
 
 # %%

@@ -121,9 +121,9 @@ heads = analysis.describe(seen, valid=attention_mask, pairs={"atoms": pairs})
 print(heads)
 
 # %% [markdown]
-# The line `atoms` names a head 5. The layers of this model share their parameters (it is an ALBERT), so head 5 is one
-# and the same in all of them, and from the third layer on it maps atoms. It is right for nine of ten, where the best
-# fixed distance is right for one of seven. The authors of rxnmapper chose it too, in layer 10.
+# The line `atoms` names head 5 of some layer. The layers of this model share their parameters (it is an ALBERT), so
+# head 5 is one and the same in all of them, and from the third layer on it maps atoms. It is right for nine of ten,
+# where the best fixed distance is right for one of seven. The authors of rxnmapper chose it too, in layer 10.
 
 # %%
 right = np.array([head.accuracy["atoms"][0] for head in heads]).reshape(len(seen), -1)

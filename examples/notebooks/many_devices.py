@@ -155,8 +155,8 @@ assert split.sharding.spec == P("model") and np.allclose(split, alone, atol=1e-6
 # %% [markdown]
 # ## A layer, and a step of training
 #
-# The parameters are on every device and the batch is split. `jax.grad` gives the mean over the whole batch, because
-# JAX sums what the devices found.
+# The parameters are on every device and the batch is split. `jax.grad` gives the gradient of the loss of the whole
+# batch, because JAX sums what the devices found.
 
 # %%
 layer = jattn.nnx.MultiHeadAttention(64, HEADS, rotary=True, mask=masks.Causal(), rngs=nnx.Rngs(0))

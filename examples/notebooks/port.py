@@ -3,8 +3,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jattn/jattn/blob/main/examples/notebooks/port.ipynb)
 #
-# For each call that people write there: what one writes here, run, and compared with a dense definition in float64.
-# Nothing of PyTorch is needed to run this.
+# For each call of those libraries, this notebook writes the same in jattn, runs it, and compares it with a dense
+# definition in float64. PyTorch is not needed.
 
 # %%
 # Setup. On Colab this installs jattn. Elsewhere, run `pip install -e '.[examples,models]'` in a clone first.
@@ -107,8 +107,13 @@ b, h = np.arange(BATCH)[:, None, None, None], np.arange(HEADS)[:, None, None]
 #
 # A `mask_mod` stays as it is, with `jnp` for `torch`. There is no block mask to create and keep in step with it.
 #
-# ```python def mask_mod(b, h, q_idx, kv_idx): return (q_idx >= kv_idx) & (q_idx - kv_idx < 64) block_mask =
-# create_block_mask(mask_mod, B, H, S, S) flex_attention(query, key, value, block_mask=block_mask, enable_gqa=True) ```
+# ```python
+# def mask_mod(b, h, q_idx, kv_idx):
+#     return (q_idx >= kv_idx) & (q_idx - kv_idx < 64)
+#
+# block_mask = create_block_mask(mask_mod, B, H, S, S)
+# flex_attention(query, key, value, block_mask=block_mask, enable_gqa=True)
+# ```
 
 
 # %%
@@ -123,8 +128,13 @@ print(jattn.explain(query, key, value, mask=mask_mod))
 # %% [markdown]
 # Arrays that a function closes over are looked up by the indices that it is given. They are differentiated too.
 #
-# ```python def document_mask(b, h, q_idx, kv_idx): return (document[b, q_idx] == document[b, kv_idx]) & (q_idx >=
-# kv_idx) def alibi(score, b, h, q_idx, kv_idx): return score + slopes[h] * (kv_idx - q_idx) ```
+# ```python
+# def document_mask(b, h, q_idx, kv_idx):
+#     return (document[b, q_idx] == document[b, kv_idx]) & (q_idx >= kv_idx)
+#
+# def alibi(score, b, h, q_idx, kv_idx):
+#     return score + slopes[h] * (kv_idx - q_idx)
+# ```
 
 # %%
 document = np.sort(np.random.default_rng(0).integers(0, 5, (BATCH, LENGTH)), axis=-1)
@@ -160,7 +170,9 @@ print(parts[0].lse.shape)
 # %% [markdown]
 # ## flash-attn
 #
-# ```python flash_attn_func(query, key, value, causal=True, window_size=(63, 0), softcap=20.0, softmax_scale=0.3) ```
+# ```python
+# flash_attn_func(query, key, value, causal=True, window_size=(63, 0), softcap=20.0, softmax_scale=0.3)
+# ```
 
 # %%
 pieces = {
@@ -207,9 +219,11 @@ check("one step with a cache", step(last, key, value, at), expected)
 # %% [markdown]
 # ## xformers
 #
-# ```python memory_efficient_attention(query, key, value, attn_bias=LowerTriangularMask())
-# memory_efficient_attention(query, key, value, attn_bias=BlockDiagonalMask.from_seqlens([20, 30, 46]))
-# memory_efficient_attention(query, key, value, attn_bias=bias) ```
+# ```python
+# memory_efficient_attention(query, key, value, attn_bias=LowerTriangularMask())
+# memory_efficient_attention(query, key, value, attn_bias=BlockDiagonalMask.from_seqlens([20, 30, LENGTH - 50]))
+# memory_efficient_attention(query, key, value, attn_bias=bias)
+# ```
 
 # %%
 check("LowerTriangularMask()", call(query, key, value, {"mask": masks.Causal()}), dense(j <= i))

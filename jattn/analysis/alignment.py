@@ -23,7 +23,10 @@ def time_warp(cost: Any) -> tuple[np.ndarray, np.ndarray]:
         cost: `[rows, columns]`.
 
     Returns:
-        The rows and the columns of the way.
+        The rows and the columns of the entries along the way, integers `[steps]` each.
+
+    Raises:
+        ValueError: `cost` is not a matrix of finite numbers.
 
     >>> import numpy as np
     >>> rows, columns = time_warp(-np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
@@ -93,6 +96,9 @@ def word_times(
 
     Returns:
         A `Word` for each.
+
+    Raises:
+        ValueError: `counts` do not add up to the tokens; weights are not finite; a number is out of its range.
     """
     shape = check_floats("`weights`", weights)
     if len(shape) != 3:

@@ -2,7 +2,8 @@
 
 A key with a large weight and a small value contributes little. All functions take the values v_j = x_j W_V
 `[..., keys, heads, head_dim]` (fewer heads are shared, as in grouped-query attention) and the output projection W_O
-`[heads, head_dim, features]`, and are functions of JAX. With f_hj = v_hj W_O,h:
+`[heads, head_dim, features]`, and are functions of JAX. Their equations write f_hj = v_hj W_O,h for what head h adds to
+the output per weight on key j. Arrays of other shapes raise a `ValueError`.
 """
 
 from collections.abc import Callable

@@ -1,13 +1,13 @@
 """`describe`: what each head does, as a table.
 
-A head is scored for each pattern by how far it is from attending evenly, toward attending to the pattern alone,
+The score of a head for a pattern is 0 if it attends evenly, and 1 if it attends to nothing but the pattern:
 
     score = (share - chance) / (1 - chance)
 
-over the queries that have a choice: that may attend both to a key of the pattern and to another. `share` is that of
-`pattern_share`, `chance` that of even attention. For labeled pairs, share is the accuracy, and chance that of the best
-fixed offset. So scores of all patterns can be compared: 0 is what knowing nothing gives, and 1 is all. The pattern with
-the largest score is the head's label.
+Counted are the queries that have a choice: that may attend both to a key of the pattern and to another. `share` is that
+of `pattern_share`, and `chance` the share that even attention has. For labeled pairs, `share` is the accuracy, and
+`chance` the accuracy of the best fixed offset. So the scores of all patterns can be compared. The pattern with the
+largest score is the head's label.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ class Head:
         score: that score, 0 for even attention and 1 for nothing but the pattern.
         runner_up: the pattern with the second largest score.
         margin: how much larger the first score is.
-        scores: of every pattern.
-        accuracy: for labeled pairs, how often the head is right, and how often the best fixed offset.
+        scores: its score for every pattern.
+        accuracy: for labeled pairs, how often the head is right, and how often the best fixed offset is.
         measures: entropy, confidence, distance and sink score.
     """
 
@@ -235,7 +235,7 @@ def describe(
     for number, layer in enumerate(maps):
         key = (layer.queries, layer.shape, layer.query_tokens, layer.key_tokens, layer.positions is None)
         if key not in made:
-            made = {key: _named_patterns(layer)}  # the last alone: layers with the same tokens follow each other
+            made = {key: _named_patterns(layer)}  # only the last: layers with the same tokens follow each other
         wanted = {**made[key], **_extra_patterns(extra, layer)}
         weights, counted = layer.weights, layer.counted
         where = np.ones((1, 1, 1, 1), bool) if counted is None else counted
@@ -270,7 +270,7 @@ def _labeled(
     least: float,
     finite: bool,
 ) -> Head:
-    order = sorted(scores, key=lambda name: -round(scores[name], 4))  # of scores that are as good as equal, the first
+    order = sorted(scores, key=lambda name: -round(scores[name], 4))  # scores that nearly tie keep their order
     first, second = [*order, "-", "-"][:2]
     score = scores.get(first, 0.0)
     margin = score - scores.get(second, 0.0)

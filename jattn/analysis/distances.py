@@ -21,7 +21,7 @@ from .rows import checked, probabilities
 
 
 def head_distances(left: Any, right: Any, where: Any = None) -> jax.Array:
-    """The distance of each head of one layer from each of another, between 0 and √log 2.
+    """d(h, g) of each head h of one layer and each head g of another, between 0 and √log 2.
 
     Args:
         left: weights `[..., heads, queries, keys]`.
@@ -29,7 +29,10 @@ def head_distances(left: Any, right: Any, where: Any = None) -> jax.Array:
         where: booleans that broadcast with both: pairs that count.
 
     Returns:
-        `[heads of left, heads of right]`.
+        `[heads of left, heads of right]`, float32.
+
+    Raises:
+        ValueError: examples, queries or keys differ; there are no heads.
 
     >>> import numpy as np
     >>> a = np.array([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]])
@@ -87,9 +90,11 @@ def distances(maps: Maps) -> np.ndarray:
 
 
 def embedding(distances: Any, dimensions: int = 2) -> np.ndarray:
-    """Points whose distances are as given, as far as so many dimensions allow (classical multidimensional scaling).
+    """Points whose distances are as given, as far as so many dimensions allow.
 
         B = -½ J D² J = X Xᵀ,  J = I - 11ᵀ/n        X: eigenvectors of B, times the roots of the largest eigenvalues
+
+    Classical multidimensional scaling (Torgerson 1952, doi:10.1007/BF02288916); D² is elementwise.
 
     Args:
         distances: symmetric, `[points, points]`.
@@ -97,6 +102,9 @@ def embedding(distances: Any, dimensions: int = 2) -> np.ndarray:
 
     Returns:
         `[points, dimensions]`, with mean 0. Signs are such that the largest coordinate of each axis is positive.
+
+    Raises:
+        ValueError: `distances` is not symmetric, finite and nonnegative; `dimensions` is below 1.
 
     >>> import numpy as np
     >>> x = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])

@@ -1,7 +1,7 @@
 """What reaches an output through all layers: rollout, flow, and gradient x attention.
 
-They take the maps of the layers in order: `Maps`, or any iterable of arrays `[..., heads, tokens, tokens]`, of which
-one is in memory at a time. Of each layer, and for a residual connection beside its attention,
+They take the maps of the layers in order: `Maps`, or any iterable of arrays `[..., heads, tokens, tokens]`. Rollout has
+one of them in memory at a time. A residual connection beside the attention of a layer is an identity in its map:
 
     Ã = (mean_h A_h + I) / row sums
 """
@@ -147,12 +147,16 @@ def gradient_attention(layers: Any, gradients: Any = None) -> jax.Array:
         gradients: for each layer the gradient with respect to its weights.
 
     Returns:
-        `[..., tokens, tokens]`: of an output token, such as that of the class, the relevance of each input.
+        `[..., tokens, tokens]`: for each output token, such as that of the class, the relevance of each input token.
+
+    Raises:
+        ValueError: gradients are missing, or do not have the shapes of the weights.
     """
     for name, one in {"layers": layers, "gradients": gradients}.items():
-        if not isinstance(one, Iterable | None):
+        shape = getattr(one, "shape", None)
+        if not isinstance(one, Iterable | None) or (shape is not None and len(shape) != 5):
             raise ValueError(f"`{name}` must be several arrays, one for each layer; got {describe(one)}.")
-    kept = list(layers.values() if isinstance(layers, Mapping) else layers or ())
+    kept = [] if layers is None else list(layers.values() if isinstance(layers, Mapping) else layers)
     if gradients is None:
         if not kept or any(not isinstance(one, Layer) or one.gradient is None for one in kept):
             raise ValueError(
@@ -187,6 +191,9 @@ def cross_gradient_attention(weights: Any, gradients: Any, relevance: Any, encod
 
     Returns:
         `[..., queries, keys]`; those of several layers add up.
+
+    Raises:
+        ValueError: shapes do not match.
     """
     weights, _ = checked(weights)
     q_len, kv_len = weights.shape[-2:]

@@ -18,7 +18,7 @@ def as_numpy(array: Any) -> np.ndarray:
     >>> as_numpy(np.ones(2, np.float16)).dtype
     dtype('float32')
     """
-    for method in ("detach", "cpu", "float"):  # NumPy has neither gradients, devices, nor bfloat16
+    for method in ("detach", "cpu", "float"):  # NumPy has neither gradients, nor devices, nor bfloat16
         if hasattr(array, "detach") and hasattr(array, method):
             array = getattr(array, method)()
     return np.asarray(array, dtype=np.float32)

@@ -30,6 +30,9 @@ def gate_gradients(weights: Any, gradients: Any, where: Any = None) -> jax.Array
         weights: A `[..., heads, queries, keys]`, as `jattn.recorded(function, gradients=True)` records them.
         gradients: ∂L/∂A, of the same shape.
         where: booleans that broadcast with `weights`: pairs that count.
+
+    Raises:
+        ValueError: shapes do not match.
     """
     weights, _ = checked(weights, where)
     if np.shape(gradients) != weights.shape:
@@ -43,7 +46,7 @@ def gate_gradients(weights: Any, gradients: Any, where: Any = None) -> jax.Array
 
 
 def head_importance(weights: Any, gradients: Any, where: Any = None) -> jax.Array:
-    """E_x |∂L(x)/∂ξ_h|: how much the loss would change, on average, if the gate of a head did, `[heads]`.
+    """E_x |∂L(x)/∂ξ_h|, `[heads]`: how sensitive the loss is to the gate of each head, on average over examples x.
 
     Michel et al. 2019 (arXiv:1905.10650). The loss is to be a sum or mean of the losses of the examples.
 
@@ -97,7 +100,10 @@ def pruned(
         order: all heads, in the order to close them in, as `rank_heads` gives it.
 
     Returns:
-        An iterator of the head that was closed, first None, and the loss.
+        An iterator over pairs: the head that was just closed (None at first), and the loss.
+
+    Raises:
+        ValueError: `order` lacks or repeats a head; `loss` does not return a number.
 
     >>> for head, value in pruned(lambda gates: gates["a"] @ [1.0, 10.0], [("a", 0), ("a", 1)]):
     ...     print(head, value)
@@ -137,6 +143,12 @@ def gate_outputs(output: Any, gates: Any) -> jax.Array:
     Args:
         output: W_O `[heads, head_dim, features]`, such as `MultiHeadAttention.out.kernel` of `jattn.nnx`.
         gates: `[heads]`.
+
+    Raises:
+        ValueError: the numbers of heads differ.
+
+    >>> gate_outputs(jnp.ones((2, 1, 3)), [1.0, 0.0]).tolist()
+    [[[1.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]]]
     """
     shape = np.shape(output)
     if len(shape) != 3 or np.shape(gates) != shape[:1]:

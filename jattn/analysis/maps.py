@@ -16,8 +16,8 @@ from ..ops.attention.recording.choice import Layers, abbreviates, listed, matche
 from .foreign import as_numpy, attention_shape, row_softmax
 
 SIDES = ("self", "encoder", "decoder", "cross")
-"""What attends to what: tokens to themselves, or the encoder's and decoder's to themselves, or the latter's to the
-former's."""
+"""What attends to what: one sequence to itself ("self"); where there are two, the encoder's to itself, the decoder's to
+itself, or the decoder's to the encoder's ("cross")."""
 
 Tokens = tuple[tuple[str, ...], ...]
 
@@ -31,11 +31,11 @@ class Layer:
         side: one of `SIDES`.
         source: the weights as they were given; a `jax.ShapeDtypeStruct` where they are to be computed from `query` and
             `key`.
-        heads: the indices of the heads, in the order of the axis.
+        heads: the indices of the heads in the model, in the order of `weights`.
         queries: the indices of the queries, likewise.
         q_len: how many queries there were to choose from.
-        examples: the indices of the examples, likewise.
-        picked: of the given array, which heads to take.
+        examples: the indices of the examples in `source`, in the order of `weights`.
+        picked: the indices of the heads in `source`, likewise.
         query_tokens, key_tokens: for each example, the tokens of its queries and keys; None if they are not known.
         mask: booleans `[batch or 1, heads or 1, queries, keys]`, True where a query may attend; None if not known.
         valid_queries, valid_keys: booleans `[batch, queries]` and `[batch, keys]`, False for padding; None if there is
@@ -106,6 +106,7 @@ class Layer:
         return self._chosen(self.query), self._chosen(self.key)
 
     def _chosen(self, source: Any) -> np.ndarray:
+        """The chosen examples and heads of an array, as NumPy's `[batch, heads, ...]`."""
         array = as_numpy(source)
         array = array.reshape(-1, *array.shape[-3:])
         array = array.repeat(attention_shape(self.name, self.source)[1] // array.shape[1], 1)  # keys that heads share

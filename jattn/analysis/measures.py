@@ -1,9 +1,10 @@
 """One number for each head: how broad its attention is, how far it reaches, where it rests.
 
-All take weights A `[..., heads, queries, keys]`, after the normalizer and before dropout, and are functions of JAX:
-`jax.jit`, `vmap` and `grad` apply. All return `[heads]`: means over the queries of all examples. Not counted are
-queries that attend to nothing, and pairs where `where` is False, such as those of padding. A row that does not sum to
-1, such as one of a sigmoid, is divided by its sum.
+They take weights A `[..., heads, queries, keys]`, after the normalizer and before dropout, and are functions of JAX:
+`jax.jit`, `vmap` and `grad` apply. Unless said otherwise they return float32 `[heads]`, means over the queries of all
+examples. Not counted are queries that attend to nothing, and pairs where `where` is False, such as those of padding. A
+row that does not sum to 1, such as one of a sigmoid, is divided by its sum. Arguments of another shape or dtype raise a
+`ValueError`.
 """
 
 import re
@@ -20,7 +21,7 @@ from .rows import booleans, checked, checked_queries, mean_of_rows, positions, p
 
 
 def entropy(weights: Any, where: Any = None, *, per_query: bool = False) -> jax.Array:
-    """mean_i -Σ_j A_ij log A_ij, in nats: 0 for one key, log n for all n alike.
+    """mean_i -Σ_j A_ij log A_ij, in nats: 0 for one key, log n for n keys alike (Ghader & Monz 2017, arXiv:1710.03348).
 
     Args:
         weights: `[..., heads, queries, keys]`.
@@ -65,11 +66,11 @@ def mean_distance(weights: Any, where: Any = None, *, queries: Any = None, per_q
 
 
 def offset_histogram(weights: Any, where: Any = None, *, queries: Any = None) -> tuple[np.ndarray, jax.Array]:
-    """The share of attention at each offset j - i from a query to a key.
+    """The share of attention at each offset j - i from a query to a key (Clark et al. 2019, arXiv:1906.04341).
 
     Args:
         weights, where: as in `entropy`.
-        queries: integers `[queries]`, where each query is among the keys, with known values.
+        queries: as in `mean_distance`, with known values.
 
     Returns:
         The offsets `[offsets]`, and shares `[heads, offsets]` that sum to 1.
@@ -136,7 +137,7 @@ def sink_rate(scores: Any, *, threshold: float = 0.3) -> jax.Array:
 
 
 def mass_on(weights: Any, keys: Any, where: Any = None, *, per_query: bool = False) -> jax.Array:
-    """mean_i Σ_{j in keys} A_ij: how much goes to tokens of a kind.
+    """mean_i Σ_{j in keys} A_ij: how much goes to tokens of a kind (Clark et al. 2019, arXiv:1906.04341).
 
     Args:
         weights, where, per_query: as in `entropy`.
@@ -174,7 +175,7 @@ def token_kinds(tokens: Sequence[str]) -> dict[str, np.ndarray]:
         For each kind booleans `[tokens]`; every token is of one kind. A byte beyond ASCII is of a word.
 
     Raises:
-        ValueError: they are something else.
+        ValueError: `tokens` is not a list of texts.
 
     >>> {kind: which.nonzero()[0].tolist() for kind, which in token_kinds(["[CLS]", "Ġa", "12", ",", "##b"]).items()}
     {'special': [0], 'punctuation': [3], 'number': [2], 'word': [1, 4], 'space': []}

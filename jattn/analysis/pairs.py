@@ -1,8 +1,8 @@
 """Labeled pairs: which key each query ought to choose, and how often a head does.
 
 A head is right about a query if its largest weight, among the keys that are candidates, is on a key that is right
-(Clark et al. 2019, arXiv:1906.04341). Beside it stands the best fixed offset: always the key so many places before or
-behind, as far as that can be right without looking at anything.
+(Clark et al. 2019, arXiv:1906.04341). Its baseline is the best fixed offset: always the key so many places before or
+after the query, which needs no look at the tokens.
 """
 
 import dataclasses
@@ -53,7 +53,8 @@ def labeled_pairs(
     Args:
         pairs: for each example a list of `(query, key)`; a query may have several right keys.
         q_len, kv_len: the number of queries and keys, padding included; by default as many keys as queries.
-        among: for each example the keys that are candidates; by default all but the query itself.
+        among: for each example the keys that are candidates; by default all, where queries are keys without the query
+            itself.
 
     Raises:
         ValueError: an index is out of range; a right key is no candidate.
@@ -172,7 +173,7 @@ def pair_accuracy(weights: Any, pairs: Pairs, where: Any = None) -> jax.Array:
 
 
 def best_offset(pairs: Pairs) -> tuple[int, float]:
-    """The fixed offset from query to key that is right most often, and how often.
+    """The fixed offset from query to key that is right most often, and how often; `(0, 0.0)` if no query is asked.
 
     >>> best_offset(labeled_pairs([[(1, 0), (2, 0), (3, 2)]], 4))
     (-1, 0.6666666666666666)

@@ -12,8 +12,8 @@
 | induction | t_{j-1} = t_i and j ≤ i: what followed the token the last times (Olsson et al. 2022, arXiv:2209.11895) |
 | delimiter | t_j is special or punctuation, and j ≠ i |
 
-With R all queries it is the score of TransformerLens's `detect_head`, in which a pattern that few queries have can
-reach only a small number.
+With R all queries it is the score of TransformerLens's `detect_head`, which stays small for a pattern that few queries
+have.
 """
 
 from typing import Any
@@ -38,6 +38,9 @@ def pattern(name: str, tokens: Any, *, queries: Any = None, delimiters: Any = No
         tokens: integers `[..., keys]`, the tokens of the keys. Patterns of positions read their number alone.
         queries: integers `[queries]`, where each query is among the keys; by default all keys are queries.
         delimiters: for "delimiter", booleans `[..., keys]`.
+
+    Raises:
+        ValueError: there is no such pattern; an argument has another shape or dtype.
 
     >>> import numpy as np
     >>> print(pattern("induction", np.array([5, 7, 5, 7])).astype(int))

@@ -1,5 +1,6 @@
 """`read`: any source of attention maps as `Maps`."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -269,7 +270,7 @@ def _with(layer: Layer, tokens: Any, key_tokens: Any, mask: Any, valid: Any, que
             "`tokens={'encoder': [...], 'decoder': [...]}`."
         )
     if tokens is not None:
-        length = layer.queries[-1] + 1 if _some_queries(layer) else rows
+        length = max(layer.queries) + 1 if _some_queries(layer) else rows
         whole = _by_side("tokens", tokens, layer, "queries")
         if _some_queries(layer) and not isinstance(whole, str):
             whole = _rows_of(whole, layer, length)
@@ -293,10 +294,11 @@ def _with(layer: Layer, tokens: Any, key_tokens: Any, mask: Any, valid: Any, que
             change[f"valid_{of}"] = _valid(_by_side("valid", valid, layer, of), layer, of, count)
     if query is not None or key is not None:
         change |= _vectors(layer, query, key)
-    return Layer(**{**{name: getattr(layer, name) for name in Layer.__dataclass_fields__}, **change})
+    return dataclasses.replace(layer, **change)
 
 
 def _some_queries(layer: Layer) -> bool:
+    """Whether only some queries were recorded, or in another order."""
     return layer.queries != tuple(range(layer.shape[2]))
 
 
@@ -321,13 +323,10 @@ def _dense(mask: Any, layer: Layer) -> np.ndarray:
         found = np.asarray(masks.create(mask, rows, columns, query_positions=positions))
     else:
         found = as_numpy(mask) if hasattr(mask, "detach") else np.asarray(mask)
-    found = (
-        found[None, None]
-        if found.ndim == 2
-        else found[None]
-        if isinstance(mask, masks.Mask) and found.ndim == 3
-        else found
-    )
+    if found.ndim == 2:
+        found = found[None, None]
+    elif found.ndim == 3 and isinstance(mask, masks.Mask):  # one for each head
+        found = found[None]
     wanted = (batch, heads, rows, columns)
     if (
         found.ndim != 4

@@ -12,7 +12,7 @@ from ..analysis.foreign import row_softmax
 from ..foundation.arrays import describe
 
 ROWS, MOST_OFF = 16, 0.05
-"""How many queries of each head are compared, and the largest difference of its weights."""
+"""How many queries of each head are compared, and by how much its weights may differ from the softmax."""
 
 
 def is_absent(layer: Layer) -> bool:
@@ -24,7 +24,7 @@ def check_computed(layer: Layer) -> None:
     """Check that queries and keys make the weights of a layer, as far as it is known.
 
     Raises:
-        ValueError: the weights depend on more, or there are none of both.
+        ValueError: the weights depend on more; the query or key is missing, or not finite.
     """
     if layer.query is None or layer.key is None:
         raise ValueError(f"`query` and `key` must be there for {layer.name!r}, to compute its maps from.")
@@ -58,19 +58,23 @@ def _most_off(layer: Layer) -> float:
 
 
 def off_by(query: np.ndarray, key: np.ndarray, mask: np.ndarray | None, weights: np.ndarray) -> float:
-    """How far softmax(query · key) of one head is from its weights at most. NaN does not count."""
+    """The largest difference between softmax(query · key) of one head and its weights. NaN does not count."""
     off = np.abs(row_softmax(query @ key.T, mask) - weights)
     return float(np.nanmax(off)) if np.isfinite(off).any() else 0.0
 
 
 def without_weights(layer: Layer) -> Layer:
-    """The layer without its weights; the mask that they show stays."""
+    """The layer without its weights, but with the mask that they imply."""
     mask = layer.mask if is_absent(layer) else layer.may_attend
     return dataclasses.replace(layer, source=jax.ShapeDtypeStruct(tuple(layer.source.shape), np.float32), mask=mask)
 
 
 def absent(query: Any, key: Any) -> dict[str, Any]:
-    """Stands for the weights that queries and keys give."""
+    """For each layer, the shape of the weights that are to be computed from its query and key: a source for `read`.
+
+    Raises:
+        ValueError: a query or key is missing, or they do not have the axes of attention.
+    """
     if query is None or key is None:
         raise ValueError("`source` must be maps of attention; None needs `query` and `key` to compute them from.")
     for name, one in {"query": query, "key": key}.items():

@@ -3,8 +3,8 @@
     from bertviz import head_view, model_view
     from jattn.visualization import head_view, model_view
 
-They return a `Page`, which a notebook shows, as it would BertViz's. Shown are all layers that fit; `.save(path)` writes
-all of them.
+They return a `Page`. A notebook shows it, as it shows BertViz's, with as many layers as fit; `.save(path)` writes them
+all.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def head_view(
         html_action: "view" for a `Page`, "return" for the HTML of a frame.
 
     Raises:
-        ValueError: as `view`; there is no attention.
+        ValueError: as in `view`; there is no attention.
     """
     start: dict[str, Any] = {"view": "heads"}
     for name, one in {"heads": heads, "include_layers": include_layers}.items():
@@ -83,11 +83,10 @@ def model_view(
     Args:
         display_mode: "dark" or "light".
         include_heads: the numbers of the heads to show; by default all.
-
-    The others as in `head_view`.
+        attention, tokens, ...: as in `head_view`.
 
     Raises:
-        ValueError: as `head_view`.
+        ValueError: as in `head_view`.
     """
     check_choice("display_mode", display_mode, ("dark", "light"))
     start = {"view": "overview", "theme": display_mode}
@@ -135,7 +134,7 @@ def _page(
 
 def _check_numbers(name: str, numbers: Any) -> None:
     if numbers is not None and (
-        not isinstance(numbers, Sequence | range) or not all(type(one) is int and one >= 0 for one in numbers)
+        not isinstance(numbers, Sequence) or not all(type(one) is int and one >= 0 for one in numbers)
     ):
         raise ValueError(f"`{name}` must be a list of numbers; got {describe(numbers)}.")
 

@@ -60,6 +60,7 @@ class Blobs:
         return len(self._arrays) - 1
 
     def packed(self) -> list[str]:
+        """All arrays as the page reads them."""
         return encoding.packed_all(self._arrays)
 
 
@@ -95,7 +96,7 @@ def contents(maps: Maps, beside: Beside, bits: int) -> tuple[dict[str, Any], lis
 
 
 def _group_of(layer: Layer) -> tuple[Any, ...]:
-    """Layers with equal results share their tokens, and names but for numbers."""
+    """A key that is equal for layers of one group: the same tokens, and names that differ only by numbers."""
     pattern = re.sub(r"\d+", "*", layer.name)
     return layer.side, pattern, layer.shape[2:], layer.queries, layer.query_tokens, layer.key_tokens
 
@@ -130,7 +131,7 @@ def _group(layer: Layer, beside: Beside, number: int) -> dict[str, Any]:
 
 
 def _title(group: dict[str, Any], groups: list[dict[str, Any]]) -> str:
-    """The side says more than a name, unless several groups are of it."""
+    """What the page calls a group: by its side, or by its name and size where several groups have that side."""
     sides = [one["side"] for one in groups]
     words = {"self": "self-attention", "encoder": "encoder", "decoder": "decoder", "cross": "cross: decoder to encoder"}
     if sides.count(group["side"]) == 1:
@@ -139,6 +140,7 @@ def _title(group: dict[str, Any], groups: list[dict[str, Any]]) -> str:
 
 
 def _parts(sentences: Mapping[str, Sequence[int]], side: str, places: Sequence[int], count: int) -> list[int] | None:
+    """The sentence of each query or key, 0 or 1; None if it is not known for all."""
     given = sentences.get(side, sentences.get("self"))
     if given is None or len(given) <= max(places):
         return None
@@ -172,12 +174,11 @@ def _layer(layer: Layer, beside: Beside, bits: int, blobs: Blobs, notes: list[st
             )
         if own is not None and not own.all():
             head["mask"] = blobs.add(encoding.bits_of(own), shared=True)
-        if beside.plan is not None:
+        if beside.plan is not None and fits(beside.plan, layer.shape[2:]):
             q_tile, k_tile, states, _ = beside.plan
             states = states.reshape(-1, *states.shape[-2:])
-            if fits(beside.plan, layer.shape[2:]):
-                own = states[number % len(states)]
-                head["plan"] = {"tiles": [q_tile, k_tile], "states": blobs.add(own.astype(np.uint8), shared=True)}
+            chosen = states[number % len(states)].astype(np.uint8)
+            head["plan"] = {"tiles": [q_tile, k_tile], "states": blobs.add(chosen, shared=True)}
         heads.append(head)
     return {"name": layer.name, "heads": heads, **({"besides": list(layer.besides)} if layer.besides else {})}
 
@@ -218,7 +219,7 @@ def check_sentences(given: Any, maps: Maps, example: int) -> dict[str, list[int]
     Args:
         given: as in `view`.
         maps: of one example.
-        example: its number; of lists for all examples, its own is taken.
+        example: its number in the batch, which chooses among lists for several examples.
 
     Raises:
         ValueError: it is not the start of the second sentence, nor ones and zeros for the tokens.

@@ -58,7 +58,7 @@ def codes(weights: np.ndarray, bits: int) -> np.ndarray:
 
 
 def largest_error(bits: int) -> float:
-    """A bound of the error of a weight, as a share of the scale: at w = 1 a code is half of 1 / L off, so w is 1 / L.
+    """A bound of the error of a weight, as a share of the scale: codes are off by up to 1 / (2 L), so w = 1 by 1 / L.
 
     >>> [round(largest_error(bits), 4) for bits in BITS]
     [0.0039, 0.0079, 0.0159, 0.0323, 0.0667]
@@ -103,7 +103,7 @@ def bits_of(flags: np.ndarray) -> np.ndarray:
 
 
 def vectors(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors `[length, features]` as int8 with one scale each: `(values / 127 * scale)` reads them back.
+    """Vectors `[length, features]` as int8 with one scale each: `values / 127 * scale` reads them back.
 
     Returns:
         Bytes: float32 scales `[length]`, little-endian, then int8 `[length, features]`; and what the page reads back,

@@ -16,15 +16,15 @@ class Labels:
     """For each head, by the name of its layer and its number, a label with its score, and measures.
 
     Attributes:
-        measures: their names.
-        heads: for each head, what the page is told of it.
+        measures: the names of the measures.
+        heads: for each head, its label, score and values of the measures, as the page reads them.
     """
 
     measures: tuple[str, ...]
     heads: Mapping[tuple[str, int], Mapping[str, Any]]
 
     def of(self, layer: str, head: int) -> dict[str, Any]:
-        """The part of a head's JSON."""
+        """What the JSON of a head has of it."""
         return dict(self.heads.get((layer, head), {}))
 
 
@@ -82,5 +82,5 @@ def _given(maps: Maps, given: Mapping[Any, Any]) -> dict[tuple[str, int], dict[s
         number = all(type(one) in (int, float) and math.isfinite(one) for one in score)
         if not isinstance(text, str) or len(score) > 1 or not number:
             raise ValueError(f"`labels[{key!r}]` must be a text, or a text and a finite score; got {describe(value)}.")
-        found[name, int(head)] = {"label": str(text), **({"score": float(score[0])} if score else {})}  # type: ignore[arg-type]
+        found[name, int(head)] = {"label": text, **({"score": float(score[0])} if score else {})}  # type: ignore[arg-type]
     return found

@@ -14,7 +14,7 @@ def plan_of(plan: Any) -> Plan:
     """The plan that an explanation has, or the plan itself.
 
     Raises:
-        ValueError: it is neither, or decided at run time.
+        ValueError: it is neither; its tiles are only known at run time.
     """
     found = plan if isinstance(plan, Plan) else getattr(plan, "plan", None)
     if not isinstance(found, Plan):

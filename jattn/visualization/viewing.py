@@ -58,7 +58,7 @@ class Page:
         """Write the page to a file, and return its path.
 
         Raises:
-            ValueError: as `html`; the path is not that of a file in a directory that exists.
+            ValueError: as in `html`; the path is not that of a file in a directory that exists.
         """
         if not isinstance(path, str | os.PathLike) or Path(path).is_dir() or not Path(path).parent.is_dir():
             raise ValueError(f"`path` must be that of a file in a directory that exists; got {describe(path)}.")
@@ -151,18 +151,18 @@ def view(
             the mask into tiles of a size that is chosen there.
         image: an array, a file or an image of Pillow that tokens are patches of.
         grid: the rows and columns of the patches.
-        first_patch: the number of the first patch's token; by default the patches are the last tokens.
+        first_patch: the number of the token that is the first patch; by default the patches are the last tokens.
         layers, heads: names, patterns or numbers of what to show; by default all.
         example: the number of the example in the batch.
         side: what the layers attend to, if their names do not say it: "self", "encoder", "decoder" or "cross".
         start: the view that the page opens in, or a mapping with `view`, `layer`, `head`, `query`, ...
         title: of the page.
         limit: the most bytes of weights in the file.
-        notebook_limit: likewise in a notebook, which stores what it shows: by default few layers of long texts.
+        notebook_limit: likewise in a notebook, which stores what it shows; of long texts, only some layers fit.
         height: of the frame in a notebook, in pixels.
 
     Raises:
-        ValueError: as `jattn.analysis.read`; negative weights; an option that is not understood.
+        ValueError: as in `jattn.analysis.read`; weights are negative; an option is of the wrong kind or size.
 
     >>> import numpy as np
     >>> from jattn.visualization import view

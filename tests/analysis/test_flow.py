@@ -56,6 +56,7 @@ def test_flow_is_bounded_by_every_cut():
 
 def test_gradient_attention_is_its_rule():
     found = analysis.gradient_attention(LAYERS, SLOPES)
+    np.testing.assert_array_equal(analysis.gradient_attention(np.stack(LAYERS), np.stack(SLOPES)), found)
     for example in range(BATCH):
         want = np.eye(LENGTH)
         for weights, slopes in zip(LAYERS, SLOPES, strict=True):
@@ -186,6 +187,8 @@ def test_hard_concrete_gates_have_their_distribution():
         (lambda: analysis.rollout(LAYERS, heads="sum"), "`heads` must be one of 'mean', 'max', 'min'"),
         (lambda: analysis.attention_flow(LAYERS, outputs=[5]), "`outputs` must be indices of 5 tokens"),
         (lambda: analysis.gradient_attention(LAYERS, SLOPES[:2]), "each of 3 layers; got 2"),
+        (lambda: analysis.gradient_attention(LAYERS[0], SLOPES[0]), "`layers` must be several arrays"),
+        (lambda: analysis.gradient_attention(LAYERS, SLOPES[0]), "`gradients` must be several arrays"),
         (lambda: analysis.gradient_attention(LAYERS[:1], [SLOPES[0][:1]]), "`gradients` must have the shape"),
         (lambda: analysis.norms(LAYERS[0], VALUES[:1], OUTPUT), r"`values` must have shape \[2, 5, 4, head_dim\]"),
         (lambda: analysis.norms(LAYERS[0], VALUES, OUTPUT[:2]), r"`output` must have shape \[4, 3, features\]"),

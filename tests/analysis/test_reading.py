@@ -1,5 +1,6 @@
 """Attention maps from any source: what comes out, and what is refused."""
 
+import dataclasses
 import types
 
 import jax
@@ -173,6 +174,9 @@ def test_what_is_unusual_is_said():
     assert analysis.read([np.zeros((1, 2, 3, 3))]).notes() == []  # rows that attend to nothing
 
 
+SHUFFLED = analysis.Maps((dataclasses.replace(analysis.read(LAYERS)[0], queries=(2, 0, 1)),))
+
+
 @pytest.mark.parametrize(
     "source, options, message",
     [
@@ -186,6 +190,7 @@ def test_what_is_unusual_is_said():
         ([np.zeros((1, 2, 3, 3), int)], {}, "floating-point array.*int64"),
         ([LAYERS], {}, "floating-point array.*list"),
         (LAYERS, {"tokens": TOKENS[:2]}, "`tokens` must have 3 tokens for '0'; got 2: the, cat"),
+        (SHUFFLED, {"tokens": TOKENS[:2]}, "at least 3, for query 2; got 2"),
         (LAYERS, {"tokens": "the cat sat"}, "list of tokens"),
         (LAYERS, {"tokens": [TOKENS] * 3}, "one list, or 2 for the examples.*got 3 lists"),
         (LAYERS, {"layers": "blocks"}, "got 'blocks'. There are: 0, 1"),

@@ -44,6 +44,7 @@ def test_scripts_and_notebooks_agree(generate):
     for path in SCRIPTS:
         made = path.with_suffix(".ipynb")
         assert text(made) == generate.notebook(text(path)), f"{made.name}: run python examples/notebooks/generate.py"
+        assert not re.search(r"^# ```\w* \S", text(path), re.MULTILINE), f"{path.name}: code on the line of its fence"
         cells = json.loads(text(made))["cells"]
         assert len({cell["id"] for cell in cells}) == len(cells) and not any(cell.get("outputs") for cell in cells)
 

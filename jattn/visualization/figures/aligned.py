@@ -24,11 +24,11 @@ def alignment(
 
     Args:
         weights: `[queries, keys]`, or `[heads, queries, keys]`, whose mean is drawn; such as cross-attention.
-        path: what is aligned. Pairs of a query and a key, `[pairs, 2]` or a set, such as of `analysis.align`, or for
-            each query its key, are dots; by default each query's key with the largest weight. The rows and columns of
-            `analysis.time_warp`, in which each pair follows the one before, are joined by a line.
+        path: what is aligned; by default each query with the key of its largest weight. Drawn as dots are pairs of a
+            query and a key, `[pairs, 2]` or a set as `analysis.align` returns, and one key for each query, `[queries]`.
+            Drawn as a line are the rows and columns that `analysis.time_warp` returns.
         tokens, key_tokens: to write along the axes.
-        gold: pairs `[pairs, 2]` that are right, as rings.
+        gold: pairs `[pairs, 2]` that are right, drawn as rings.
         seconds: how long a key lasts, as in speech: the axis is in seconds.
         ax: axes to draw into; by default those of a new figure.
         title: of the axes.

@@ -55,7 +55,7 @@ def axes(ax: Any, size: tuple[float, float]) -> Any:
 
 
 def draw_weights(ax: Any, weights: np.ndarray, mask: np.ndarray | None) -> Any:
-    """A map as an image whose color is that of the square root; masked pairs in gray, NaN in orange.
+    """A map as an image, colored by the square roots of its weights; masked pairs are gray, NaN is orange.
 
     Raises:
         ValueError: weights are negative.

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from ...analysis import Heads, distances, embedding, offset_histogram, read
@@ -17,7 +16,7 @@ MARKS = ("o", "s", "^", "D", "v", "P")
 def offset_histograms(
     source: Any, *, layer: int | str = 0, ax: Any = None, reach: int = 16, legend: bool = True, **choices: Any
 ) -> Any:
-    """How much of the weight of each head of a layer is how far away.
+    """The share of each head's weights at each offset from query to key, for the heads of a layer.
 
     Args:
         source: any that `jattn.analysis.read` takes.
@@ -31,7 +30,7 @@ def offset_histograms(
         The axes.
 
     Raises:
-        ValueError: as `jattn.analysis.read`.
+        ValueError: as in `jattn.analysis.read`; the layer does not attend to its own tokens.
         ImportError: Matplotlib is not installed.
 
     >>> import numpy as np
@@ -47,9 +46,8 @@ def offset_histograms(
             f"queries and {chosen.shape[3]} keys of another sequence."
         )
     check_positive(reach=reach)
-    where = chosen.counted
-    offsets, shares = offset_histogram(chosen.weights, where, queries=chosen.positions)
-    offsets, shares = np.asarray(offsets), np.asarray(shares)
+    offsets, shares = offset_histogram(chosen.weights, chosen.counted, queries=chosen.positions)
+    shares = np.asarray(shares)
     ax = axes(ax, (6, 3.4))
     near = np.abs(offsets) <= reach
     ax.axvline(0, color=LINE, linewidth=1)
@@ -70,7 +68,7 @@ def head_embedding(source: Any, *, labels: Heads | None = None, ax: Any = None, 
     """Heads as points, near to each other if they attend alike: their Jensen-Shannon distances in two dimensions.
 
     Args:
-        source: any that `jattn.analysis.read` takes; layers with as many queries and keys.
+        source: any that `jattn.analysis.read` takes; its layers have the same numbers of queries and keys.
         labels: what `jattn.analysis.describe` returns, which colors the points; by default the layer does.
         ax: axes to draw into; by default those of a new figure.
         **choices: those of `jattn.analysis.read`.
@@ -79,13 +77,13 @@ def head_embedding(source: Any, *, labels: Heads | None = None, ax: Any = None, 
         The axes.
 
     Raises:
-        ValueError: as `jattn.analysis.distances`.
+        ValueError: as in `jattn.analysis.distances`.
         ImportError: Matplotlib is not installed.
     """
     if labels is not None and not isinstance(labels, Heads):
         raise ValueError(f"`labels` must be what `jattn.analysis.describe` returns; got {describe(labels)}.")
     maps = read(source, **choices)
-    points = np.asarray(jax.device_get(embedding(distances(maps))))
+    points = embedding(distances(maps))
     names = [(number, layer.name, head) for number, layer in enumerate(maps) for head in layer.heads]
     kinds = [str(number) if labels is None else labels.of(name, head).label for number, name, head in names]
     ax = axes(ax, (5.6, 5))

@@ -28,8 +28,8 @@ def tile_plan(
 
     Args:
         plan: what `jattn.explain` returns for a call; or a mask, or a function of positions, with `q_len`.
-        q_len, kv_len: for a mask, the numbers of queries and keys; of keys, by default as many.
-        tile: for a mask, queries and keys of a tile; by default a 32nd of the length.
+        q_len, kv_len: for a mask, the numbers of queries and keys; by default as many keys as queries.
+        tile: for a mask, the queries and keys of a tile; by default a 32nd of the longer side.
         ax: axes to draw into; by default those of a new figure.
         title: by default how many tiles are visited.
         legend: whether to say what the colors are.

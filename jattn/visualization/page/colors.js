@@ -38,7 +38,7 @@ export function palette() {
   return TABLES[document.documentElement.dataset.theme];
 }
 
-/** The color of a weight as a share of the largest, by its square root, as CSS. */
+/** The color of a weight, given as a share of the scale, by its square root, as CSS. */
 export function colorOf(share) {
   const { weights } = palette();
   const i = 3 * Math.round(255 * Math.sqrt(Math.min(Math.max(share, 0), 1)));

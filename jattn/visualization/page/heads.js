@@ -37,7 +37,7 @@ export function mountHeads(root) {
     return "AB"[sentences.queries[i]] === state.filter[0] && "AB"[sentences.keys[j]] === state.filter[1];
   }
 
-  /** The strongest lines of all heads: by a count of codes, the smallest code of which not too many are. */
+  /** The strongest lines of all heads, about MOST: codes are counted from the largest down until that many are found. */
   function select() {
     const counts = new Uint32Array(256);
     for (const { weights } of loaded) for (const code of weights.codes) counts[code] += 1;

@@ -120,7 +120,7 @@ export function mountNeuron(root) {
     );
     choice.value = row();
     const off = head().off;
-    const more = layer().besides?.join(", ") ?? "something else than q · k, such as a bias, a scale or a soft cap";
+    const more = layer().besides?.join(", ") ?? "something other than q · k, such as a bias, a scale or a soft cap";
     const told = off === undefined ? "" : off < 0.05
       ? `int8: the softmax is within ${off.toPrecision(1)} of the weights`
       : `the softmax is up to ${off.toPrecision(1)} off the weights, which also depend on ${more}`;

@@ -1,4 +1,4 @@
-// Weights over the patches of an image: a patch under the pointer is the query, or a token beside the image.
+// Weights over the patches of an image. The query is the patch under the pointer, or a token beside the image.
 
 import { palette } from "./colors.js";
 import { context, css, element, tokenElement } from "./dom.js";

@@ -1,4 +1,4 @@
-// The line below: which weight the pointer is at. And the legend.
+// The line below the views, which says what weight the pointer is at; and the legend.
 
 import { colorOf, palette } from "./colors.js";
 import { context, element, number, shown } from "./dom.js";

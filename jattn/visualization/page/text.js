@@ -51,10 +51,8 @@ export function mountText(root) {
       one.style.color = "";
       one.classList.remove("focus");
     }
-    let most = 1e-9;
     const at = (place) => (byKey ? [place, chosen] : [chosen, place]);
     const tokens = [...colored.querySelectorAll(".token")];
-    tokens.forEach((_, place) => (most = Math.max(most, weights.share(...at(place)))));
     tokens.forEach((one, place) => {
       const share = weights.share(...at(place));
       if (share === 0 && weights.masked(...at(place))) one.classList.add("masked");

@@ -37,18 +37,18 @@ class record:
     structured attention. Nor of variants that compute weights of their own: pointers and coverage, neural Turing
     machines, hard and top-k attention, multi-token attention.
 
-    Functions that JAX transforms are recorded by `jattn.recorded`. A block around the call of a compiled function sees
-    nothing of it, such as `jattn.models.generate`: for the weights of its text, record a call of the model on the text.
+    Functions that JAX transforms are recorded by `jattn.recorded`. A block sees nothing inside a compiled function,
+    such as `jattn.models.generate`: for the weights of a generated text, record a call of the model on that text.
 
     Args:
         layers: a name, a pattern of names such as `"decoder.*.cross"`, the number of a call (0 for the first), or
             several of these; a name includes everything below it. By default all.
         heads: indices of query heads; by default all.
         queries: indices (not positions) of queries, negative ones from the end; by default all.
-        keep: one or several of "weights", "query" and "key". The query and key are those whose products are the scores:
-            after projections, rotary positions and normalization, and times the scale; what else the weights depend on
-            is listed in `Record.besides`. They make the neuron view of `jattn.visualization.view`, and
-            `keep=("query", "key")`, whose memory is linear in the length, its maps of long texts.
+        keep: one or several of "weights", "query" and "key". Products of the query and key are the scores: projections,
+            rotary positions, normalization and the scale are already applied. `Record.besides` lists what else the
+            weights depend on. `jattn.visualization.view` shows both in its neuron view, and computes the maps of long
+            texts from `keep=("query", "key")`, whose memory is linear in the length.
         limit: the largest number of bytes of the record.
 
     Returns:

@@ -33,7 +33,8 @@ class Kept:
         keep: some of `choice.KEPT`.
         pairs: whether to return which pairs may attend, as booleans.
         bits: the layout of these pairs as bits: "weights", or "pairs" if they are the same for all heads; or None.
-        alone: whether a device has key heads of its own, so that there is one for each query head.
+        alone: whether query heads are split over devices otherwise than key heads; the key is then repeated for each
+            query head, so that a device keeps the keys of its own heads.
     """
 
     heads: tuple[int, ...] | None
@@ -93,9 +94,9 @@ def kept_of(choice: Choice, arrays: Arrays, call: Call | None, pairs: bool) -> K
     return Kept(choice.heads, choice.queries, choice.keep, pairs, bits, alone)
 
 
-def head_major(array: jax.Array | None) -> jax.Array | None:
+def head_major(array: jax.Array) -> jax.Array:
     """`[..., length, heads, features]` -> `[..., heads, length, features]`."""
-    return None if array is None else jnp.swapaxes(array, -3, -2)
+    return jnp.swapaxes(array, -3, -2)
 
 
 def besides(call: Call, pieces: Pieces) -> tuple[str, ...]:

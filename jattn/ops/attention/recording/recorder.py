@@ -39,7 +39,7 @@ class Recorder(Observer):
         seen: what is recorded so far.
         names: the names of all calls, in order; those of a layer that attended several times are the same.
         zeros: for each recorded call, the array whose gradient is that of the weights; None without gradients.
-        like: for each recorded call, what such an array must be like, if gradients are to come; else None.
+        like: receives the description of such an array for each recorded call, in the run that comes before; or None.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Recorder(Observer):
         return found
 
     def _kept(self, name: str, arrays: Arrays, pieces: Any) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-        """The arrays that are kept of a call; and of these, what a `Record` has besides the weights."""
+        """The arrays that are kept of a call, and the fields of its `Record` other than weights and sizes."""
         whole: list[Call] = []
         if self.choice.keep != ("weights",):
             look_at_call(arrays, pieces, whole.append)

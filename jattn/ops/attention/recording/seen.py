@@ -87,6 +87,11 @@ jax.tree_util.register_dataclass(
 
 
 def _checked(argument: str, tokens: Any, length: int, name: str) -> Tokens:
+    """Tokens of a call as a tuple, or a tuple for each example.
+
+    Raises:
+        ValueError: they are no lists, or of another length.
+    """
     found = tokens.tolist() if hasattr(tokens, "tolist") else tokens
     if isinstance(found, str) or not isinstance(found, Sequence):
         raise ValueError(f"`{argument}` must be a list of tokens, or one for each example; got {describe(tokens)}.")
