@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
             )
             row = dataclasses.replace(row, ours=ours, other=other, details={**row.details, "peaks": peaks})
         rows.append(row)
-        print(f"[{case.name}]", " | ".join(rows[-1].cells()), flush=True)
+        print(f"[{case.name}]", " | ".join(row.cells()), flush=True)
     if asked.markdown:
         asked.markdown.write_text(table.markdown(rows, described), encoding="utf-8")
     if asked.json:

@@ -96,21 +96,19 @@ def _share_of_matmul(shape: Shape) -> float:
 
     Two products per tile, with 2 operations per pair and dimension each.
     """
-    visited, _, _ = _counts(causal, shape)
+    visited = _visited(causal, shape)
     return 4 * visited * shape.q_heads * shape.dim * shape.batch / (2 * peers.MATMUL**3)
 
 
 def _tiles_saved(shape: Shape) -> float:
     """The ratio of the pairs visited by causal attention to those visited with the window."""
-    return _counts(causal, shape)[0] / _counts(window, shape)[0]
+    return _visited(causal, shape) / _visited(window, shape)
 
 
-def _counts(mask: Callable[[Shape], masks.Mask], shape: Shape) -> tuple[int, int, int]:
-    """The number of pairs in the visited, the full and all tiles, per head."""
+def _visited(mask: Callable[[Shape], masks.Mask], shape: Shape) -> int:
+    """The number of pairs in the visited tiles, per head."""
     plan = Choice(mask).plan(shape)
-    area = plan.q_tile * plan.k_tile
-    visited, full, total = plan.counts()
-    return visited * area, full * area, total * area
+    return plan.counts()[0] * plan.q_tile * plan.k_tile
 
 
 def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
@@ -136,9 +134,11 @@ def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
 
     return (
         Speed("torch", "forward vs. PyTorch", usual, forward, peers.torch_attention(), Bar(1.0)),
-        Speed("torch-grad", "forward + backward", usual, both, peers.torch_attention(backward=True), Bar(0.9)),
+        Speed(
+            "torch-grad", "forward + backward vs. PyTorch", usual, both, peers.torch_attention(backward=True), Bar(0.9)
+        ),
         Speed("jax", "forward vs. jax.nn", usual, forward, peers.jax_nn(), Bar(4.5)),
-        Speed("jax-grad", "forward + backward", usual, both, peers.jax_nn(backward=True), Bar(3.5)),
+        Speed("jax-grad", "forward + backward vs. jax.nn", usual, both, peers.jax_nn(backward=True), Bar(3.5)),
         Speed("flex", "forward vs. flex_attention", usual, forward, peers.flex_attention(), Bar(1.5)),
         Speed(
             "flex-window",
@@ -177,7 +177,7 @@ def cpu(length: int = LENGTH, long: int = LONG) -> tuple[Speed | Memory, ...]:
         ),
         Speed(
             "compile",
-            f"compiling the gradient of {layers} layers",
+            f"compiling the gradient of {layers} unrolled layers",
             base(min(length, 1024)),
             compiling.ours(layers),
             compiling.jax_nn(layers),

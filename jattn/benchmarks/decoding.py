@@ -17,16 +17,18 @@ LENGTH, PLACES, WINDOW, PAGE = 4096, 65536, 1024, 128
 
 
 def _at(cache: Any, length: int) -> Any:
-    """The cache, as if each sequence had so many tokens."""
+    """The cache, as if each sequence had `length` tokens."""
     return dataclasses.replace(cache, lengths=jnp.full_like(cache.lengths, length))
 
 
 def _ours(cache: Any, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Any]:
+    """One step of jattn: the output, and the cache with its lengths as they were."""
     view, after = cache.append(key, value)
     return view.attend(query, mask=masks.Causal()), dataclasses.replace(after, lengths=cache.lengths)
 
 
 def _of_jax(cache: Any, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Any]:
+    """The same with `jax.nn.dot_product_attention`, which computes with every place and masks those not filled."""
     _, after = cache.append(key, value)
     mask = jnp.arange(cache.places) < after.lengths[:, None, None, None]
     out = jax.nn.dot_product_attention(query, after.keys, after.values, mask=mask)
@@ -37,7 +39,7 @@ def step(label: str, make: Callable[[Shape], Any], function: Callable[..., Any] 
     """A compiled step, with the cache donated. It puts the lengths back, so that every step costs the same.
 
     Args:
-        label: how the table calls it.
+        label: the label in the table.
         make: from a shape to a cache.
         function: from a cache and the query, key and value of a token to an output and a cache.
     """
@@ -65,17 +67,17 @@ def empty(spec: caches.Spec, shape: Shape) -> Any:
 
 
 def contiguous(shape: Shape, places: int) -> Any:
-    """With `shape.length` tokens, the next one among them."""
+    """A cache of `places` places that has `shape.length` tokens once the next one is appended."""
     return _at(empty(caches.Contiguous(places), shape), shape.length - 1)
 
 
 def rolling(shape: Shape, position: int) -> Any:
-    """A window of `shape.length` tokens."""
+    """A cache of a window of `shape.length` tokens, before the token at `position`."""
     return _at(empty(caches.Rolling(shape.length), shape), position)
 
 
 def paged(shape: Shape, places: int) -> Any:
-    """With `shape.length` tokens in pages, and pages for so many places."""
+    """A pool of pages for `places` places that has `shape.length` tokens once the next one is appended."""
     pages = -(-places // PAGE)
     pool = caches.PageAllocator(pages, PAGE)
     table = pool.table([pool.allocate(shape.length) for _ in range(shape.batch)], pages)

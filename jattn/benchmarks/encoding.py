@@ -13,9 +13,8 @@ from flax import nnx
 
 from .. import models
 from ..masks import SameSegment
-from ..models.registry import family_of
 from .cases import Bar, Speed
-from .generating import GPT2, missing_peers, peer
+from .generating import GPT2, missing_peers, model_of, peer
 from .sides import Run, Shape, Side
 
 BERT: dict[str, Any] = {"model_type": "bert", "architectures": ["BertModel"]}
@@ -55,12 +54,6 @@ def _lengths(shape: Shape) -> list[int]:
     return [max(1, length * shape.length // LENGTHS[0]) for length in LENGTHS[: shape.batch]]
 
 
-def _model(settings: dict[str, Any]) -> Any:
-    family = family_of(settings["model_type"])
-    config = family.config.from_json(settings)
-    return family.models[settings["architectures"][0]](config, rngs=nnx.Rngs(0))
-
-
 def _tokens(settings: dict[str, Any], *shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(3, settings.get("vocab_size", 30522), shape)
 
@@ -72,7 +65,7 @@ def packed_texts(settings: dict[str, Any]) -> Side:
         texts, positions = packed(_lengths(shape), shape.length)
         tokens = np.where(texts < 0, 0, _tokens(settings, *texts.shape))
         run = nnx.jit(lambda model, tokens, mask, positions: model(tokens, mask=mask, positions=positions))
-        model, mask = _model(settings), SameSegment(texts, padding_id=-1)
+        model, mask = model_of(settings), SameSegment(texts, padding_id=-1)
         return lambda: jax.block_until_ready(run(model, tokens, mask, positions))
 
     return Side("jattn, packed", build)
@@ -84,7 +77,7 @@ def long_text(settings: dict[str, Any]) -> Side:
     def build(shape: Shape) -> Run:
         tokens = _tokens(settings, shape.batch, shape.length)
         seen = np.broadcast_to(np.arange(shape.length) == 0, tokens.shape).astype(np.int32)
-        model = _model(settings)
+        model = model_of(settings)
         run = nnx.jit(lambda model, tokens: model(tokens, global_attention_mask=seen))
         return lambda: jax.block_until_ready(run(model, tokens))
 
@@ -117,7 +110,7 @@ def hugging_face(settings: dict[str, Any], *, padded: bool) -> Side:
 def _directory(vocabulary: int) -> tempfile.TemporaryDirectory:
     """A checkpoint of GPT-2 small with this vocabulary, removed at the end of the process."""
     folder = tempfile.TemporaryDirectory()
-    models.to_directory(_model(GPT2 | {"vocab_size": vocabulary}), folder.name)
+    models.to_directory(model_of(GPT2 | {"vocab_size": vocabulary}), folder.name)
     return folder
 
 

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import importlib.util
-import os
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from flax import nnx
 
 from ..models.generation import generate
 from ..models.registry import family_of
+from . import peers
 from .cases import Bar, Speed
 from .sides import Run, Shape, Side
 
@@ -36,15 +36,19 @@ def prompts(settings: dict[str, Any], shape: Shape) -> np.ndarray:
     return np.random.default_rng(0).integers(0, settings.get("vocab_size", 50257), (shape.batch, shape.length))
 
 
+def model_of(settings: dict[str, Any]) -> Any:
+    """The model of `jattn.models` that a `config.json` describes, with random weights."""
+    family = family_of(settings["model_type"])
+    config = family.config.from_json(settings)
+    return family.models[settings["architectures"][0]](config, rngs=nnx.Rngs(0))
+
+
 def ours(settings: dict[str, Any], new: int) -> Side:
     """`jattn.models.generate`, `new` tokens."""
 
     def build(shape: Shape) -> Run:
-        family = family_of(settings["model_type"])
-        config = family.config.from_json(settings)
-        model = family.models[settings["architectures"][0]](config, rngs=nnx.Rngs(0))
         tokens = prompts(settings, shape)
-        run = functools.partial(generate, model, tokens, max_new_tokens=new, stop_tokens=())
+        run = functools.partial(generate, model_of(settings), tokens, max_new_tokens=new, stop_tokens=())
         return lambda: jax.block_until_ready(run())
 
     return Side("jattn", build)
@@ -52,8 +56,7 @@ def ours(settings: dict[str, Any], new: int) -> Side:
 
 def peer(settings: dict[str, Any]) -> tuple[Any, Any]:
     """PyTorch, and Hugging Face's model with random weights, which attends by PyTorch's fused attention if it can."""
-    torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch, transformers = peers.load_torch(), importlib.import_module("transformers")
     given = {key: value for key, value in settings.items() if key not in ("model_type", "architectures")}
     config = transformers.AutoConfig.for_model(settings["model_type"], **given)
     if settings["model_type"] != "longformer":

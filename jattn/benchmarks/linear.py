@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ def _unit(keys: jax.Array) -> jax.Array:
 
 
 def _gates(shape: Shape, channels: int | None = None) -> np.ndarray:
-    """Log gates, for gates between 0.9 and 1."""
+    """Logarithms of random gates between 0.9 and 1: `[batch, length, heads]`, or one for each of `channels` too."""
     sizes = shape.query()[:-1] + (() if channels is None else (channels,))
     return np.log(np.random.default_rng(1).uniform(0.9, 1, sizes)).astype(np.float32)
 
@@ -74,8 +73,8 @@ def torch_recurrence(*, quadratic: bool = False) -> Side:
     """PyTorch with a gate per head and step, forward and backward: token by token, or in the quadratic form."""
 
     def build(shape: Shape) -> Run:
-        torch = importlib.import_module("torch")
-        query, key, value, cotangent = (torch.from_numpy(one).transpose(1, 2).contiguous() for one in inputs(shape))
+        torch = peers.load_torch()
+        query, key, value, cotangent = peers.torch_inputs(shape)
         gates = torch.from_numpy(_gates(shape)).transpose(1, 2).contiguous()
         arrays = (query, key, value)
 
@@ -101,7 +100,7 @@ def torch_recurrence(*, quadratic: bool = False) -> Side:
         return run
 
     label = f"PyTorch, {'every pair' if quadratic else 'token by token'}"
-    return Side(label, build, missing=lambda: None if peers.torch_version() else "PyTorch is not installed")
+    return Side(label, build, missing=peers.no_torch)
 
 
 def decode() -> Side:

@@ -14,7 +14,7 @@ LARGEST_PEER = 256  # tokens; at 512 BertViz would make 1.7 GB
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """The size of one page: a row that is made, not timed.
+    """A row: the size of one page. Nothing is timed.
 
     Attributes:
         length: the number of tokens.
@@ -67,7 +67,7 @@ def _bertviz(weights: list[np.ndarray], tokens: list[str]) -> tuple[float | None
 
     made = model_view([torch.tensor(one) for one in weights], tokens, html_action="return")
     size = len(made.data.encode()) / 1e6
-    return size, f"BertViz {size:.1f} MB, and three scripts of the network"
+    return size, f"BertViz {size:.1f} MB, and three scripts from the network"
 
 
 def pages() -> tuple[Page, ...]:

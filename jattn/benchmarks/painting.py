@@ -39,7 +39,7 @@ LISTEN = """() => {
 
 @dataclasses.dataclass(frozen=True)
 class Paint:
-    """The times of one page: a row. Opened anew, in a browser of its own.
+    """A row: the times of one page, opened in a browser of its own.
 
     Attributes:
         length: the number of tokens.

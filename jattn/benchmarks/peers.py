@@ -57,7 +57,7 @@ def jax_nn(
     )
 
 
-def _torch() -> Any:
+def load_torch() -> Any:
     """PyTorch with one thread per core. Imported by name because it is not a dependency of jattn."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(os.cpu_count() or 1)
@@ -66,20 +66,21 @@ def _torch() -> Any:
 
 def torch_version() -> str | None:
     """PyTorch's version, or None if it is not installed."""
-    return None if _no_torch() else _torch().__version__
+    return None if no_torch() else load_torch().__version__
 
 
-def _no_torch() -> str | None:
+def no_torch() -> str | None:
+    """Why there is no PyTorch to compare with, or None."""
     return None if importlib.util.find_spec("torch") else "PyTorch is not installed"
 
 
 def _no_torch_compiler() -> str | None:
-    return _no_torch() or (None if shutil.which("g++") else "PyTorch's compiler needs g++, which is not installed")
+    return no_torch() or (None if shutil.which("g++") else "PyTorch's compiler needs g++, which is not installed")
 
 
-def _torch_inputs(shape: Shape) -> list[Any]:
+def torch_inputs(shape: Shape) -> list[Any]:
     """Query, key, value and cotangent as contiguous `[batch, heads, length, dim]`."""
-    torch = _torch()
+    torch = load_torch()
     return [torch.from_numpy(array).transpose(1, 2).contiguous() for array in inputs(shape)]
 
 
@@ -87,8 +88,8 @@ def torch_attention(*, backward: bool = False) -> Side:
     """PyTorch's `scaled_dot_product_attention`, causal."""
 
     def build(shape: Shape) -> Run:
-        torch = _torch()
-        *arrays, cotangent = _torch_inputs(shape)
+        torch = load_torch()
+        *arrays, cotangent = torch_inputs(shape)
         attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True)
 
         def forward():
@@ -102,7 +103,7 @@ def torch_attention(*, backward: bool = False) -> Side:
 
         return both if backward else forward
 
-    return Side("PyTorch", build, missing=_no_torch)
+    return Side("PyTorch", build, missing=no_torch)
 
 
 def flex_attention(window: int | None = None, *, mask_included: bool = False) -> Side:
@@ -114,9 +115,9 @@ def flex_attention(window: int | None = None, *, mask_included: bool = False) ->
     """
 
     def build(shape: Shape) -> Run:
-        torch = _torch()
+        torch = load_torch()
         flex = importlib.import_module("torch.nn.attention.flex_attention")
-        *arrays, _ = _torch_inputs(shape)
+        *arrays, _ = torch_inputs(shape)
         attend = torch.compile(flex.flex_attention)
 
         def allowed(batch, head, query, key):

@@ -12,18 +12,18 @@ from .gpu import gpu
 from .linear import linear
 from .pages import pages
 from .painting import paints
-from .row import Compiled
+from .row import Measurable
 from .sparse import sparse
 
 
-def tpu(generations: Sequence[str] | None = None) -> tuple[Compiled, ...]:
+def tpu(generations: Sequence[str] | None = None) -> tuple[Measurable, ...]:
     """The rows of `tpu.suite`, which need JAX's Pallas and splash attention."""
     from .tpu import suite
 
     return suite.tpu(generations or suite.DEFAULT)
 
 
-def train(length: int = 4096) -> Sequence[Compiled]:
+def train(length: int = 4096) -> Sequence[Measurable]:
     """The rows of `tpu.training`."""
     from .tpu.training import training
 
@@ -31,19 +31,19 @@ def train(length: int = 4096) -> Sequence[Compiled]:
 
 
 def whole_models(length: int | None = None) -> tuple[Speed, ...]:
-    """The rows of `generating` and `encoding`, the length being that of the long text and of the long prompt."""
+    """The rows of `generating` and `encoding`; `length` is that of the long prompt and of the long text."""
     if length is None:
         return *generating(), *encoding()
     return *generating(length), *encoding(length)
 
 
-def looking() -> tuple[Compiled, ...]:
+def looking() -> tuple[Measurable, ...]:
     """The rows of `pages` and `painting`."""
     return *pages(), *paints()
 
 
 def about(suite: str, clock: str) -> str:
-    """One line on what the figures of a suite come from."""
+    """One line that says what the figures of a suite were measured with."""
     if suite not in ("tpu", "train"):
         return table.environment(clock)
     from .tpu.compiler import libtpu_version
@@ -52,7 +52,7 @@ def about(suite: str, clock: str) -> str:
 
 
 def begin(suite: str, rows: Sequence[Any]) -> None:
-    """Begin in the background with what rows compile; times are measured one after the other."""
+    """Start compiling the rows of the TPU suite in the background. Rows of other suites are timed one by one."""
     if suite == "tpu":
         from .tpu import suite as tpu_suite
 

@@ -10,13 +10,13 @@ import jax
 from . import peers
 from .cases import STEEPEST, Memory, Speed
 from .measure import alone, paired
-from .row import HEAD, Compiled, Row
+from .row import HEAD, Measurable, Row
 
 SECONDS = 60.0
 """The time limit for the timed rounds of a row."""
 
 
-def run(case: Speed | Memory | Compiled, *, rounds: int, clock: str = "wall") -> Row:
+def run(case: Speed | Memory | Measurable, *, rounds: int, clock: str = "wall") -> Row:
     """Measure one row."""
     if isinstance(case, Speed):
         return _speed(case, rounds, clock)

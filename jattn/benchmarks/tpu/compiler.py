@@ -75,14 +75,18 @@ def libtpu_version() -> str:
 
 
 def devices(generation: str) -> np.ndarray:
-    """Devices of the smallest topology of a generation. They can be compiled for, and nothing else.
+    """Devices of the smallest topology of a generation, as in `devices_of`."""
+    return devices_of(GENERATIONS[generation].topology)
+
+
+def devices_of(topology: str) -> np.ndarray:
+    """Devices of a topology, such as "v5e:4x4". They can be compiled for, and nothing else.
 
     Sets what libtpu needs in the environment of this process.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation].topology)
-    return np.array(topology.devices)
+    return np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 
 
 def lower(generation: str, function: Callable[..., Any], arguments: Any) -> jax.stages.Lowered:

@@ -19,8 +19,8 @@ LENGTH, HEADS = {"v6e": 16384, "v5e": 16384}, 32
 """Of the whole kernels: tokens (by generation; of others `SHORT`) and query heads."""
 
 SHORT = 8192
-"""As many keys and values of two key heads fit in the vector memory of every generation, so that a step has the heads
-that it has in the rows of a tile."""
+"""Keys and values of two key heads of this length fit in the vector memory of every generation, so a step computes as
+many heads as in the rows of a tile."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,16 +6,13 @@ memory of a chip as the compiler plans it.
 """
 
 import dataclasses
-import os
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ... import models
@@ -23,7 +20,7 @@ from ...foundation.target import compiled_for
 from ...models.llama import LlamaConfig, LlamaForCausalLM
 from ..cases import Bar
 from ..row import Row
-from .compiler import ENVIRONMENT, missing
+from .compiler import devices_of, missing
 
 TOPOLOGY, CHIPS = "v5e:4x4", 16
 LLAMA_7B = LlamaConfig(
@@ -39,7 +36,7 @@ class Step:
     Attributes:
         arguments, temporaries: bytes of a chip: parameters, moments and tokens; everything else.
         kernels: the number of calls of jattn's Pallas kernels.
-        seconds: how long it compiled.
+        seconds: how long tracing and compiling took.
     """
 
     arguments: int
@@ -56,10 +53,7 @@ def compiled_step(config: LlamaConfig, length: int, batch: int) -> Step:
         length: tokens of a sequence.
         batch: sequences, a multiple of the chips.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices)
-    mesh = Mesh(devices.reshape(-1), ("data",), axis_types=(AxisType.Auto,))
+    mesh = Mesh(devices_of(TOPOLOGY).reshape(-1), ("data",), axis_types=(AxisType.Auto,))
     shapes = nnx.eval_shape(lambda: LlamaForCausalLM(config, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     model = models.shard(shapes, mesh, batch="data", parameters="data")
     graph, parameters, rest = nnx.split(model, nnx.Param, ...)
