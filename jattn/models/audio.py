@@ -25,7 +25,7 @@ def log_mel(samples: Any, rate: int, *, mels: int = 80, seconds: float | None = 
         features = (max(x, max(x) - 8) + 4) / 4                with the maximum of each sound
 
     Frames are centered, and the samples mirrored at both ends. Equal to Hugging Face's `WhisperFeatureExtractor` to
-    1e-4; it cuts longer sounds silently, and only warns if no rate is given.
+    1e-4, which cuts longer sounds silently and only warns if no rate is given; here both are refused.
 
     Args:
         samples: floating-point numbers `[..., samples]` between -1 and 1, of one channel; or a list of such arrays

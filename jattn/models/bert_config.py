@@ -40,6 +40,10 @@ class BertConfig(EncoderConfig):
         groups: number of blocks with parameters of their own, which `depth / groups` consecutive blocks share; by
             default `depth`.
 
+    Raises:
+        ValueError: a number is out of its range; there are more groups than blocks; `position_offset` is not below
+            `max_length`.
+
     >>> BertConfig(vocabulary=100, features=64, depth=2, heads=4, mlp_features=128).head_activation
     'gelu'
     """

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class BigBirdConfig(BertConfig):
         scale_embeddings: whether embeddings of tokens are multiplied by √features.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of its range; `sparsity` is another; `scan` is set for sparse attention.
 
     >>> BigBirdConfig(features=64, depth=2, heads=4, mlp_features=128, block=16).is_sparse(177)
     True
@@ -60,6 +60,7 @@ class BigBirdConfig(BertConfig):
         "use_bias": "use_bias",
         "rescale_embeddings": "scale_embeddings",
     }
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {"bos_token_id": 1, "pad_token_id": 0, "eos_token_id": 2, **DROPOUT}
 
     model_type: str = "big_bird"
     vocabulary: int = 50358
@@ -87,12 +88,6 @@ class BigBirdConfig(BertConfig):
     def classifier_activation(self) -> str:
         """The activation in a classifier."""
         return self.activation
-
-    @classmethod
-    def from_json(cls, settings: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
-        """The configuration that a `config.json` describes; see `Config.from_json`."""
-        defaults = {"bos_token_id": 1, "pad_token_id": 0, "eos_token_id": 2, **DROPOUT}
-        return super().from_json({**defaults, **settings}, ignore)
 
 
 class BigBirdEncoder(BertEncoder):

@@ -28,8 +28,9 @@ Pure = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 def through(blocks: Iterable[nnx.Module], x: jax.Array, *inputs: Any, config: Config, **options: Any) -> jax.Array:
     """`x = block(x, *inputs, **options)` for each block.
 
-    While attention is recorded, blocks run one by one and nothing is computed again: what is recorded must not belong
-    to the inside. Outside of `jax.jit` there is no program to compile, so `config.scan` has no effect.
+    While attention is recorded, blocks run one by one and nothing is computed again: values from the inside of a loop
+    or of a recomputed block could not leave it. Outside of `jax.jit` there is no program to compile, so `config.scan`
+    has no effect.
 
     Args:
         blocks: modules. One that occurs several times shares its parameters with itself.

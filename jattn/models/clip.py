@@ -14,12 +14,13 @@ from ..foundation.numerics import unit, widen
 from ..masks import Causal
 from ..variants.vision import contrastive_loss
 from .blocks import through
+from .checkpoint.rules import norm_rules
 from .checkpoint.table import Rule, Table
 from .clip_config import CLIPConfig, CLIPResNetConfig, CLIPTextConfig, CLIPVisionConfig
 from .clip_resnet import RULES as RESNET
 from .clip_resnet import CLIPResNet
 from .embedding import Embedding
-from .encoder import NORMAL, Encoded, EncoderBlock, block_rules, norm_rules
+from .encoder import NORMAL, Encoded, EncoderBlock, block_rules
 from .layers import checked_tokens, layer_norm, placed
 from .patches import PatchEmbedding
 from .registry import Family

@@ -32,7 +32,8 @@ def from_directory(
 ) -> Any:
     """The model in a directory with a `config.json` and safetensors files, such as a snapshot of a Hugging Face model.
 
-    `generation_config.json`, if there is one, becomes `model.generation`, which `generate` follows.
+    `generation_config.json`, or what `config.json` says of generating if there is none, becomes `model.generation` of a
+    model that generates; `generate` follows it.
 
     Loading is strict: every tensor is used or named as ignored, every parameter is filled, and all of them have the
     shapes that the configuration implies. Tensors are read in turn, two ahead of the one that is placed.
@@ -134,7 +135,7 @@ def from_tensors(
 def to_directory(model: nnx.Module, path: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
     """Write a model as `config.json` and safetensors files, which `from_directory` and Hugging Face read.
 
-    And as `generation_config.json` what `model.generation` says, if it does.
+    If `model.generation` says anything, it is written as `generation_config.json`.
 
     Each parameter is written in its own dtype, so tensors are bit for bit those that were loaded. Tied weights are
     written once.

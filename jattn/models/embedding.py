@@ -10,8 +10,9 @@ from ..foundation.numerics import widen
 class Embedding(nnx.Embed):
     """y = E[tokens], as `nnx.Embed`; the gradient of a row of E, summed over its tokens, is summed in float32.
 
-    Flax converts the table to `dtype` first, so in bfloat16 that sum loses the smaller terms: a row that 1,000 tokens
-    read stops growing long before. It is also slow on a GPU, which adds bfloat16 to memory by compare-and-swap.
+    Flax converts the table to `dtype` first, so in bfloat16 that sum loses small terms: if 1,000 tokens read a row, its
+    gradient stops growing long before the last. It is also slow on a GPU, which adds bfloat16 to memory by
+    compare-and-swap.
 
     Arguments and methods as in `nnx.Embed`: integers `[...]` from 0 to `num_embeddings` - 1 give `[..., features]`.
 
@@ -23,6 +24,7 @@ class Embedding(nnx.Embed):
     """
 
     def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
+        # Flax splits the result as `out_sharding` says, and broadcasts a table of one row.
         if out_sharding is not None or self.num_embeddings == 1:
             return super().__call__(inputs, out_sharding)
         # XLA moves the conversion behind the gather, so the table is never converted as a whole.

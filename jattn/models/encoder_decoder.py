@@ -162,8 +162,8 @@ class EncoderDecoder(nnx.Module):
 
         Args:
             inputs: what the encoder takes, such as tokens `[..., inputs]`.
-            attention_mask: ones and zeros `[..., inputs]`, 0 for padding: it is not attended to, and
-                does not count in positions.
+            attention_mask: ones and zeros `[..., inputs]`, 0 for padding: it is not attended to, and does not
+                count in positions.
             mask: a mask of `jattn.masks` on the encoder's self-attention.
 
         Raises:

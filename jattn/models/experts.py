@@ -30,6 +30,9 @@ class Experts(FeedForward):
         param_dtype: the dtype of the parameters.
         rngs: random streams.
 
+    Raises:
+        ValueError: `experts` or `per_token` is not positive, or `per_token` is larger than `experts`.
+
     >>> from flax import nnx
     >>> layer = Experts(8, 16, experts=4, per_token=2, rngs=nnx.Rngs(0))
     >>> jax.eval_shape(layer, jnp.ones((2, 3, 8))).shape

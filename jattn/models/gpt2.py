@@ -40,6 +40,9 @@ class GPT2Config(Config):
         tie_embeddings: whether the head is the embedding.
         attention_dropout, embedding_dropout, residual_dropout: dropout rates in training.
 
+    Raises:
+        ValueError: a number is out of its range; heads do not divide the features; the activation is unknown.
+
     >>> GPT2Config(vocabulary=100, features=64, depth=2, heads=4).max_length
     1024
     """

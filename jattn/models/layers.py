@@ -67,7 +67,7 @@ class RMSNorm(nnx.Module):
         zero_centered: whether the parameter is g - 1, as in Gemma (arXiv:2403.08295).
         dtype: the dtype of the result, by default that of x and g together.
         param_dtype: the dtype of the parameter.
-        rngs: random streams.
+        rngs: not used: the parameter is not random. Norms take the same options as other layers.
     """
 
     def __init__(

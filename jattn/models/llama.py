@@ -7,8 +7,8 @@
 | qwen2 | Qwen 2, 2.5 (arXiv:2407.10671) | biases of query, key and value |
 | qwen3 | Qwen 3 (arXiv:2505.09388) | normalized queries and keys |
 | gemma | Gemma (arXiv:2403.08295) | scaled embeddings, norms by 1 + w |
-| gemma2 | Gemma 2 (arXiv:2408.00118) | and norms behind layers, soft caps, a window in every other block |
-| gemma3_text | Gemma 3 (arXiv:2503.19786) | no caps, normalized queries and keys, five windows to one, two bases |
+| gemma2 | Gemma 2 (arXiv:2408.00118) | as gemma; norms behind layers, soft caps, a window in every other block |
+| gemma3_text | Gemma 3 (arXiv:2503.19786) | as gemma2 without caps; QK norms, 5 of 6 blocks with a window, two bases |
 | gpt_oss | gpt-oss (arXiv:2508.10925) | sinks, experts, biases, a window in every other block |
 
 What a `model_type` implies is data, in `jattn.models.llama_config.KINDS`.
@@ -27,6 +27,7 @@ from ..nnx import MultiHeadAttention
 from ..normalizers import Softmax
 from ..scores import SoftCap
 from ..similarities import Dot
+from .checkpoint.rules import linear_rules, out_rules, projection_rules
 from .checkpoint.table import Rule, Table
 from .decoder import CausalLM, Decoder, DecoderBlock
 from .embedding import Embedding
@@ -70,7 +71,7 @@ class LlamaBlock(DecoderBlock):
         )
         self.attention_post_norm = norm() if config.post_norms else None
         self.mlp_norm = norm()
-        self.mlp = _mlp(config, normal(0.02), **options)
+        self.mlp = _mlp(config, **options)
         self.mlp_post_norm = norm() if config.post_norms else None
 
     def around(self, x, attend):
@@ -80,7 +81,7 @@ class LlamaBlock(DecoderBlock):
         return x + (fed if self.mlp_post_norm is None else self.mlp_post_norm(fed)), state
 
 
-def _mlp(config: LlamaConfig, init: Any, **options: Any) -> nnx.Module:
+def _mlp(config: LlamaConfig, **options: Any) -> nnx.Module:
     if config.experts is None:
         return MLP(
             config.features,
@@ -88,7 +89,7 @@ def _mlp(config: LlamaConfig, init: Any, **options: Any) -> nnx.Module:
             config.activation,
             gated=True,
             use_bias=config.mlp_bias,
-            kernel_init=init,
+            kernel_init=normal(0.02),
             **options,
         )
     return Experts(
@@ -167,39 +168,27 @@ class LlamaForCausalLM(CausalLM, Llama):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def _projection(tensor: str, name: str, axes: str) -> tuple[Rule, Rule]:
-    attention, biases = "blocks.{block}.attention", "f -> f" if name == "out" else "(h d) -> h d"
-    return (
-        Rule(f"layers.{{block}}.self_attn.{tensor}.weight", f"{attention}.{name}.kernel", axes),
-        Rule(f"layers.{{block}}.self_attn.{tensor}.bias", f"{attention}.{name}.bias", biases),
-    )
-
-
-def _linear(tensor: str, name: str) -> tuple[Rule, Rule]:
-    return (
-        Rule(f"layers.{{block}}.mlp.{tensor}.weight", f"blocks.{{block}}.mlp.{name}.kernel", "o i -> i o"),
-        Rule(f"layers.{{block}}.mlp.{tensor}.bias", f"blocks.{{block}}.mlp.{name}.bias"),
-    )
-
-
 _EXPERTS = ("blocks.{block}.mlp.gate", "blocks.{block}.mlp.up")  # gpt-oss stores them interleaved
 
 RULES = (
     Rule("embed_tokens.weight", "embedding.embedding"),
     Rule("norm.weight", "norm.scale"),
     Rule("layers.{block}.input_layernorm.weight", "blocks.{block}.attention_norm.scale"),
-    *_projection("q_proj", "query", "(h d) f -> f h d"),
-    *_projection("k_proj", "key", "(h d) f -> f h d"),
-    *_projection("v_proj", "value", "(h d) f -> f h d"),
-    *_projection("o_proj", "out", "f (h d) -> h d f"),
+    *projection_rules("layers.{block}.self_attn.q_proj", "blocks.{block}.attention.query"),
+    *projection_rules("layers.{block}.self_attn.k_proj", "blocks.{block}.attention.key"),
+    *projection_rules("layers.{block}.self_attn.v_proj", "blocks.{block}.attention.value"),
+    *out_rules("layers.{block}.self_attn.o_proj", "blocks.{block}.attention.out"),
     Rule("layers.{block}.self_attn.q_norm.weight", "blocks.{block}.attention.query_norm.scale"),
     Rule("layers.{block}.self_attn.k_norm.weight", "blocks.{block}.attention.key_norm.scale"),
     Rule("layers.{block}.self_attn.sinks", "blocks.{block}.attention.normalizer.sink"),
 )
-DENSE = (*_linear("gate_proj", "gate"), *_linear("up_proj", "up"), *_linear("down_proj", "down"))
+DENSE = (
+    *linear_rules("layers.{block}.mlp.gate_proj", "blocks.{block}.mlp.gate"),
+    *linear_rules("layers.{block}.mlp.up_proj", "blocks.{block}.mlp.up"),
+    *linear_rules("layers.{block}.mlp.down_proj", "blocks.{block}.mlp.down"),
+)
 EXPERTS = (
-    Rule("layers.{block}.mlp.router.weight", "blocks.{block}.mlp.router.kernel", "o i -> i o"),
-    Rule("layers.{block}.mlp.router.bias", "blocks.{block}.mlp.router.bias"),
+    *linear_rules("layers.{block}.mlp.router", "blocks.{block}.mlp.router"),
     Rule(
         "layers.{block}.mlp.experts.gate_up_proj",
         tuple(f"{path}.kernel" for path in _EXPERTS),

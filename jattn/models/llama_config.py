@@ -21,8 +21,8 @@ class Kind:
     Args:
         implied: fields that it implies, whatever `config.json` says.
         defaults: values of keys that a `config.json` may lack.
-        every: with a window, every so many blocks one sees all tokens: 2 for alternating blocks, 0 for none.
-        biases: projections with a bias; None if `attention_bias` of `config.json` says it for all four.
+        every: if there is a window, one block in `every` sees all tokens: 2 for alternating blocks, 0 if none does.
+        biases: projections with a bias; None if `attention_bias` of `config.json` decides for all four.
     """
 
     implied: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -119,7 +119,8 @@ class LlamaConfig(Config):
         tie_embeddings: whether the head is the embedding.
         rope: how queries and keys rotate.
         local_rope: how they rotate in blocks with a window, by default the same.
-        windows: how many tokens a token sees, itself included: None for all, for every block or each of them.
+        windows: how many tokens a token sees, itself included, or None for all; one value for every block, or one for
+            each.
         use_bias: the projections of attention that add a bias, among query, key, value, out.
         mlp_bias: whether feed-forward layers add biases.
         qk_norm: whether queries and keys are normalized, each head by its RMS.

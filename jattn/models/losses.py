@@ -77,6 +77,9 @@ def token_loss(logits: jax.Array, labels: Any, *, ignored: int = IGNORED) -> jax
         labels: integers `[..., length]`.
         ignored: the label that does not count.
 
+    Raises:
+        ValueError: as in `smoothed_loss`.
+
     >>> import jax.numpy as jnp
     >>> print(token_loss(jnp.zeros((1, 3, 4)), [[0, 3, -100]]).round(3))
     1.386

@@ -1,6 +1,6 @@
 """Stacks of blocks with layer norms and biases, and the names that BART's descendants give their tensors.
 
-Marian and Whisper differ in what comes before and after: these stacks are the Transformer's in both.
+The Transformer, Marian and Whisper share these stacks, and differ in what comes before and after them.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StackConfig(Config):
-    """What the configurations of models of an encoder's and a decoder's stack have in common.
+    """What the configurations of models with a stack of encoder blocks and one of decoder blocks have in common.
 
     Args:
         vocabulary: number of tokens.

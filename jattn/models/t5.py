@@ -42,6 +42,9 @@ class T5Config(Config):
         dropout: the dropout rate in training.
         decoder_start_token: the token that the decoder begins with.
 
+    Raises:
+        ValueError: a number is out of its range; the activation is unknown.
+
     >>> T5Config(feed_forward="gated-gelu").activation
     'gelu_new'
     """
@@ -170,12 +173,12 @@ class T5(EncoderDecoder):
         return Stack(blocks, norm(), drop())
 
     def embed_inputs(self, inputs: Any, positions: Any = None) -> jax.Array:
-        """The embeddings of inputs, whatever their positions."""
+        """The embeddings of inputs, which do not depend on positions."""
         del positions
         return self.dropout(self.embedding(checked_tokens("inputs", inputs, self.config.vocabulary)))
 
     def embed(self, tokens: jax.Array, positions: Any) -> jax.Array:
-        """The embeddings of tokens, whatever their positions."""
+        """The embeddings of tokens, which do not depend on positions."""
         del positions
         return self.dropout(self.embedding(tokens))
 

@@ -5,7 +5,7 @@ A recipe to train one, that of the paper as the Annotated Transformer (Rush 2018
     config = TransformerConfig(vocabulary=..., dropout=0.1, pre_norm=True)
     rate = noam_rate(config.features, warmup=4000)
     optimizer = optax.adam(rate, b1=0.9, b2=0.98, eps=1e-9)
-    inputs of the decoder = jattn.models.shifted_right(labels, start=config.decoder_start_token)
+    inputs = jattn.models.shifted_right(labels, start=config.decoder_start_token)    # of the decoder
     loss = jattn.models.smoothed_loss(model(source, inputs, attention_mask=source != pad), labels, 0.1, padding=pad)
 """
 

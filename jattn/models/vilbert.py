@@ -1,8 +1,8 @@
 """ViLBERT: streams of words and of image regions, joined by co-attention (Lu et al. 2019, arXiv:1908.02265)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,7 @@ class ViLBERTConfig(BertConfig):
         "v_hidden_act": ("gelu",),
         "with_coattention": (True,),
     }
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {**DROPOUT, **{f"v_{name}": rate for name, rate in DROPOUT.items()}}
     IGNORED: ClassVar[tuple[str, ...]] = (
         "bi_attention_type",  # which no code reads
         "bi_intermediate_size",
@@ -101,7 +102,7 @@ class ViLBERTConfig(BertConfig):
         check_positive(region_features=self.region_features, shared_features=self.shared_features)
         check_positive(shared_heads=self.shared_heads)
         check_multiple("shared_heads", shared_features=self.shared_features, shared_heads=self.shared_heads)
-        _ = self.image
+        _ = self.image  # checks its sizes
         if self.activation not in ("gelu", "gelu_python") or self.epsilon != 1e-12:
             raise ValueError(
                 f"`activation` must be 'gelu' and `epsilon` 1e-12, those of co-attention; got {self.activation!r} and "
@@ -131,12 +132,6 @@ class ViLBERTConfig(BertConfig):
             attention_dropout=self.image_attention_dropout,
             dropout=self.image_dropout,
         )
-
-    @classmethod
-    def from_json(cls, settings: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
-        """The configuration that a `config.json` describes; see `Config.from_json`."""
-        defaults = {**DROPOUT, **{f"v_{name}": rate for name, rate in DROPOUT.items()}}
-        return super().from_json({**defaults, **settings}, ignore)
 
 
 class ViLBERTOutput(NamedTuple):

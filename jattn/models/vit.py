@@ -30,6 +30,9 @@ class ViTConfig(EncoderConfig):
         pooled_features: features of the pooler's result, by default `features`.
         pooler_activation: the activation of the pooler.
 
+    Raises:
+        ValueError: a number is out of its range; an activation is unknown.
+
     >>> ViTConfig(features=64, depth=2, heads=4, mlp_features=128).image_size
     224
     """

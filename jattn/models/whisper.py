@@ -30,6 +30,9 @@ class WhisperConfig(StackConfig):
         max_inputs: number of positions of the encoder, each of two frames.
         max_length: number of positions of the decoder.
 
+    Raises:
+        ValueError: a number is out of its range; heads do not divide the features.
+
     >>> WhisperConfig().max_inputs
     1500
     """

@@ -1,6 +1,6 @@
 """The table of a family: which tensor of a checkpoint is which parameter, and how its axes are arranged.
 
-A table is a tuple of `Rule`s. Each is read in both directions, so one table both loads and saves:
+A `Table` holds `Rule`s. Each is read in both directions, so one table both loads and saves:
 
     tensor "h.0.attn.c_attn.weight" [features, 3 · heads · dim]
         <-> Rule("h.{block}.attn.c_attn.weight",

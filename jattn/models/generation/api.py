@@ -34,8 +34,9 @@ class Generated:
     Attributes:
         tokens: the new tokens, int32 `[batch, max_new_tokens]`, padded on the right.
         lengths: how many of them there are of each sequence, int32 `[batch]`; a stop token at its end is counted.
-        scores: the sum of their log probabilities, float32 `[batch]`: those of the model, before temperature, top-k and
-            top-p. Of beam search, the sum divided by length^length_penalty.
+        scores: the sum of their log probabilities, float32 `[batch]`: those of the model, before `settings`,
+            temperature, top-k and top-p. Of beam search, those after `settings`, their sum divided by
+            length^length_penalty.
     """
 
     tokens: jax.Array

@@ -9,8 +9,8 @@ they are among the first `beams`; the first `beams` of the others run on. Finish
 
     score(y) = s(y) / length(y)^penalty                  length: new tokens, the stop token included
 
-and the best `beams` are kept. The search for a prompt is over when no running hypothesis can be expected to beat the
-worst of `beams` finished ones. It and the rules of `early_stopping` are those of Hugging Face, in whose own words.
+and the best `beams` are kept. The search for a prompt is over when there are `beams` finished hypotheses and no running
+one is expected to beat the worst of them. `early_stopping` says what is expected, as in Hugging Face.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class Hypotheses:
 )
 @dataclasses.dataclass(frozen=True)
 class BeamSearch:
-    """See above.
+    """Beam search as above: `start`, and then `advance` while it `proceeds`.
 
     Args:
         new: the largest number of tokens. Hypotheses end there.
@@ -74,9 +74,10 @@ class BeamSearch:
         pad: the token after its end.
         beams: how many hypotheses there are of each prompt.
         length_penalty: the exponent of the length, float32 `[]`. Above 0, longer ones are favored: sums are negative.
-        stops_when_full: whether the search for a prompt is over when there are `beams` finished hypotheses. Otherwise
-            it is when the best running one would not beat the worst of them at its present length.
-        to_the_end: or rather at the length at which its score would be best if its sum stayed the same.
+        stops_when_full: whether the search for a prompt is over once there are `beams` finished hypotheses. If not, it
+            is over once the best running one, if it ended now, would not beat the worst of them.
+        to_the_end: whether to compare the score that it would have at the best length for it, its sum staying the same,
+            instead of the one if it ended now.
         rules: a `jattn.models.generation.rules.Rules`, which changes the log probabilities; or None.
     """
 
@@ -121,7 +122,7 @@ class BeamSearch:
         log_p = jax.nn.log_softmax(widen(logits), -1).astype(jnp.float32).reshape(batch, self.beams, vocabulary)
         if self.rules is not None:
             log_p = self.rules(log_p, of.running, of.count)
-        # Even if all of the first `beams` extensions end, for each stop token, as many are left that run on.
+        # Each beam has one extension by each stop token: without all of these, `beams` extensions are left that run on.
         kept = self.beams * max(2, 1 + len(self.stop))
         sums, chosen = jax.lax.top_k((of.sums[..., None] + log_p).reshape(batch, -1), kept)
         beam, token = chosen // vocabulary, (chosen % vocabulary).astype(jnp.int32)

@@ -62,7 +62,7 @@ STARTS = (
     "task",
     "task_to_id",
 )
-"""Those that enter `start_tokens`."""
+"""Keys that enter `start_tokens`."""
 
 WITHOUT_EFFECT = frozenset(
     (

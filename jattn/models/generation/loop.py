@@ -53,9 +53,12 @@ def begin(
         tokens: the prompts, `[batch, length]`.
         valid: which of their tokens are not padding.
         source: the inputs of an encoder and their `attention_mask`.
-        table: of the pages of paged caches; then prompts are those of all beams.
+        table: the pages of each row of paged caches; None without. With a table, `tokens` have a row for each beam.
         memory: where keys and values are kept.
         repeats: how many beams each prompt has.
+
+    Raises:
+        ValueError: the encoder gives another number of examples; the model gives no logits of the vocabulary.
     """
     model = nnx.merge(graph, parameters)
     options = {}
@@ -85,7 +88,7 @@ def begin(
 def finish(graph: Any, parameters: Any, how: Sampling | BeamSearch, carry: Any) -> Any:
     """All other tokens, up to the end of the last sequence.
 
-    The state is returned too, only because a donated buffer needs a result to become.
+    All of the carry is returned, the state of the model too: JAX can reuse a donated buffer only for a result.
     """
 
     def advance(carry: Any) -> Any:

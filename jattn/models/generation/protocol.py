@@ -14,11 +14,11 @@ class GenerativeModel(Protocol):
         logits, state = model.step(tokens, state)            of the token after these
 
     It is an `nnx.Module`. A state is a pytree of caches of `jattn.layers.caches`, of `jattn.layers.decoding.Memory`s
-    for cross-attention, and of other arrays whose first axis is the batch. All models with a head of `jattn.models`
-    that predict the next token have these methods, `jattn.models.decoder.CausalLM` among them.
+    for cross-attention, and of other arrays whose first axis is the batch. Every model of
+    `jattn.models` that predicts the next token has these methods, or those of `EncoderDecoder`.
 
     Attributes:
-        config: its configuration: `vocabulary`, and the defaults of `generate`: `eos_token` and `pad_token`.
+        config: its configuration, with `vocabulary` and, as defaults of `generate`, `eos_token` and `pad_token`.
         longest: the largest number of tokens of a sequence; None if it is not limited.
     """
 

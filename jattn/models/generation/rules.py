@@ -46,13 +46,12 @@ class Rules:
         """The rules that there are; None if there are none.
 
         Args:
-            settings: they.
-            prompts: as above.
-            stop, new: as above.
-            vocabulary: tokens are below it.
+            settings: what the rules are.
+            prompts, stop, new: as in the class.
+            vocabulary: the number of tokens of the model.
 
         Raises:
-            ValueError: a token is not.
+            ValueError: a token of the settings is out of the vocabulary.
         """
         words = tuple(word for word in settings.bad_words if word not in [(token,) for token in stop])
         first, last = ([] if one is None else [one] for one in (settings.forced_first, settings.forced_last))
@@ -131,10 +130,12 @@ class Rules:
 
 
 def _marks(tokens: tuple[int, ...], vocabulary: int) -> np.ndarray | None:
+    """Which tokens of the vocabulary are these; None if there are none."""
     return np.isin(np.arange(vocabulary), tokens) if tokens else None
 
 
 def _only(token: int, vocabulary: int) -> np.ndarray:
+    """Scores that leave one token."""
     return np.where(np.arange(vocabulary) == token, 0, -np.inf).astype(np.float32)
 
 
@@ -153,7 +154,7 @@ def _last(history: jax.Array, end: jax.Array, count: int) -> jax.Array:
 
 
 def _would_repeat(history: jax.Array, end: jax.Array, n: int) -> jax.Array:
-    """Tokens that would complete an n-gram that there is: the last of each whose first n - 1 are the last n - 1."""
+    """Tokens that would repeat an n-gram, else -1: the last of each n-gram whose other tokens end the history."""
     places = history.shape[-1] - n + 1
     if places < 1:
         return jnp.full((*history.shape[:-1], 1), -1)
@@ -166,4 +167,5 @@ def _would_repeat(history: jax.Array, end: jax.Array, n: int) -> jax.Array:
 
 
 def _ends_with(history: jax.Array, end: jax.Array, tokens: list[int]) -> jax.Array:
+    """Whether the last tokens before `end` are these: booleans `[...]`."""
     return (_last(history, end, len(tokens)) == np.asarray(tokens, np.int32)).all(-1)

@@ -51,7 +51,7 @@ class Progress:
         count: how many tokens each has, int32 `[]`.
         last: the newest, int32 `[batch]`.
         tokens: all, int32 `[batch, max_new_tokens]`; padding from the end of a sequence on.
-        lengths: how many there are of each sequence that counts, int32 `[batch]`.
+        lengths: how many of them precede the padding in each sequence, int32 `[batch]`.
         scores: the sum of their log probabilities, float32 `[batch]`.
         ended: which sequences have met a stop token, `[batch]`.
         state: that of the model before `last`.
@@ -83,7 +83,7 @@ class Progress:
 )
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """One token at a time, that of a sequence independent of other sequences.
+    """The most likely token, or a sampled one, for each sequence independently of the others.
 
     Args:
         new: the largest number of tokens.

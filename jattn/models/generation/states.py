@@ -78,10 +78,10 @@ def _copied_pages(cache: PagedCache, rows: jax.Array) -> PagedCache:
 
 
 def _check(one: Any) -> None:
-    """Rows of caches are known for those whose arrays all begin with the batch.
+    """Check that this is no cache, or one whose arrays all begin with the batch.
 
     Raises:
-        ValueError: it is another.
+        ValueError: it is another cache.
     """
     if isinstance(one, Cache) and not isinstance(one, ContiguousCache | RollingCache):
         raise ValueError(
