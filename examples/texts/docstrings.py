@@ -31,6 +31,9 @@ def documents(packages: Iterable[str], longest: int, headline: tuple[int, int]) 
         packages: names of installed packages; "" for the standard library. Nothing is imported.
         longest: how many words of name and body are kept.
         headline: the fewest and the most words of a headline; others are left out.
+
+    Raises:
+        ValueError: a package is not installed, or has no folder of sources.
     """
     found, seen = [], set()
     for package in packages:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arrays import describe as described
+from ..foundation.columns import columns
 from ..ops.attention.recording.choice import listed
 from .maps import Layer, Maps
 from .measures import confidence, entropy, mean_distance, sink_score, token_kinds
@@ -159,7 +160,7 @@ class Heads(Sequence[Head]):
             measures = (f"{one.measures[name] + 0.0:.2f}" for name in MEASURES)
             head = (one.layer, str(one.head), one.label, f"{one.score:.2f}", f"{one.margin:.2f}", one.runner_up)
             rows.append((*head, *measures))
-        return _lined(rows)
+        return "\n".join(columns(rows))
 
     def __repr__(self) -> str:
         rows = [("pattern", "best head", "score", "above the next head")]
@@ -173,7 +174,7 @@ class Heads(Sequence[Head]):
             )
         more = len(self) - 20
         tail = [f"and {more} more heads: `.table()` has all"] if more > 0 else []
-        return "\n".join([_lined(rows), "", self.table(20), *tail, *self.notes])
+        return "\n".join([*columns(rows), "", self.table(20), *tail, *self.notes])
 
 
 def describe(
@@ -239,6 +240,7 @@ def describe(
         wanted = {**made[key], **_extra_patterns(extra, layer)}
         weights, counted = layer.weights, layer.counted
         where = np.ones((1, 1, 1, 1), bool) if counted is None else counted
+        # As `layer.may_attend`, which would convert the weights once more.
         may = layer.mask if layer.mask is not None else (weights != 0).any(1, keepdims=True)
         fitting = {name: one for name, one in labeled.items() if _fits(one, layer)}
         scored, known = jax.tree.map(np.asarray, compiled(weights, where, may, wanted, layer.positions))
@@ -360,10 +362,3 @@ def _check_pairs(name: str, pairs: Any, maps: Maps) -> None:
 
 def _fits(pairs: Pairs, layer: Layer) -> bool:
     return pairs.right.shape == (layer.shape[0], *layer.shape[2:])
-
-
-def _lined(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ..foundation.arrays import describe
+from ..foundation.columns import columns
 from ..ops.attention.recording.choice import Layers, abbreviates, listed, matches
 from .foreign import as_numpy, attention_shape, row_softmax
 
@@ -207,10 +208,15 @@ class Maps(Sequence[Layer]):
         Raises:
             ValueError: one does not exist; the message lists those that do.
         """
-        if layers is not None and not _several(layers):
+        wanted = _several(layers)
+        if layers is not None and not wanted:
             raise ValueError(f"`layers` must name at least one layer, or be None for all; got {describe(layers)}.")
-        found = [layer for number, layer in enumerate(self.layers) if _met(layers, layer.name, number)]
-        for one in _several(layers):
+        found = [
+            layer
+            for number, layer in enumerate(self.layers)
+            if layers is None or any(_met(one, layer.name, number) for one in wanted)
+        ]
+        for one in wanted:
             if not any(_met(one, layer.name, number) for number, layer in enumerate(self.layers)):
                 raise ValueError(
                     f"`layers` must be names or patterns of layers, or numbers from 0 to {len(self) - 1}; got {one!r}. "
@@ -273,12 +279,11 @@ class Maps(Sequence[Layer]):
         for layer in self.layers:
             tokens = "-" if layer.key_tokens is None else " ".join(layer.key_tokens[0][:4])
             rows.append((layer.name, layer.side, *map(str, layer.shape), tokens[:30]))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join(lines)
+        return "\n".join(columns(rows))
 
 
 def _several(given: Any) -> list[Any]:
+    """One or several layers as a list, empty for None."""
     if given is None:
         return []
     if isinstance(given, str | int | np.integer):
@@ -289,9 +294,9 @@ def _several(given: Any) -> list[Any]:
         raise ValueError(f"`layers` must be a name, a number, or several of these; got {describe(given)}.") from None
 
 
-def _met(layers: Any, name: str, number: int) -> bool:
-    chosen = _several(layers)
-    return layers is None or any(number == one if not isinstance(one, str) else matches(name, one) for one in chosen)
+def _met(wanted: Any, name: str, number: int) -> bool:
+    """Whether a name, pattern or number stands for the layer of this name and number."""
+    return matches(name, wanted) if isinstance(wanted, str) else number == wanted
 
 
 def _of(layer: Layer, axis: str, given: Any) -> Layer:

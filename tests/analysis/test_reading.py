@@ -150,6 +150,7 @@ def test_layers_are_chosen_by_name_pattern_and_number():
     maps = analysis.read({f"blocks.{i}.attention": LAYERS[0] for i in range(12)})
     assert maps.choose(layers="blocks.1").names == ["blocks.1.attention"]
     assert maps.choose(layers=["blocks.1*", 0]).names == [f"blocks.{i}.attention" for i in (0, 1, 10, 11)]
+    assert maps.choose(layers=iter(["blocks.1"])).names == ["blocks.1.attention"]
     assert maps["11"].name == "blocks.11.attention"
     assert maps[2:4].names == ["blocks.2.attention", "blocks.3.attention"]
     np.testing.assert_array_equal(maps.choose(heads=[2, 0])[0].weights, LAYERS[0][:, [2, 0]])

@@ -34,9 +34,11 @@ class Softmax(Layer):
 class Task(NamedTuple):
     """A task.
 
-    sample: from a key to tokens `[batch, length]`, and the weights `[batch, length - 1]` of the predictions of tokens 1
-    on. tokens: the size of the alphabet. positions: sinusoids `[length, width]` that are added to the embedded tokens,
-    or None.
+    Attributes:
+        sample: from a key to tokens `[batch, length]`, and weights `[batch, length - 1]` of the predictions of all
+            tokens but the first.
+        tokens: the size of the alphabet.
+        positions: sinusoids `[length, width]` that are added to the embedded tokens, or None.
     """
 
     sample: Callable[[jax.Array], tuple[jax.Array, jax.Array]]

@@ -7,8 +7,8 @@ const SIGNED_LIGHT = ["#b35806", "#f1a340", "#fee0b6", "#f7f7f7", "#d8daeb", "#9
 const SIGNED_DARK = ["#ffb45c", "#d07a1f", "#6b4a26", "#1d222e", "#453f70", "#7d6fc4", "#b9adff"];
 
 /** The color of each head, by its place; the ninth has that of the first, and dashed lines. */
-export const HEADS = ["#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2", "#b7a800", "#8c8c8c"];
-export const DASHES = [[], [5, 3], [1.5, 2.5]];
+const HEADS = ["#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2", "#b7a800", "#8c8c8c"];
+const DASHES = [[], [5, 3], [1.5, 2.5]];
 
 function rgb(hex) {
   return [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ....foundation.arrays import describe
+from ....foundation.columns import columns
 from .choice import KEPT, Layers, abbreviates, listed, matches
 
 Tokens = tuple[Any, ...]
@@ -31,8 +32,8 @@ class Record:
             normalization, times the scale. None if it was not kept.
         key: `[..., kv_heads, kv_len, features]`, likewise. Consecutive heads share a key head; with chosen `heads`,
             each has its own.
-        allowed: which pairs may attend, as bits in uint8 `[..., heads or 1, queries, ⌈kv_len / 8⌉]`, kept with a query
-            or key; None for all pairs. `mask` has booleans.
+        allowed: which pairs may attend, as bits in uint8 `[..., heads or 1, queries, ⌈kv_len / 8⌉]`; None if all may,
+            or if neither query nor key was kept. `mask` has booleans.
         besides: names of what makes the weights besides softmax(query · key | mask), such as `("SoftCap",)`.
     """
 
@@ -62,7 +63,7 @@ class Record:
 
     @property
     def mask(self) -> jax.Array | None:
-        """Booleans `[..., heads or 1, queries, kv_len]`, True where a query may attend; None where `allowed` is."""
+        """Booleans `[..., heads or 1, queries, kv_len]`, True where a query may attend; None if `allowed` is None."""
         if self.allowed is None:
             return None
         return jnp.unpackbits(self.allowed, axis=-1, count=self.kv_len).astype(bool)
@@ -234,9 +235,7 @@ class Seen(Mapping[str, Any]):
     def __repr__(self) -> str:
         kept = [name for name in KEPT if any(getattr(one, name) is not None for one in self.records.values())]
         header = ("name", *(kept or KEPT[:1]), "heads", "queries", "keys", "tokens")
-        rows = [header, *(_row(name, record, header[1:-4]) for name, record in self.records.items())]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = columns([header, *(_row(name, record, header[1:-4]) for name, record in self.records.items())])
         size = sum(
             math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self) if hasattr(leaf, "dtype")
         )
