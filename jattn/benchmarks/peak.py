@@ -2,9 +2,9 @@
 
     python -m jattn.benchmarks.peak models gpt2-prefill other '{"length": 64}'
 
-The process builds the side and runs it twice: what compiling and initializing need is over then. Linux forgets the peak
-so far (`/proc/self/clear_refs`), the side runs once more, and the peak since is printed, in bytes: parameters, caches,
-temporaries, and the libraries themselves.
+The process builds the side and runs it twice, after which memory for compiling and initializing is no longer in use.
+Then Linux forgets the peak so far (`/proc/self/clear_refs`), the side runs once more, and the peak since is printed, in
+bytes: parameters, caches, temporaries, and the libraries themselves.
 """
 
 import json

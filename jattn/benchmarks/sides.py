@@ -15,7 +15,7 @@ from ..ops.attention.plan import Plan
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Self-attention with the head layout of a real model; `dtype` is of what JAX computes."""
+    """Self-attention with the head layout of a real model; `dtype` is that of JAX's inputs, PyTorch's are float32."""
 
     model: str
     length: int

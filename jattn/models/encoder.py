@@ -82,7 +82,7 @@ class EncoderConfig(Config):
 
 
 class EncoderBlock(ResidualBlock):
-    """A block of an encoder, with its norms before or after what they belong to, as the equations above.
+    """A block of an encoder, with norms before its layers or after its sums, as in the equations above.
 
     Args:
         config: sizes.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 OPTIONS = (
     "--xla_jf_dump_static_llo_profile_to={folder}",
-    # XLA moves short operands to vector memory, from which the simulation knows no copies. Those of long calls stay.
+    # XLA moves short operands to vector memory, and the simulation cannot copy from there. Those of long calls stay.
     "--xla_msa_enable=false",
 )
-"""Options of libtpu that have it estimated and written."""
+"""Options of libtpu that make it write its estimates."""
 
 
 def read(folder: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ OPTIONS = (
     "--xla_jf_dump_llo_text=true",
     "--xla_jf_dump_llo_pass_label_regex=final_",  # of some sixty passes, the last
 )
-"""Options of libtpu that print it."""
+"""Options of libtpu that make it print the final schedule."""
 
 _BUNDLE = re.compile(r"\s*(0x[0-9a-f]+|0)\s.*?:\s*(>*)\s*\{")
 _BRANCH = re.compile(r"/\* (Start|End).*region|\b(LB|PF|PB|CT):")

@@ -2,8 +2,9 @@
 
 The estimate does not count what runs under a condition on data, and splash runs every tile under one. This kernel does
 what splash does in a tile that it visits, without the condition: a grid step per tile, scores `[queries, keys]`
-forward and `[keys, queries]` backward, running maxima and sums in 128 equal lanes. It evaluates no mask, so it costs
-at most what splash does. `tests/benchmarks/tpu/test_splash_like.py` compares its values with the definition.
+forward and `[keys, queries]` backward, running maxima and sums in 128 equal lanes. It evaluates no mask. The
+benchmark page has the bundles of both. `tests/benchmarks/tpu/test_splash_like.py` compares its values with the
+definition.
 """
 
 import functools

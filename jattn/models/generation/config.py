@@ -293,7 +293,7 @@ def _tuples(name: str, value: Any) -> tuple:
 
 
 def _start_tokens(given: Mapping[str, Any]) -> tuple[tuple[int | None, ...] | None, dict[str, Any]]:
-    """The first tokens of a decoder, and those settings that should say one and do not.
+    """The first tokens of a decoder, and the settings that should name one of them but do not.
 
     Of Whisper these are the start token, those of the language and the task (`language` and `task`, or the older
     `forced_decoder_ids`) and, unless times are asked for, the one that says so.
