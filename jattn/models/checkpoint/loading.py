@@ -1,6 +1,6 @@
 """From tensors to a model and back, strictly: every tensor is used or named as ignored, every parameter is filled.
 
-    model as shapes  --table-->  tensors that must be there, with shapes  --check-->  read one, arrange it, place it
+    model as shapes  --table-->  tensors that must be there, with shapes  --check-->  read (two ahead), arrange, place
 
 Nothing is read before names, shapes and dtypes of all tensors are known to match. The model exists only as shapes until
 its arrays arrive, each on the sharding asked for.
