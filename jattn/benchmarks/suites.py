@@ -34,7 +34,7 @@ def whole_models(length: int | None = None) -> tuple[Speed, ...]:
     """The rows of `generating` and `encoding`; `length` is that of the long prompt and of the long text."""
     if length is None:
         return *generating(), *encoding()
-    return *generating(length), *encoding(length)
+    return *generating(min(length, 1023)), *encoding(length)  # GPT-2 has 1,024 positions
 
 
 def looking() -> tuple[Measurable, ...]:

@@ -16,12 +16,12 @@ import numpy as np
 from flax import nnx
 
 from ..foundation.arguments import check_choice, check_positive
-from ..foundation.arrays import as_array, describe, dtype_of
+from ..foundation.arrays import describe
 from ..layers.caches import Cache, Contiguous, Rolling, Spec
 from ..ops.attention.call import renamed
 from .blocks import through
 from .config import Config
-from .layers import as_valid, checked_tokens, placed
+from .layers import as_valid, checked_next, checked_tokens, placed
 
 State = tuple[Any, ...]
 
@@ -161,10 +161,7 @@ class Decoder(nnx.Module):
 
         Arguments as in `prefill`; `valid [...]` says which sequences advance.
         """
-        tokens = as_array(tokens) if isinstance(tokens, list | tuple) else tokens
-        if dtype_of(np.asarray(tokens) if isinstance(tokens, int) else tokens) is None:
-            raise ValueError(f"`tokens` must be integers, one for each sequence; got {describe(tokens)}.")
-        tokens = checked_tokens("tokens", jnp.asarray(tokens)[..., None], self.config.vocabulary)  # pyright: ignore
+        tokens = checked_next(tokens, self.config.vocabulary)  # pyright: ignore
         valid = as_valid(valid)
         return self.prefill(tokens, state, valid=None if valid is None else jnp.asarray(valid)[..., None], mask=mask)
 

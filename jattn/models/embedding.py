@@ -25,7 +25,10 @@ class Embedding(nnx.Embed):
 
     def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
         # Flax splits the result as `out_sharding` says, and broadcasts a table of one row.
-        if out_sharding is not None or self.num_embeddings == 1:
+        if out_sharding is not None:
             return super().__call__(inputs, out_sharding)
         # XLA moves the conversion behind the gather, so the table is never converted as a whole.
-        return jnp.take(widen(self.embedding[...]), inputs, axis=0).astype(self.dtype)
+        table = widen(self.embedding[...])
+        if self.num_embeddings == 1:
+            return jnp.broadcast_to(table, (*inputs.shape, self.features)).astype(self.dtype)
+        return jnp.take(table, inputs, axis=0).astype(self.dtype)

@@ -21,11 +21,12 @@ from ..foundation.arrays import describe
 from ..foundation.shapes import check_shapes
 from ..masks import from_attention_mask
 from ..masks.base import restricted
+from ..ops.attention.call import renamed
 from ..positions import from_attention_mask as positions_of
 from .blocks import through
 from .config import Config
 from .decoder import DecoderBlock, cache_specs, last_of
-from .layers import as_valid, checked_tokens, placed
+from .layers import as_valid, checked_next, checked_tokens, placed
 
 State = tuple[tuple[Any, Any], ...]
 
@@ -288,9 +289,10 @@ class EncoderDecoder(nnx.Module):
         valid = as_valid(valid)
         x = self.embed(tokens, state[0][0].positions(tokens.shape[-1], valid))
         after = []
-        for block, one in zip(self.decoder.blocks, state, strict=True):
-            x, one = block.prefill(x, one, valid=valid, mask=mask)
-            after.append(one)
+        with renamed(inputs="tokens"):
+            for block, one in zip(self.decoder.blocks, state, strict=True):
+                x, one = block.prefill(x, one, valid=valid, mask=mask)
+                after.append(one)
         x = self.decoder.end(x if every else last_of(x, valid))
         return self.output(x), tuple(after)
 
@@ -299,7 +301,7 @@ class EncoderDecoder(nnx.Module):
 
         Arguments as in `prefill`; `valid [...]` says which sequences advance.
         """
-        tokens = checked_tokens("tokens", jnp.asarray(tokens)[..., None], self.config.vocabulary)  # pyright: ignore
+        tokens = checked_next(tokens, self.config.vocabulary)  # pyright: ignore
         valid = as_valid(valid)
         return self.prefill(tokens, state, valid=None if valid is None else jnp.asarray(valid)[..., None], mask=mask)
 

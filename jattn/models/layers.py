@@ -204,6 +204,21 @@ def checked_tokens(name: str, tokens: Any, vocabulary: int, longest: int | None 
     return jnp.asarray(tokens)
 
 
+def checked_next(tokens: Any, vocabulary: int) -> jax.Array:
+    """One token of each sequence, `[...]`, as an integer array `[..., 1]`.
+
+    Raises:
+        ValueError: they are not integers, or are out of range.
+
+    >>> checked_next([3, 1], vocabulary=11).shape
+    (2, 1)
+    """
+    found = as_array(tokens) if isinstance(tokens, list | tuple) else tokens
+    if dtype_of(np.asarray(found) if isinstance(found, int) else found) is None:
+        raise ValueError(f"`tokens` must be integers, one for each sequence; got {describe(tokens)}.")
+    return checked_tokens("tokens", jnp.asarray(found)[..., None], vocabulary)
+
+
 def padding_of(attention_mask: Any, tokens: jax.Array, name: str = "attention_mask") -> tuple[Mask, Any]:
     """The mask of a padded batch, and the positions of its tokens, counted from 0 in each sequence.
 

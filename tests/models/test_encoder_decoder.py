@@ -73,3 +73,9 @@ def test_generates_the_tokens_of_hugging_face(family):
         for ours, theirs in zip(found.lists(), want.tolist(), strict=True):
             theirs = theirs[: theirs.index(stop) + 1] if stop in theirs else theirs
             assert ours == theirs, beams
+
+
+@pytest.mark.parametrize("tokens", [None, "abc", [[1], [2, 3]], [0.5]], ids=str)
+def test_refuses_a_next_token_that_is_none(tokens):
+    with pytest.raises(ValueError, match="`tokens` must be integers"):
+        made(ROWS["t5"]).step(tokens, ())
