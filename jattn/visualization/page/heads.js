@@ -37,21 +37,32 @@ export function mountHeads(root) {
     return "AB"[sentences.queries[i]] === state.filter[0] && "AB"[sentences.keys[j]] === state.filter[1];
   }
 
-  /** The strongest lines of all heads, about MOST: codes are counted from the largest down until that many are found. */
+  /**
+   * The strongest lines of all heads, about MOST: codes are counted from the largest down until that many are found.
+   * Of the weakest that are drawn there may be many more; each head has an equal share of those.
+   */
   function select() {
+    const filtered = state.filter !== "all" && group().sentences !== null;
+    const drawn = (wide, cell) => !filtered || allowed(Math.floor(cell / wide), cell % wide);
     const counts = new Uint32Array(256);
-    for (const { weights } of loaded) for (const code of weights.codes) counts[code] += 1;
+    for (const { weights } of loaded) {
+      for (let cell = 0; cell < weights.codes.length; cell += 1) {
+        if (drawn(weights.columns, cell)) counts[weights.codes[cell]] += 1;
+      }
+    }
     let least = 255;
     let sum = 0;
     while (least > 1 && sum + counts[least] <= MOST) sum += counts[least--];
+    const share = Math.ceil(MOST / loaded.length);
     strongest = [];
     for (const { weights, place } of loaded) {
       const { codes, columns: wide } = weights;
+      let weakest = 0;
       for (let cell = 0; cell < codes.length; cell += 1) {
-        if (codes[cell] < least || codes[cell] === 0) continue;
-        const [i, j] = [Math.floor(cell / wide), cell % wide];
-        if (allowed(i, j)) strongest.push([place, i, j, codes[cell] / weights.levels]);
-        if (strongest.length > 2 * MOST) return;
+        if (codes[cell] < least || !drawn(wide, cell)) continue;
+        if (codes[cell] === least) weakest += 1;
+        if (codes[cell] === least && weakest > share) continue;
+        strongest.push([place, Math.floor(cell / wide), cell % wide, codes[cell] / weights.levels]);
       }
     }
   }
