@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.arguments import check_counts, check_flags
 from ..foundation.arrays import describe as described
 from ..foundation.columns import columns
 from ..ops.attention.recording.choice import listed
-from .maps import Layer, Maps
+from .maps import Layer, Maps, is_index
 from .measures import confidence, entropy, mean_distance, sink_score, token_kinds
 from .pairs import Pairs, best_offset, pair_accuracy
 from .patterns import PATTERNS, chance, has_choice, pattern, pattern_share
@@ -80,7 +81,13 @@ class Heads(Sequence[Head]):
         return iter(self.heads)
 
     def __getitem__(self, index: Any) -> Any:
-        return dataclasses.replace(self, heads=self.heads[index]) if isinstance(index, slice) else self.heads[index]
+        if isinstance(index, slice):
+            return dataclasses.replace(self, heads=self.heads[index])
+        if not is_index(index):
+            raise ValueError(
+                f"an index of `Heads` must be an int; got {described(index)}. `of(layer, head)` finds one by layer."
+            )
+        return self.heads[index]
 
     @property
     def labels(self) -> list[str]:
@@ -92,7 +99,13 @@ class Heads(Sequence[Head]):
 
         Raises:
             KeyError: there is none.
+            ValueError: the layer is neither a number nor a name, or the head is no number.
         """
+        if not is_index(head) or not (is_index(layer) or isinstance(layer, str)):
+            raise ValueError(
+                "`layer` must be a number or a name, and `head` a number; got "
+                f"{described(layer)} and {described(head)}."
+            )
         for one in self.heads:
             if one.head == head and layer in (one.number, one.layer):
                 return one
@@ -112,8 +125,11 @@ class Heads(Sequence[Head]):
         [1, 0]
         """
         known = ("score", "margin", "layer", *MEASURES, *self.labels)
-        if by not in known:
+        if not isinstance(by, str) or by not in known:
             raise ValueError(f"`by` must be one of {', '.join(map(repr, known))}; got {by!r}.")
+
+        if descending is not None:
+            check_flags(descending=descending)
 
         def key(head: Head) -> Any:
             if by == "layer":
@@ -143,8 +159,8 @@ class Heads(Sequence[Head]):
         return scores[0] - scores[1] if len(scores) > 1 else scores[0]
 
     def _check(self, label: str) -> None:
-        if label not in self.labels:
-            why = next((note for note in self.notes if label in note), "")
+        if not isinstance(label, str) or label not in self.labels:
+            why = next((note for note in self.notes if str(label) in note), "")
             raise ValueError(
                 f"`label` must be one of {', '.join(map(repr, self.labels))}; got {label!r}.{' ' + why if why else ''}"
             )
@@ -154,7 +170,12 @@ class Heads(Sequence[Head]):
 
         Args:
             most: the largest number of rows.
+
+        Raises:
+            ValueError: it is no number.
         """
+        if most is not None:
+            check_counts(most=most)
         rows: list[tuple[str, ...]] = [("layer", "head", "label", "score", "above", "runner-up", *MEASURES)]
         for one in self.heads[:most]:
             measures = (f"{one.measures[name] + 0.0:.2f}" for name in MEASURES)

@@ -195,6 +195,8 @@ class Maps(Sequence[Layer]):
                 return meant[0]
             what = f"any of {listed([layer.name for layer in meant])}" if meant else "none"
             raise KeyError(f"{key!r} stands for {what} of the layers {listed(self.names)}.")
+        if not is_index(key):
+            raise ValueError(f"a layer of `Maps` is found by its number or its name; got {describe(key)}.")
         return self.layers[key]
 
     def choose(self, *, layers: Layers = None, heads: Any = None, examples: Any = None) -> "Maps":
@@ -242,6 +244,8 @@ class Maps(Sequence[Layer]):
         Raises:
             ValueError: they take more; the message says how many maps there are, and how to choose.
         """
+        if not is_index(limit) or limit < 0:
+            raise ValueError(f"`limit` must be a number of bytes, such as `2**30`; got {describe(limit)}.")
         count = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
         size = sum(4 * int(np.prod(layer.shape, dtype=np.int64)) for layer in self.layers)
         if size > limit:
@@ -260,6 +264,8 @@ class Maps(Sequence[Layer]):
         Returns:
             For each layer the result as NumPy arrays.
         """
+        if not callable(function):
+            raise ValueError(f"`function` must be a function of weights and `where`; got {describe(function)}.")
         compiled = jax.jit(function)
         always = np.ones((1, 1, 1, 1), bool)
         found = {}
@@ -280,6 +286,11 @@ class Maps(Sequence[Layer]):
             tokens = "-" if layer.key_tokens is None else " ".join(layer.key_tokens[0][:4])
             rows.append((layer.name, layer.side, *map(str, layer.shape), tokens[:30]))
         return "\n".join(columns(rows))
+
+
+def is_index(value: Any) -> bool:
+    """Whether it is an int, of Python or NumPy."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _several(given: Any) -> list[Any]:
@@ -304,7 +315,10 @@ def _of(layer: Layer, axis: str, given: Any) -> Layer:
     if given is None:
         return layer
     there = list(getattr(layer, axis))
-    array = np.atleast_1d(np.asarray(list(given) if isinstance(given, range | set | frozenset) else given))
+    try:
+        array = np.atleast_1d(np.asarray(list(given) if isinstance(given, range | set | frozenset) else given))
+    except ValueError:  # lists of different lengths
+        array = np.zeros(0)
     if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"`{axis}` must be one index or several; got {describe(given)}.")
     wanted = array.tolist()

@@ -12,6 +12,7 @@ from .. import masks
 from ..foundation.arrays import describe
 from ..ops.attention.recording import Seen
 from ..ops.attention.recording.choice import Layers, listed
+from ..ops.attention.recording.seen import token_rows
 from .foreign import as_numpy, attention_shape, check_floats
 from .maps import SIDES, Layer, Maps, Tokens
 
@@ -230,11 +231,8 @@ def _texts(argument: str, tokens: Any, batch: int, length: int, name: str) -> To
     """Tokens for each example."""
     if tokens is None:
         return None
-    tokens = tokens.tolist() if hasattr(tokens, "tolist") else tokens
-    if isinstance(tokens, str) or not isinstance(tokens, Sequence):
-        raise ValueError(f"`{argument}` must be a list of tokens, or one for each example; got {describe(tokens)}.")
-    nested = bool(tokens) and all(isinstance(row, Sequence) and not isinstance(row, str | bytes) for row in tokens)
-    rows = [tuple(map(str, row)) for row in tokens] if nested else [tuple(map(str, tokens))] * batch
+    rows, nested = token_rows(argument, tokens)
+    rows = [tuple(map(str, row)) for row in rows] * (1 if nested else batch)
     if len(rows) != batch:
         raise ValueError(
             f"`{argument}` must be one list, or {batch} for the examples of {name!r}; got {len(rows)} lists."
@@ -270,10 +268,9 @@ def _with(layer: Layer, tokens: Any, key_tokens: Any, mask: Any, valid: Any, que
             "`tokens={'encoder': [...], 'decoder': [...]}`."
         )
     if tokens is not None:
-        length = max(layer.queries) + 1 if _some_queries(layer) else rows
         whole = _by_side("tokens", tokens, layer, "queries")
-        if _some_queries(layer) and not isinstance(whole, str):
-            whole = _rows_of(whole, layer, length)
+        if _some_queries(layer):
+            whole = _rows_of(whole, layer)
         change["query_tokens"] = _texts("tokens", whole, batch, rows, layer.name)
         others = _by_side("tokens", tokens, layer, "keys") if key_tokens is None else key_tokens
         change["key_tokens"] = _texts(
@@ -302,11 +299,10 @@ def _some_queries(layer: Layer) -> bool:
     return layer.queries != tuple(range(layer.shape[2]))
 
 
-def _rows_of(tokens: Any, layer: Layer, least: int) -> Any:
+def _rows_of(tokens: Any, layer: Layer) -> Any:
     """Of the tokens of a whole call, those of the recorded queries."""
-    tokens = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
-    nested = bool(tokens) and all(isinstance(row, Sequence) and not isinstance(row, str) for row in tokens)
-    rows = tokens if nested else [tokens]
+    rows, nested = token_rows("tokens", tokens)
+    least = max(layer.queries) + 1
     if any(len(row) < least for row in rows):
         raise ValueError(
             f"`tokens` must have all tokens of {layer.name!r}, at least {least}, for query {least - 1}; got "

@@ -64,6 +64,25 @@ def test_heads_are_sorted_and_found(heads):
         heads.best("syntax")
 
 
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda heads: heads.table("a"), "`most` must be an int.*got 'a'"),
+        (lambda heads: heads.table(-1), "`most` must be an int of at least 0; got -1"),
+        (lambda heads: heads["previous"], r"an index of `Heads` must be an int; got 'previous'"),
+        (lambda heads: heads.of(np.arange(2), 0), "`layer` must be a number or a name"),
+        (lambda heads: heads.of(0, "6"), "`head` a number; got"),
+        (lambda heads: heads.sorted(np.arange(2)), "`by` must be one of"),
+        (lambda heads: heads.sorted(descending="no"), "`descending` must be True or False"),
+        (lambda heads: heads.best(3), "`label` must be one of .*got 3"),
+        (lambda heads: heads.lead(["previous"]), "`label` must be one of"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(heads, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(heads)
+
+
 def test_the_table_says_who_is_best(heads):
     lines = repr(heads).splitlines()
     assert lines[0].split() == ["pattern", "best", "head", "score", "above", "the", "next", "head"]

@@ -219,3 +219,21 @@ def test_traced_weights_and_too_many():
         analysis.read(LAYERS).arrays(limit=500)
     with pytest.raises(KeyError, match="stands for none of the layers 0, 1"):
         analysis.read(LAYERS)["cross"]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda maps: maps.arrays(limit="a"), "`limit` must be a number of bytes.*got 'a'"),
+        (lambda maps: maps.check_size(None), "`limit` must be a number of bytes.*got None"),
+        (lambda maps: maps.each("entropy"), "`function` must be a function of weights"),
+        (lambda maps: maps[1.5], "by its number or its name; got 1.5"),
+        (lambda maps: maps.choose(heads="a"), "`heads` must be one index or several"),
+        (lambda maps: maps.choose(examples=[[0], [0, 1]]), "`examples` must be one index or several"),
+        (lambda maps: maps.choose(layers=1.5), "`layers` must be a name, a number"),
+        (lambda maps: maps.choose(layers=[1.5]), "`layers` must be names or patterns.*got 1.5"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(analysis.read(LAYERS))

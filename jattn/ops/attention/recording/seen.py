@@ -93,11 +93,7 @@ def _checked(argument: str, tokens: Any, length: int, name: str) -> Tokens:
     Raises:
         ValueError: they are no lists, or of another length.
     """
-    found = tokens.tolist() if hasattr(tokens, "tolist") else tokens
-    if isinstance(found, str) or not isinstance(found, Sequence):
-        raise ValueError(f"`{argument}` must be a list of tokens, or one for each example; got {describe(tokens)}.")
-    nested = bool(found) and all(isinstance(row, Sequence) and not isinstance(row, str) for row in found)
-    rows = [tuple(row) for row in found] if nested else [tuple(found)]
+    rows, nested = token_rows(argument, tokens)
     for row in rows:
         if len(row) != length:
             raise ValueError(
@@ -105,6 +101,22 @@ def _checked(argument: str, tokens: Any, length: int, name: str) -> Tokens:
                 "tokens are for: `seen.tokens(queries, keys, layers=...)`."
             )
     return tuple(rows) if nested else rows[0]
+
+
+def token_rows(argument: str, tokens: Any) -> tuple[list[Tokens], bool]:
+    """The lists of tokens in an argument, and whether there is one for each example.
+
+    Raises:
+        ValueError: it is no list.
+
+    >>> token_rows("tokens", ["the", "cat"]), token_rows("tokens", [["the"], ["a"]])
+    (([('the', 'cat')], False), ([('the',), ('a',)], True))
+    """
+    found = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    if isinstance(found, str) or not isinstance(found, Sequence):
+        raise ValueError(f"`{argument}` must be a list of tokens, or one for each example; got {describe(tokens)}.")
+    nested = bool(found) and all(isinstance(row, Sequence) and not isinstance(row, str | bytes) for row in found)
+    return [tuple(row) for row in (found if nested else [found])], nested
 
 
 @jax.tree_util.register_pytree_with_keys_class
