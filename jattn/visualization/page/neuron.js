@@ -48,7 +48,7 @@ export function mountNeuron(root) {
     const keys = group().keys.length;
     const scores = scoresOf(found, i, keys);
     const masked = (j) => weights.masked(i, j);
-    const shares = softmax(scores, masked);
+    const shares = softmax(scores.map((score, j) => (masked(j) ? -Infinity : score)));
     const width = strips(features);
     const largest = (values) => values.reduce((most, one) => Math.max(most, Math.abs(one)), 1e-12);
     const [most, mostKey] = [largest(query), largest(key)];

@@ -71,31 +71,29 @@ export async function vectorsOf(group, head) {
   return { query, key, features: head.features };
 }
 
-/** The scores of a query with all keys. */
-export function scoresOf({ query, key, features }, row, keys) {
-  const found = new Float32Array(keys);
+/** The scores of a query with all keys, or (into `found`) with those that it may attend to: -Infinity with others. */
+export function scoresOf({ query, key, features }, row, keys, allowed = () => true, found = new Float32Array(keys)) {
   const start = row * features;
   for (let j = 0; j < keys; j += 1) {
+    found[j] = -Infinity;
+    if (!allowed(j)) continue;
     let sum = 0;
-    for (let d = 0; d < features; d += 1) sum += query[start + d] * key[j * features + d];
+    for (let d = 0, at = j * features; d < features; d += 1) sum += query[start + d] * key[at + d];
     found[j] = sum;
   }
   return found;
 }
 
-/** The softmax of scores over the keys that are not masked; zeros if all are. */
-export function softmax(scores, masked) {
-  let top = -Infinity;
-  scores.forEach((score, j) => {
-    if (!masked(j)) top = Math.max(top, score);
-  });
-  let sum = 0;
-  const found = scores.map((score, j) => {
-    const one = masked(j) || top === -Infinity ? 0 : Math.exp(score - top);
-    sum += one;
-    return one;
-  });
-  return sum ? found.map((one) => one / sum) : found;
+/** Scores become shares, in place: their softmax; zeros if all are -Infinity. */
+export function softmax(scores) {
+  const top = scores.reduce((most, one) => Math.max(most, one), -Infinity);
+  let total = 0;
+  for (let j = 0; j < scores.length; j += 1) {
+    scores[j] = top === -Infinity ? 0 : Math.exp(scores[j] - top);
+    total += scores[j];
+  }
+  for (let j = 0; total && j < scores.length; j += 1) scores[j] /= total;
+  return scores;
 }
 
 /** The map of a head: codes, masked pairs and NaN. */
@@ -132,27 +130,13 @@ export class Weights {
 async function computed(group, head, mask, every) {
   const { length: rows } = group.queries;
   const { length: columns } = group.keys;
-  const { query, key, features } = await vectorsOf(group, head);
+  const vectors = await vectorsOf(group, head);
   const codes = new Uint8Array(rows * columns);
   const scores = new Float32Array(columns);
   for (let i = 0; i < rows; i += every) {
-    const [start, place] = [i * features, i * columns];
-    let top = -Infinity;
-    for (let j = 0; j < columns; j += 1) {
-      scores[j] = -Infinity;
-      if (mask !== null && bit(mask, place + j) === 0) continue;
-      let sum = 0;
-      for (let d = 0, at = j * features; d < features; d += 1) sum += query[start + d] * key[at + d];
-      scores[j] = sum;
-      top = Math.max(top, sum);
-    }
-    if (top === -Infinity) continue;
-    let total = 0;
-    for (let j = 0; j < columns; j += 1) {
-      scores[j] = Math.exp(scores[j] - top);
-      total += scores[j];
-    }
-    for (let j = 0; j < columns; j += 1) codes[place + j] = Math.round(255 * Math.sqrt(scores[j] / total));
+    const place = i * columns;
+    const shares = softmax(scoresOf(vectors, i, columns, (j) => mask === null || bit(mask, place + j) === 1, scores));
+    for (let j = 0; j < columns; j += 1) codes[place + j] = Math.round(255 * Math.sqrt(shares[j]));
   }
   return codes;
 }
