@@ -1,10 +1,10 @@
 """The environment of every test, the cache of compiled programs that they share, and the two tiers of the suite.
 
-**Tiers.** `python -m pytest` runs the tables, the doctests, the README and everything else but what is marked
-`@pytest.mark.exhaustive`; `python -m pytest --everything` runs that too. Mark what costs much and repeats, more widely,
-what an unmarked test already shows: reduced experiments, long examples, the wide side of a product of parameters
-(`pytest.param(..., marks=pytest.mark.exhaustive)`). A marked test that is named by its node id, or asked for with
-`-m exhaustive`, runs without the option. tests/README.md says more.
+**Tiers.** `python -m pytest` runs the tables, the doctests (but those of variants and models), the README and
+everything else but what is marked `@pytest.mark.exhaustive`; `python -m pytest --everything` runs that too. Mark what
+costs much and repeats, more widely, what an unmarked test already shows: reduced experiments, long examples, the wide
+side of a product of parameters (`pytest.param(..., marks=pytest.mark.exhaustive)`). A marked test that is named by its
+node id, or asked for with `-m exhaustive`, runs without the option. tests/README.md says more.
 
 **Cache.** Most of a test's time is the compiler. Workers and runs share compiled programs in `.pytest_cache/d/xla`
 (`--cache-clear` empties it), or wherever `JAX_COMPILATION_CACHE_DIR` says.
@@ -44,6 +44,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances are measured in full
 os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files
 
 import jax  # noqa: E402  (behind the environment that it reads)
+
+ROOT = Path(__file__).parents[1]
+WIDE = ("jattn", "models"), ("jattn", "variants")
+"""Folders whose doctests are marked `exhaustive`: a hundred programs, of what the tables hold always."""
 
 LARGEST_CACHE = 2 << 30  # bytes; JAX could evict old entries itself, but only with a package that it does not require
 
@@ -99,6 +103,9 @@ def everything(config) -> bool:
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) and item.path.relative_to(ROOT).parts[:2] in WIDE:
+            item.add_marker(pytest.mark.exhaustive)
     if everything(config):
         return
     marked = [item for item in items if item.get_closest_marker("exhaustive")]

@@ -12,6 +12,7 @@ noted. Three numbers of files follow, each with its limit:
 A change that adds a file to a journey raises one of them; the limits may only fall.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -28,22 +29,24 @@ VOCABULARY = ("foundation", "masks", "scores", "similarities", "normalizers", "p
 PLAN = "ops/attention/plan"
 
 
+@functools.cache
+def name(path: str) -> str | None:
+    """Of a file of the package."""
+    return Path(path).relative_to(ROOT).as_posix() if path.startswith(str(ROOT)) else None
+
+
 def journey(function, *arguments) -> tuple[set[str], int]:
     """All files on the way, and the most whose functions are being called at the same time."""
     files, at_once = set(), 0
 
-    def name(frame):
-        path = frame.f_code.co_filename
-        return Path(path).relative_to(ROOT).as_posix() if path.startswith(str(ROOT)) else None
-
     def called(frame, event, _):
         nonlocal at_once
-        if event != "call" or (here := name(frame)) is None:
+        if event != "call" or (here := name(frame.f_code.co_filename)) is None:
             return
         files.add(here)
         callers = set()
         while frame is not None:
-            callers.add(name(frame))
+            callers.add(name(frame.f_code.co_filename))
             frame = frame.f_back
         at_once = max(at_once, len(callers - {None}))
 

@@ -22,6 +22,7 @@ PAGES = [
 CLONE = pytest.mark.skipif(not (ROOT / ".github").exists(), reason="not in a clone, which has all pages")
 ABSTRACT = ("Scaling", "Score", "as_mask", "of")
 LONG = (
+    "examples/tasks/decoding.md",
     "jattn/layers/README.md", "jattn/models/README.md", "jattn/ops/README.md", "jattn/variants/README.md",
 )  # fmt: skip
 """Pages whose examples take seconds: they have thousands of tokens, or call layers outside `jit`."""

@@ -30,7 +30,7 @@ AXES = {
     "parameters": {"batch": "data", "parameters": "data"},
     "all": {"batch": ("data", "rest"), "heads": "model", "parameters": "rest"},
 }
-ALWAYS = {"gpt2 batch", "bert heads", "t5 parameters", "llama all", "longformer batch"}
+ALWAYS = {"gpt2 batch", "llama all"}
 SUMMED_ONCE = ("bert", "gpt2", "llama", "vit", "whisper")
 """Families whose every layer is used once, and whose attention is `MultiHeadAttention`."""
 ROWS = [f"{family} {how}" for family in CASES for how in AXES]

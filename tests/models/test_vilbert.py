@@ -1,12 +1,11 @@
 """ViLBERT against its definition in NumPy, in float64, by the names of the authors' files; gradients by differences."""
 
-import math
-
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 from model_cases import random_tensor
+from scipy.special import erf
 
 from jattn import models
 from jattn.models.vilbert import ViLBERT, ViLBERTConfig
@@ -34,7 +33,6 @@ REGIONS = np.array([[1, 1, 0, 0], [1, 1, 1, 1]])
 TOKENS = RANDOM.integers(0, 13, WORDS.shape)
 INPUTS = (TOKENS, *(RANDOM.standard_normal((2, 4, size)).astype(np.float32) for size in (5, 5)))
 OPTIONS = {"attention_mask": WORDS, "image_attention_mask": REGIONS, "token_types": TOKENS % 2}
-erf = np.vectorize(math.erf)
 
 
 def defined(weights):
