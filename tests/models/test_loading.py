@@ -14,7 +14,9 @@ import pytest
 from flax import nnx
 
 from jattn import models
-from jattn.models.checkpoint.safetensors import ALIGNMENT, Files
+from jattn.models.checkpoint import reading
+from jattn.models.checkpoint.reading import ALIGNMENT
+from jattn.models.checkpoint.safetensors import Files
 from jattn.models.gpt2 import GPT2, GPT2Config, GPT2ForCausalLM
 from jattn.models.llama import LlamaConfig, LlamaForCausalLM
 
@@ -356,10 +358,32 @@ def test_copies_once_and_keeps_no_array_of_others(tmp_path):
             assert jax.device_put(got).unsafe_buffer_pointer() == got.ctypes.data
             np.testing.assert_array_equal(got, want)
         file.write_bytes(file.read_bytes()[:-8])
-        with pytest.raises(ValueError, match=r"ends within the tensor .*: it has been truncated"):
+        with pytest.raises(ValueError, match=r"model\.safetensors ends within a tensor: it has been truncated"):
             _ = [files.read(name) for name in files.stored]
     given = {name: np.array(one) for name, one in TENSORS.items()}
     model = models.from_tensors(given, SETTINGS)
     for one in given.values():
         one[...] = np.nan
     assert not any(np.isnan(one).any() for one in models.to_tensors(model).values())
+
+
+@pytest.mark.parametrize("readv", [True, False])
+@pytest.mark.parametrize(("ahead", "together", "call"), [(2**29, 2**26, 2**25), (900, 500, 70), (0, 0, 1000)])
+def test_reads_ahead(tmp_path, monkeypatch, ahead, together, call, readv):
+    """In portions of any size, over shards; what is kept shares memory where it may, and nothing is read twice."""
+    for name, value in {"AHEAD": ahead, "TOGETHER": together, "CALL": call}.items():
+        monkeypatch.setattr(reading, name, value)
+    if not readv:
+        monkeypatch.delattr(reading.os, "readv", raising=False)
+    models.to_directory(MODEL, tmp_path, shard_bytes=2000)
+    wanted = [name for name in TENSORS if "ln_f" not in name]
+    with Files(tmp_path) as files:
+        files.begin(lambda name: "mlp" in name)
+        got = dict(one for some in files.read_all(wanted) for one in some)
+    assert got.keys() == set(wanted)
+    for name, one in got.items():
+        np.testing.assert_array_equal(one, TENSORS[name])
+        assert one.ctypes.data % ALIGNMENT == 0
+        one[...] = 0  # memory of its own
+    own = [name for name in wanted if "mlp" not in name]
+    assert not any(np.shares_memory(got[own[0]], got[name]) for name in own[1:])

@@ -1,15 +1,13 @@
 """From tensors to a model and back, strictly: every tensor is used or named as ignored, every parameter is filled.
 
-    model as shapes  --table-->  tensors that must be there, with shapes  --check-->  read (two ahead), arrange, place
+    model as shapes  --table-->  tensors that must be there, with shapes  --check-->  arrange, place
 
-Nothing is read before names, shapes and dtypes of all tensors are known to match. The model exists only as shapes until
-its arrays arrive, each on the sharding asked for.
+Nothing is placed before names, shapes and dtypes of all tensors are known to match, though files are being read
+meanwhile. The model exists only as shapes until its arrays arrive, each on the sharding asked for.
 """
 
 import fnmatch
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -39,8 +37,6 @@ FLOATS = {DTYPES[name]: jnp.dtype(name) for name in ("float16", "bfloat16", "flo
 FOLLOWS = "shapes and layers follow from config.json, which must be that of these weights"
 SEED = 0
 """Of the random streams of models that are loaded."""
-AHEAD = 2
-"""How many tensors are read while another is arranged and placed."""
 LISTED = 8
 """How many names of each kind an error lists."""
 
@@ -51,12 +47,7 @@ def parameters_of(model: nnx.Module) -> dict[str, nnx.Variable]:
     >>> sorted(parameters_of(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
     ['bias', 'kernel']
     """
-    state = nnx.to_flat_state(nnx.state(model))
-    return {
-        ".".join(map(str, path)): variable
-        for path, variable in state
-        if not isinstance(variable, nnx.RngState | PieceArray)
-    }
+    return _parted(nnx.state(model))[0]
 
 
 def load(
@@ -86,31 +77,31 @@ def load(
     """
     tensors = Renamed(tensors, table.current) if table.renamed else tensors
     kept = _common_dtype(tensors.stored) if param_dtype is None else jnp.dtype(param_dtype)
-    known: dict[tuple, jax.Array] = {}
-
-    def traced() -> nnx.Module:
-        model = build(kept, _streams(SEED))
-        known.update(_known(model))
-        return model
-
-    model: nnx.Module = nnx.eval_shape(traced)
+    rules = table.named_as(tensors.stored)
+    tensors.begin(lambda name: any(rule.keeps(name) for rule in rules))
+    graph, state, known, name = _shapes(lambda: build(kept, _streams(SEED)))
     if isinstance(shardings, Placing):
+        model = nnx.merge(graph, state)
         shardings.place(model)
-    variables = parameters_of(model)
-    wanted = entries(
-        table.named_as(tensors.stored), {path: tuple(one.get_value().shape) for path, one in variables.items()}
-    )
-    check(wanted, tensors.stored, (*table.ignored, *ignore), param_dtype, f"{source} and {type(model).__name__}")
-    for name, tensor in _read_ahead(tensors, [name for name, entry in wanted.items() if not entry.rule.tied]):
-        entry = wanted[name]
-        for path, array in zip(entry.paths, entry.rule.load(tensor, entry.parameter_shape), strict=True):
-            shape = variables[path].get_value()
-            variables[path].set_value(_placed(path, array, shape, param_dtype, shardings))
+        graph, state = nnx.split(model)
+    variables, rest = _parted(state)
+    wanted = entries(rules, {path: tuple(one.get_value().shape) for path, one in variables.items()})
+    check(wanted, tensors.stored, (*table.ignored, *ignore), param_dtype, f"{source} and {name}")
+    for some in tensors.read_all([name for name, entry in wanted.items() if not entry.rule.tied]):
+        arrays = {}
+        for name, tensor in some:
+            entry = wanted[name]
+            for path, array in zip(entry.paths, entry.rule.load(tensor, entry.parameter_shape), strict=True):
+                arrays[path] = array if param_dtype is None else array.astype(jnp.dtype(param_dtype), copy=False)
+        places = [_place(path, array, variables[path].get_value(), shardings) for path, array in arrays.items()]
+        # On a CPU, an array that is not rearranged becomes the parameter without a copy: nobody else has it.
+        for path, array in zip(arrays, jax.device_put(list(arrays.values()), places), strict=True):
+            variables[path].set_value(array)
     for name, entry in wanted.items():
         if entry.rule.tied and name in tensors.stored:
             _check_tied(name, entry, tensors, variables, param_dtype)
-    _fill_rest(model, known, lambda: build(kept, nnx.Rngs(SEED)))
-    return model
+    _fill(rest, known, lambda: build(kept, nnx.Rngs(SEED)))
+    return nnx.merge(graph, state)
 
 
 def save(model: nnx.Module, table: Table, *, prefixed: bool) -> dict[str, np.ndarray]:
@@ -173,19 +164,6 @@ def check(
         raise ValueError("\n    ".join([f"{what} do not match:", *lines, *([f"({remedy}.)"] if remedy else [])]))
 
 
-def _read_ahead(tensors: Tensors, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors in this order. While one is arranged and placed, the next `AHEAD` are read."""
-    with ThreadPoolExecutor(AHEAD) as pool:
-        reading: deque[tuple[str, Future[np.ndarray]]] = deque()
-        for name in names:
-            reading.append((name, pool.submit(tensors.read, name)))
-            if len(reading) > AHEAD:
-                first, found = reading.popleft()
-                yield first, found.result()
-        for name, found in reading:
-            yield name, found.result()
-
-
 def _common_dtype(stored: Mapping[str, Stored]) -> Any:
     """The floating-point dtype of most tensors, among those that are enabled."""
     found = [FLOATS[one.dtype] for one in stored.values() if one.dtype in FLOATS and _enabled(FLOATS[one.dtype])]
@@ -197,13 +175,15 @@ def _enabled(dtype: Any) -> bool:
     return jax.dtypes.canonicalize_dtype(dtype) == dtype
 
 
-def _placed(path: str, array: np.ndarray, shape: Any, param_dtype: Any, shardings: Shardings) -> jax.Array:
-    """A parameter on its devices: those of its shape, if that has a sharding."""
-    if param_dtype is not None:
-        array = array.astype(jnp.dtype(param_dtype))
+def _place(path: str, array: np.ndarray, shape: Any, shardings: Shardings) -> Any:
+    """Where a parameter goes: the sharding of its shape, if that has one.
+
+    Raises:
+        ValueError: the function that was given for this returns something else.
+    """
     if shape.sharding is not None:
-        shardings = shape.sharding
-    elif callable(shardings) and not isinstance(shardings, Placing):
+        return shape.sharding
+    if callable(shardings) and not isinstance(shardings, Placing):
         shardings = shardings(path, jax.ShapeDtypeStruct(array.shape, array.dtype))
         if not isinstance(shardings, jax.sharding.Sharding | jax.Device | None):
             raise ValueError(
@@ -211,8 +191,7 @@ def _placed(path: str, array: np.ndarray, shape: Any, param_dtype: Any, sharding
                 f"{describe(shardings)} for `{path}`."
             )
     assert not isinstance(shardings, Placing)
-    # On a CPU, an array that is not rearranged becomes the parameter without a copy: nobody else has it.
-    return jax.device_put(array, shardings)
+    return shardings
 
 
 def _check_tied(name: str, entry: Entry, tensors: Tensors, variables: Mapping[str, Any], param_dtype: Any) -> None:
@@ -232,27 +211,45 @@ def _check_tied(name: str, entry: Entry, tensors: Tensors, variables: Mapping[st
         )
 
 
-def _rest(model: nnx.Module) -> dict[tuple, nnx.Variable]:
-    """What no checkpoint holds, by path: random streams for dropout, constants of pieces."""
-    flat = nnx.to_flat_state(nnx.state(model))
-    return {path: variable for path, variable in flat if isinstance(variable, nnx.RngState | PieceArray)}
+def _parted(state: Any) -> tuple[dict[str, nnx.Variable], dict[tuple, nnx.Variable]]:
+    """The variables of a state: those that a checkpoint holds, and random streams and constants of pieces."""
+    held, rest = {}, {}
+    for path, variable in nnx.to_flat_state(state):
+        if isinstance(variable, nnx.RngState | PieceArray):
+            rest[path] = variable
+        else:
+            held[".".join(map(str, path))] = variable
+    return held, rest
 
 
-def _known(model: nnx.Module) -> dict[tuple, jax.Array]:
-    """What no checkpoint holds and is known while the model is traced, such as keys of dropout."""
-    values = {path: variable.get_raw_value() for path, variable in _rest(model).items()}
-    return {path: value for path, value in values.items() if not isinstance(value, Tracer)}
+def _shapes(build: Callable[[], nnx.Module]) -> tuple[Any, Any, dict[tuple, jax.Array], str]:
+    """A model without values: its graph, its state as shapes, and its name.
+
+    The third is what no checkpoint holds and is known while the model is traced, such as keys of dropout.
+    """
+    found: dict[str, Any] = {}
+
+    def traced() -> Any:
+        model = build()
+        graph, state = nnx.split(model)
+        values = {path: variable.get_raw_value() for path, variable in _parted(state)[1].items()}
+        known = {path: value for path, value in values.items() if not isinstance(value, Tracer)}
+        found.update(graph=graph, known=known, name=type(model).__name__)
+        return state
+
+    state = jax.eval_shape(traced)
+    return found["graph"], state, found["known"], found["name"]
 
 
-def _fill_rest(model: nnx.Module, known: Mapping[tuple, jax.Array], build: Callable[[], nnx.Module]) -> None:
+def _fill(rest: Mapping[tuple, nnx.Variable], known: Mapping[tuple, Any], build: Callable[[], nnx.Module]) -> None:
     """Fill what no checkpoint holds with what is known of it; if that is not all, build the model once more."""
-    rest, values = _rest(model), dict(known)
+    values = dict(known)
     lacking = [path for path in rest if path not in known]
     if lacking:  # the compiler drops the parameters, which nothing needs
 
         def made() -> list[Any]:
-            found = _rest(build())
-            return [found[path].get_value() for path in lacking]
+            made = _parted(nnx.state(build()))[1]
+            return [made[path].get_value() for path in lacking]
 
         values |= dict(zip(lacking, jax.jit(made)(), strict=True))
     for path, variable in rest.items():

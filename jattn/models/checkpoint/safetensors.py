@@ -3,8 +3,7 @@
 import contextlib
 import importlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ...foundation.arrays import describe
+from .reading import Piece, ReadAhead, aligned
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -27,7 +27,7 @@ class Stored(NamedTuple):
 
 
 class Tensors(Protocol):
-    """Named tensors, each read on its own, from any thread."""
+    """Named tensors."""
 
     @property
     def stored(self) -> Mapping[str, Stored]:
@@ -35,7 +35,18 @@ class Tensors(Protocol):
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor of this name, in memory of its own."""
+        """The tensor of this name, which belongs to the caller."""
+        ...
+
+    def begin(self, kept: Callable[[str], bool]) -> None:
+        """Begin to read all of them. Those whose names are `kept` become parameters as they lie."""
+        ...
+
+    def read_all(self, names: Collection[str]) -> Iterator[list[tuple[str, np.ndarray]]]:
+        """The tensors of these names, several at a time, in the order of their storage; once, after `begin`.
+
+        They belong to the caller.
+        """
         ...
 
 
@@ -58,9 +69,6 @@ DTYPES = {
 
 NUMPY = {stored: jnp.dtype(name) for name, stored in DTYPES.items()}
 
-ALIGNMENT = 64
-"""JAX copies arrays to the CPU unless they begin at a multiple of this many bytes."""
-
 
 class Arrays:
     """Tensors in memory, as a mapping of arrays by name.
@@ -82,7 +90,17 @@ class Arrays:
 
     def read(self, name: str) -> np.ndarray:
         """A copy of the tensor of this name, which the caller may keep."""
-        return np.array(self.arrays[name])
+        array = np.asarray(self.arrays[name])
+        copy = aligned(array.shape, array.dtype)
+        copy[...] = array
+        return copy
+
+    def begin(self, kept: Callable[[str], bool]) -> None:
+        """Nothing to do."""
+
+    def read_all(self, names: Collection[str]) -> Iterator[list[tuple[str, np.ndarray]]]:
+        """Copies of the tensors of these names, one at a time."""
+        return ([(name, self.read(name))] for name in self.stored if name in names)
 
 
 class Renamed:
@@ -109,12 +127,22 @@ class Renamed:
         """The tensor of this name."""
         return self.tensors.read(self.names[name])
 
+    def begin(self, kept: Callable[[str], bool]) -> None:
+        """Begin to read all of them."""
+        new = {name: one for one, name in self.names.items()}
+        self.tensors.begin(lambda name: kept(new[name]))
+
+    def read_all(self, names: Collection[str]) -> Iterator[list[tuple[str, np.ndarray]]]:
+        """The tensors of these names, in the order of their storage."""
+        new = {self.names[name]: name for name in names}
+        return ([(new[name], array) for name, array in some] for some in self.tensors.read_all(new))
+
 
 class Files:
     """The tensors of a directory, in `model.safetensors`, or in the shards that `model.safetensors.index.json` lists.
 
-    Headers are read at once, and data when it is asked for. The package `safetensors` checks headers against the size
-    of the file. Use as a context: files are open until its end.
+    The package `safetensors` checks headers against the size of the file. Use as a context: its end stops what reads in
+    the background.
 
     Args:
         directory: the directory.
@@ -126,52 +154,42 @@ class Files:
     def __init__(self, directory: Path):
         self.directory = directory
         self.stored: dict[str, Stored] = {}
-        self._files: dict[str, str] = {}
-        self._begins: dict[str, int] = {}  # where data begin in the file
-        self._open = contextlib.ExitStack()
+        self._pieces: dict[str, Piece] = {}
+        self._ahead: ReadAhead | None = None
 
     def __enter__(self) -> "Files":
         index = self._index()
-        try:
-            for file in sorted(set(index.values())) if index else [self._single()]:
-                opened = self._open.enter_context(_opened(self.directory / file))
-                begins = _begins(self.directory / file)
-                for name in opened.keys():  # noqa: SIM118  (a file, not a mapping)
-                    if name in self._files:
-                        raise ValueError(f"the tensor {name!r} is in two files of {self.directory}.")
-                    if index and index.get(name) != file:
-                        raise ValueError(
-                            f"{self.directory / file} has the tensor {name!r}, which {INDEX} says is in "
-                            f"{index.get(name)}."
-                        )
-                    part = opened.get_slice(name)
-                    self._files[name], self._begins[name] = file, begins[name]
-                    self.stored[name] = Stored(tuple(part.get_shape()), part.get_dtype())
-            lost = sorted(index.keys() - self.stored.keys())
-            if lost:
-                raise ValueError(f"{INDEX} lists tensors that its files lack: {', '.join(lost[:8])}.")
-        except BaseException:
-            self._open.close()
-            raise
+        for file in sorted(set(index.values())) if index else [self._single()]:
+            path = self.directory / file
+            for name, (stored, begin) in sorted(_header(path).items(), key=lambda one: one[1][1]):
+                if name in self.stored:
+                    raise ValueError(f"the tensor {name!r} is in two files of {self.directory}.")
+                if index and index.get(name) != file:
+                    raise ValueError(f"{path} has the tensor {name!r}, which {INDEX} says is in {index.get(name)}.")
+                self.stored[name] = stored
+                if stored.dtype in NUMPY:
+                    self._pieces[name] = Piece(name, path, begin, stored.shape, np.dtype(NUMPY[stored.dtype]))
+        lost = sorted(index.keys() - self.stored.keys())
+        if lost:
+            raise ValueError(f"{INDEX} lists tensors that its files lack: {', '.join(lost[:8])}.")
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        self._open.close()
+        if self._ahead is not None:
+            self._ahead.close()
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor of this name: one copy of its data, which JAX on a CPU then takes as it is."""
-        shape, dtype = self.stored[name]
-        array = _aligned(shape, np.dtype(NUMPY[dtype]))
-        data = array.reshape(-1).view(np.uint8)
-        path, done = self.directory / self._files[name], 0
-        with path.open("rb", buffering=0) as file:
-            file.seek(self._begins[name])
-            while done < data.size:
-                count = file.readinto(data[done:].data)
-                if not count:
-                    raise ValueError(f"{path} ends within the tensor {name!r}: it has been truncated.")
-                done += count
-        return array
+        """The tensor of this name."""
+        return self._pieces[name].read()
+
+    def begin(self, kept: Callable[[str], bool]) -> None:
+        """Begin to read all of them, in the order of the files."""
+        self._ahead = ReadAhead(self._pieces.values(), kept)
+
+    def read_all(self, names: Collection[str]) -> Iterator[list[tuple[str, np.ndarray]]]:
+        """The tensors of these names, once, in the order of the files."""
+        assert self._ahead is not None
+        return self._ahead.arrays(names)
 
     def _index(self) -> dict[str, str]:
         """The file of each tensor; empty if there is no index."""
@@ -201,20 +219,22 @@ class Files:
         raise ValueError(f"{self.directory} must have a {WHOLE}, or shards and {INDEX}; it has neither.")
 
 
-def _begins(path: Path) -> dict[str, int]:
-    """Where the data of each tensor begin, by the header of a file that the package `safetensors` has checked."""
+def _header(path: Path) -> dict[str, tuple[Stored, int]]:
+    """Of each tensor of a file, how it is stored, and where its data begin.
+
+    Raises:
+        ValueError: the header does not describe its file, by the package `safetensors`.
+    """
+    with _named_errors(path), _package().safe_open(path, framework="np"):
+        pass
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
-    return {name: 8 + size + one["data_offsets"][0] for name, one in header.items() if name != "__metadata__"}
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array without values that begins at a multiple of `ALIGNMENT`."""
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    first = -raw.ctypes.data % ALIGNMENT
-    return raw[first : first + size].view(dtype).reshape(shape)
+    return {
+        name: (Stored(tuple(one["shape"]), one["dtype"]), 8 + size + one["data_offsets"][0])
+        for name, one in header.items()
+        if name != "__metadata__"
+    }
 
 
 def check_no_pickles(directory: Path) -> None:
@@ -289,12 +309,3 @@ def _named_errors(path: Path) -> Iterator[None]:
             f"{path} must be a whole safetensors file: it is truncated, or its header does not describe its data "
             f"({raised}). Download it again."
         ) from None
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    safe_open = _package().safe_open
-    with _named_errors(path):
-        opened = safe_open(path, framework="np")
-    with opened as file:
-        yield file

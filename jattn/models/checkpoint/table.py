@@ -13,6 +13,7 @@ that a tensor must have is known before any file is read.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -56,6 +57,11 @@ class Arrangement:
         """
         sizes = self._sizes(shape)
         return tuple(math.prod(sizes[name] for name in group) for group in self.stored)
+
+    @property
+    def moves(self) -> bool:
+        """Whether numbers change their places in memory, not only the shape."""
+        return [name for group in self.stored for name in group] != [name for group in self.parameter for name in group]
 
     def load(self, tensor: np.ndarray, shape: Shape) -> np.ndarray:
         """The parameter, of this shape, from the tensor."""
@@ -108,23 +114,29 @@ class Rule:
 
     def tensor(self, path: str) -> str | None:
         """The name of the tensor that holds the first of the rule's parameters at this path; None if it is another."""
-        found = re.fullmatch(_regex(self._paths[0]), path)
+        found = _regex(self._paths[0]).fullmatch(path)
         return None if found is None else self.pattern.format(**found.groupdict())
 
     def parameters(self, tensor: str) -> tuple[str, ...]:
         """The paths of the parameters in a tensor of this name."""
-        found = re.fullmatch(_regex(self.pattern), tensor)
+        found = _regex(self.pattern).fullmatch(tensor)
         return () if found is None else tuple(path.format(**found.groupdict()) for path in self._paths)
 
     def holds(self, tensor: str, parameters: Collection[str]) -> bool:
         """Whether a model with these parameters has the tensor of this name."""
-        found = re.fullmatch(_regex(self.pattern), tensor)
+        found = _regex(self.pattern).fullmatch(tensor)
         if found is None:
             return False
         needed = (*self._paths, *(() if self.given is None else (self.given,)))
         excluded = () if self.unless is None else (self.unless,)
         named = [[path.format(**found.groupdict()) in parameters for path in one] for one in (needed, excluded)]
         return all(named[0]) and not any(named[1])
+
+    def keeps(self, tensor: str) -> bool:
+        """Whether the tensor of this name becomes parameters as it lies in memory."""
+        if self.tied or (self._arrangement is not None and self._arrangement.moves):
+            return False
+        return _regex(self.pattern).fullmatch(tensor) is not None
 
     def stored_shape(self, shape: Shape) -> Shape:
         """The shape of the tensor, for parameters of this shape."""
@@ -144,7 +156,7 @@ class Rule:
     def _paths(self) -> tuple[str, ...]:
         return (self.paths,) if isinstance(self.paths, str) else self.paths
 
-    @property
+    @functools.cached_property
     def _arrangement(self) -> Arrangement | None:
         return None if self.axes is None else Arrangement(self.axes, **self.sizes)
 
@@ -250,5 +262,6 @@ def _rearranged(array: np.ndarray, source: Any, target: Any, sizes: Mapping[str,
     return apart.reshape([math.prod(sizes[name] for name in group) for group in target])
 
 
-def _regex(template: str) -> str:
-    return re.sub(r"\\{(\w+)\\}", r"(?P<\1>[0-9]+)", re.escape(template))
+@functools.lru_cache(4096)
+def _regex(template: str) -> re.Pattern:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[0-9]+)", re.escape(template)))
