@@ -21,9 +21,9 @@ from .slicing import (
     fresh_rows,
     in_branches,
     is_cheap,
+    is_short,
     key_tile_at,
     loop,
-    mostly_partial,
     own_pairs,
     pairs_of,
     put_rows,
@@ -189,7 +189,7 @@ def forward(
             if softmax:
                 if not masked:
                     row = scores()
-                elif mostly_partial(lists) and is_cheap(lambda: pairs_of(tile, tiling, q_index, k_index)):
+                elif is_short(lists) and is_cheap(lambda: pairs_of(tile, tiling, q_index, k_index)):
                     row = masked_scores()
                 else:  # Branches around the product too: selecting scores in full tiles would cost more than a branch.
                     row = in_branches(partial, masked_scores, scores, axes)

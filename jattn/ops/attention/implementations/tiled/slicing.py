@@ -19,6 +19,8 @@ CHEAP = frozenset(("le", "lt", "ge", "gt", "eq", "ne", "and", "or", "xor", "not"
 FREE = frozenset(("broadcast_in_dim", "reshape", "squeeze", "convert_element_type"))
 FEW = 6
 """A mask of at most this many cheap operations is evaluated in full tiles too: it compiles faster than a branch."""
+SHORT = 16
+"""As many tiles are few: computing them takes less time than compiling a branch."""
 
 
 def row_of(lists: Lists, starts: dict[int, Any], tiling: Tiling, q_index: Any) -> tuple[Any, Any, Any]:
@@ -143,12 +145,17 @@ def in_branches(
     return jax.lax.cond(partial, lambda: vary(masked(), axes), lambda: vary(plain(), axes))
 
 
-def mostly_partial(lists: Lists) -> bool:
-    """Whether it is known that at most half of the visited tiles are full, so that a branch would save little."""
+def is_short(lists: Lists) -> bool:
+    """Whether few tiles are visited and at most half of them are full, both known.
+
+    Then a branch in the forward pass would save little, and a program without it compiles faster. Where many tiles are
+    visited, one with the branch runs faster even if all are partial (a window of 512 of 16,384 positions: by 7%).
+    """
     if not isinstance(lists.bounds, np.ndarray):
         return False
     start, full_stop, stop = np.moveaxis(lists.bounds, -1, 0)
-    return bool(2 * (full_stop - start).sum() <= (stop - start).sum())
+    visited = (stop - start).sum()
+    return bool(visited <= SHORT and 2 * (full_stop - start).sum() <= visited)
 
 
 def is_cheap(function: Callable[[], Any]) -> bool:
