@@ -156,12 +156,12 @@ def test_gradients_are_those_of_weights_as_variables():
     with jax.enable_x64(True):
         arrays = [jnp.asarray(one) for one in (q, k, v, bias, sink)]
         zeros = [jnp.zeros((2, 2, LENGTH, LENGTH))] * 2
-        want, weights = jax.grad(dense, has_aux=True)(zeros, *arrays)
+        want, weights = jax.jit(jax.grad(dense, has_aux=True))(zeros, *arrays)
         run = jattn.recorded(model, gradients=lambda out: out[..., 0, 1].sum())
         out, seen = jax.jit(run)(*arrays)
         few = jattn.recorded(model, gradients=lambda out: out[..., 0, 1].sum(), layers=1, heads=1, queries=[4, 2])
         (chosen,) = few(*arrays)[1].gradients.values()
-        np.testing.assert_allclose(out, model(*arrays), rtol=1e-12)
+        np.testing.assert_allclose(out, jax.jit(model)(*arrays), rtol=1e-12)
         for name, one, weight in zip(seen, want, weights, strict=True):
             np.testing.assert_allclose(seen[name], weight, rtol=1e-12, atol=1e-15)
             np.testing.assert_allclose(seen.gradients[name], np.where(LOWER, one, 0), rtol=1e-10, atol=1e-14)
@@ -281,18 +281,22 @@ def test_decoding(cache):
         np.testing.assert_allclose(got, np.pad(one[:, :, -1:], [(0, 0)] * 3 + [(0, 1)]), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(AxisType.Auto, marks=pytest.mark.exhaustive), AxisType.Explicit],
+    ids=lambda kind: kind.name,
+)
 def test_split_heads(kind):
     """Weights keep the split of batch and heads."""
     layer = dataclasses.replace(LAYER, kv_heads=2)
-    parameters = layer.init(jax.random.key(0))
+    parameters = jax.jit(layer.init)(jax.random.key(0))
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
     split = dataclasses.replace(layer, parallel=Heads("model", batch="data", mesh=mesh))
 
     def loss(out):
         return jnp.sin(out).sum()
 
-    want_out, want = jattn.recorded(layer, gradients=loss)(parameters, X)
+    want_out, want = jax.jit(jattn.recorded(layer, gradients=loss))(parameters, X)
     with jax.set_mesh(mesh):
         inputs = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data")))
         out, seen = jax.jit(jattn.recorded(split, gradients=loss))(parameters, inputs)

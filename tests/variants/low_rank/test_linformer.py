@@ -57,6 +57,7 @@ def test_projections_by_pooling():
 SHARED = {"none": (2, True), "heads": (0, True), "kv": (0, False), "layers": (None, False)}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pooling", rows(["linear", "convolution", "mean"], ["convolution"]))
 @pytest.mark.parametrize("sharing", rows(SHARED, ("none", "heads")))
 def test_as_a_module(sharing, pooling):

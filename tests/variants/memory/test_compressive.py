@@ -128,6 +128,7 @@ def test_the_loss_trains_the_convolution_alone_and_nothing_else_trains_it():
 
 
 @pytest.mark.exhaustive
+@pytest.mark.exhaustive
 def test_training_on_the_loss_reconstructs_better():
     parameters, inputs = setup()
     value = jax.jit(jax.value_and_grad(lambda parameters: sum(run(parameters, inputs)[1]).sum()))

@@ -117,6 +117,7 @@ def test_padding_sentences_and_words_change_nothing():
     assert position_encoding(np.array([True, True, False]), 4).shape == (3, 4)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("tying", [pytest.param("adjacent", marks=pytest.mark.exhaustive), "layerwise"])
 def test_as_a_module(tying):
     layer = MemoryNetwork(words=6, features=3, sentences=5, tying=tying)

@@ -180,6 +180,7 @@ def test_layer_with_keys_of_its_own_and_a_window():
     close(np.concatenate(parts), want, 1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("combine", ["gated", pytest.param("joint", marks=pytest.mark.exhaustive)])
 def test_as_a_module(combine):
     layer = Memorizing(6, heads=2, memory_size=8, top_k=2, combine=combine)

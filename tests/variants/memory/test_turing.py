@@ -109,6 +109,7 @@ def test_a_head_set_by_hand_copies_exactly():
 
 
 @pytest.mark.exhaustive
+@pytest.mark.exhaustive
 def test_looking_by_content_finds_the_slot():
     (memory,) = normal(3, (8, 16))
     ones = jnp.ones(1)

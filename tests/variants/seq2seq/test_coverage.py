@@ -44,6 +44,7 @@ def test_recurrence():
     check(ours, truth, *given)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("coverage", [True, False])
 def test_as_a_module(coverage):
     states, sources = normal(1, (2, 3, 2), (2, 5, 3))

@@ -257,6 +257,7 @@ def test_layer_is_its_definition(kind, single_root):
     check(ours, truth, states, *leaves)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", rows(KINDS, ["nonprojective"]))
 def test_as_a_module(kind):
     (states,) = normal(9, (2, 4, 3))

@@ -74,6 +74,7 @@ def test_bfloat16():
 LAYER = AugmentedConvolution(4, 3, 2, 7, attention_channels=4, key_channels=6, heads=2)
 
 
+@pytest.mark.exhaustive
 def test_the_layer_is_its_parts():
     (images,) = map(jnp.asarray, normal(4, (2, 4, 3, 2)))
     parameters = LAYER.init(jax.random.key(0))

@@ -40,6 +40,7 @@ def test_soft():
     check(lambda h, a, *p: LAYER(tree(*p), h, a), truth, *given())
 
 
+@pytest.mark.exhaustive
 def test_weights():
     check(lambda h, a, *p: LAYER.attention_weights(tree(*p), h, a), alpha, *given())
 

@@ -51,6 +51,7 @@ def test_cbam(size):
     check(ours, cbam, *normal(1, (4, 3, 3), (3, 2), (2, 3), (size, size, 2, 1)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layer", [SqueezeExcite(3, 2), CBAM(3, 2)])
 def test_as_modules_with_any_batch_axes(layer):
     (images,) = normal(2, (2, 2, 5, 4, 3))

@@ -47,6 +47,7 @@ def given(seed=0):
     return x, y, leaves, tree
 
 
+@pytest.mark.exhaustive
 def test_equations():
     x, y, leaves, tree = given()
 
