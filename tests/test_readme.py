@@ -107,6 +107,19 @@ def test_pages_name_every_piece():
         assert not missing, f"{page} does not name {missing}"
 
 
+def test_tables_of_files_are_those_of_the_folder():
+    """A table headed `file` names every file of its page's folder, and no other."""
+    found = {
+        page: re.search(r"^\| file \|.*\n\|---.*\n((?:\|.*\n)+)", (ROOT / page).read_text(), re.M) for page in PAGES
+    }
+    tables = {page: one[1] for page, one in found.items() if one is not None}
+    assert tables
+    for page, table in tables.items():
+        named = [name for row in table.splitlines() for name in row.split("|")[1].replace(" ", "").split(",")]
+        there = {path.name for path in (ROOT / page).parent.glob("*.py")} - {"__init__.py"}
+        assert len(named) == len(set(named)) and set(named) == there, f"{page}: {sorted(set(named) ^ there)}"
+
+
 def test_pages_have_examples():
     """What the first test runs is not nothing."""
     counts = {page: (ROOT / page).read_text(encoding="utf-8").count("```python\n") for page in PAGES}
