@@ -49,8 +49,11 @@ def check_activation(name: Any) -> None:
 
 @functools.cache
 def normal(deviation: float) -> Any:
-    """The initializer from a normal distribution. Layers with the same one compare equal."""
-    return nnx.initializers.normal(deviation)
+    """The initializer from a normal distribution. Layers with the same one compare equal.
+
+    It is compiled, so that a model that is traced for its shapes traces it once for each shape.
+    """
+    return jax.jit(nnx.initializers.normal(deviation), static_argnames=("shape", "dtype"))
 
 
 def layer_norm(features: int, epsilon: float, **options: Any) -> nnx.LayerNorm:

@@ -3,7 +3,7 @@
 Reading 500 MB and tracing a model of that size take about as long, so both are done at once.
 
     calls     Python's threads take turns in running Python, up to 5 ms each, and a thread that has read something waits
-              for its turn: a call of the system reads 32 MiB of tensors that follow one another
+              for its turn: one call of the system reads up to 128 MiB of tensors that follow one another
     memory    the system gives large blocks of memory faster than small ones: tensors that become parameters as they lie
               share a block. Those whose axes are rearranged, and which are dropped then, have blocks of their own
 """
@@ -22,10 +22,8 @@ ALIGNMENT = 64
 """JAX copies arrays to the CPU unless they begin at a multiple of this many bytes."""
 AHEAD = 2**29
 """How many bytes are read before they are asked for."""
-TOGETHER = 2**26
-"""How many bytes of tensors are handed over at a time, unless a single tensor is larger."""
-CALL = 2**25
-"""How many bytes are read by one call of the system."""
+TOGETHER = 2**27
+"""How many bytes are read by one call, and handed over together. A larger tensor is read by several calls."""
 THREADS = 2
 BUFFERS = 512
 """How many tensors are handed over at a time; systems read into 1,024 blocks of memory by one call."""
@@ -112,7 +110,7 @@ class ReadAhead:
         arrays, blocks = allocated(pieces, [self._kept(piece.name) for piece in pieces])
         path, begin = pieces[0].path, pieces[0].begin
         calls = []
-        for views in _portions(blocks, CALL):
+        for views in _portions(blocks, TOGETHER):
             calls.append(self._pool.submit(fill, path, begin, views))
             begin += sum(map(len, views))
         return _Group([piece.name for piece in pieces], arrays, calls, size)
