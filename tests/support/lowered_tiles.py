@@ -65,8 +65,8 @@ def both(call, size=(16, 24), offset=None):
 
             def one(tile, rows, columns):
                 allowed = tile.allowed() if lowered.masks else None
-                part = raw[rows, columns].T
-                found = tile.scores(part, allowed) if lowered.scores_differ else part
+                part = raw[rows, columns].T * lowered.before
+                found = tile.scores(part, allowed) * lowered.after if lowered.scores_differ else part
                 return tile.activation(found, allowed) if elementwise else found
 
             return whole(lowered, call, fields, at, size, one)

@@ -235,13 +235,13 @@ class Builder:
             if set(sides) != {"query", "key"}:
                 return None
             operands = tuple(dataclasses.replace(floats[side], shape=value.shape) for side in sides if side)
-            return self.node(Node("sub", {}, operands, _in_jax(jnp.subtract, value.shape)), [aval])[0]
+            return self.node(Node("sub", {}, operands, in_jax(jnp.subtract, value.shape)), [aval])[0]
         if node.name not in _ONE_SIGN:
             return None
         inner = self._as_floats(node.operands[0])
         if inner is None:
             return None
-        return self.node(Node(node.name, {}, (inner,), _in_jax(_ONE_SIGN[node.name], value.shape)), [aval])[0]
+        return self.node(Node(node.name, {}, (inner,), in_jax(_ONE_SIGN[node.name], value.shape)), [aval])[0]
 
     def _apart(self, node: Node) -> frozenset[int] | None:
         if node.name == "sub" and {_position(one) for one in node.operands} == {"query", "key"}:
@@ -274,7 +274,8 @@ def _is_row_holds(params: dict[str, Any], inner: Any) -> bool:
 _ONE_SIGN = {"abs": jnp.abs, "neg": jnp.negative}
 
 
-def _in_jax(function: Callable[..., Any], shape: tuple[int, ...]) -> Apply:
+def in_jax(function: Callable[..., Any], shape: tuple[int, ...]) -> Apply:
+    """What a node that is made of a function of arrays applies."""
     return lambda values: [function(*values).reshape(shape)]
 
 

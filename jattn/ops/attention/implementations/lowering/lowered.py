@@ -1,8 +1,9 @@
 """`lower`: what a kernel reads of the pieces of a call, and how it evaluates a tile of them."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from ...call import Call, Pieces
 from ...tile import is_float
-from . import distances
+from . import distances, factors
 from .choice import Choice, Field, Lookup
 from .expressions import Axes, Builder, Expression, Lacking, Source, operands_of
 from .features import FeatureSum, feature_sum
@@ -94,6 +95,9 @@ class Lowered:
         masks: whether `Tile.allowed` is to be asked.
         scores_differ: whether `Tile.scores` is to be asked.
         drops: whether `Tile.dropout` is to be asked.
+        before: what the scaled numbers of the similarity are to be multiplied by before `Tile.scores`, or
+            `Tile.activation` if there are no scores (see `factors`).
+        after: what the results of `Tile.scores` are to be multiplied by; 1 for elementwise normalizers.
         sum: the similarity, if it is no dot product. Its parameters are the fields of kind "feature", in their order.
             `Tile.scores` then begins with what follows the sum, the scale included.
     """
@@ -136,6 +140,7 @@ class Lowered:
         self._scale = 1.0 if features is None else features.scale
         self.refusal: str | None = None
         self._allowed = self._factor = self._activation = self._raw  # replaced where there are such
+        self.before = self.after = 1.0
         self._scores: list[Expression] = []
         self._of_scores: set[int] = set()  # fields
         try:
@@ -157,13 +162,20 @@ class Lowered:
         if self._features is not None:
             self.sum = self._similarity(pieces.similarity, self._features)
             self.scores_differ |= not self.sum.is_whole or self._scale != 1.0
-        for score in pieces.scores:
-            modified = self._result(score, "scores", lambda one, s, q, k: one.modify(s, q, k), self._raw)
-            self._scores.append(modified)
-        if pieces.normalizer.streams_as == "elementwise":
-            self._activation = self._result(
-                pieces.normalizer, "normalizer", lambda one, s, q, k: one.activation(s), self._raw
-            )
+        steps = [(score, "scores", lambda one, s, q, k: one.modify(s, q, k)) for score in pieces.scores]
+        elementwise = pieces.normalizer.streams_as == "elementwise"
+        if elementwise:
+            steps.append((pieces.normalizer, "normalizer", lambda one, s, q, k: one.activation(s)))
+        found = [self._traced(*step, self._raw) for step in steps]
+        builder = Builder(self._axes, keep=True)
+        self.before, found, self.after = factors.moved(found, builder, waits=not elementwise)
+        for (piece, argument, _), one in zip(steps, found, strict=True):
+            self._choose(piece, argument, one)
+        if elementwise:
+            self._activation = found.pop()
+        self._scores = found
+        if self.sum is not None:
+            self._scale, self.before = self._scale * self.before, 1.0
         outer = [] if self.sum is None else [self.sum.outer]
         self._of_scores = self._fields_of([*outer, *self._scores, self._activation])
         if self.sum is not None:
@@ -185,6 +197,12 @@ class Lowered:
 
     def _result(self, piece: Any, argument: str, function: Any, *inputs: Expression) -> Expression:
         """What a function of a piece returns, and how it is computed."""
+        result = self._traced(piece, argument, function, *inputs)
+        self._choose(piece, argument, result)
+        return result
+
+    def _traced(self, piece: Any, argument: str, function: Any, *inputs: Expression) -> Expression:
+        """What a function of a piece returns."""
         places, tree = jax.tree.flatten(piece)
         given = [*(self._leaves[place] for place in places), *inputs, self._query, self._key]
         count = len(places)
@@ -193,14 +211,23 @@ class Lowered:
         def of_arrays(*arrays: Any) -> Any:
             return function(tree.unflatten(arrays[:count]), *arrays[count:])
 
-        try:
+        with self._refusing(piece, argument):
             (result,) = builder.trace(of_arrays, given)
+        return result
+
+    def _choose(self, piece: Any, argument: str, result: Expression) -> None:
+        """Choose how what a function of a piece returns is computed."""
+        with self._refusing(piece, argument):
             self._choice.choose(result)
+
+    @contextlib.contextmanager
+    def _refusing(self, piece: Any, argument: str) -> Iterator[None]:
+        try:
+            yield
         except Lacking as error:
             raise _Refused(
                 f"`{argument}`: {_name_of(piece)} needs {error}, which {self._limits.name} lacks in a kernel"
             ) from None
-        return result
 
     def _fields_of(self, values: Sequence[Expression]) -> set[int]:
         read, found = self._choice.read, set()

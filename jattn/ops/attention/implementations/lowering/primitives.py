@@ -133,12 +133,25 @@ def _expm1_tangent(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]
     return _expm1(value), tangent * jnp.exp(value)
 
 
+@jax.custom_jvp
+def _tanh(value: Any) -> Any:
+    """With the derivative as it is defined: that of JAX takes an operation more."""
+    return jnp.tanh(value)
+
+
+@_tanh.defjvp
+def _tanh_tangent(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    found = jnp.tanh(primals[0])
+    return found, tangents[0] * (1 - found * found)
+
+
 _REWRITTEN: dict[str, Callable[..., Any]] = {
     "convert_element_type": _converted,
     "select_n": _selected,
     "clamp": _clamped,
     "sign": _sign,
     "erf": lambda params, value: _erf(value),
+    "tanh": lambda params, value: _tanh(value),
     "expm1": lambda params, value: _expm1(value),
     "atan": lambda params, value: jax.lax.atan2(value, jnp.ones_like(value)),
     "log2": lambda params, value: jnp.log(value) * np.float32(1 / math.log(2)),

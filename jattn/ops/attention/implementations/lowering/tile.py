@@ -38,12 +38,15 @@ class Tile:
         return spread(self._evaluate(self._lowered._factor), self._shape, np.float32)
 
     def scores(self, raw: Any, allowed: Any = None) -> Any:
-        """The scores, from the scaled numbers of the similarity. Those of masked pairs are arbitrary.
+        """The scores, from the scaled numbers of the similarity, but for the factors `Lowered.before` and `.after`.
+
+        Those of masked pairs are arbitrary.
 
         Gradients of masked pairs must be 0; they then reach no other gradient, whatever the pair's numbers are.
 
         Args:
-            raw: `[k, q]`, float32. If the similarity is no dot product, the sum over the features, not scaled.
+            raw: `[k, q]`, float32, times `Lowered.before`. If the similarity is no dot product, the sum over the
+                features, not scaled.
             allowed: which pairs may attend; None for all.
         """
         lowered = self._lowered

@@ -236,8 +236,8 @@ def _kernel(design: Design, row_table: Table, inputs: Inputs, *refs):
             d_weights = d_weights * factor
         if design.softmax:
             lse, remainder, shift = (ref[head : head + 1, queries] for ref in (lse_ref, remainder_ref, shift_ref))
-            if design.folds:
-                exponent = scores * (LOG2E * design.scale) - (lse + remainder) * LOG2E
+            if design.folds or lowered.after != 1.0:
+                exponent = scores * (LOG2E * design.waiting) - (lse + remainder) * LOG2E
             else:  # scores may be huge: subtract the lse first, and then its rounding error
                 exponent = (scores - lse) * LOG2E - remainder * LOG2E
             if allowed is not None:

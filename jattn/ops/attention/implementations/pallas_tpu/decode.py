@@ -193,7 +193,7 @@ def attend(
         lowered=lowered,
         fields=tuple(fields),
         given=given,
-        scale=scale,
+        scale=scale * lowered.before,
         softmax=pieces.normalizer.streams_as == "softmax",
         interpret=interpret,
         vmem=geometry.vmem_limit(call.target),

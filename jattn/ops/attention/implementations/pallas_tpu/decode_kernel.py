@@ -58,7 +58,7 @@ class Decoding:
         lowered: how a tile is computed.
         fields: what it reads, in the order of `Lowered.fields`; then the positions of queries, and of keys if given.
         given: whether the positions of keys are a field.
-        scale: the factor on the products.
+        scale: the factor on the products, with `Lowered.before`.
         softmax: whether the normalizer is a softmax, or elementwise.
         interpret: whether the kernel is interpreted on the machine at hand.
         vmem: the limit on vector memory, in bytes.
@@ -325,6 +325,7 @@ def _absorb(design, rows, raw, values, seen, tile, partial, top_s, mass_s, out_s
     needed = lowered.scores_differ or lowered.drops or not design.softmax or (partial and lowered.masks)
     pieces: Any = seen() if needed else None
     scores = pieces.scores(scores) if lowered.scores_differ else scores
+    scores = scores if lowered.after == 1.0 else scores * lowered.after
     allowed = _allowed(design, pieces, tile) if partial else None
     if design.softmax:
         scores = scores if allowed is None else jnp.where(allowed, scores, -jnp.inf)

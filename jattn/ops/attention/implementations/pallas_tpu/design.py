@@ -32,7 +32,7 @@ class Design:
         lowered: how a tile is computed.
         fields: what it reads, in the order of `Lowered.fields`; then the positions that are not 0, 1, ...
         given: whether the positions of queries and of keys are fields.
-        scale: the factor on the products.
+        scale: the factor on the products, with `Lowered.before`.
         softmax: whether the normalizer is a softmax, or elementwise.
         full, partial: whether there may be full tiles, and partial ones.
         resident: whether a step has all its keys and values in vector memory, instead of copying them tile by tile.
@@ -71,6 +71,11 @@ class Design:
     def folds(self) -> bool:
         """Whether the scale waits until the exponent. A negative one would make the maximum a minimum."""
         return self.softmax and not self.lowered.scores_differ and self.scale > 0
+
+    @property
+    def waiting(self) -> float:
+        """The factor of the scores that waits until the exponent."""
+        return self.scale if self.folds else self.lowered.after
 
     def product(self, a: jax.Array, b: jax.Array, contract: Any) -> jax.Array:
         """A matrix product that sums in float32."""

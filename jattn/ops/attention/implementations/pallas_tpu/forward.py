@@ -40,7 +40,7 @@ def attend(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The streamed output `[batch, q_heads, q_len, v_dim]` with its padding, and the maximum and mass of each row.
 
-    The maximum is that of the scores without `design.scale` if the pieces do not modify them. Elementwise normalizers
+    The maximum is that of the scores without `design.waiting`. Elementwise normalizers
     have the number of keys as mass.
 
     Args:
@@ -142,7 +142,7 @@ def _kernel(design: Design, row_table: Table, flag_table: Table, inputs: Inputs,
     before = cut.key_heads  # where the transposed values of the tile before are
     row = row_table.row(row_ref, step.batch, step.step, 0, step.q_index)
     flags = flag_table.row(flag_ref, kept.batch, kept.step)
-    slope = LOG2E * design.scale if design.folds else LOG2E
+    slope = LOG2E * design.waiting
     product_sums = _sums_by_product(design)
 
     def copies(place, slot):

@@ -153,7 +153,7 @@ class PallasTPU(Streaming):
         top, mass = (arrays.rows_last(one, cut) for one in (top, mass))
         if not design.softmax:
             return Partial(out, jnp.log(mass), jnp.zeros_like(mass))
-        return Partial(out, *log_of_sum(top * design.scale if design.folds else top, mass))
+        return Partial(out, *log_of_sum(top * design.waiting, mass))
 
     def _decodes(self, call: Call, page: int | None = None) -> bool:
         """Whether the kernel for a few queries runs the forward pass."""
@@ -223,7 +223,7 @@ class PallasTPU(Streaming):
             lowered=lowered,
             fields=fields,
             given=given,
-            scale=scale,
+            scale=scale * lowered.before,
             softmax=pieces.normalizer.streams_as == "softmax",
             full=bool((states == FULL).any()) if decided else lowered.sum is None,
             partial=not decided or bool((states == PARTIAL).any()),
@@ -295,9 +295,11 @@ class PallasTPU(Streaming):
             d_query = arrays.queries_last(d_query, cut, call.qk_dim)
         else:
             d_query = arrays.from_units(d_query, cut, call.qk_dim)
-        d_key = arrays.from_tiles(d_key, cut, call.qk_dim) * design.scale
+        lowered = design.lowered
+        d_key = arrays.from_tiles(d_key, cut, call.qk_dim) * (design.scale * lowered.after)
         d_value = arrays.from_tiles(d_value, cut, call.v_dim)
-        grads = d_query * (call.scale if design.lowered.sum is None else 1.0), d_key, d_value
+        scale = call.scale * lowered.before if lowered.sum is None else 1.0
+        grads = d_query * (scale * lowered.after), d_key, d_value
         d_query, d_key, d_value = (one.astype(dtype) for one, dtype in zip(grads, dtypes, strict=True))
         return Gradients(d_query, d_key, d_value, made.pulled(call.pieces, found))
 
@@ -362,7 +364,9 @@ class _Made(NamedTuple):
         """The gradients of the pieces' arrays, from the backward kernel's outputs for the differentiated fields."""
         rest, design = iter(found), self.design
         gradients = [
-            collected.gradient_of(field, next(rest), array, design.cut) if field.differentiated else None
+            collected.gradient_of(field, next(rest), array, design.cut) * design.lowered.after
+            if field.differentiated
+            else None
             for field, array in zip(design.fields, self.read, strict=True)
         ]
         return design.lowered.pull(pieces, gradients[: len(design.lowered.kinds)])

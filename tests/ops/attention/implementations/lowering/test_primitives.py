@@ -54,7 +54,9 @@ def test_functions_on_a_tile():
             assert low.refusal is None, (name, low.refusal)
             fields = [one.reshape(one.shape[-2:]).T for one in low.fields(call.pieces)]
             tile = low.tile(fields, jnp.asarray(query), jnp.asarray(key))
-            mine, pull = jax.vjp(lambda raw, tile=tile: tile.scores(raw, allowed), raw)
+            mine, pull = jax.vjp(
+                lambda raw, tile=tile, low=low: tile.scores(raw * low.before, allowed) * low.after, raw
+            )
             whole = jax.vmap(jax.vmap(function, (0, 0, None)), (0, None, 0))
             theirs, pull_theirs = jax.vjp(lambda raw, f=whole: f(raw, query[0], key[:, 0]).astype(raw.dtype), raw)
             results[name] = (mine, *pull(cotangent)), (theirs, *pull_theirs(cotangent))
