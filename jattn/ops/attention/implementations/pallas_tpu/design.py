@@ -217,7 +217,8 @@ def interpreter(interpret: bool, axes: tuple[str, ...]) -> Any:
 
 def finite(array: jax.Array) -> jax.Array:
     """The array with 0 in place of NaN and inf."""
-    return jnp.where(jnp.isfinite(array.astype(jnp.float32)), array, jnp.zeros_like(array))
+    wide = array.astype(jnp.float32)  # chosen in float32: a selection of 16 bits would have to pack the flags
+    return jnp.where(jnp.isfinite(wide), wide, 0.0).astype(array.dtype)
 
 
 def infinities(values: jax.Array, product: Callable[[jax.Array], jax.Array]) -> jax.Array:
