@@ -309,7 +309,8 @@ class Lowered:
 
         Args:
             pieces: as in `fields`.
-            gradients: one a field, of its shape; None for fields that are not differentiable.
+            gradients: one a field, of its shape, for gradients of the scores that lack the factor `after`; None for
+                fields that are not differentiable.
         """
         leaves, tree = jax.tree.flatten(pieces)
         floats = [leaf for leaf in leaves if is_float(leaf)]
@@ -322,7 +323,7 @@ class Lowered:
             return [found[place] for place in wanted]
 
         out, pull = jax.vjp(of_floats, [jnp.asarray(leaf) for leaf in floats])
-        cotangents = [gradients[place].astype(one.dtype) for place, one in zip(wanted, out, strict=True)]
+        cotangents = [(gradients[place] * self.after).astype(one.dtype) for place, one in zip(wanted, out, strict=True)]
         rest = iter(pull(cotangents)[0])
         return tree.unflatten([next(rest) if is_float(leaf) else None for leaf in leaves])
 

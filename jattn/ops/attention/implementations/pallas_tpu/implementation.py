@@ -269,7 +269,7 @@ class PallasTPU(Streaming):
         dtypes = [one.dtype for one in (query, key, value)]
         query, key, value = arrays.widened(query, key, value)
         made = self._made(call, query, key, value, True)
-        design, cut = made.design, made.design.cut
+        design, cut, lowered = made.design, made.design.cut, made.design.lowered
         dead = jnp.isneginf(results.lse)
         cotangent = jnp.where(dead[..., None], 0, cotangents.out)
         shift = jnp.where(dead, 0, cotangents.lse - inner(cotangent, results.out))
@@ -295,7 +295,6 @@ class PallasTPU(Streaming):
             d_query = arrays.queries_last(d_query, cut, call.qk_dim)
         else:
             d_query = arrays.from_units(d_query, cut, call.qk_dim)
-        lowered = design.lowered
         d_key = arrays.from_tiles(d_key, cut, call.qk_dim) * (design.scale * lowered.after)
         d_value = arrays.from_tiles(d_value, cut, call.v_dim)
         scale = call.scale * lowered.before if lowered.sum is None else 1.0
@@ -364,9 +363,7 @@ class _Made(NamedTuple):
         """The gradients of the pieces' arrays, from the backward kernel's outputs for the differentiated fields."""
         rest, design = iter(found), self.design
         gradients = [
-            collected.gradient_of(field, next(rest), array, design.cut) * design.lowered.after
-            if field.differentiated
-            else None
+            collected.gradient_of(field, next(rest), array, design.cut) if field.differentiated else None
             for field, array in zip(design.fields, self.read, strict=True)
         ]
         return design.lowered.pull(pieces, gradients[: len(design.lowered.kinds)])
