@@ -13,6 +13,7 @@ import pytest
 import jattn
 from jattn import masks, normalizers, scores, similarities
 from jattn.foundation.pieces import array, constants, number, part, piece
+from jattn.layers import MultiHeadAttention, caches
 from jattn.ops.recurrence.implementations.scan import Scan
 from jattn.parallel import Heads, array_specs, partition_specs
 from jattn.variants.heads import LatentAttention
@@ -30,7 +31,10 @@ def attend(query=Q, key=Q, value=Q, **given):
 
 RETNET = RetNet(8, 2, 4, 4)
 LATENT = LatentAttention(8, 2, kv_rank=4, head_dim=4, rope_dim=2)
-OF_RETNET, OF_LATENT = (jax.eval_shape(layer.init, KEY) for layer in (RETNET, LATENT))
+OF_RETNET, OF_LATENT, OF_MULTI_HEAD = (
+    jax.eval_shape(layer.init, KEY) for layer in (RETNET, LATENT, MultiHeadAttention(8, 2))
+)
+PAGED = caches.Paged(pages=4, page_size=2, slots=2).create((), kv_heads=1, k_dim=2)
 TOKENS = np.ones((2, 7, 8), np.float32)
 
 
@@ -167,6 +171,78 @@ ROWS = {
     "a word for a rate": (lambda: jattn.Dropout("a", KEY), "`rate`", "'a' (str)"),
     "several rates": (lambda: jattn.Dropout(np.array([0.1, 0.2]), KEY), "`rate`", "(2,)"),
     "a flag for a rate": (lambda: jattn.Dropout(True, KEY), "`rate`", "True (bool)"),
+    # Arguments of other kinds than arrays and pieces
+    "one index for heads": (lambda: jattn.attention_weights(Q, Q, heads=1), "`heads`", "[0, 3]", "1 (int)"),
+    "flags for queries": (lambda: jattn.attention_weights(Q, Q, queries=[True] * 7), "`queries`", "indices"),
+    "a word for is_causal": (lambda: jattn.dot_product_attention(Q, Q, Q, is_causal="no"), "`is_causal`", "'no'"),
+    "a number for return_residual": (
+        lambda: jattn.dot_product_attention(Q, Q, Q, return_residual=2),
+        "`return_residual`",
+    ),
+    "a float for a window": (
+        lambda: jattn.dot_product_attention(Q, Q, Q, local_window_size=1.5),
+        "`local_window_size`",
+        "(left, right)",
+    ),
+    "a window below -1": (
+        lambda: jattn.dot_product_attention(Q, Q, Q, local_window_size=(-2, 0)),
+        "`local_window_size`",
+        "-2",
+    ),
+    "scales of other heads": (attend(similarity=similarities.Dot(np.ones(3, np.float32))), "`Dot.scale`", "(3,)"),
+    "temperatures of other heads": (attend(similarity=similarities.Cosine([1.0, 2.0])), "`Cosine.temperature`"),
+    "biases of other heads": (attend(normalizer=normalizers.Sigmoid([1.0, 2.0])), "`Sigmoid.bias`"),
+    "scales of other heads, as jax.nn's": (lambda: jattn.dot_product_attention(Q, Q, Q, scale=[1.0, 2.0]), "`scale`"),
+    "None for a part": (lambda: masks.Shifted(None), "`mask`", "None"),
+    "None for a required part": (lambda: masks.base.Not(None), "`Not.mask`", "None"),
+    "no masks to split": (lambda: masks.split_between_heads([], 4), "`masks`", "[]"),
+    "one mask to split": (lambda: masks.split_between_heads(masks.Causal(), 4), "`masks`", "Causal()"),
+    "a word for positions of a mask": (
+        lambda: masks.create(masks.Causal(), 3, 3, query_positions="abc"),
+        "`query_positions`",
+        "'abc'",
+    ),
+    "a picture of no length": (lambda: masks.Causal().picture(3, None), "`kv_len`", "None"),
+    "float8 for a recurrence": (
+        lambda: jattn.linear_recurrence(Q, Q.astype(jnp.float8_e4m3fn), Q),
+        "`key`",
+        "astype('bfloat16')",
+    ),
+    "float8 for a convolution": (
+        lambda: jattn.short_convolution(jnp.ones((3, 2), jnp.float8_e4m3fn), Q[0, :2, 0, :2]),
+        "`inputs`",
+        "astype('bfloat16')",
+    ),
+    "no beta": (lambda: jattn.delta_rule(Q, Q, Q, None), "`beta`", "None"),
+    "no beta of a step": (lambda: jattn.delta_step(Q[0], Q[0], Q[0], None, Q), "`beta`", "None"),
+    "objects for a decay": (lambda: jattn.linear_recurrence(Q, Q, Q, log_decay=np.array([None])), "`log_decay`"),
+    "flags for segments": (
+        lambda: jattn.short_convolution(Q[0, :, 0], Q[0, :2, 0], segment_ids=[True] * 7),
+        "`segment_ids`",
+        "integers",
+    ),
+    "an array for a dtype": (lambda: MultiHeadAttention(8, 2, dtype=Q), "`dtype`", "float32"),
+    "a class for an initializer": (
+        lambda: MultiHeadAttention(8, 2, kernel_init=int),
+        "`kernel_init`",
+        "the class `int`",
+    ),
+    "None for an initializer": (lambda: MultiHeadAttention(8, 2, bias_init=None), "`bias_init`", "None"),
+    "an initializer of another shape": (
+        lambda: MultiHeadAttention(8, 2, bias_init=lambda key, shape, dtype: jnp.zeros(3)).init(KEY),
+        "initializer",
+        "(8,)",
+        "(3,)",
+    ),
+    "an array for learned": (lambda: MultiHeadAttention(8, 2, learned=Q), "`learned`", "(2, 7, 4, 8)"),
+    "a rotation that drops features": (
+        lambda: jax.eval_shape(MultiHeadAttention(8, 2, rotary=lambda x, at: x[..., :2]), OF_MULTI_HEAD, TOKENS),
+        "`rotary`",
+        "(2, 7, 2, 4)",
+        "(2, 7, 2, 2)",
+    ),
+    "copies of pages that are not pairs": (lambda: PAGED.with_copies([1, 2]), "`copies`", "(from, to)"),
+    "copies of pages that there are not": (lambda: PAGED.with_copies([(0, 9)]), "`copies`", "9"),
     # Layers, which are pure functions of parameters
     "no parameters of a recurrence": (
         lambda: RETNET.initial_state((2,)),

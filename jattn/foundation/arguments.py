@@ -181,6 +181,8 @@ def check_dtype(name: str, dtype: Any) -> None:
         ValueError: it is not.
     """
     try:
+        if dtype is None or dtype_of(dtype) is not None:  # NumPy takes None for float64, and an array for its dtype
+            raise TypeError
         kind = jnp.dtype(dtype)
     except TypeError:
         raise ValueError(f"`{name}` must be a dtype, such as `jax.numpy.bfloat16`; got {describe(dtype)}.") from None

@@ -80,7 +80,8 @@ def as_jax(*arrays: Any) -> tuple[Any, ...]:
     >>> [one.dtype.name for one in as_jax(np.zeros(3), np.zeros(3, np.int8))]
     ['float32', 'int8']
     """
-    return tuple(jnp.asarray(one) if isinstance(one, np.ndarray) else one for one in arrays)
+    numbers = (isinstance(one, np.ndarray) and dtype_of(one) is not None for one in arrays)
+    return tuple(jnp.asarray(one) if known else one for known, one in zip(numbers, arrays, strict=True))
 
 
 def known_values(value: Any) -> np.ndarray | None:

@@ -115,7 +115,7 @@ def zeros_and_ones(name: str, value: Any, layout: str, remedy: str) -> Any:
     wanted = f"`{name}` must be an array of ones and zeros {layout}, integers or booleans"
     if dtype is None or not value.shape or not (dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer)):
         raise ValueError(f"{wanted}; got {describe(value)}. {remedy}")
-    if dtype == np.bool_:
+    if dtype == np.bool_ or isinstance(value, jax.ShapeDtypeStruct):
         return value
     known = known_values(value)
     if known is not None and ((known != 0) & (known != 1)).any():

@@ -181,7 +181,7 @@ def _check_fields(self: Piece) -> None:
     """
     for field in dataclasses.fields(self):  # type: ignore[arg-type]  (see `replace`)
         value, name = getattr(self, field.name), f"{type(self).__name__}.{field.name}"
-        if value is None and (field.default is None or "axes" not in field.metadata):
+        if value is None and (field.default is None or field.metadata.keys().isdisjoint(("axes", "part"))):
             continue
         if "axes" in field.metadata:
             checked = _array_field(name, value, field.metadata["axes"])

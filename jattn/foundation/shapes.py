@@ -46,6 +46,11 @@ def check_shapes(
         if not jnp.issubdtype(array.dtype, kind):
             wanted = {jnp.floating: "floating-point", jnp.integer: "integers", jnp.bool_: "booleans"}.get(kind, kind)
             raise ValueError(f"`{name}` must be {wanted}; got {array.dtype}.")
+        if kind is jnp.floating and jnp.finfo(array.dtype).bits < 16:
+            raise ValueError(
+                f"`{name}` must have at least 16 bits, as its numbers are added up; got {array.dtype}. Convert it "
+                f"(with its scale): `{name}.astype('bfloat16')`."
+            )
         shape = tuple(array.shape)
         named = axes[1:] if axes[0] == "..." else axes
         if len(shape) < len(named) or (axes[0] != "..." and len(shape) != len(named)):

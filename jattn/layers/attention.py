@@ -107,7 +107,7 @@ class MultiHeadAttention(Layer):
             dtypes={"dtype": self.dtype},
             initializers={
                 "kernel_init": self.kernel_init,
-                "out_kernel_init": self.out_kernel_init,
+                "out_kernel_init": self.out_kernel_init or self.kernel_init,
                 "bias_init": self.bias_init,
             },
             use_bias=self.use_bias,

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..foundation.arrays import describe
+from ..foundation.arrays import describe, dtype_of
 from ..foundation.pieces import Piece
 from .layer import Layer, Parameter, constant
 
@@ -22,7 +22,7 @@ def check_learned(learned: Collection[str], pieces: Mapping[str, Any]) -> tuple[
     Raises:
         ValueError: a name is unknown; a piece has no floating-point array.
     """
-    if not isinstance(learned, Collection):
+    if not isinstance(learned, Collection) or dtype_of(learned) is not None:
         raise ValueError(f"`learned` must name pieces, among {', '.join(PIECES)}; got {describe(learned)}.")
     learned = (learned,) if isinstance(learned, str) else tuple(learned)
     for name in learned:

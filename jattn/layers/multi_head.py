@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..foundation.arguments import check_dtype, check_inputs
-from ..foundation.arrays import as_array, describe, of_rank
+from ..foundation.arrays import as_array, describe, dtype_of, of_rank
 from ..foundation.numerics import accumulation_dtype
 from ..foundation.pieces import indexed
 from ..foundation.sharding import split_axes, summed_einsum
@@ -260,7 +260,7 @@ def projected(
         heads = norm(heads, parameters[f"{name}_norm"])
     if rotary and name != "value":
         rotate = default_rotary if rotary is True else rotary
-        heads = rotate(heads, jnp.arange(heads.shape[-3]) if positions is None else positions)
+        heads = rotated(rotate, heads, jnp.arange(heads.shape[-3]) if positions is None else positions)
     return heads
 
 
@@ -371,7 +371,22 @@ def check_rotary(rotary: Any) -> None:
     Raises:
         ValueError: it is something else.
     """
-    if rotary is not None and not isinstance(rotary, bool) and not callable(rotary):
+    function = callable(rotary) and not isinstance(rotary, type)
+    if rotary is not None and not isinstance(rotary, bool) and not function:
         raise ValueError(
             f"`rotary` must be True, False or a function such as `jattn.positions.rotary`; got {describe(rotary)}."
         )
+
+
+def rotated(rotary: Rotation, x: jax.Array, positions: Any) -> jax.Array:
+    """`rotary(x, positions)`, after checking that it returns an array of the shape of `x`.
+
+    Raises:
+        ValueError: it returns something else.
+    """
+    turned = rotary(x, positions)
+    if dtype_of(turned) is None or tuple(turned.shape) != tuple(x.shape):
+        raise ValueError(
+            f"`rotary` must return an array of the shape of its `x`, {tuple(x.shape)}; got {describe(turned)}."
+        )
+    return turned

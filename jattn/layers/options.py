@@ -30,7 +30,7 @@ def check_options(
         implementation: as in `jattn.attention`.
         parallel: None or `Heads`.
         dtypes: dtypes by argument name; None is skipped.
-        initializers: initializers by argument name; None is skipped.
+        initializers: initializers by argument name.
         use_bias: a flag, or names of projections.
         qk_norm: a flag, or a `QKNorm`.
         **flags: True or False.
@@ -56,7 +56,7 @@ def check_options(
         if dtype is not None:
             check_dtype(name, dtype)
     for name, initializer in initializers.items():
-        if initializer is not None and not callable(initializer):
+        if not callable(initializer) or isinstance(initializer, type):
             raise ValueError(
                 f"`{name}` must be a function of a key, a shape and a dtype, such as "
                 f"`jax.nn.initializers.lecun_normal()`; got {describe(initializer)}."

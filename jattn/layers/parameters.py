@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..foundation.arguments import check_multiple, check_positive
+from ..foundation.arrays import describe, dtype_of
 from ..parallel import partition_spec
 from .norms import as_qk_norm
 
@@ -142,6 +143,12 @@ def initialize(init: Callable[..., Any], key: jax.Array, shape: Shape, dtype: An
     sizes, inputs = shape
     flat = (math.prod(sizes[:inputs]), math.prod(sizes[inputs:])) if inputs else (math.prod(sizes),)
     value = init(key, flat, dtype)
+    plain = value.unbox() if hasattr(value, "replace_boxed") else getattr(value, "raw_value", value)
+    if dtype_of(plain) is None or math.prod(plain.shape) != math.prod(sizes):
+        raise ValueError(
+            f"an initializer must return an array of the shape it is given, {flat}, as "
+            f"`jax.nn.initializers.lecun_normal()` does; got {describe(plain)} from {describe(init)}."
+        )
     if hasattr(value, "replace_boxed"):  # an array in a box of metadata, as linen's `with_partitioning` makes
         return value.replace_boxed(jnp.reshape(value.unbox(), sizes))
     if hasattr(value, "raw_value"):  # likewise, as nnx's does

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ..foundation.arguments import check_dtype, check_inputs, check_key, check_positive
+from ..foundation.arguments import check_dtype, check_flags, check_inputs, check_key, check_positive
 from ..foundation.arrays import as_constant
 from ..layers import attention as data
 from ..layers.caches import Spec
@@ -79,7 +79,8 @@ class MultiHeadAttention(nn.Module):
     cache: Spec | None = None
 
     def __post_init__(self) -> None:
-        check_positive(q_heads=self.q_heads)
+        sizes = {name: getattr(self, name) for name in ("in_features", "kv_heads", "head_dim", "in_kv_features")}
+        check_positive(q_heads=self.q_heads, **{name: size for name, size in sizes.items() if size is not None})
         check_dtype("param_dtype", self.param_dtype)
         self._layer(None, None)  # which checks the attributes
         for name in PIECES:
@@ -259,7 +260,16 @@ class MultiHeadAttention(nn.Module):
 
     def _dropout_key(self, deterministic: bool | None, key: jax.Array | None) -> jax.Array | None:
         """A random key if weights are to be dropped, else None."""
-        if self.dropout_rate == 0 or nn.merge_param("deterministic", self.deterministic, deterministic):
+        if self.dropout_rate == 0:
+            return None
+        if (self.deterministic is None) == (deterministic is None):
+            raise ValueError(
+                "`deterministic` must be given either to the module or to the call, as `dropout_rate` is not 0: True "
+                f"turns dropout off; got {self.deterministic} and {deterministic}."
+            )
+        chosen = self.deterministic if deterministic is None else deterministic
+        check_flags(deterministic=chosen)
+        if chosen:
             return None
         if key is not None:
             check_key("dropout_rng", key)

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from ..foundation.arguments import check_positive
+from ..foundation.arrays import describe
 from ..foundation.fields import booleans, set_field
 from ..foundation.pieces import array, piece
-from .base import Mask
+from .base import Mask, as_mask
 
 
 @piece
@@ -78,7 +79,7 @@ def split_between_heads(masks: Sequence[Mask], q_heads: int) -> Mask:
     Tiles are skipped per head.
 
     Raises:
-        ValueError: the number of heads is not a multiple of the number of masks.
+        ValueError: the number of heads is not a multiple of the number of masks, or `masks` is not a list of masks.
 
     >>> from jattn import masks
     >>> mask = split_between_heads([masks.SlidingWindow(1, 0), masks.Causal()], q_heads=2)
@@ -92,11 +93,13 @@ def split_between_heads(masks: Sequence[Mask], q_heads: int) -> Mask:
       [1 1 1]]]
     """
     check_positive(q_heads=q_heads)
+    if not isinstance(masks, Sequence) or isinstance(masks, str) or not masks:
+        raise ValueError(f"`masks` must be a list of at least one mask; got {describe(masks)}.")
     if q_heads % len(masks):
         raise ValueError(f"`q_heads` must be a multiple of the {len(masks)} patterns to split them; got {q_heads}.")
     which = np.arange(q_heads) * len(masks) // q_heads
     whole: Any = None
     for index, mask in enumerate(masks):
-        one = OnHeads(which == index) & mask
+        one = OnHeads(which == index) & as_mask(mask)
         whole = one if whole is None else whole | one
     return whole

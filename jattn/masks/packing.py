@@ -7,6 +7,7 @@ These arrays describe the tokens of the call, not positions, so the result does 
 `key_positions`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ def from_attention_mask(attention_mask: Any) -> Dense:
         "first, as in `array > -1`."
     )
     flags = zeros_and_ones("attention_mask", attention_mask, "[batch..., kv_len]", remedy)
-    return Dense(flags[..., None, None, :])
+    return Dense(of_shapes(lambda flags: flags[..., None, None, :] != 0, flags))
 
 
 def from_position_ids(position_ids: Any) -> SameSegment:
@@ -68,9 +69,13 @@ def from_position_ids(position_ids: Any) -> SameSegment:
     if isinstance(positions, int) or not positions.shape:
         raise ValueError(f"`position_ids` must be an integer array [batch..., length]; got {describe(position_ids)}.")
     xp: Any = np if isinstance(positions, np.ndarray) else jnp
-    begins = positions[..., 1:] != positions[..., :-1] + 1
-    ids = xp.cumsum(begins, -1, dtype=np.int32)
-    return SameSegment(xp.concatenate([xp.zeros_like(positions[..., :1], dtype=np.int32), ids], -1))
+
+    def ids(positions: Any) -> Any:
+        begins = positions[..., 1:] != positions[..., :-1] + 1
+        later = xp.cumsum(begins, -1, dtype=np.int32)
+        return xp.concatenate([xp.zeros_like(positions[..., :1], dtype=np.int32), later], -1)
+
+    return SameSegment(of_shapes(ids, positions))
 
 
 def from_cu_seqlens(
@@ -140,11 +145,19 @@ def sequence_ids(cu_seqlens: Any, length: int) -> Any:
         found = xp.searchsorted(bounds, tokens, side="right").astype(np.int32) - 1
         return xp.where(found < 0, entries - 1, found)
 
-    if not batch:
-        return one(cu_seqlens)
-    rows = cu_seqlens.reshape(-1, entries)
-    ids = np.stack([one(row) for row in rows]) if xp is np else jax.vmap(one)(rows)
-    return ids.reshape(*batch, length)
+    def every(cu_seqlens: Any) -> Any:
+        rows = cu_seqlens.reshape(-1, entries)
+        if 0 in rows.shape:
+            return xp.zeros((*batch, length), np.int32)
+        ids = np.stack([one(row) for row in rows]) if xp is np else jax.vmap(one)(rows)
+        return ids.reshape(*batch, length)
+
+    return of_shapes(every if batch else one, cu_seqlens)
+
+
+def of_shapes(function: Callable[[Any], Any], array: Any) -> Any:
+    """`function(array)`; of a `jax.ShapeDtypeStruct`, as `explain` accepts them, the shape and dtype of the result."""
+    return jax.eval_shape(function, array) if isinstance(array, jax.ShapeDtypeStruct) else function(array)
 
 
 def row_length(name: str, cu_seqlens: Any, length_name: str, length: int | None) -> int:

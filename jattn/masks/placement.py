@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.arrays import as_array, describe, dtype_of
 from ..foundation.elementwise import mask_reads_positions
 from ..foundation.pieces import align, indexed, map_fields
 from .base import Mask, check_extent
@@ -47,13 +48,14 @@ def placed(
         return value
 
     map_fields(mask, look)
+    query_positions, key_positions = as_array(query_positions), as_array(key_positions)
     given = {"query_positions": (query_positions, q_len), "key_positions": (key_positions, kv_len)}
     for name, (positions, length) in given.items():
         if positions is None:
             continue
-        shape = jnp.shape(positions)
-        if not shape or shape[-1] != length or not jnp.issubdtype(jnp.result_type(positions), jnp.integer):
-            raise ValueError(f"`{name}` must be integers [batch..., {length}]; got shape {shape}.")
+        dtype, shape = dtype_of(positions), getattr(positions, "shape", ())
+        if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or not shape or shape[-1] != length:
+            raise ValueError(f"`{name}` must be integers [batch..., {length}]; got {describe(positions)}.")
         batches.append(shape[:-1])
     lead = np.broadcast_shapes(*batches)
     aligned = align(mask, lead, {"head": max(counts), "query": q_len, "key": kv_len})

@@ -2,7 +2,7 @@
 
 from ..foundation.fields import Integers, integers, set_field
 from ..foundation.pieces import number, part, piece
-from .base import Mask
+from .base import Mask, as_mask
 
 
 @piece
@@ -15,11 +15,11 @@ class Shifted(Mask):
     sequence. An unwrapped one may not, because tokens in front of it would be taken for its first cells.
 
     Args:
-        mask: the mask of shifted positions, which may be negative.
+        mask: the mask, or a function of two positions, which may be negative.
         start: at least 0: an int, or an int array `[batch...]`.
 
     Raises:
-        ValueError: `start` is negative or not an integer.
+        ValueError: `mask` is neither a mask nor a function; `start` is negative or not an integer.
 
     >>> from jattn import masks
     >>> print(masks.Shifted(masks.Chunked(2), 1).picture(4, 4).rsplit(chr(10), 2)[0])
@@ -33,6 +33,7 @@ class Shifted(Mask):
     start: Integers = number(default=0)
 
     def __post_init__(self):
+        set_field(self, "mask", as_mask(self.mask))
         set_field(self, "start", integers("start", self.start, least=0))
 
     def extent(self):

@@ -167,3 +167,22 @@ def test_a_window_of_no_keys_allows_nothing():
         assert out == 0 and not any(grad.any() for grad in grads)
     some = masks.create(masks.SlidingWindow(np.array([-1, 1]), 0), 3, 3)
     assert not some[0].any() and some[1].any(-1).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        masks.from_attention_mask,
+        masks.from_position_ids,
+        lambda array: masks.from_cu_seqlens(array, 7),
+        lambda array: masks.from_cu_seqlens(array, 7, key_cu_seqlens=array, key_length=5),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (0, 4)])
+def test_of_shapes(make, shape):
+    """Of a `ShapeDtypeStruct` there comes a piece with the shapes and dtypes that an array of it gives."""
+    made = make(np.zeros(shape, np.int32))
+    found = make(jax.ShapeDtypeStruct(shape, np.int32))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), made
+    )

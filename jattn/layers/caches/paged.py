@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...foundation.arguments import check_positive
-from ...foundation.arrays import describe, dtype_of, known_values, of_rank
+from ...foundation.arrays import as_array, describe, dtype_of, known_values, of_rank
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import map_fields
 from ...foundation.sharding import gather, mesh_of, reshard, spec_of, split_like, vary, varying_axes
@@ -255,9 +255,21 @@ class PagedCache(Cache):
 
     def with_copies(self, copies: Sequence[tuple[int, int]]) -> "PagedCache":
         """The cache after copying pages inside the pool, `(from, to)`, as requested by `PageAllocator.fork`."""
-        if not copies:
+        pairs = as_array([] if dtype_of(copies) is None and not copies else copies)
+        dtype, shape = dtype_of(pairs), getattr(pairs, "shape", ())
+        if shape == (0,):
             return self
-        source, target = np.asarray(copies, np.int32).T
+        if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or len(shape) != 2 or shape[1] != 2:
+            raise ValueError(
+                f"`copies` must be a list of pairs of pages, (from, to), as `PageAllocator.fork` returns it; got "
+                f"{describe(copies)}."
+            )
+        known = known_values(pairs)
+        if known is not None and not 0 <= known.min() <= known.max() < self.pages:
+            raise ValueError(
+                f"`copies` must hold pages from 0 to {self.pages - 1}; got {known.min()} to {known.max()}."
+            )
+        source, target = pairs.T
         keys, values = (pool.at[target].set(pool[source]) for pool in (self.keys, self.values))
         return dataclasses.replace(self, keys=keys, values=values)
 

@@ -109,6 +109,8 @@ class PageAllocator:
             ValueError: a sequence has more pages than `slots`, or there is no such sequence.
         """
         check_positive(slots=slots)
+        if not isinstance(sequences, Sequence | np.ndarray):
+            raise ValueError(f"`sequences` must be a list of numbers that `allocate` returned; got {sequences!r}.")
         table = np.full((len(sequences), slots), -1, np.int32)
         for row, sequence in zip(table, sequences, strict=True):
             pages = self._pages_of(sequence)
@@ -136,7 +138,7 @@ class PageAllocator:
         return self._next - 1
 
     def _pages_of(self, sequence: int) -> list[int]:
-        if sequence not in self._held:
+        if not isinstance(sequence, int | np.integer) or sequence not in self._held:
             raise ValueError(
                 f"`sequence` must be one of {sorted(self._held)}, allocated and not freed; got {sequence!r}."
             )

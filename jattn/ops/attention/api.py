@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType
 from jaxtyping import Float
 
+from ...foundation.arguments import check_flags
 from ...foundation.arrays import FOREIGN, as_array, as_jax, describe, dtype_of, iota, of_rank
 from ...foundation.sharding import mesh_of
 from ...foundation.target import expected_target
@@ -24,7 +25,7 @@ from .implementations import ATTENTION
 from .implementations.reference import weights_of
 from .observed import OBSERVER, observed
 from .partial import Partial
-from .select import select
+from .select import as_indices, select
 from .split import Arrays, run_on_parts
 from .streaming import Streaming, attend
 
@@ -174,7 +175,7 @@ def attention_weights(
     (1, 2, 1, 100)
     """
     pieces = Pieces(mask, similarity, scores, normalizer, None, query_positions, key_positions)
-    chosen = (None if indices is None else tuple(indices) for indices in (heads, queries))
+    chosen = (as_indices(name, indices) for name, indices in (("heads", heads), ("queries", queries)))
     whole = heads is not None
     return run_call(_Weights(*chosen), (query, key, key), pieces, "weights", whole_heads=whole)
 
@@ -315,8 +316,9 @@ def dot_product_attention(
             raise ValueError(
                 f"`{name}` must have the shape {arrays[0].shape[:-3]} of the batch; got {np.shape(length)}."
             )
+    check_flags(is_causal=is_causal, return_residual=return_residual)
     window = (local_window_size,) * 2 if isinstance(local_window_size, int | np.integer) else local_window_size
-    if window is not None and len(window) != 2:
+    if window is not None and not (isinstance(window, Sequence) and len(window) == 2 and not isinstance(window, str)):
         raise ValueError(f"`local_window_size` must be one int, or (left, right); got {local_window_size!r}.")
     limited = query_seq_lengths is not None or key_value_seq_lengths is not None
     key_lengths = key.shape[-3] if key_value_seq_lengths is None else key_value_seq_lengths
@@ -345,6 +347,11 @@ _NAMES_OF_JAX = {
     "Dense.array": "mask",
     "array": "mask",
     "Bias.values": "bias",
+    "Dot.scale": "scale",
+    "Lengths.key_lengths": "key_value_seq_lengths",
+    "Lengths.query_lengths": "query_seq_lengths",
+    "left": "local_window_size",
+    "right": "local_window_size",
     "key_lengths": "key_value_seq_lengths",
     "query_lengths": "query_seq_lengths",
 }
@@ -355,7 +362,7 @@ def _with_four_axes(name: str, array: Any) -> Any:
     """`[batch, heads, q_len, kv_len]`; leading axes that were omitted get size 1."""
     array = as_array(array)
     dtype = dtype_of(array)
-    if dtype is None:
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         raise ValueError(f"`{name}` must be an array [batch, heads, q_len, kv_len]; got {describe(array)}. {FOREIGN}")
     if name == "bias" and not jnp.issubdtype(dtype, jnp.floating):
         array = array.astype(np.float32)

@@ -144,6 +144,8 @@ def prepare(query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces) 
         return align(piece, batch, sizes)
 
     similarity, normalizer = pieces.similarity, pieces.normalizer
+    # Before scores are made of their numbers, so that errors name the fields that the caller gave.
+    aligned_similarity, aligned_normalizer = aligned(similarity), aligned(normalizer)
     prepared = _prepare_similarity(similarity, query, key)
     pieces = pieces.indexed(batch, q_heads, split_axes(query))
     mask = aligned(known_while_tracing(pieces.mask))
@@ -180,9 +182,9 @@ def prepare(query: jax.Array, key: jax.Array, value: jax.Array, pieces: Pieces) 
         v_dim=v_dim,
         pieces=Pieces(
             mask=mask,
-            similarity=aligned(similarity),
+            similarity=aligned_similarity,
             scores=own_scores + caller_scores + aligned(normalizer.extra_scores()),
-            normalizer=aligned(normalizer),
+            normalizer=aligned_normalizer,
             dropout=aligned(pieces.dropout),
             query_positions=rows,
             key_positions=columns,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arrays import as_array, describe, dtype_of, known_values
 from .call import Call
 
 
@@ -32,10 +33,32 @@ def select(
     return call, query, key
 
 
+def as_indices(name: str, indices: Any) -> tuple[int, ...] | None:
+    """Indices as a hashable tuple; None for all.
+
+    Raises:
+        ValueError: they are not a sequence of integers.
+    """
+    if indices is None:
+        return None
+    array = as_array(indices)
+    known = known_values(array)
+    if known is not None and known.ndim == 1 and (np.issubdtype(known.dtype, np.integer) or not known.size):
+        return tuple(known.astype(int).tolist())
+    got = (
+        "values that are not known while tracing"
+        if dtype_of(array) is not None and known is None
+        else describe(indices)
+    )
+    raise ValueError(f"`{name}` must be a list of indices, known outside of `jit`, such as [0, 3]; got {got}.")
+
+
 def _indices(name: str, indices: Sequence[int], count: int) -> np.ndarray:
-    chosen = np.atleast_1d(np.asarray(indices))
-    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer) or ((chosen < -count) | (chosen >= count)).any():
-        raise ValueError(f"`{name}` must be indices between 0 and {count - 1}; got {indices!r}.")
+    chosen = np.asarray(indices, int)
+    if ((chosen < -count) | (chosen >= count)).any():
+        raise ValueError(
+            f"`{name}` must be indices between 0 and {count - 1} (negative ones count from the end); got {indices!r}."
+        )
     return chosen % count
 
 

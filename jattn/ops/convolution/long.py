@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from ...foundation.arrays import as_jax
 from ...foundation.numerics import seen_so_far, split_nonfinite, widen
 from ...foundation.shapes import check_shapes
 
@@ -39,6 +40,7 @@ def long_convolution(
     """
     shapes = {"inputs": (inputs, "... length features"), "filters": (filters, "taps features")}
     sizes = check_shapes(**shapes, **({} if skip is None else {"skip": (skip, "features")}))
+    inputs, filters, skip = as_jax(inputs, filters, skip)
     length = sizes["length"]
     if length == 0:
         return inputs

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from ...foundation.arrays import as_array, as_jax, describe, dtype_of
 from ...foundation.numerics import split_nonfinite, widen
 from ...foundation.shapes import check_shapes
 
@@ -93,6 +94,7 @@ def short_convolution(
 def convolve(inputs: jax.Array, kernel: jax.Array, past: Any, segment_ids: Any) -> tuple[jax.Array, jax.Array]:
     """`short_convolution`, and the last `taps - 1` inputs, which are the `past` of the next call."""
     sizes = check_shapes(inputs=(inputs, "... length features"), kernel=(kernel, "taps features"))
+    inputs, kernel, past, segment_ids = as_jax(inputs, kernel, past, as_array(segment_ids))
     taps = sizes["taps"]
     if taps < 1:
         raise ValueError(f"`kernel` must have at least one tap, [taps, features]; got shape {kernel.shape}.")
@@ -102,11 +104,13 @@ def convolve(inputs: jax.Array, kernel: jax.Array, past: Any, segment_ids: Any) 
             past=(past, f"... {taps - 1} features"),
             inputs=(inputs, "... length features"),
         )
-    if segment_ids is not None and jnp.shape(segment_ids) not in ((sizes["length"],), inputs.shape[:-1]):
-        raise ValueError(
-            f"`segment_ids` must have shape [length] or [..., length] of `inputs` {inputs.shape}; got "
-            f"{jnp.shape(segment_ids)}."
-        )
+    if segment_ids is not None:
+        dtype, shapes = dtype_of(segment_ids), ((sizes["length"],), inputs.shape[:-1])
+        if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or tuple(segment_ids.shape) not in shapes:
+            raise ValueError(
+                f"`segment_ids` must be integers [length] or [..., length] of `inputs` {inputs.shape}, one for each "
+                f"token; got {describe(segment_ids)}."
+            )
     seen = shifts(inputs, taps, past, segment_ids)
     out = jnp.asarray(sum(one * kernel[s] for s, one in enumerate(seen.values)))
     nonfinite = jnp.stack(seen.nonfinite).any(0)

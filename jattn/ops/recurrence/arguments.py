@@ -25,14 +25,14 @@ def widened(dtype: Any, **arrays: Any) -> dict[str, Any]:
     return {name: None if one is None else one.astype(dtype) for name, one in arrays.items()}
 
 
-def check_sequences(query: Any, key: Any, value: Any, beta: Any = None, *, axis: str = "length ") -> dict[str, int]:
+def check_sequences(query: Any, key: Any, value: Any, *beta: Any, axis: str = "length ") -> dict[str, int]:
     """Check that queries, keys, values and β match. Returns the named sizes; `heads` are those of values and states.
 
     Args:
         query: `[..., length, q_heads, k_dim]`.
         key: `[..., length, k_heads, k_dim]`.
         value: `[..., length, heads, v_dim]`.
-        beta: `[..., length, heads]`, or None.
+        beta: `[..., length, heads]`, if the recurrence has one.
         axis: empty for a single token, which has no length axis.
 
     Raises:
@@ -43,8 +43,8 @@ def check_sequences(query: Any, key: Any, value: Any, beta: Any = None, *, axis:
         "key": (key, f"... {axis}k_heads k_dim"),
         "value": (value, f"... {axis}heads v_dim"),
     }
-    if beta is not None:
-        arrays["beta"] = (beta, f"... {axis}heads")
+    if beta:
+        arrays["beta"] = (beta[0], f"... {axis}heads")
     sizes = check_shapes(None, **arrays)
     heads, k_heads, q_heads = sizes["heads"], sizes["k_heads"], sizes["q_heads"]
     if heads != k_heads and (not k_heads or heads % k_heads):
@@ -57,8 +57,8 @@ def check_sequences(query: Any, key: Any, value: Any, beta: Any = None, *, axis:
             f"`query` must have as many heads as `key` ({k_heads}), or as `value` ({heads}), or a multiple of the "
             f"latter, which read the same state; got {q_heads}."
         )
-    if beta is not None:
-        known = known_values(beta)
+    if beta:
+        known = known_values(beta[0])
         if known is not None and ((known < 0) | (known > 2)).any():
             raise ValueError(
                 f"`beta` must lie in [0, 2], beyond which the state grows without bound; got values from {known.min()} "

@@ -15,6 +15,7 @@ from ...foundation.shapes import check_shapes
 from ...layers.caches import Cache, Spec
 from ...layers.decoding import check_cache, spec_of
 from ...layers.layer import OWN_AXES, Layer, bias, kernel, ones, project
+from ...layers.multi_head import rotated
 from ...layers.norms import rms_norm
 from ...layers.options import check_options
 from ...masks import Causal
@@ -127,7 +128,9 @@ class LatentAttention(Layer):
             raise ValueError(f"`rope_dim` must be even, as features are rotated in pairs; got {self.rope_dim}.")
         check_flags(use_bias=self.use_bias)
         for name, number in (("scale", self.scale), ("epsilon", self.epsilon)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+            if (number is not None or name == "epsilon") and (
+                isinstance(number, bool) or not isinstance(number, int | float)
+            ):
                 raise ValueError(f"`{name}` must be a number; got {describe(number)}.")
         check_options(
             rotary=self.rotary,
@@ -275,13 +278,13 @@ class LatentAttention(Layer):
             down = project(parameters["query_down"], inputs, "...lf,fr->...lr")
             inputs = rms_norm(down, parameters["query_norm"]["scale"], self.epsilon)
         query = project(parameters["query"], inputs, "...lf,fhd->...lhd")
-        return jnp.concatenate([query[..., : self.head_dim], self.rotary(query[..., self.head_dim :], at)], -1)
+        return jnp.concatenate([query[..., : self.head_dim], rotated(self.rotary, query[..., self.head_dim :], at)], -1)
 
     def _latent(self, parameters: Mapping[str, Any], inputs: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
         """The latents `[..., length, 1, kv_rank]`, and the rotated keys `[..., length, 1, rope_dim]`."""
         both = project(parameters["latent"], inputs, "...lf,fc->...lc")[..., None, :]
         latent = rms_norm(both[..., : self.kv_rank], parameters["latent_norm"]["scale"], self.epsilon)
-        return latent, self.rotary(both[..., self.kv_rank :], at)
+        return latent, rotated(self.rotary, both[..., self.kv_rank :], at)
 
     def _whole(
         self,

@@ -60,5 +60,5 @@ def test_bad_input_is_named():
         short_convolution(x[None], jnp.ones((3, 3)), jnp.ones((2, 2, 3)))
     with pytest.raises(ValueError, match="`kernel` must have at least one tap"):
         short_convolution(x, jnp.ones((0, 3)))
-    with pytest.raises(ValueError, match="`segment_ids` must have shape"):
+    with pytest.raises(ValueError, match="`segment_ids` must be integers"):
         short_convolution(x, jnp.ones((3, 3)), segment_ids=np.zeros(4, int))

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ....foundation.arrays import as_constant
+from ....foundation.arguments import check_counts
+from ....foundation.arrays import as_array, as_constant
 from ....foundation.pieces import map_fields
 from ....masks.base import Mask, paints_masks
 from ....masks.placement import placed
@@ -59,13 +60,15 @@ def picture_of_mask(mask: Mask, q_len: int, kv_len: int, query_positions: Any = 
             raise ValueError(f"`{name}` is not known while tracing: a picture needs the mask's values, outside `jit`.")
         return value
 
-    if query_positions is not None:
-        query_positions = np.asarray(query_positions)
+    check_counts(q_len=q_len, kv_len=kv_len)
+    query_positions = as_constant(as_array(query_positions))
     aligned, query_positions, key_positions = placed(
         map_fields(mask, look), q_len, kv_len, query_positions, None if query_positions is None else np.arange(kv_len)
     )
     tile = 1
     while tile * COLUMNS < max(q_len, kv_len):
         tile *= 2
+    if 0 in (q_len, kv_len):
+        return "no tiles"
     plan = make_plan(aligned, query_positions, key_positions, tile, tile)
     return f"{picture(plan)}\n{size_of_tiles(plan)}"
