@@ -311,7 +311,7 @@ class Threshold(Mask):
     [
         (jnp.float32, False),
         (jnp.float32, True),
-        (jnp.bfloat16, False),
+        pytest.param(jnp.bfloat16, False, marks=pytest.mark.exhaustive),
         pytest.param(jnp.bfloat16, True, marks=pytest.mark.exhaustive),
     ],
 )
