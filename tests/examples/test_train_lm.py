@@ -268,6 +268,7 @@ def test_bad_flags(lm, capsys, tmp_path, flags, message):
     assert jax.default_backend() == "cpu"
 
 
+@pytest.mark.exhaustive
 def test_the_batch_is_made_to_fit_the_devices(lm, whole, tmp_path, capsys):
     given = lm.script.arguments(["--size=small", "--out", str(whole)])
     mesh = lm.devices.make_mesh(1, 1)

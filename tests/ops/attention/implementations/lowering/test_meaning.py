@@ -109,7 +109,6 @@ CALLS = {
 ALWAYS = {
     "a table of documents by batch index",
     "NaN in masked entries of arrays",
-    "one query",
 }
 
 
