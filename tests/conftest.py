@@ -46,7 +46,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files
 import jax  # noqa: E402  (behind the environment that it reads)
 
 ROOT = Path(__file__).parents[1]
-WIDE = ("jattn", "models"), ("jattn", "variants")
+WIDE = ROOT / "jattn/models", ROOT / "jattn/variants"
 """Folders whose doctests are marked `exhaustive`: a hundred programs, of what the tables hold always."""
 
 LARGEST_CACHE = 2 << 30  # bytes; JAX could evict old entries itself, but only with a package that it does not require
@@ -104,7 +104,7 @@ def everything(config) -> bool:
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if isinstance(item, pytest.DoctestItem) and item.path.relative_to(ROOT).parts[:2] in WIDE:
+        if isinstance(item, pytest.DoctestItem) and any(map(item.path.is_relative_to, WIDE)):
             item.add_marker(pytest.mark.exhaustive)
     if everything(config):
         return
