@@ -22,6 +22,7 @@ from flax import nnx
 from images import commands, digits, scenes, training
 from images.digits import NAMES, Digits
 from matplotlib.figure import Figure
+from shared.flags import several
 
 import jattn
 from jattn.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
@@ -49,7 +50,8 @@ LEARNED = [one for one in EVERY if one.first != one.second and one not in HELD_O
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the example. Returns its figures."""
-    given = commands.parser(__doc__, steps=1600, batch=70, features=64).parse_args(argv)
+    # With a batch of one, the contrastive loss is 0 and nothing is learned.
+    given = commands.parser(__doc__, steps=1600, batch=70, features=64, batch_type=several).parse_args(argv)
     out = given.out or Path("runs/match_images")
     known, held_out = digits.load()
     model = build(given.features, given.seed)

@@ -2,16 +2,25 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from shared.flags import multiple, positive
 
 
-def parser(doc: str | None, *, steps: int, batch: int, features: int) -> argparse.ArgumentParser:
-    """The flags that the examples share, with these defaults."""
+def parser(
+    doc: str | None, *, steps: int, batch: int, features: int, batch_type: Callable[[str], int] = positive
+) -> argparse.ArgumentParser:
+    """The flags that the examples share, with these defaults.
+
+    Args:
+        doc: of the example.
+        steps, batch, features: the defaults.
+        batch_type: what reads `--batch`.
+    """
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--steps", type=positive, default=steps, help=f"of training; by default {steps}")
-    made.add_argument("--batch", type=positive, default=batch, help="images per step")
+    made.add_argument("--batch", type=batch_type, default=batch, help="images per step")
     made.add_argument(
         "--features", type=multiple(4), default=features, help="features inside the model, a multiple of 4"
     )

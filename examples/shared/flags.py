@@ -35,6 +35,22 @@ def multiple(of: int) -> Callable[[str], int]:
     return number
 
 
+def several(text: str) -> int:
+    """A flag's number, at least 2.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+
+    >>> several("1")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: must be an integer of at least 2: 1
+    """
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 2: {text}")
+    return int(text)
+
+
 def at_least(least: float, most: float = math.inf) -> Callable[[str], float]:
     """The type of a flag whose number is finite and within bounds.
 
