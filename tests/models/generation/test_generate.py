@@ -25,6 +25,8 @@ from generation_cases import (
     peer,
     ruled_arguments,
 )
+from model_cases.llama import CASES as LLAMA
+from model_runs import made as built
 from tiers import rows
 
 from jattn import models
@@ -147,6 +149,30 @@ def test_beams_over_every_cache(gpt2, cache):
     found = models.generate(gpt2, PROMPTS, cache=cache, **options)
     assert found.lists() == want.lists()
     np.testing.assert_allclose(found.scores, want.scores, rtol=1e-5)
+
+
+WINDOWED = {name: case for name, case in LLAMA.items() if "sliding_window" in case.settings}
+
+
+@pytest.mark.parametrize("name", rows(WINDOWED, always=("gemma3",)))
+def test_windows_over_every_cache(name):
+    """Greedy tokens and their log probabilities are those of a call on the whole, with windows of 3 in some blocks."""
+    model = built(WINDOWED[name])
+    assert 3 in model.config.windows
+    want = None
+    for cache in ("rolling", "paged"):
+        found = models.generate(model, PROMPTS, max_new_tokens=NEW, stop_tokens=(), cache=cache)
+        if want is None:
+            texts = [prompt + new for prompt, new in zip(PROMPTS, found.lists(), strict=True)]
+            tokens = np.array([row + [0] * (max(map(len, texts)) - len(row)) for row in texts])
+            log_p = jax.nn.log_softmax(nnx.jit(lambda model, tokens: model(tokens))(model, tokens))
+            spans = [(row, np.arange(len(text) - NEW - 1, len(text) - 1)) for row, text in enumerate(texts)]
+            want = (
+                [log_p[row, at].argmax(-1).tolist() for row, at in spans],
+                [float(log_p[row, at].max(-1).sum()) for row, at in spans],
+            )
+        assert found.lists() == want[0], cache
+        np.testing.assert_allclose(found.scores, want[1], rtol=1e-5, err_msg=cache)
 
 
 def test_a_cache_whose_rows_are_unknown_is_refused():
