@@ -21,6 +21,7 @@ from ..layers.caches import Cache, Contiguous, Rolling, Spec
 from ..ops.attention.call import renamed
 from .blocks import through
 from .config import Config
+from .embedding import logits_of
 from .layers import as_valid, checked_next, checked_tokens, placed
 
 State = tuple[Any, ...]
@@ -194,7 +195,7 @@ class CausalLM(Decoder):
 
     def output(self, hidden: jax.Array) -> jax.Array:
         """The logits of the next token, `[..., vocabulary]`."""
-        return self.embedding.attend(hidden) if self.head is None else self.head(hidden)
+        return logits_of(hidden, self.embedding, self.head)
 
 
 def cache_specs(

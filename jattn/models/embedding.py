@@ -1,5 +1,7 @@
 """A table of vectors, one for each token, position or type."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -32,3 +34,22 @@ class Embedding(nnx.Embed):
         if self.num_embeddings == 1:
             return jnp.broadcast_to(table, (*inputs.shape, self.features)).astype(self.dtype)
         return jnp.take(table, inputs, axis=0).astype(self.dtype)
+
+
+def head_of(
+    features: int, vocabulary: int, *, tied: bool, kernel_init: Any = nnx.initializers.lecun_normal(), **options: Any
+) -> nnx.Linear | None:
+    """The head of a language model; None if it is the embedding.
+
+    Args:
+        features, vocabulary: sizes.
+        tied: whether it is the embedding.
+        kernel_init: the initializer.
+        options: `dtype`, `param_dtype` and `rngs`.
+    """
+    return None if tied else nnx.Linear(features, vocabulary, use_bias=False, kernel_init=kernel_init, **options)
+
+
+def logits_of(hidden: jax.Array, embedding: Embedding, head: nnx.Linear | None) -> jax.Array:
+    """The logits of tokens, `[..., vocabulary]`: the head of hidden states, or these times Eᵀ if there is no head."""
+    return embedding.attend(hidden) if head is None else head(hidden)

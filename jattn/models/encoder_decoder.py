@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..foundation.arrays import describe
+from ..foundation.arrays import as_array, describe, dtype_of
 from ..foundation.shapes import check_shapes
 from ..masks import from_attention_mask
 from ..masks.base import restricted
@@ -150,6 +150,10 @@ class EncoderDecoder(nnx.Module):
         """The input of the encoder's first block, `[..., inputs, features]`; positions are counted from 0 if None."""
         raise NotImplementedError
 
+    def encoded_shape(self, inputs: Any) -> tuple[int, ...]:
+        """The shape `[..., inputs]` of what is encoded; that of the inputs, if these are tokens."""
+        return tuple(getattr(as_array(inputs), "shape", ()))
+
     def embed(self, tokens: jax.Array, positions: Any) -> jax.Array:
         """The input of the decoder's first block, `[..., length, features]`."""
         raise NotImplementedError
@@ -172,6 +176,7 @@ class EncoderDecoder(nnx.Module):
         """
         positions = None
         if attention_mask is not None:
+            _check_mask(attention_mask, self.encoded_shape(inputs))
             mask = restricted(mask, from_attention_mask(attention_mask))
             positions = positions_of(attention_mask)
         x = self.embed_inputs(inputs, positions)
@@ -197,6 +202,8 @@ class EncoderDecoder(nnx.Module):
             tokens, decoder_attention_mask, mask, positions, self.longest, "decoder_attention_mask"
         )
         x = self.embed(tokens, np.arange(tokens.shape[-1]) if positions is None else positions)
+        if attention_mask is not None:
+            _check_mask(attention_mask, encoded.shape[:-1])
         encoded_mask = None if attention_mask is None else from_attention_mask(attention_mask)
         return self.output(self.decoder(x, encoded, config=self.config, mask=mask, encoded_mask=encoded_mask))
 
@@ -324,3 +331,17 @@ class EncoderDecoder(nnx.Module):
                 f"`state` must be what `initial_state`, `prefill` or `step` gave, a cache and a memory for each of "
                 f"{blocks} blocks; got {describe(state)}."
             )
+
+
+def _check_mask(attention_mask: Any, shape: tuple[int, ...]) -> None:
+    """Check the shape of a padding mask of encoded inputs.
+
+    Raises:
+        ValueError: it is another.
+    """
+    found = as_array(attention_mask)
+    if dtype_of(found) is None or tuple(found.shape) != shape:
+        raise ValueError(
+            f"`attention_mask` must be ones and zeros of shape {shape}, one for each vector that is encoded; got "
+            f"{describe(attention_mask)}."
+        )

@@ -17,7 +17,7 @@ from .checkpoint.rules import norm_rules
 from .checkpoint.table import Rule, Table
 from .config import Config
 from .decoder import CausalLM, Decoder, DecoderBlock
-from .embedding import Embedding
+from .embedding import Embedding, head_of
 from .layers import MLP, check_activation, dropout, layer_norm, normal
 from .registry import Family
 
@@ -201,8 +201,8 @@ class GPT2ForCausalLM(CausalLM, GPT2):
 
     def __init__(self, config: GPT2Config, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.head = None if config.tie_embeddings else linear(config.features, config.vocabulary)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.head = head_of(config.features, config.vocabulary, tied=config.tie_embeddings, **options)
 
 
 _ATTENTION = tuple(f"blocks.{{block}}.attention.{name}" for name in ("query", "key", "value"))

@@ -30,7 +30,7 @@ from ..similarities import Dot
 from .checkpoint.rules import linear_rules, out_rules, projection_rules
 from .checkpoint.table import Rule, Table
 from .decoder import CausalLM, Decoder, DecoderBlock
-from .embedding import Embedding
+from .embedding import Embedding, head_of
 from .experts import Experts
 from .layers import MLP, RMSNorm, normal
 from .llama_config import KINDS, LlamaConfig
@@ -158,9 +158,8 @@ class LlamaForCausalLM(CausalLM, Llama):
 
     def __init__(self, config: LlamaConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        linear = functools.partial(nnx.Linear, use_bias=False, kernel_init=normal(0.02))
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.head = None if config.tie_embeddings else linear(config.features, config.vocabulary, **options)
+        options = {"kernel_init": normal(0.02), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.head = head_of(config.features, config.vocabulary, tied=config.tie_embeddings, **options)
 
     def output(self, hidden: jax.Array) -> jax.Array:
         """The logits of the next token, `[..., vocabulary]`."""

@@ -16,7 +16,7 @@ from ..scores import RelativeBuckets
 from ..similarities import Dot
 from .checkpoint.table import Rule, Table
 from .config import Config
-from .embedding import Embedding
+from .embedding import Embedding, head_of, logits_of
 from .encoder_decoder import CrossBlock, EncoderDecoder, ResidualBlock, Stack
 from .layers import MLP, RMSNorm, check_activation, checked_tokens, dropout, normal
 from .registry import Family
@@ -203,14 +203,14 @@ class T5ForConditionalGeneration(T5):
 
     def __init__(self, config: T5Config, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.head = None if config.tie_embeddings else linear(config.features, config.vocabulary)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.head = head_of(config.features, config.vocabulary, tied=config.tie_embeddings, **options)
 
     def output(self, hidden: jax.Array) -> jax.Array:
         """The logits of the next token, `[..., vocabulary]`."""
         if self.config.scale_output:
             hidden = hidden * self.config.features**-0.5
-        return self.embedding.attend(hidden) if self.head is None else self.head(hidden)
+        return logits_of(hidden, self.embedding, self.head)
 
 
 def _attention(config: T5Config, options: dict[str, Any], **pieces: Any) -> MultiHeadAttention:

@@ -22,7 +22,7 @@ from flax import nnx
 from ..foundation.arguments import check_positive
 from ..positions import sinusoidal
 from .checkpoint.table import Rule, Table
-from .embedding import Embedding
+from .embedding import Embedding, head_of, logits_of
 from .encoder_decoder import EncoderDecoder
 from .layers import Fixed, checked_tokens, dropout, normal
 from .registry import Family
@@ -178,14 +178,14 @@ class TransformerForConditionalGeneration(Transformer):
 
     def __init__(self, config: TransformerConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.head = None if config.tie_embeddings else linear(config.features, config.vocabulary)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.head = head_of(config.features, config.vocabulary, tied=config.tie_embeddings, **options)
         marian = config.model_type == "marian"
         self.output_bias = Fixed(jnp.zeros((1, config.vocabulary), param_dtype)) if marian else None
 
     def output(self, hidden: jax.Array) -> jax.Array:
         """The logits of the next token, `[..., vocabulary]`."""
-        logits = self.embedding.attend(hidden) if self.head is None else self.head(hidden)
+        logits = logits_of(hidden, self.embedding, self.head)
         return logits if self.output_bias is None else logits + self.output_bias[...][0].astype(logits.dtype)
 
 

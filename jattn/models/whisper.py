@@ -14,7 +14,7 @@ from ..foundation.arguments import check_positive
 from ..foundation.arrays import as_array, describe, dtype_of
 from ..positions import sinusoidal
 from .checkpoint.table import Rule, Table
-from .embedding import Embedding
+from .embedding import Embedding, head_of, logits_of
 from .encoder_decoder import EncoderDecoder
 from .layers import ACTIVATIONS, Fixed, dropout, normal
 from .registry import Family
@@ -137,6 +137,11 @@ class Whisper(EncoderDecoder):
         choices = {"use_bias": ("query", "value", "out"), "kernel_init": normal(0.02), **options}
         self.encoder, self.decoder = (make_stack(config, decoder=decoder, **choices) for decoder in (False, True))
 
+    def encoded_shape(self, inputs: Any) -> tuple[int, ...]:
+        """The shape `[..., ceil(frames / 2)]` of what is encoded."""
+        shape = super().encoded_shape(inputs)
+        return (*shape[:-2], -(-shape[-1] // 2)) if len(shape) > 1 else shape
+
     def embed_inputs(self, inputs: Any, positions: Any = None) -> jax.Array:
         """The two convolutions and positions: `[..., mels, frames]` -> `[..., ceil(frames / 2), features]`.
 
@@ -178,12 +183,12 @@ class WhisperForConditionalGeneration(Whisper):
 
     def __init__(self, config: WhisperConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.head = None if config.tie_embeddings else linear(config.features, config.vocabulary)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.head = head_of(config.features, config.vocabulary, tied=config.tie_embeddings, **options)
 
     def output(self, hidden: jax.Array) -> jax.Array:
         """The logits of the next token, `[..., vocabulary]`."""
-        return self.embedding.attend(hidden) if self.head is None else self.head(hidden)
+        return logits_of(hidden, self.embedding, self.head)
 
 
 RULES = (

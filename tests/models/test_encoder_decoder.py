@@ -1,5 +1,6 @@
 """Encoder-decoders over caches give what they give on the whole; their inputs are checked."""
 
+import jax
 import jax.numpy as jnp
 import model_peers
 import numpy as np
@@ -79,3 +80,23 @@ def test_generates_the_tokens_of_hugging_face(family):
 def test_refuses_a_next_token_that_is_none(tokens):
     with pytest.raises(ValueError, match="`tokens` must be integers"):
         made(ROWS["t5"]).step(tokens, ())
+
+
+@pytest.mark.parametrize("family", ["t5", "transformer", "whisper"])
+def test_refuses_a_mask_of_another_shape(family):
+    """By the name of the argument, to encode and to decode."""
+    case = next(iter(CASES[family].values()))
+    model = made(case)
+    inputs = case.inputs["input_features" if family == "whisper" else "input_ids"]
+    encoded = jax.eval_shape(lambda: model.encode(inputs))
+    good = np.ones(encoded.shape[:2], int)
+    for wrong in (good[:, 1:], good[:1], good[..., None], [1, 0], 1):
+        for call in (
+            lambda wrong=wrong: model.encode(inputs, attention_mask=wrong),
+            lambda wrong=wrong: model.decode(
+                np.ones((encoded.shape[0], 3), int), jnp.zeros(encoded.shape), attention_mask=wrong
+            ),
+        ):
+            with pytest.raises(ValueError, match="`attention_mask` must be ones and zeros of shape"):
+                jax.eval_shape(call)
+    assert jax.eval_shape(lambda: model.encode(inputs, attention_mask=good)).shape == encoded.shape
