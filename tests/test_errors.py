@@ -18,6 +18,7 @@ from jattn.ops.recurrence.implementations.scan import Scan
 from jattn.parallel import Heads, array_specs, partition_specs
 from jattn.variants.heads import LatentAttention
 from jattn.variants.recurrent import RetNet
+from jattn.variants.selection import reinforce
 
 Q = np.ones((2, 7, 4, 8), np.float32)
 TORCH = types.SimpleNamespace(shape=(2, 7, 4, 8), dtype=types.SimpleNamespace(), ndim=4)
@@ -241,6 +242,9 @@ ROWS = {
         "(2, 7, 2, 4)",
         "(2, 7, 2, 2)",
     ),
+    "a word for a baseline": (lambda: reinforce(Q[0, 0, 0], Q[0, 0, 0], "a"), "`baseline`", "'a' (str)"),
+    "None for a loss": (lambda: reinforce(None, Q[0, 0, 0]), "`loss`", "None"),
+    "whole numbers for log-probabilities": (lambda: reinforce(Q[0, 0, 0], np.arange(8)), "`log_probability`", "int64"),
     "copies of pages that are not pairs": (lambda: PAGED.with_copies([1, 2]), "`copies`", "(from, to)"),
     "copies of pages that there are not": (lambda: PAGED.with_copies([(0, 9)]), "`copies`", "9"),
     # Layers, which are pure functions of parameters

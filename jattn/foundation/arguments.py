@@ -147,8 +147,12 @@ def check_baseline(baseline: Any, of: str, rewards: Any) -> None:
     """Check the baseline of REINFORCE: one number, or one per reward.
 
     Raises:
-        ValueError: it has another shape, which would broadcast to more losses than there are.
+        ValueError: it is not numbers, or has another shape, which would broadcast to more losses than there are.
     """
+    number = isinstance(baseline, int | float) and not isinstance(baseline, bool)
+    dtype = dtype_of(baseline)
+    if not number and (dtype is None or not jnp.issubdtype(dtype, jnp.floating)):
+        raise ValueError(f"`baseline` must be a number or a floating-point array; got {describe(baseline)}.")
     shape = np.shape(baseline)
     if shape not in ((), np.shape(rewards)):
         raise ValueError(

@@ -19,7 +19,7 @@ from ..scores import Bias
 
 @piece
 class _IndexCausal(Mask):
-    """What Flax calls causal: a query sees keys up to its own index in the array, whatever their positions."""
+    """What Flax calls causal: a query sees keys up to its own index in the array, regardless of positions."""
 
     query_index: np.ndarray = array("query")
     key_index: np.ndarray = array("key")

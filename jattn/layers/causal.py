@@ -76,7 +76,7 @@ class CausalAttention(Generative):
         check_multiple("kv_heads", heads=self.heads, kv_heads=int(self.kv_heads or 0))
         check_flags(rotary=self.rotary)
         if self.rotary and int(self.head_dim or 0) % 2:
-            raise ValueError(f"`head_dim` must be even, as features are turned in pairs; got {self.head_dim}.")
+            raise ValueError(f"`head_dim` must be even, as features are rotated in pairs; got {self.head_dim}.")
         if self.window is not None:
             check_positive(window=self.window)
 

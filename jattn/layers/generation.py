@@ -20,7 +20,7 @@ class Generative(Layer):
         out, state = layer.step(parameters, x[..., s, :], state)                                    the next token
 
     Outputs and states do not depend on how the sequence is divided. Sums and states are float32 (float64 if an input or
-    a parameter is), whatever the dtype of the inputs.
+    a parameter is), also for inputs of 16 bits.
 
     Attributes:
         features: features of inputs and outputs.

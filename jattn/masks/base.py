@@ -236,7 +236,7 @@ def of(function: Callable[..., jax.Array], *, heads: Any = None, examples: Any =
 
 
 def restricted(*masks: Any) -> Mask | None:
-    """The conjunction of the masks. None stands for no restriction; with nothing but None, the result is None.
+    """The conjunction of the masks. None restricts nothing; if all are None, so is the result.
 
     >>> from jattn import masks
     >>> restricted(None, masks.Causal()), restricted(None, None)

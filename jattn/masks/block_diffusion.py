@@ -16,8 +16,8 @@ class BlockDiffusion(Mask):
 
     (Arriola et al. 2025, arXiv:2503.09573). Position p < n is the noisy copy of token p, and n + p its clean copy. To
     decode one block after another, use `BlockCausal(block)`. For packed documents add `& SameSegment(ids)` with the ids
-    repeated for both copies; blocks start with each document if positions do: `concatenate([t, n + t])` with t from
-    `positions_in_documents`.
+    repeated for both copies. To start blocks anew in each document, pass `key_positions=concatenate([t, n + t])` to the
+    call, with t from `jattn.variants.sparse.positions_in_documents(ids)`.
 
     Args:
         length: n, the length of one copy, a Python int of at least 1. Need not be a multiple of `block`.

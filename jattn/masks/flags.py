@@ -78,6 +78,10 @@ def split_between_heads(masks: Sequence[Mask], q_heads: int) -> Mask:
 
     Tiles are skipped per head.
 
+    Args:
+        masks: at least one mask, or function of two positions.
+        q_heads: the number of query heads, a multiple of the number of masks.
+
     Raises:
         ValueError: the number of heads is not a multiple of the number of masks, or `masks` is not a list of masks.
 

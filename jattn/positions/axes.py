@@ -122,7 +122,7 @@ def rotary_sections(
         raise ValueError(f"`sections` must be a tuple of integers, the pairs of each coordinate; got {sections!r}.")
     if sum(sections) != dims // 2:
         raise ValueError(
-            f"`sections` must add up to the {dims // 2} pairs of the {dims} turned features; got {tuple(sections)}, "
+            f"`sections` must add up to the {dims // 2} pairs of the {dims} rotated features; got {tuple(sections)}, "
             f"which add up to {sum(sections)}."
         )
     positions = _coordinates(positions, len(sections), "one number for each of `sections`")

@@ -63,7 +63,7 @@ def rotary(
             raise ValueError("`scaling` and `frequencies` exclude each other: scale the frequencies that you give.")
         if jnp.shape(frequencies) != (dims // 2,):
             raise ValueError(
-                f"`frequencies` must have shape ({dims // 2},), one for each pair of the {dims} turned features; got "
+                f"`frequencies` must have shape ({dims // 2},), one for each pair of the {dims} rotated features; got "
                 f"{jnp.shape(frequencies)}."
             )
     else:
@@ -93,7 +93,7 @@ def _turned_dims(x: jax.Array, dims: int | None) -> int:
     dims = x.shape[-1] if dims is None else dims
     if not isinstance(dims, int) or isinstance(dims, bool) or dims % 2 or not 0 < dims <= x.shape[-1]:
         raise ValueError(
-            f"`dims` must be even, positive and at most the {x.shape[-1]} features of `x`, as features are turned in "
+            f"`dims` must be even, positive and at most the {x.shape[-1]} features of `x`, as features are rotated in "
             f"pairs; got {dims!r}."
         )
     return dims

@@ -30,7 +30,7 @@ class RelativeLogits(Score):
       `query_coordinates` and `key_coordinates`.
 
     The logits take heads x q_len x distances numbers; nothing of size q_len x kv_len is built. Gradients flow to the
-    logits and to whatever they were computed from. Logits are indexed by the queries of the call, and distances are
+    logits and to what they were computed from. Logits are indexed by the queries of the call, and distances are
     those of positions.
 
     Args:

@@ -18,10 +18,10 @@ def long_convolution(
 
         out_t = Σ_{s ≤ t} filters_s inputs_{t-s} + skip inputs_t
 
-    By a real FFT of at least `length + taps - 1` numbers, so that nothing wraps around. Computed in float32 (float64
-    for float64 inputs); rounding errors are relative to the largest number of the channel, not to each output. Although
-    an FFT mixes all positions, NaN and inf stay causal: outputs of their channel are NaN from their position on, and
-    earlier outputs are unaffected.
+    The convolution of Hyena (Poli et al. 2023, arXiv:2302.10866). By a real FFT of at least `length + taps - 1`
+    numbers, so that nothing wraps around. Computed in float32 (float64 for float64 inputs); rounding errors are
+    relative to the largest number of the channel, not to each output. Although an FFT mixes all positions, NaN and inf
+    stay causal: outputs of their channel are NaN from their position on, and earlier outputs are unaffected.
 
     Args:
         inputs: `[..., length, features]`.

@@ -15,8 +15,7 @@ class Shifts(NamedTuple):
     """A sequence and its shifted copies.
 
     values: the tokens themselves, the previous tokens, and so on, each `[..., length, features]`. Tokens before the
-    sequence
-        or the segment are 0, and so are NaN and inf.
+        sequence or the segment are 0, and so are NaN and inf.
     nonfinite: where they were NaN or inf, likewise.
     past: the last tokens of the last segment, `[..., taps - 1, features]`, for the next call.
     """
@@ -71,18 +70,21 @@ def short_convolution(
 ) -> Float[jax.Array, "*batch length features"]:
     """A causal convolution with a few taps: out_t = Σ_s kernel_s inputs_{t-s}.
 
+    Hyena (Poli et al. 2023, arXiv:2302.10866) and most recurrent layers put one before their queries, keys and values.
+
     Args:
         inputs: `[..., length, features]`.
         kernel: `[taps, features]`; the first tap applies to the current input.
         past: the `taps - 1` inputs before the first, `[..., taps - 1, features]`; by default zeros. They belong to the
             first segment.
-        segment_ids: `[..., length]` or `[length]`; inputs of other segments count as zeros.
+        segment_ids: integers `[..., length]` or `[length]`; inputs of other segments count as zeros.
 
     Returns:
-        `[..., length, features]`. An output is NaN if an input that it depends on is NaN or inf; others are unaffected.
+        `[..., length, features]`, in the dtype of `inputs`. An output is NaN if an input that it depends on is NaN or
+        inf; others are unaffected.
 
     Raises:
-        ValueError: the shapes do not match, or there are no taps.
+        ValueError: the shapes or dtypes do not match, or there are no taps.
 
     >>> import jax.numpy as jnp
     >>> print(short_convolution(jnp.array([[1.0], [0.0], [2.0]]), jnp.array([[1.0], [0.5]]))[:, 0])

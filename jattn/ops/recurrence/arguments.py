@@ -129,7 +129,7 @@ def check_state(name: str, state: Any, query: jax.Array, sizes: dict[str, int], 
         raise ValueError(f"`{name}` must have shape {shape}, [..., heads, k_dim, v_dim]; got {tuple(state.shape)}.")
     if state.dtype != dtype:
         raise ValueError(
-            f"`{name}` must be {jnp.dtype(dtype)}, whatever the dtype of the inputs; got {state.dtype}. "
+            f"`{name}` must be {jnp.dtype(dtype)}, the dtype of states for these inputs; got {state.dtype}. "
             f"Convert it: `{name}.astype({jnp.dtype(dtype).name!r})`."
         )
     return jnp.asarray(state)

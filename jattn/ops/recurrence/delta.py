@@ -55,8 +55,9 @@ def delta_rule(
     Schlag et al. 2021 (arXiv:2102.11174), Yang et al. 2024 (arXiv:2406.06484); with a decay per head Yang et al. 2024
     (arXiv:2412.06464), per channel Kimi Team 2025 (arXiv:2510.26692). There is no scale inside, and keys are not
     normalized: with β ‖k‖² > 2 the state grows without bound, so pass keys of unit length. If β is near 2 and keys are
-    nearly identical, the triangular systems of the chunks are ill-conditioned; its error is then up to 5e-5 of
-    its root mean square in float32 (5e-4 without `refine`). State, dtypes and NaN are as in `linear_recurrence`.
+    nearly identical, the triangular systems of the chunks are ill-conditioned; the error of the output is then up to
+    5e-5 of its root mean square in float32 (5e-4 without `refine`). State, dtypes and NaN are as in
+    `linear_recurrence`.
 
     Args:
         query: `[..., length, q_heads, k_dim]`, any number of leading batch axes; heads as in `linear_recurrence`.

@@ -74,8 +74,8 @@ def linear_recurrence(
             change. Traced ids are not checked.
         implementation: by default the first of these that does not refuse the call: `"chunked"`, with matrix products
             within a chunk and a state between chunks; `"scan"`, the definition, token by token. For the backward pass
-            the former recomputes the inside of a chunk, and the latter keeps the state of every token. Or an
-            object of theirs, such as `implementations.scan.Scan()`. `jattn.explain_calls` says what would run.
+            the former recomputes the inside of a chunk, and the latter keeps the state of every token. Also
+            an instance of an implementation. `jattn.explain_calls` says what would run.
         chunk: tokens per chunk. Affects speed, not results beyond rounding.
 
     Returns:

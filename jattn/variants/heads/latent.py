@@ -40,14 +40,14 @@ class LatentAttention(Layer):
         out_t = Σ_h (Σ_s softmax_s(scale q_th·k_sh) v_sh) O_h
 
     DeepSeek-AI 2024 (arXiv:2405.04434), the attention of DeepSeek-V2, V3 and R1. U_h and V_h map the latent c to the
-    keys and values of head h. A cache keeps only c and r, `kv_rank + rope_dim` numbers per token whatever the number of
+    keys and values of head h. A cache keeps only c and r, `kv_rank + rope_dim` numbers per token for any number of
     heads, and decoding never computes keys and values from them: by
 
         (c_s U_h)·q' = c_s·(U_h q'),    Σ_s w_s (c_s V_h) = (Σ_s w_s c_s) V_h
 
     U_h is absorbed into the query and V_h into the output, and all query heads share one key head, the latents
-    themselves. Both forms are equal up to rounding. The call uses the first one, `prefill` and `step` the second, but
-    for a first chunk that is said to be one.
+    themselves. Both forms are equal up to rounding. The call uses the first form; `prefill` and `step` use the
+    second, except for a first chunk passed with `first=True`.
 
     A checkpoint of `transformers` (`DeepseekV2Attention`, `DeepseekV3Attention`) has these weights `[out, in]`:
 

@@ -264,7 +264,7 @@ def _checked(state: KernelState | None, keys: jax.Array, values: jax.Array, *, s
     dtypes = [jnp.result_type(one) for one in state]
     if dtypes != [dtype, dtype]:
         raise ValueError(
-            f"`state` must be {dtype}, whatever the dtype of the inputs; got {dtypes[0]} and {dtypes[1]}. "
+            f"`state` must be {dtype}, the dtype of states for these inputs; got {dtypes[0]} and {dtypes[1]}. "
             f"Convert it: `jax.tree.map(lambda array: array.astype({dtype.name!r}), state)`."
         )
     return state

@@ -48,7 +48,7 @@ class RetNet(Grouped):
     def __post_init__(self):
         super().__post_init__()
         if self.k_dim % 2:
-            raise ValueError(f"`k_dim` must be even, as features are turned in pairs; got {self.k_dim}.")
+            raise ValueError(f"`k_dim` must be even, as features are rotated in pairs; got {self.k_dim}.")
 
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value`, `swish`, `norm` and `out`."""

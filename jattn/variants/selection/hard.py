@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ...foundation.arguments import check_baseline, check_flags, check_key, leave_out
+from ...foundation.arrays import describe, dtype_of
 from ...ops.attention.api import attention, partial_attention
 from ...ops.attention.by_example import by_example
 from ...ops.attention.call import Pieces, check_arrays, prepare
@@ -137,6 +138,12 @@ def reinforce(loss: jax.Array, log_probability: jax.Array, baseline: Any = 0.0) 
     >>> jax.grad(lambda logits: reinforce(jnp.array(3.0), jax.nn.log_softmax(logits)[0], 1.0))(jnp.zeros(2))
     Array([ 1., -1.], dtype=float32)
     """
+    for name, value in (("loss", loss), ("log_probability", log_probability)):
+        dtype = dtype_of(value)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"`{name}` must be a floating-point array, a number for each example; got {describe(value)}."
+            )
     if jnp.shape(loss) != jnp.shape(log_probability):
         raise ValueError(
             f"`log_probability` must have the shape of `loss`, {jnp.shape(loss)}: sum it over the queries and heads of "

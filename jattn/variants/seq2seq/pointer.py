@@ -208,7 +208,7 @@ def _check_ids(name: str, ids: Any, size: int) -> None:
 
 
 def _log_weights(scores: jax.Array, ids: jax.Array) -> jax.Array:
-    """log softmax over the positions that are not padding, and -inf for padding, whatever its score."""
+    """log softmax over the positions that are not padding, and -inf for padding, regardless of its score."""
     scores = jnp.where(ids[..., None, :] >= 0, scores, -jnp.inf)
     total = log_sum_exp(scores, keepdims=True)
     return scores - jnp.where(jnp.isneginf(total), 0, total)

@@ -19,7 +19,7 @@ def tree_mask(parents: Any, prefix_length: Integers = 0) -> Mask:
         k < P,    or q - P is k - P or a descendant of it        P = prefix_length
 
     The keys are P cached ones followed by the nodes. The queries are the nodes, at positions P, P + 1, ...
-    (`query_positions`), whatever their depth. Rotary embeddings need the depth instead: `P + tree_depths(parents)`.
+    (`query_positions`), regardless of depth. Rotary embeddings need the depth instead: `P + tree_depths(parents)`.
     Miao et al. 2023 (arXiv:2305.09781); Cai et al. 2024 (arXiv:2401.10774).
 
     Args:

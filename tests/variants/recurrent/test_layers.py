@@ -244,7 +244,7 @@ def test_ssd_is_the_state_space_model():
     ("make", "message"),
     [
         (lambda: RetNet(8, 0, 4, 4), "`heads` must be a positive int"),
-        (lambda: RetNet(8, 2, 3, 4), "`k_dim` must be even, as features are turned in pairs; got 3"),
+        (lambda: RetNet(8, 2, 3, 4), "`k_dim` must be even, as features are rotated in pairs; got 3"),
         (
             lambda: RetNet(8, 4, 4, 4, kv_heads=3),
             "`heads` must be a multiple of `kv_heads`; got heads 4 and kv_heads 3",
