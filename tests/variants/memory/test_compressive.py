@@ -128,7 +128,6 @@ def test_the_loss_trains_the_convolution_alone_and_nothing_else_trains_it():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.exhaustive
 def test_training_on_the_loss_reconstructs_better():
     parameters, inputs = setup()
     value = jax.jit(jax.value_and_grad(lambda parameters: sum(run(parameters, inputs)[1]).sum()))
@@ -139,6 +138,7 @@ def test_training_on_the_loss_reconstructs_better():
     assert last < 0.7 * first
 
 
+@pytest.mark.exhaustive
 def test_as_a_module():
     parameters, inputs = setup()
     _, memory, _ = jax.jit(LAYER.__call__)(parameters, inputs[:, :4])

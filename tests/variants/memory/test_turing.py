@@ -109,7 +109,6 @@ def test_a_head_set_by_hand_copies_exactly():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.exhaustive
 def test_looking_by_content_finds_the_slot():
     (memory,) = normal(3, (8, 16))
     ones = jnp.ones(1)
@@ -118,6 +117,7 @@ def test_looking_by_content_finds_the_slot():
     np.testing.assert_allclose(read_slots(memory, weights)[0], memory[5], atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_as_a_module():
     layer = TuringMemory(4, slots=6, width=3, heads=2)
     (controller,) = normal(4, (2, 4))

@@ -74,7 +74,6 @@ def test_bfloat16():
 LAYER = AugmentedConvolution(4, 3, 2, 7, attention_channels=4, key_channels=6, heads=2)
 
 
-@pytest.mark.exhaustive
 def test_the_layer_is_its_parts():
     (images,) = map(jnp.asarray, normal(4, (2, 4, 3, 2)))
     parameters = LAYER.init(jax.random.key(0))
@@ -92,6 +91,7 @@ def test_the_layer_is_its_parts():
                 np.testing.assert_allclose(out[n, i, j, :3], local, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_as_a_module():
     (images,) = normal(5, (2, 4, 3, 2))
     check_layer(LAYER, jnp.asarray(images))

@@ -40,11 +40,11 @@ def test_soft():
     check(lambda h, a, *p: LAYER(tree(*p), h, a), truth, *given())
 
 
-@pytest.mark.exhaustive
 def test_weights():
     check(lambda h, a, *p: LAYER.attention_weights(tree(*p), h, a), alpha, *given())
 
 
+@pytest.mark.exhaustive
 def test_as_a_module():
     states, annotations = normal(1, (2, 3, 2), (2, 5, 3))
     check_layer(LAYER, jnp.asarray(states), jnp.asarray(annotations))

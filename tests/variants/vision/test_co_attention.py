@@ -47,7 +47,6 @@ def given(seed=0):
     return x, y, leaves, tree
 
 
-@pytest.mark.exhaustive
 def test_equations():
     x, y, leaves, tree = given()
 
@@ -63,6 +62,7 @@ def test_equations():
     check(ours, truth, x, y, *leaves)
 
 
+@pytest.mark.exhaustive
 def test_as_a_module():
     first, second = normal(1, (2, 5, 4), (2, 3, 3))
     check_layer(LAYER, jnp.asarray(first), jnp.asarray(second))
