@@ -16,6 +16,7 @@ from jattn.foundation.pieces import array, constants, number, part, piece
 from jattn.layers import MultiHeadAttention, caches
 from jattn.ops.recurrence.implementations.scan import Scan
 from jattn.parallel import Heads, array_specs, partition_specs
+from jattn.variants import attention_free, heads, kernelized, low_rank, sparse
 from jattn.variants.heads import LatentAttention
 from jattn.variants.recurrent import RetNet
 from jattn.variants.selection import reinforce
@@ -245,6 +246,7 @@ ROWS = {
     "a word for a baseline": (lambda: reinforce(Q[0, 0, 0], Q[0, 0, 0], "a"), "`baseline`", "'a' (str)"),
     "None for a loss": (lambda: reinforce(None, Q[0, 0, 0]), "`loss`", "None"),
     "whole numbers for log-probabilities": (lambda: reinforce(Q[0, 0, 0], np.arange(8)), "`log_probability`", "int64"),
+    "a choice that is an array": (lambda: low_rank.Linformer(8, 2, 6, 3, sharing=Q), "`sharing`", "'heads'"),
     "copies of pages that are not pairs": (lambda: PAGED.with_copies([1, 2]), "`copies`", "(from, to)"),
     "copies of pages that there are not": (lambda: PAGED.with_copies([(0, 9)]), "`copies`", "9"),
     # Layers, which are pure functions of parameters
@@ -301,6 +303,36 @@ def test_named(call, words):
         call()
     for word in words:
         assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
+
+
+FLAGS = {
+    "causal": (
+        lambda no: attention_free.aft_full(Q[0, 0], Q[0, 0], Q[0, 0], Q[0, 0, :, :4], causal=no),
+        lambda no: attention_free.aft_simple(Q[0, 0], Q[0, 0], Q[0, 0], causal=no),
+        lambda no: attention_free.aft_local(Q[0, 0], Q[0, 0], Q[0, 0], Q[0, 0, :, :4], window=2, causal=no),
+        lambda no: kernelized.kernelized_attention(Q, Q, Q, kernelized.ELU(), causal=no),
+        lambda no: kernelized.LinearTransformer(8, 2, causal=no),
+        lambda no: sparse.Longformer(8, 2, reach=2, causal=no),
+        lambda no: sparse.longformer_mask(2, causal=no),
+    ),
+    "use_bias": (
+        lambda no: heads.TalkingHeads(8, 2, use_bias=no),
+        lambda no: low_rank.Linformer(8, 2, 6, 3, use_bias=no),
+        lambda no: low_rank.Nystromformer(8, 2, 3, use_bias=no),
+        lambda no: sparse.Longformer(8, 2, reach=2, use_bias=no),
+    ),
+    "internal": (lambda no: sparse.random_blocks(16, 2, heads=2, count=1, seed=0, internal=no),),
+    "nonnegative": (lambda no: kernelized.Function(jnp.exp, nonnegative=no),),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("value", ["no", 2, Q])
+def test_flags_are_true_or_false(name, value):
+    """A word would count as True, and an array has no truth value."""
+    for call in FLAGS[name]:
+        with pytest.raises(ValueError, match=f"`{name}` must be True or False"):
+            call(value)
 
 
 def test_what_has_one_meaning_works():

@@ -16,7 +16,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     Raises:
         ValueError: it is not; the message lists the names.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
@@ -74,6 +74,21 @@ def check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if not isinstance(value, (bool, np.bool_)):
             raise ValueError(f"`{name}` must be True or False; got {value!r}.")
+
+
+def check_number(name: str, value: Any, least: float) -> None:
+    """Check a finite Python number of at least `least`.
+
+    Raises:
+        ValueError: it is something else.
+
+    >>> check_number("epsilon", -1.0, least=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: `epsilon` must be a number of at least 0, and finite; got -1.0.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < float("inf"):
+        raise ValueError(f"`{name}` must be a number of at least {least}, and finite; got {value!r}.")
 
 
 def check_rate(name: str, value: Any) -> None:

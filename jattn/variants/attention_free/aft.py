@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arguments import check_batch, check_counts, check_positive, check_record
+from ...foundation.arguments import check_batch, check_counts, check_flags, check_positive, check_record
 from ...foundation.numerics import accumulation_dtype, seen_so_far, split_nonfinite
 from ...foundation.shapes import check_shapes
 from ...layers.generation import check_state
@@ -37,13 +37,14 @@ def aft_full(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array
         `[..., length, features]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes do not match.
+        ValueError: shapes do not match, or `causal` is not a flag.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((2, 5, 8))
     >>> aft_full(x, x, x, jnp.zeros((5, 5)), causal=True).shape
     (2, 5, 8)
     """
+    check_flags(causal=causal)
     length = _check(query, key, value)
     check_shapes({"length": length}, bias=(bias, "length length"))
     pieces: dict[str, Any] = {"mask": Causal()} if causal else {}
@@ -71,13 +72,14 @@ def aft_simple(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bo
         `[..., length, features]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes do not match.
+        ValueError: shapes do not match, or `causal` is not a flag.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((2, 5, 8))
     >>> aft_simple(x, x, x, causal=True).shape
     (2, 5, 8)
     """
+    check_flags(causal=causal)
     _check(query, key, value)
     key, value, nonfinite = split_nonfinite_keys(key, value, causal)
     before = prefixes(key, value)
@@ -163,6 +165,7 @@ def aft_local(
     (2, 50, 8)
     """
     check_positive(window=window)
+    check_flags(causal=causal)
     length = _check(query, key, value)
     bias = bias[None] if getattr(bias, "ndim", 0) == 2 else bias
     check_shapes({"length": length}, bias=(bias, "heads length length"))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_batch, check_positive
+from ...foundation.arguments import check_batch, check_number, check_positive
 from ...foundation.numerics import seen_so_far, split_nonfinite, widen
 from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
@@ -97,6 +97,7 @@ class Hyena(Generative):
     def __post_init__(self):
         sizes = ("features", "max_len", "order", "short", "width", "bands")
         check_positive(**{name: getattr(self, name) for name in sizes})
+        check_number("frequency", self.frequency, least=0)
         numbers = all(isinstance(one, int | float) for one in (self.fast, self.slow))
         if not numbers or not 0 < self.fast <= self.slow:
             raise ValueError(f"`fast` must be positive and at most `slow`; got {self.fast!r} and {self.slow!r}.")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_multiple, check_positive, leave_out
+from ...foundation.arguments import check_flags, check_multiple, check_positive, leave_out
 from ...foundation.arrays import as_jax
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.shapes import check_shapes
@@ -118,6 +118,7 @@ class TalkingHeads(Layer):
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads, softmax_heads=self.mixtures)
         check_multiple("heads", features=self.features, heads=self.heads)
+        check_flags(use_bias=self.use_bias)
 
     @property
     def mixtures(self) -> int:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_batch, check_flags, check_positive, check_record
+from ...foundation.arguments import check_batch, check_flags, check_number, check_positive, check_record
 from ...foundation.arrays import describe
 from ...foundation.numerics import split_nonfinite_rows, widen
 from ...foundation.shapes import check_shapes
@@ -90,6 +90,7 @@ def kernelized_attention(
     >>> out.shape, state.sums.shape
     ((2, 100, 4, 8), (2, 4, 8, 9))
     """
+    check_flags(causal=causal)
     sizes = _check(query, key, value, "q_len", "kv_len", features, normalize, epsilon)
     if causal and sizes["q_len"] != sizes["kv_len"]:
         raise ValueError(
@@ -244,8 +245,7 @@ def _check(query: Any, key: Any, value: Any, q_len: str, kv_len: str, features: 
     )
     check_flags(normalize=normalize)
     check_feature_map(features, normalize)
-    if not isinstance(epsilon, (int, float)) or not epsilon >= 0:
-        raise ValueError(f"`epsilon` must be a number of at least 0; got {epsilon!r}.")
+    check_number("epsilon", epsilon, least=0)
     return sizes
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...foundation.arguments import check_flags
 from ...foundation.arrays import known_values
 from ...foundation.pieces import Piece, array, piece
 from ...foundation.shapes import check_shapes
@@ -179,6 +180,7 @@ class Function(FeatureMap):
     def __post_init__(self):
         if not callable(self.function):
             raise ValueError(f"`function` must be a function of an array [..., dim]; got {self.function!r}.")
+        check_flags(nonnegative=self.nonnegative)
 
     def query(self, x, positions):
         del positions

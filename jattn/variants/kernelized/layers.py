@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_choice, check_key, check_multiple, check_positive
+from ...foundation.arguments import check_choice, check_flags, check_key, check_multiple, check_number, check_positive
 from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
 from ...layers.layer import bias, kernel, project
@@ -39,7 +39,8 @@ class KernelizedAttention(Generative):
         epsilon: ε of the normalizer.
 
     Raises:
-        ValueError: a size is below 1, or the heads do not divide the features; as in `kernelized_attention`.
+        ValueError: a size is below 1, `epsilon` is negative, or the heads do not divide the features; as in
+            `kernelized_attention`.
     """
 
     features: int
@@ -57,6 +58,8 @@ class KernelizedAttention(Generative):
         if self.qk_dim is None:
             object.__setattr__(self, "qk_dim", self.head_dim)
         check_positive(head_dim=self.head_dim, qk_dim=self.qk_dim)
+        check_flags(causal=self.causal)
+        check_number("epsilon", self.epsilon, least=0)
 
     @abc.abstractmethod
     def feature_map(self, parameters: Mapping[str, Any]) -> FeatureMap:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arguments import check_choice, check_key, check_positive
+from ...foundation.arguments import check_choice, check_key, check_number, check_positive
 from ...foundation.pieces import array, piece
 from ...foundation.shapes import check_shapes
 from .features import FeatureMap
@@ -82,8 +82,7 @@ class RandomFeatures(FeatureMap):
 
     def __post_init__(self):
         check_choice("kind", self.kind, KINDS)
-        if not isinstance(self.epsilon, (int, float)) or not self.epsilon >= 0:
-            raise ValueError(f"`epsilon` must be a number of at least 0; got {self.epsilon!r}.")
+        check_number("epsilon", self.epsilon, least=0)
         check_shapes(projection=(self.projection, "features dim"))
 
     def query(self, x, positions):

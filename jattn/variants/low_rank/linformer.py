@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arguments import check_choice, check_multiple, check_positive
+from ...foundation.arguments import check_choice, check_flags, check_multiple, check_positive
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, Parameter, multi_head_parameters, normal, project, project_heads
@@ -214,6 +214,7 @@ class Linformer(Layer):
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads)
         _segments(self.longest, self.projected)
+        check_flags(use_bias=self.use_bias)
         check_choice("sharing", self.sharing, SHARING)
         check_choice("pooling", self.pooling, POOLING)
         check_multiple("heads", features=self.features, heads=self.heads)

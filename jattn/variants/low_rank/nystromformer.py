@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arguments import check_counts, check_multiple, check_positive
+from ...foundation.arguments import check_counts, check_flags, check_multiple, check_positive
 from ...foundation.arrays import of_rank
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.shapes import check_shapes
@@ -214,6 +214,7 @@ class Nystromformer(Layer):
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads, landmarks=self.landmarks)
         check_multiple("heads", features=self.features, heads=self.heads)
+        check_flags(use_bias=self.use_bias)
         if self.convolution is not None:
             check_positive(convolution=self.convolution)
             if self.convolution % 2 == 0:

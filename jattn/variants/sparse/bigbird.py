@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arguments import check_counts, check_positive
+from ...foundation.arguments import check_counts, check_flags, check_positive
 from ...foundation.arrays import as_known
 from ...foundation.fields import LARGEST
 from ...foundation.shapes import check_shapes
@@ -99,6 +99,7 @@ def random_blocks(length: int, block: int, *, heads: int, count: int, seed: int,
     """
     check_positive(length=length, block=block, heads=heads)
     check_counts(count=count, seed=seed)
+    check_flags(internal=internal)
     blocks = _count_blocks(length, block, count, internal)
     taken = _visible_blocks(blocks, internal)
     order = np.random.default_rng(seed).random((heads, *taken.shape))

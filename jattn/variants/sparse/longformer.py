@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arguments import check_multiple, check_positive
+from ...foundation.arguments import check_flags, check_multiple, check_positive
 from ...foundation.arrays import as_known
 from ...foundation.fields import Integers
 from ...foundation.shapes import check_shapes
@@ -60,6 +60,7 @@ def longformer_mask(
     █·███
     █··██
     """
+    check_flags(causal=causal)
     per_head = (np.asarray(one) if isinstance(one, tuple) else one for one in (reach, dilation))
     mask: Mask = Dilated(*per_head)
     if global_tokens is not None:
@@ -147,6 +148,7 @@ class Longformer(Layer):
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads)
         check_multiple("heads", features=self.features, heads=self.heads)
+        check_flags(causal=self.causal, use_bias=self.use_bias)
         for name in ("reach", "dilation"):
             value = getattr(self, name)
             if not isinstance(value, (int, tuple)):
