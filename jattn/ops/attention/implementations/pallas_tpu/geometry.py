@@ -209,11 +209,14 @@ def cut_of(call: Call, q_tile: int | None, kv_tile: int | None, heads: int | Non
     group, itemsize = call.q_heads // call.kv_heads, itemsize_of(call)
     numbers = UNITS // 2 if is_wide(call) or entries else UNITS
     several = [_heads(group, call.kv_heads, numbers >> half) for half in range(numbers.bit_length())]
+    plain = call.pieces.mask is None and not is_long(call)
     halvings = sum(entries > few for few in ENTRIES)
 
     def cut(heads: int, halvings: int) -> Cut:
         queries, keys = (max(size >> halvings, LANES) for size in _most(call))
-        parts = 1 if heads % 2 == 0 else 2
+        # More than two parts cost less; a single head has them if larger tiles add no pairs.
+        padded = {rounded(call.q_len, parts * (q_tile or queries)) for parts in (2, numbers)}
+        parts = 1 if heads % 2 == 0 else numbers if heads == 1 and plain and len(padded) == 1 else 2
         unit = q_tile or min(queries, rounded(-(-call.q_len // parts), LANES))
         return Cut(
             axes=call.batch,

@@ -260,6 +260,21 @@ def test_nan_of_a_query_reaches_the_keys_it_attends_to(normalizer):
     np.testing.assert_array_equal(of_key(KERNEL), of_key("reference"))
 
 
+@pytest.mark.parametrize(("q_len", "parts"), [(500, 4), (600, 2)])
+def test_a_single_head_has_four_parts_if_that_pads_no_more(q_len, parts, monkeypatch):
+    cuts, real = [], forward.attend
+    monkeypatch.setattr(forward, "attend", lambda design, *given: cuts.append(design.cut) or real(design, *given))
+    arrays = [one.astype(jnp.bfloat16) for one in random((q_len, 1, 8), (130, 1, 8), (130, 1, 8))]
+
+    def both(implementation):
+        out, pull = jax.vjp(functools.partial(jattn.attention, implementation=implementation), *arrays)
+        return out, *pull(jnp.sin(arrays[0]))
+
+    for have, want in zip(both(KERNEL), both("reference"), strict=True):
+        near(have.astype(jnp.float32), want.astype(jnp.float32), 0.03)
+    assert cuts[0].parts == parts
+
+
 @pytest.mark.exhaustive
 def test_a_negative_scale_of_rounded_scores():
     arrays = [20 * one.astype(jnp.bfloat16) for one in random((130, 2, 8), (130, 1, 8), (130, 1, 8))]
