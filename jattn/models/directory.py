@@ -262,6 +262,8 @@ def _json(path: Path) -> dict[str, Any]:
     """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
+    except IsADirectoryError:
+        raise ValueError(f"{path} must be a file of JSON; it is a directory.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON: {error}.") from None
     if not isinstance(settings, dict):

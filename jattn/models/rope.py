@@ -99,7 +99,8 @@ class Rope:
         if kind not in ("default", *SCALINGS):
             raise ValueError(
                 f"`rope_type` in config.json must be default, {', '.join(SCALINGS)}; got {kind!r}. Frequencies that "
-                "depend on the length of each sequence are not supported: for one range of lengths, give "
+                "depend on the longest sequence of a call are not supported, as keys in a cache keep those of the call "
+                "that made them: for one range of lengths, give "
                 "`rope=Rope(base, LongRoPE(..., length=...))` or `DynamicNTK` in a configuration that you write."
             )
         scaling, names = SCALINGS.get(kind, (None, {}))

@@ -78,6 +78,10 @@ REFUSED = {
     "a file": (lambda p: directory(p) / "config.json", "`path` must be a directory"),
     "no config": (lambda p: directory(p, None), "`path` must be a directory with a config.json"),
     "no JSON": (lambda p: directory(p, "{"), "config.json must be JSON"),
+    "a folder for settings": (
+        lambda p: ((directory(p) / "generation_config.json").mkdir(), p)[1],
+        "generation_config.json must be a file of JSON; it is a directory",
+    ),
     "no object": (lambda p: directory(p, "[]"), "config.json must be a JSON object"),
     "no weights": (lambda p: directory(p, tensors=None), "must have a model.safetensors"),
     "a pickle": (pickled, r"pytorch_model.bin\. Reading a pickle can run any code(.|\n)*python -c"),

@@ -174,7 +174,7 @@ def generate(
             stop,
             pad,
             beams,
-            jnp.float32(length_penalty),
+            _float32(length_penalty),
             jnp.bool(early_stopping is True),
             jnp.bool(early_stopping == "never"),
             rules,
@@ -319,7 +319,13 @@ def _choices(temperature: Any, top_k: Any, top_p: Any, key: Any, batch: int) -> 
     else:
         check_key("key", key)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(batch))
-    return jnp.float32(temperature), top_k, None if top_p is None else jnp.float32(top_p), keys
+    return _float32(temperature), top_k, None if top_p is None else jnp.float32(top_p), keys
+
+
+def _float32(value: float) -> jax.Array:
+    """The nearest finite float32."""
+    most = np.finfo(np.float32).max
+    return jnp.float32(np.clip(float(value), -most, most))
 
 
 def _check_number(name: str, value: Any, least: float, most: float = np.inf) -> None:

@@ -137,6 +137,7 @@ def test_rows_are_as_alone(gpt2):
     for name, options in others.items():
         found = models.generate(gpt2, **({"tokens": PROMPTS} | options), key=key, **SAMPLED)
         assert found.lists() == want.lists(), name
+    assert np.isfinite(models.generate(gpt2, PROMPTS, key=key, **SAMPLED | {"temperature": 1e300}).scores).all()
     steps = np.array(shown)
     assert steps.shape == (max(want.lengths), 3)
     assert [[int(token) for token in row if token >= 0] for row in steps.T] == want.lists()
