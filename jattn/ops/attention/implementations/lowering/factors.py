@@ -104,14 +104,14 @@ def _without_entrance(value: Expression) -> tuple[float, Expression]:
     ]
     splits = [_split(one.origin) for one in users]
     factors = {None if split is None else split[0] for split in splits}
-    if len(factors) != 1 or None in factors:
+    factor = factors.pop() if len(factors) == 1 else None
+    if factor is None:
         return 1.0, value
     scores = {
         id(one.origin): dataclasses.replace(_bare(split[1]), shape=one.shape)
         for one, split in zip(users, splits, strict=True)
         if split is not None
     }
-    (factor,) = factors
     return factor, _replaced(value, scores)
 
 
