@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn import masks, normalizers, scores, similarities
+from jattn import masks, normalizers, positions, scores, similarities
 from jattn.foundation.pieces import array, constants, number, part, piece
 from jattn.layers import MultiHeadAttention, caches
 from jattn.ops.recurrence.implementations.scan import Scan
@@ -25,6 +25,7 @@ Q = np.ones((2, 7, 4, 8), np.float32)
 TORCH = types.SimpleNamespace(shape=(2, 7, 4, 8), dtype=types.SimpleNamespace(), ndim=4)
 """Like a tensor of another library: it has a shape and a dtype, which JAX does not understand."""
 KEY = jax.random.key(0)
+AT, GRID = np.arange(7), np.ones((7, 2), np.int32)
 
 
 def attend(query=Q, key=Q, value=Q, **given):
@@ -282,6 +283,15 @@ ROWS = {
     ),
     "a length of a recurrence": (lambda: RETNET.initial_state(OF_RETNET, length=4), "has no `length`", "is fixed"),
     "the class of an implementation": (attend(implementation=Scan), "`implementation`", "write `Scan()`"),
+    # Positions
+    "an array of pairs": (lambda: positions.rotary(Q, AT, pairs=Q), "`pairs`", "'half', 'interleaved'"),
+    "an array of pairs, on a grid": (lambda: positions.rotary_2d(Q, GRID, pairs=Q), "`pairs`", "'interleaved'"),
+    "an array of pairs, in sections": (lambda: positions.rotary_sections(Q, GRID, (2, 2), pairs=Q), "`pairs`"),
+    "an array of pairs, with decay": (lambda: positions.xpos(Q, AT, role="key", pairs=Q), "`pairs`"),
+    "an array for a layout of a grid": (lambda: positions.rotary_2d(Q, GRID, layout=Q), "`layout`", "'split', 'joint'"),
+    "an array for a layout of sines": (lambda: positions.sinusoidal(AT, 8, layout=Q), "`layout`", "'half'"),
+    "an array for a role": (lambda: positions.xpos(Q, AT, role=Q), "`role`", "'query', 'key'"),
+    "an array for a ramp": (lambda: positions.YaRN(2.0, 64, ramp=Q), "`ramp`", "'turns', 'index'"),
     # Devices
     "None for a mesh axis": (lambda: Heads(None), "`axis`", "None"),
     "a tuple for a mesh axis": (lambda: Heads(("model",)), "`axis`", "('model',)"),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from ..foundation.arguments import check_choice
 from ..foundation.numerics import accumulation_dtype
 from .rotary import Pairs, check_features, check_pairs, rotary, scaled_frequencies
 from .scaling import Scaling, check_above, rotary_frequencies
@@ -57,8 +58,7 @@ def rotary_2d(
         raise ValueError(
             f"`x` must have a multiple of 4 features, pairs for rows and for columns; got shape {x.shape}."
         )
-    if layout not in ("split", "joint"):
-        raise ValueError(f"`layout` must be 'split' or 'joint'; got {layout!r}.")
+    check_choice("layout", layout, ("split", "joint"))
     check_pairs(pairs)
     quarter = x.shape[-1] // 4
     positions = _coordinates(positions, 2, "row and column")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from ..foundation.arguments import check_choice
 from ..foundation.arrays import of_rank
 from ..foundation.numerics import accumulation_dtype
 from .angles import check_numbers, turned_angles
@@ -113,8 +114,7 @@ def turn(x: jax.Array, angles: jax.Array, pairs: Pairs) -> jax.Array:
 
 def check_pairs(pairs: Any) -> None:
     """Check that `pairs` is one of the two layouts."""
-    if pairs not in ("half", "interleaved"):
-        raise ValueError(f"`pairs` must be 'half' or 'interleaved'; got {pairs!r}.")
+    check_choice("pairs", pairs, ("half", "interleaved"))
 
 
 def check_features(x: jax.Array) -> None:

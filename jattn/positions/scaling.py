@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..foundation.arguments import check_choice
+
 
 def rotary_frequencies(base: float, dims: int) -> np.ndarray:
     """θ_i = base^(-2i/dims) for i = 0 .. dims/2 - 1 (Su et al. 2021, arXiv:2104.09864), float64."""
@@ -131,8 +133,7 @@ class YaRN(Scaling):
         check_above("original_length", self.original_length, 0)
         check_above("slow", self.slow, 0)
         check_above("fast", self.fast, self.slow)
-        if self.ramp not in ("turns", "index"):
-            raise ValueError(f"`ramp` must be 'turns' or 'index'; got {self.ramp!r}.")
+        check_choice("ramp", self.ramp, ("turns", "index"))
         if not isinstance(self.rounded, bool):
             raise ValueError(f"`rounded` must be True or False; got {self.rounded!r}.")
         if self.attention_factor is not None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..foundation.arguments import check_choice
 from ..foundation.numerics import accumulation_dtype
 from .angles import check_numbers, turned_angles
 from .scaling import check_above
@@ -49,8 +50,7 @@ def sinusoidal(
         raise ValueError(f"`dim` must be a positive even integer, a sine and a cosine for each frequency; got {dim!r}.")
     if inclusive and dim < 4:
         raise ValueError(f"`dim` must be at least 4 with `inclusive`, a first and a last frequency; got {dim}.")
-    if layout not in ("interleaved", "half"):
-        raise ValueError(f"`layout` must be 'interleaved' or 'half'; got {layout!r}.")
+    check_choice("layout", layout, ("interleaved", "half"))
     check_above("base", base, 1)
     half = dim // 2
     inside = accumulation_dtype(dtype)

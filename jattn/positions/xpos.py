@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from ..foundation.arguments import check_choice
 from ..foundation.numerics import accumulation_dtype
 from .rotary import Pairs, check_features, checked_positions, rotary
 from .scaling import check_above
@@ -51,8 +52,7 @@ def xpos(
     (100, 8, 16)
     """
     check_features(x)
-    if role not in ("query", "key"):
-        raise ValueError(f"`role` must be 'query' or 'key'; got {role!r}.")
+    check_choice("role", role, ("query", "key"))
     check_above("scale_base", scale_base, 0)
     check_above("gamma", gamma, 0)
     dtype: Any = accumulation_dtype(x)

@@ -150,7 +150,7 @@ X: Any = np.ones(SHAPE, np.float32)
         ({"dims": 3}, "`dims` must be even"),
         ({"dims": 10}, "`dims` must be even, positive and at most the 8"),
         ({"dims": 0}, "`dims`"),
-        ({"pairs": "both"}, "`pairs` must be 'half' or 'interleaved'"),
+        ({"pairs": "both"}, "`pairs` must be one of 'half', 'interleaved'"),
         ({"base": 1.0}, "`base` must be a finite number above 1"),
         ({"scaling": 4.0}, "`scaling` must be a `Scaling`"),
         ({"frequencies": np.ones(3)}, r"`frequencies` must have shape \(4,\)"),
