@@ -20,7 +20,7 @@ class Sigmoid(Normalizer):
         bias: a number, or a floating-point array `[batch..., heads]`.
 
     Raises:
-        ValueError: `bias` is not a finite floating-point number or array.
+        ValueError: `bias` is not a floating-point number or array, or is known to be not finite.
 
     >>> import math, jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -48,9 +48,10 @@ class Sigmoid(Normalizer):
 
 @piece
 class ReLU(Normalizer):
-    """max(score, 0) / n^power with n the number of keys that the query may attend to (arXiv:2309.08586).
+    """max(score, 0) / n^power, with n the number of keys that the query may attend to.
 
-    Wortsman et al. 2023 divide by the sequence length. Here a masked query divides by its own number of allowed keys.
+    Wortsman et al. 2023 (arXiv:2309.08586) divide by the sequence length, which is the same without a mask. Rows do not
+    sum to 1.
 
     Args:
         power: a Python number of at least 0. The paper finds that 1 works best.

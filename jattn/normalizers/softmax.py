@@ -101,8 +101,8 @@ class Softmax(Normalizer):
     """exp(score_j) / (Σ_i exp(score_i) + exp(sink)); without a sink, the plain softmax.
 
     A sink is a learned logit without a value: it acts like one more key with that score and a value of 0, so that a
-    query can attend to nothing in particular. It enters each row exactly once. A query whose keys are all masked has
-    zero weights in either case. The `lse` of a partial result does not include the sink.
+    query can attend to nothing in particular, as in gpt-oss, arXiv:2508.10925. It enters each row exactly once. A query
+    whose keys are all masked has zero weights in either case. The `lse` of a partial result does not include the sink.
 
     Args:
         sink: None, or one logit per head, floating-point `[batch..., heads]`.

@@ -72,7 +72,8 @@ class SortedThreshold(Normalizer):
 class Sparsemax(SortedThreshold):
     """max(score - tau, 0), with tau chosen so that the row sums to 1 (Martins & Astudillo 2016, arXiv:1602.02068).
 
-    The Euclidean projection of the scores onto the probability simplex. Many weights are exactly 0.
+    The Euclidean projection of the scores onto the probability simplex. Many weights are exactly 0. It needs all scores
+    of a row at once, so `reference` computes it, and the other implementations refuse it.
 
     >>> import jax, jattn
     >>> q, k = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(2))
@@ -91,7 +92,8 @@ class Sparsemax(SortedThreshold):
 class Entmax15(SortedThreshold):
     """max(score / 2 - tau, 0)², with tau chosen so that the row sums to 1 (Peters et al. 2019, arXiv:1905.05702).
 
-    Entmax with alpha = 1.5, between softmax (alpha = 1) and sparsemax (alpha = 2). Many weights are exactly 0.
+    Entmax with alpha = 1.5, between softmax (alpha = 1) and sparsemax (alpha = 2). Many weights are exactly 0. Like
+    `Sparsemax`, it is computed by `reference` alone.
 
     >>> import jax, jattn
     >>> q, k = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(2))

@@ -32,7 +32,7 @@ def rotary_2d(
     θ_i = base^(-4i/dim), i = 0 .. dim/4 - 1.
 
     Args:
-        x: `[..., length, heads, dim]`, with `dim` a multiple of 4.
+        x: `[..., length, heads, dim]`, a query or a key, with `dim` a multiple of 4.
         positions: `[..., length, 2]`, the row and column of each token. For a whole grid, flattened row by row:
             `numpy.indices((rows, columns)).reshape(2, -1).T`.
         base: a number above 1.
@@ -46,7 +46,7 @@ def rotary_2d(
             `layout="joint"`.
 
     Raises:
-        ValueError: `dim` is not a multiple of 4, shapes do not match, or `layout` is unknown.
+        ValueError: `dim` is not a multiple of 4, shapes do not match, or `layout` is unknown; or as in `rotary`.
 
     >>> import jax, numpy as np, jattn
     >>> x = jax.random.normal(jax.random.key(0), (12, 2, 8))

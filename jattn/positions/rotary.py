@@ -48,8 +48,9 @@ def rotary(
         frequencies: θ itself `[dims / 2]`, learned or fixed, in place of `base` and `scaling`.
 
     Raises:
-        ValueError: `dims` is odd or too large; shapes do not match; both `scaling` and `frequencies` are given;
-            positions are 16-bit floats (which cannot tell tokens apart), or are known to be out of int32's range.
+        ValueError: `x` is not a floating-point array with at least three axes; `dims` is odd or too large; `base` is
+            not above 1; `pairs` is unknown; shapes do not match; both `scaling` and `frequencies` are given; positions
+            are 16-bit floats (which cannot tell tokens apart), or are known to be out of int32's range.
 
     >>> import jax, jax.numpy as jnp, jattn
     >>> x = jax.random.normal(jax.random.key(0), (1, 100, 8, 16))

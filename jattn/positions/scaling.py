@@ -16,7 +16,19 @@ from ..foundation.arguments import check_choice
 
 
 def rotary_frequencies(base: float, dims: int) -> np.ndarray:
-    """θ_i = base^(-2i/dims) for i = 0 .. dims/2 - 1 (Su et al. 2021, arXiv:2104.09864), float64."""
+    """θ_i = base^(-2i/dims) for i = 0 .. dims/2 - 1 (Su et al. 2021, arXiv:2104.09864).
+
+    Args:
+        base: a number above 1.
+        dims: number of rotated features, even. Neither is checked.
+
+    Returns:
+        float64 `[dims / 2]`, of NumPy, in radians per position.
+
+    >>> from jattn.positions import rotary_frequencies
+    >>> print(rotary_frequencies(10000.0, 4))
+    [1.   0.01]
+    """
     return np.power(float(base), -np.arange(0, dims, 2) / dims)
 
 
@@ -31,7 +43,20 @@ def check_above(name: str, value: Any, bound: float) -> None:
 
 
 class Scaling(abc.ABC):
-    """How the rotary frequencies change for a longer context. Subclass it to add a scaling."""
+    """How the rotary frequencies change for a longer context. Subclass it to add a scaling.
+
+    A subclass should be hashable and compare by value, such as a frozen dataclass of Python numbers, so that it can be
+    a static argument of jitted functions.
+
+    >>> import dataclasses, numpy as np
+    >>> from jattn.positions import Scaling, rotary, rotary_frequencies
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Halved(Scaling):
+    ...     def frequencies(self, base, dims):
+    ...         return rotary_frequencies(base, dims) / 2
+    >>> rotary(np.ones((5, 2, 4), np.float32), np.arange(5), scaling=Halved()).shape
+    (5, 2, 4)
+    """
 
     @abc.abstractmethod
     def frequencies(self, base: float, dims: int) -> np.ndarray:
@@ -45,6 +70,12 @@ class Scaling(abc.ABC):
 @dataclasses.dataclass(frozen=True)
 class Linear(Scaling):
     """Position interpolation: all frequencies are divided by `factor` (Chen et al. 2023, arXiv:2306.15595).
+
+    Args:
+        factor: how many times longer the context is, above 0.
+
+    Raises:
+        ValueError: `factor` is not a finite number above 0.
 
     >>> from jattn.positions import Linear
     >>> print(Linear(2.0).frequencies(10000.0, 4))
@@ -66,6 +97,12 @@ class NTK(Scaling):
 
     This divides the lowest frequency by `factor` and leaves the highest unchanged. Source: the YaRN paper
     (arXiv:2309.00071), section 3.1.
+
+    Args:
+        factor: how many times longer the context is, above 0.
+
+    Raises:
+        ValueError: `factor` is not a finite number above 0; or, at the call, there are fewer than 4 rotated dims.
 
     >>> from jattn.positions import NTK
     >>> print(NTK(2.0).frequencies(10000.0, 4))
@@ -110,7 +147,8 @@ class YaRN(Scaling):
         mscale_all_dim: see `mscale`.
 
     Raises:
-        ValueError: a number is out of range, or the attention factor is given twice.
+        ValueError: a number is out of range, `ramp` is unknown, `rounded` is not a flag, or the attention factor is
+            given twice.
 
     >>> from jattn.positions import YaRN
     >>> print(YaRN(4.0, original_length=4096).frequencies(10000.0, 8).round(5))

@@ -37,8 +37,8 @@ def sinusoidal(
         `[..., dim]`.
 
     Raises:
-        ValueError: `dim` is odd, or below 4 with `inclusive`; `layout` is unknown; positions are 16-bit floats (which
-            cannot tell tokens apart), or are known to be out of int32's range.
+        ValueError: `dim` is odd, or below 4 with `inclusive`; `layout` is unknown; `base` is not above 1; positions are
+            16-bit floats (which cannot tell tokens apart), or are known to be out of int32's range.
 
     >>> import jax.numpy as jnp
     >>> from jattn.positions import sinusoidal

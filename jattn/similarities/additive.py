@@ -31,7 +31,8 @@ class Additive(Similarity):
         bias: b, like `vector`, or None.
 
     Raises:
-        ValueError: the sizes do not match each other, or those of the query and key.
+        ValueError: an array is not floating-point, or has too few axes; the sizes do not match each other, or those of
+            the query and key.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))

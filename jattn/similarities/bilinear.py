@@ -25,7 +25,8 @@ class Bilinear(Similarity):
         bias: b: None, a number, or a floating-point array `[batch..., heads]`.
 
     Raises:
-        ValueError: `weight` does not match the feature sizes of the query and key.
+        ValueError: `weight` or `bias` is not floating-point; `weight` does not match the feature sizes of the query and
+            key, or the query heads.
 
     >>> import jax, jattn
     >>> q, k, v, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(10, 2, 4)] * 3 + [(4, 4)]))
@@ -60,7 +61,7 @@ class SharedBilinear(Similarity):
         weight: W, floating-point `[dim, rank]`, or `[batch..., heads, dim, rank]` with one per query head.
 
     Raises:
-        ValueError: `weight` does not match the feature size of the query.
+        ValueError: `weight` is not floating-point, or does not match the feature size or the heads of the query.
 
     >>> import jax, jattn
     >>> q, k, v, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(10, 2, 4)] * 3 + [(4, 3)]))

@@ -113,13 +113,13 @@ def static_or_score(factor: Numbers) -> tuple[float, tuple[Score, ...]]:
 
 @piece
 class Dot(Similarity):
-    """scale * q·k.
+    """scale * q·k, the plain dot product by default.
 
     Args:
         scale: a number, or a floating-point array `[batch..., heads]` with one per query head.
 
     Raises:
-        ValueError: `scale` is not a finite floating-point number or array.
+        ValueError: `scale` is not a floating-point number or array, or is known to be not finite.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))
@@ -166,7 +166,7 @@ class Cosine(Similarity):
         temperature: a number above 0, or a floating-point array `[batch..., heads]` with one per query head.
 
     Raises:
-        ValueError: `temperature` is not above 0.
+        ValueError: `temperature` is not a floating-point number or array, or is known to be not finite or not above 0.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))

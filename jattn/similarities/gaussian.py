@@ -27,13 +27,13 @@ class Gaussian(Similarity):
     scaled dot product. As γ grows, the output approaches the value of the nearest key, and gradients approach 0.
     Rounding then leaves an error of about γ times the rounding error of the output.
 
-    Shown at work in `examples/experiments/gaussian.py`.
+    Demonstrated in `examples/experiments/gaussian.py`.
 
     Args:
         gamma: γ, a number of at least 0, or a floating-point array `[batch..., heads]` with one per query head.
 
     Raises:
-        ValueError: `gamma` is known to be negative.
+        ValueError: `gamma` is not a floating-point number or array, or is known to be negative or not finite.
 
     >>> import jax, jattn
     >>> q, k, v = (jax.random.normal(jax.random.key(i), (10, 2, 4)) for i in range(3))

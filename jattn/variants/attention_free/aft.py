@@ -157,7 +157,8 @@ def aft_local(
         `[..., length, features]`, in the dtype of `value`.
 
     Raises:
-        ValueError: shapes do not match; the heads do not divide the features; `window` is below 1.
+        ValueError: shapes do not match; the heads do not divide the features; `window` is below 1; `causal` is not a
+            flag.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((2, 50, 8))

@@ -71,7 +71,8 @@ class Hyena(Generative):
         fast, slow: where the windows end, as fractions of `max_len`.
 
     Raises:
-        ValueError: a size is below 1; `fast` and `slow` are out of order; at the call, shapes do not match.
+        ValueError: a size is below 1; `frequency` is negative; `fast` and `slow` are out of order; at the call, shapes
+            do not match.
 
     >>> import jax
     >>> layer = Hyena(16, max_len=64)

@@ -39,7 +39,7 @@ def multi_token(
 ) -> jax.Array:
     """Attention whose weights depend on the scores of nearby queries and keys, and of other heads.
 
-        S_ij = score(q_i, k_j) where i may attend j, else 0
+        S_ij = score(q_i, k_j) where i may attend to j, else 0
         C_ij = Σ_{a=0}^{A-1} Σ_{b=-⌊B/2⌋}^{⌈B/2⌉-1} filters[a, b + ⌊B/2⌋] S_{i-a, j-b}     in each head
         W = softmax(C | mask),    out = W v
 

@@ -100,7 +100,7 @@ class TalkingHeads(Layer):
         use_bias: whether the projections of features have a bias.
 
     Raises:
-        ValueError: sizes do not match; at the call, as in `talking_heads`.
+        ValueError: sizes do not match; `use_bias` is not a flag; at the call, as in `talking_heads`.
 
     >>> import jax
     >>> layer = TalkingHeads(16, heads=4, softmax_heads=6)

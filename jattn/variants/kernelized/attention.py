@@ -80,8 +80,9 @@ def kernelized_attention(
         output, no earlier gradient and no other head.
 
     Raises:
-        ValueError: shapes do not match; `normalize` with a map whose weights may be negative; a negative `epsilon`;
-            segments in the noncausal form, or unequal lengths in the causal form; as in the recurrence.
+        ValueError: shapes do not match; `causal` or `normalize` is not a flag; `normalize` with a map whose weights may
+            be negative; a negative `epsilon`; segments in the noncausal form, or unequal lengths in the causal form; as
+            in the recurrence.
 
     >>> import jax
     >>> from jattn.variants.kernelized import ELU

@@ -68,6 +68,9 @@ class Cosine(FeatureMap):
         max_len: M, at least the length. Positions outside [0, M] raise where they are known, and give NaN where they
             are traced.
 
+    Raises:
+        ValueError: `max_len` is not a positive int; at the call, a position is known to be outside [0, M].
+
     >>> import jax.numpy as jnp
     >>> Cosine(8).query(jnp.ones((5, 2, 4)), jnp.arange(5)).shape
     (5, 2, 8)
@@ -167,7 +170,8 @@ class Function(FeatureMap):
             Without it, weights cannot be normalized.
 
     Raises:
-        ValueError: `function` is not callable; at the call, it changes other axes than the last.
+        ValueError: `function` is not callable; `nonnegative` is not a flag; at the call, the function changes other
+            axes than the last.
 
     >>> import jax, jax.numpy as jnp
     >>> print(Function(jax.nn.relu, nonnegative=True).query(jnp.array([-1.0, 2.0]), None))

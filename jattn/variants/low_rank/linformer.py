@@ -191,8 +191,8 @@ class Linformer(Layer):
         use_bias: whether the projections of features have a bias.
 
     Raises:
-        ValueError: sizes do not match; `sharing` or `pooling` is unknown; at the call, `projection` is given although E
-            belongs to the layer, or is missing although it does not.
+        ValueError: sizes do not match; `sharing` or `pooling` is unknown; `use_bias` is not a flag; at the call,
+            `projection` is given although E belongs to the layer, or is missing although it does not.
 
     >>> import jax
     >>> layer = Linformer(16, heads=2, longest=64, projected=8)

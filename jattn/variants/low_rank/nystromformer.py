@@ -193,7 +193,7 @@ class Nystromformer(Layer):
         use_bias: whether the projections have a bias.
 
     Raises:
-        ValueError: sizes do not match; at the call, as in `nystrom_attention`.
+        ValueError: sizes do not match; `use_bias` is not a flag; at the call, as in `nystrom_attention`.
 
     >>> import jax
     >>> layer = Nystromformer(16, heads=2, landmarks=4, convolution=3)

@@ -41,7 +41,8 @@ class DeltaNet(Recurrent):
         norm_eps: ε of the norm.
 
     Raises:
-        ValueError: a size is below 1; heads do not divide; at the call, shapes do not match.
+        ValueError: a size is below 1; heads do not divide; `allow_neg_eigval` is not a flag; at the call, shapes do not
+            match.
 
     >>> import jax
     >>> layer = DeltaNet(16, 2, 4, 8)

@@ -132,7 +132,8 @@ def reinforce(loss: jax.Array, log_probability: jax.Array, baseline: Any = 0.0) 
         baseline: a number, or an array of the shape of `loss`.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: `loss` or `log_probability` is not floating-point, their shapes differ, or `baseline` is neither one
+            number nor of their shape.
 
     >>> import jax, jax.numpy as jnp
     >>> jax.grad(lambda logits: reinforce(jnp.array(3.0), jax.nn.log_softmax(logits)[0], 1.0))(jnp.zeros(2))

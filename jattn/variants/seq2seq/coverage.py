@@ -49,7 +49,7 @@ class CoverageAttention(Layer):
         coverage: whether scores depend on c.
 
     Raises:
-        ValueError: a size is below 1; at a call, shapes do not match.
+        ValueError: a size is below 1; `coverage` is not a flag; at a call, shapes do not match.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = CoverageAttention(8, 6, 16)
@@ -115,6 +115,9 @@ class CoverageAttention(Layer):
             sources: h, `[..., kv_len, source_features]`.
             allowed: booleans `[..., kv_len]`, False for padding; by default all True. If none is True, the context is
                 0.
+
+        Returns:
+            `Attended`, whose `coverage` the next step takes.
         """
         check_shapes(
             self._sizes(),

@@ -92,7 +92,7 @@ def random_blocks(length: int, block: int, *, heads: int, count: int, seed: int,
         int32 `[heads, n - 2, r]` (`[heads, n, r]` for `bigbird_etc_mask`), each row ascending.
 
     Raises:
-        ValueError: as in `bigbird_mask`.
+        ValueError: there are too few blocks, as in `bigbird_mask`; a number is out of range; `internal` is not a flag.
 
     >>> random_blocks(10, 1, heads=2, count=2, seed=0).shape
     (2, 8, 2)

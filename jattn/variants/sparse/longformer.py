@@ -51,7 +51,8 @@ def longformer_mask(
         causal: whether to exclude the future.
 
     Raises:
-        ValueError: a number is below its minimum; global positions exceed `length`, or are given without it.
+        ValueError: a number is below its minimum; global positions exceed `length`, or are given without it; `causal`
+            is not a flag.
 
     >>> print(longformer_mask(1, global_tokens=[0], length=5).picture(5, 5).rsplit(chr(10), 2)[0])
     █████
@@ -127,7 +128,8 @@ class Longformer(Layer):
         use_bias: whether the projections have a bias, as in the paper's models.
 
     Raises:
-        ValueError: a size is below its minimum; heads do not divide; a tuple does not have one number per head.
+        ValueError: a size is below its minimum; heads do not divide; a tuple does not have one number per head;
+            `causal` or `use_bias` is not a flag.
 
     >>> import jax
     >>> layer = Longformer(16, heads=2, reach=3, dilation=(1, 2))

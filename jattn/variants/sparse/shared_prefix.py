@@ -1,4 +1,4 @@
-"""Many continuations of one prefix, which is stored and attended once; and positions in packed documents."""
+"""Many continuations of one prefix, which is stored and read once; and positions in packed documents."""
 
 from typing import Any
 

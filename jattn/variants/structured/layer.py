@@ -35,7 +35,8 @@ class SoftParents(Layer):
         single_root: whether the root has exactly one child.
 
     Raises:
-        ValueError: a size is below 1; `trees` is unknown; at the call, shapes do not match or `lengths` are invalid.
+        ValueError: a size is below 1; `trees` is unknown; `single_root` is not a flag; at the call, shapes do not match
+            or `lengths` are invalid.
 
     >>> import jax
     >>> layer = SoftParents(8, hidden=16)

@@ -125,6 +125,12 @@ class CaptioningAttention(Layer):
             mask: as in `jattn.attention`.
             soft_rate: the probability that a step uses α itself, Σ_i α_i a_i, to reduce the variance of the estimator;
                 1/2 in the paper. 1 is the soft form.
+
+        Returns:
+            `Glimpse`; 0 for a step that may attend to nothing.
+
+        Raises:
+            ValueError: shapes do not match; `key` is not one random key; `soft_rate` is not a number from 0 to 1.
         """
         if isinstance(soft_rate, bool) or not isinstance(soft_rate, (int, float)) or not 0 <= soft_rate <= 1:
             raise ValueError(f"`soft_rate` must be a Python number from 0 to 1; got {soft_rate!r}.")
@@ -225,7 +231,7 @@ def reinforce_loss(
         `[...]`, one loss for each caption.
 
     Raises:
-        ValueError: shapes do not match.
+        ValueError: shapes do not match; `baseline` is neither one number nor of the shape of `log_likelihood`.
 
     >>> import jax.numpy as jnp
     >>> none = Glimpse(jnp.zeros((3, 4)), jnp.zeros(3), jnp.zeros(3), jnp.zeros(3, bool))
