@@ -92,7 +92,8 @@ export function softmax(scores) {
     scores[j] = top === -Infinity ? 0 : Math.exp(scores[j] - top);
     total += scores[j];
   }
-  for (let j = 0; total && j < scores.length; j += 1) scores[j] /= total;
+  if (total === 0) return scores;
+  for (let j = 0; j < scores.length; j += 1) scores[j] /= total;
   return scores;
 }
 
@@ -130,12 +131,12 @@ export class Weights {
 async function computed(group, head, mask, every) {
   const { length: rows } = group.queries;
   const { length: columns } = group.keys;
-  const vectors = await vectorsOf(group, head);
+  const found = await vectorsOf(group, head);
   const codes = new Uint8Array(rows * columns);
   const scores = new Float32Array(columns);
   for (let i = 0; i < rows; i += every) {
     const place = i * columns;
-    const shares = softmax(scoresOf(vectors, i, columns, (j) => mask === null || bit(mask, place + j) === 1, scores));
+    const shares = softmax(scoresOf(found, i, columns, (j) => mask === null || bit(mask, place + j) === 1, scores));
     for (let j = 0; j < columns; j += 1) codes[place + j] = Math.round(255 * Math.sqrt(shares[j]));
   }
   return codes;
