@@ -19,7 +19,7 @@ class Prepared(NamedTuple):
 
     query: `[batch..., q_len, q_heads, dim]`
     key: `[batch..., kv_len, kv_heads, dim]`
-    scale: a static factor of every pair's number, applied in float32.
+    scale: a static factor of all scores, applied in float32 (float64 in float64).
     scores: scores that are part of the similarity (a bias per key, a learned scale), applied before the caller's.
     """
 
@@ -36,8 +36,8 @@ class Similarity(Piece, abc.ABC):
     transforms the whole query and key once, in plain differentiable JAX. If the score is a dot product of the
     transformed arrays plus terms per query or per key, that is all, and it runs on every dot-product kernel. The
     Gaussian score, for example, is `-γ‖q - k‖² = 2γ q·k - γ‖k‖² - γ‖q‖²`. For any other score set `is_dot = False` and
-    override `pair`, which is called tile by tile. A sum over features of an elementwise function is added up feature by
-    feature by the kernel for TPUs; it refuses any other.
+    override `pair`, which is called tile by tile. The kernel for TPUs runs such a score only if it is a sum over
+    features of an elementwise function, which it adds up feature by feature.
 
     Attributes:
         is_dot: whether `pair` is the dot product (`grouped_dot`).

@@ -19,8 +19,8 @@ class RelativeDot(Similarity):
     """((q_i + u)·k_j + (q_i + v)·a_r) * scale, with r = clip(key position - query position - first, 0, distances - 1).
 
     Without the biases u and v this is Shaw et al. 2018 (arXiv:1803.02155). With them it is Transformer-XL (Dai et al.
-    2019, arXiv:1901.02860), where a_r = W_r R_r, and the Conformer of speech models. As a piece it fits into any layer,
-    which can train the vectors:
+    2019, arXiv:1901.02860), where a_r = W_r R_r, and Conformer, of speech models, has the same (Gulati et al. 2020,
+    arXiv:2005.08100). As a piece it fits into any layer, which can train the vectors:
     `MultiHeadAttention(..., similarity=RelativeDot(table, first=-n), learned="similarity")`.
 
     The products with a_r are computed once, as `RelativeLogits` with heads x q_len x distances numbers, in float32

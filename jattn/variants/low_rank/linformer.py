@@ -173,13 +173,13 @@ def _segments(longest: int, projected: int) -> np.ndarray:
 class Linformer(Layer):
     """Linformer: self-attention over keys and values projected to a fixed length.
 
-    Multi-head self-attention by `linformer_attention`, with learned projections E and F.
+        out = linformer_attention(x W_q + b_q, x W_k + b_k, x W_v + b_v, E, F) W_o + b_o
 
-    Wang et al. 2020 (arXiv:2006.04768). Sharing of E and F: `"none"`, each head has its own E and F; `"heads"`, one E
-    and one F for all heads; `"kv"`, one matrix for both; `"layers"`, also one matrix, which the caller keeps for all
-    layers and passes to each call as `projection`. Pooling: `"linear"`, any matrix; `"mean"`, means over segments, with
-    nothing learned; `"convolution"`, weights along a segment, the same for all segments. The paper's convolution has
-    separate weights for each feature; here all features of a head share them.
+    Wang et al. 2020 (arXiv:2006.04768), with learned E and F. Sharing of E and F: `"none"`, each head has its own E and
+    F; `"heads"`, one E and one F for all heads; `"kv"`, one matrix for both; `"layers"`, also one matrix, which the
+    caller keeps for all layers and passes to each call as `projection`. Pooling: `"linear"`, any matrix; `"mean"`,
+    means over segments, with nothing learned; `"convolution"`, weights along a segment, the same for all segments. The
+    paper's convolution has separate weights for each feature; here all features of a head share them.
 
     Args:
         features: features of inputs and outputs.

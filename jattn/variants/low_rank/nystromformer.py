@@ -182,6 +182,8 @@ def _check(query, key, value, landmarks, iterations, convolution) -> int:
 class Nystromformer(Layer):
     """Nyströmformer: self-attention through landmarks and an iterated pseudo-inverse, by `nystrom_attention`.
 
+        out = nystrom_attention(x W_q + b_q, x W_k + b_k, x W_v + b_v, landmarks) W_o + b_o
+
     Xiong et al. 2021 (arXiv:2102.03902).
 
     Args:

@@ -173,9 +173,12 @@ def append_segment(memory: SegmentMemory, inputs: jax.Array) -> SegmentMemory:
 class TransformerXL(Layer):
     """Transformer-XL: relative attention over a segment and a memory of the inputs of earlier segments.
 
-    Dai et al. 2019 (arXiv:1901.02860). No gradient flows into the memory. With a memory that covers all previous
-    inputs, processing segment by segment equals one full pass over the same inputs. Feed-forward layers, norms,
-    residual connections and one memory per layer are up to the caller.
+        out = relative_attention(h W_q, [m; h] W_k, [m; h] W_v | causal) W_o,    next m = the last of [m; h]
+
+    Dai et al. 2019 (arXiv:1901.02860), with h the inputs and m the memory, of `memory_len` places. No gradient flows
+    into the memory. With a memory that covers all previous inputs, processing segment by segment equals one full pass
+    over the same inputs. Feed-forward layers, norms, residual connections and one memory per layer are up to the
+    caller.
 
     Args:
         features: features of inputs and output.

@@ -158,10 +158,12 @@ class TuringState(NamedTuple):
 class TuringMemory(Layer):
     """Neural Turing machine: one memory step driven by a controller, which first writes and then reads.
 
-    Every write head writes, then every read head reads.
+        w' = address(M, w, addressing),    M' = write_slots(M, w', e, a)         for all write heads
+        r' = address(M', r, addressing),   read = read_slots(M', r')             then for all read heads
 
-    Projections of the controller's state make the `Addressing` of a head, β = softplus, g = sigmoid, s = softmax,
-    γ = 1 + softplus, and for write heads e = sigmoid and a. Graves et al. 2014 (arXiv:1410.5401).
+    Graves et al. 2014 (arXiv:1410.5401). M is the memory, w and r are the weights of the heads. A projection of the
+    controller's state makes the `Addressing` of each head (β by a softplus, g by a sigmoid, s by a softmax, γ by 1 +
+    softplus), and for write heads e, by a sigmoid, and a.
 
     Args:
         features: features of the controller's state.
