@@ -1,8 +1,8 @@
 """The environment of every test, the cache of compiled programs that they share, and the two tiers of the suite.
 
-**Tiers.** `python -m pytest` runs the tables, the doctests (but those of variants and models), the README and
-everything else but what is marked `@pytest.mark.exhaustive`; `python -m pytest --everything` runs that too. Mark what
-costs much and repeats, more widely, what an unmarked test already shows: reduced experiments, long examples, the wide
+**Tiers.** `python -m pytest` runs the tables, the doctests (except those of variants and models), the README and
+everything else that is not marked `@pytest.mark.exhaustive`; `python -m pytest --everything` runs that too. Mark what
+is expensive and only widens what an unmarked test already shows: reduced experiments, long examples, the wide
 side of a product of parameters (`pytest.param(..., marks=pytest.mark.exhaustive)`). A marked test that is named by its
 node id, or asked for with `-m exhaustive`, runs without the option. tests/README.md says more.
 

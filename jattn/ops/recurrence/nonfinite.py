@@ -1,4 +1,4 @@
-"""NaN and inf in a recurrence: tokens that contain any are computed as zeros, and the results set to NaN afterwards.
+"""NaN and inf in a recurrence: tokens that contain any are computed as zeros, and the results set to NaN afterward.
 
 A product with zero would spread them to tokens whose weight is 0, and to the gradients of earlier tokens.
 """
