@@ -17,9 +17,25 @@ from ...ops.attention.call import check_positions
 
 
 class FeatureMap(Piece):
-    """A map of queries and keys, `[..., length, heads, dim] -> [..., length, heads, features]`.
+    """A map φ of queries and keys, `[..., length, heads, dim] -> [..., length, heads, features]`.
 
-    Subclasses are pieces, decorated with `@jattn.foundation.pieces.piece`; their arrays are leaves.
+    To add a feature map, subclass `FeatureMap`, decorate the class with `@piece`, and implement `query`; `key` if keys
+    have another map; and `log_scale` if features could overflow. Weights that may be negative need `nonnegative =
+    False`. Arrays in its fields are leaves, as in every piece.
+
+    >>> import jax.numpy as jnp
+    >>> from jattn.foundation.pieces import piece
+    >>> from jattn.variants.kernelized import FeatureMap, kernelized_attention
+    >>> @piece
+    ... class Square(FeatureMap):
+    ...     "φ(x) = x², so that no weight is negative."
+    ...
+    ...     def query(self, x, positions):
+    ...         return x**2
+    >>> x = jnp.ones((5, 2, 4))
+    >>> out, state = kernelized_attention(x, x, x, Square())
+    >>> out.shape
+    (5, 2, 4)
     """
 
     nonnegative = True

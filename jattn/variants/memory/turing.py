@@ -90,6 +90,13 @@ def address(memory: jax.Array, previous: jax.Array, addressing: Addressing) -> j
 def sharpen(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
     """w^γ / Σ w^γ over the last axis; weights of 0 stay 0, with finite gradients, also if all weights are 0.
 
+    Args:
+        weights: w `[..., slots]`, nonnegative.
+        sharpness: γ, of a shape that broadcasts with the weights.
+
+    Returns:
+        The shape of `weights`, summing to 1 unless all are 0.
+
     >>> import jax.numpy as jnp
     >>> [f"{weight:.2f}" for weight in sharpen(jnp.array([0.75, 0.25, 0.0]), jnp.array(2.0))]
     ['0.90', '0.10', '0.00']

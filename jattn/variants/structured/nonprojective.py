@@ -56,6 +56,9 @@ def nonprojective_marginals(
     Returns:
         As in `projective_marginals`.
 
+    Raises:
+        ValueError: as in `projective_log_partition`.
+
     >>> import jax.numpy as jnp
     >>> print(nonprojective_marginals(jnp.zeros((3, 3))).roots.round(4))
     [0.3333 0.3333 0.3333]

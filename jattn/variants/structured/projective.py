@@ -57,6 +57,9 @@ def projective_marginals(
         `TreeMarginals(arcs [..., parent, child], roots [..., child])`, which sum to 1 for each child; 0 beyond an
         example's length, and everywhere in an example without a tree. Differentiable.
 
+    Raises:
+        ValueError: as in `projective_log_partition`.
+
     >>> import jax.numpy as jnp
     >>> print(projective_marginals(jnp.zeros((2, 2))).arcs)
     [[0.  0.5]
