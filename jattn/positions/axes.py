@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..foundation.arguments import check_choice
+from ..foundation.arguments import check_choice, check_flags
+from ..foundation.arrays import describe, dtype_of
 from ..foundation.numerics import accumulation_dtype
 from .rotary import Pairs, check_features, check_pairs, rotary, scaled_frequencies
 from .scaling import Scaling, check_above, rotary_frequencies
@@ -65,9 +66,9 @@ def rotary_2d(
     if frequencies is None:
         check_above("base", base, 1)
         frequencies = np.stack([rotary_frequencies(base, 2 * quarter)] * 2)
-    elif jnp.shape(frequencies) != (2, quarter):
+    elif dtype_of(frequencies) is None or jnp.shape(frequencies) != (2, quarter):
         raise ValueError(
-            f"`frequencies` must have shape (2, {quarter}), of rows and of columns; got {jnp.shape(frequencies)}."
+            f"`frequencies` must be an array (2, {quarter}), of rows and of columns; got {describe(frequencies)}."
         )
     if layout == "joint" or pairs == "interleaved":
         axis_of_pair = np.repeat([0, 1], quarter)
@@ -107,7 +108,8 @@ def rotary_sections(
         interleaved: whether the coordinates alternate (`mrope_interleaved`).
 
     Raises:
-        ValueError: `sections` are not nonnegative integers or do not sum to `dims / 2`; or as in `rotary`.
+        ValueError: `sections` are not nonnegative integers or do not sum to `dims / 2`, or `interleaved` is not a flag;
+            or as in `rotary`.
 
     >>> import jax, numpy as np, jattn
     >>> x = jax.random.normal(jax.random.key(0), (12, 2, 16))
@@ -116,6 +118,7 @@ def rotary_sections(
     (12, 2, 16)
     """
     check_features(x)
+    check_flags(interleaved=interleaved)
     dims, frequencies, factor = scaled_frequencies(x, base, dims, scaling)
     check_pairs(pairs)
     if not isinstance(sections, (tuple, list)) or not all(type(size) is int and size >= 0 for size in sections):
@@ -138,8 +141,8 @@ def rotary_sections(
 
 
 def _coordinates(positions: Any, axes: int, what: str) -> Any:
-    if jnp.ndim(positions) < 2 or jnp.shape(positions)[-1] != axes:
-        raise ValueError(f"`positions` must be [..., length, {axes}], {what}; got shape {jnp.shape(positions)}.")
+    if dtype_of(positions) is None or positions.ndim < 2 or positions.shape[-1] != axes:
+        raise ValueError(f"`positions` must be an array [..., length, {axes}], {what}; got {describe(positions)}.")
     return positions
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..foundation.arguments import check_choice
+from ..foundation.arguments import check_choice, check_number
 
 
 def rotary_frequencies(base: float, dims: int) -> np.ndarray:
@@ -166,8 +166,7 @@ class YaRN(Scaling):
     mscale_all_dim: float | None = None
 
     def __post_init__(self):
-        if self.factor != 1:
-            check_above("factor", self.factor, 1)
+        check_number("factor", self.factor, 1)
         check_above("original_length", self.original_length, 0)
         check_above("slow", self.slow, 0)
         check_above("fast", self.fast, self.slow)
@@ -178,10 +177,10 @@ class YaRN(Scaling):
             check_above("attention_factor", self.attention_factor, 0)
         for name in ("mscale", "mscale_all_dim"):
             value = getattr(self, name)
-            if value is None or value == 0:
+            if value is None:
                 continue
-            check_above(name, value, 0)
-            if self.attention_factor is not None:
+            check_number(name, value, 0)
+            if value and self.attention_factor is not None:
                 raise ValueError(f"`{name}` and `attention_factor` exclude each other: each is the attention factor.")
 
     def frequencies(self, base, dims):
@@ -279,8 +278,7 @@ class DynamicNTK(Scaling):
     length: int | None = None
 
     def __post_init__(self):
-        if self.factor != 1:
-            check_above("factor", self.factor, 1)
+        check_number("factor", self.factor, 1)
         check_above("original_length", self.original_length, 0)
         if self.length is not None:
             check_above("length", self.length, 0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arguments import check_choice
+from ..foundation.arguments import check_choice, check_dtype, check_flags
 from ..foundation.numerics import accumulation_dtype
 from .angles import check_numbers, turned_angles
 from .scaling import check_above
@@ -37,8 +37,9 @@ def sinusoidal(
         `[..., dim]`.
 
     Raises:
-        ValueError: `dim` is odd, or below 4 with `inclusive`; `layout` is unknown; `base` is not above 1; positions are
-            16-bit floats (which cannot tell tokens apart), or are known to be out of int32's range.
+        ValueError: `dim` is odd, or below 4 with `inclusive`; `layout` is unknown; `base` is not above 1; `inclusive`
+            is not a flag, or `dtype` not floating-point; positions are 16-bit floats (which cannot tell tokens apart),
+            or are known to be out of int32's range.
 
     >>> import jax.numpy as jnp
     >>> from jattn.positions import sinusoidal
@@ -48,6 +49,8 @@ def sinusoidal(
     """
     if not isinstance(dim, int) or isinstance(dim, bool) or dim < 2 or dim % 2:
         raise ValueError(f"`dim` must be a positive even integer, a sine and a cosine for each frequency; got {dim!r}.")
+    check_flags(inclusive=inclusive)
+    check_dtype("dtype", dtype)
     if inclusive and dim < 4:
         raise ValueError(f"`dim` must be at least 4 with `inclusive`, a first and a last frequency; got {dim}.")
     check_choice("layout", layout, ("interleaved", "half"))

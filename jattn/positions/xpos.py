@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..foundation.arguments import check_choice
+from ..foundation.arrays import describe
 from ..foundation.numerics import accumulation_dtype
 from .rotary import Pairs, check_features, checked_positions, rotary
 from .scaling import check_above
@@ -44,7 +45,7 @@ def xpos(
         pairs: as in `rotary`.
 
     Raises:
-        ValueError: `role` is unknown, or a number is out of range; or as in `rotary`.
+        ValueError: `role` is unknown, a number is out of range, or `center` is no integer; or as in `rotary`.
 
     >>> import jax, jax.numpy as jnp, jattn
     >>> x = jax.random.normal(jax.random.key(0), (100, 8, 16))
@@ -55,6 +56,8 @@ def xpos(
     check_choice("role", role, ("query", "key"))
     check_above("scale_base", scale_base, 0)
     check_above("gamma", gamma, 0)
+    if isinstance(center, bool) or not isinstance(center, int | np.integer):
+        raise ValueError(f"`center` must be an integer, a position; got {describe(center)}.")
     dtype: Any = accumulation_dtype(x)
     turned = rotary(x.astype(dtype), positions, base=base, pairs=pairs)
     dim = x.shape[-1]

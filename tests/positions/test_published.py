@@ -156,9 +156,9 @@ def test_xpos_by_complex_numbers(pairs):
         (lambda: YaRN(2.0, 64, attention_factor=1.0, mscale=1.0), "exclude each other"),
         (lambda: rotary_sections(X, AT, (2, 3, 4)), "`sections` must add up to the 8 pairs"),
         (lambda: rotary_sections(X, AT, (4.0, 4.0)), "`sections` must be a tuple"),  # type: ignore[arg-type]
-        (lambda: rotary_sections(X, AT[:, :2], (2, 3, 3)), r"`positions` must be \[..., length, 3\]"),
+        (lambda: rotary_sections(X, AT[:, :2], (2, 3, 3)), r"`positions` must be an array \[..., length, 3\]"),
         (lambda: rotary_2d(X, AT[:, 1:], layout="halves"), "`layout` must be"),  # type: ignore[arg-type]
-        (lambda: rotary_2d(X, AT[:, 1:], frequencies=np.ones(4)), r"`frequencies` must have shape \(2, 4\)"),
+        (lambda: rotary_2d(X, AT[:, 1:], frequencies=np.ones(4)), r"`frequencies` must be an array \(2, 4\)"),
         (lambda: xpos(X, np.arange(6), role="value"), "`role` must be"),  # type: ignore[arg-type]
         (lambda: xpos(X, np.arange(6), role="key", scale_base=0.0), "`scale_base` must be"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_choice, check_positive
+from ...foundation.arguments import check_choice, check_number, check_positive
 from ...foundation.arrays import known_range
 from ...foundation.shapes import check_shapes
 from ...layers.layer import OWN_AXES, Layer, kernel, normal
@@ -146,12 +146,7 @@ class MemoryNetwork(Layer):
         check_positive(words=self.words, features=self.features, hops=self.hops, sentences=self.sentences)
         check_choice("tying", self.tying, ("adjacent", "layerwise"))
         check_choice("encoding", self.encoding, ("position", "bag"))
-        if (
-            isinstance(self.standard_deviation, bool)
-            or not isinstance(self.standard_deviation, (int, float))
-            or self.standard_deviation < 0
-        ):
-            raise ValueError(f"`standard_deviation` must be a number of at least 0; got {self.standard_deviation!r}.")
+        check_number("standard_deviation", self.standard_deviation, 0)
 
     def parameters(self) -> dict[str, Any]:
         """`embedding.N` and `age.N` for each matrix in turn (A first), plus what layerwise tying needs.

@@ -128,7 +128,7 @@ def test_as_a_module(tying):
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="`keys` must be a list of arrays, one for each hop"):
         memory_hops(jnp.ones(3), jnp.ones((1, 3, 3)), jnp.ones((1, 3, 3)))
-    with pytest.raises(ValueError, match=r"`standard_deviation` must be a number of at least 0; got -1"):
+    with pytest.raises(ValueError, match=r"`standard_deviation` must be a number of at least 0, and finite; got -1"):
         MemoryNetwork(words=6, features=3, standard_deviation=-1)
     with pytest.raises(ValueError, match="`tying` must be one of 'adjacent', 'layerwise'; got 'none'"):
         MemoryNetwork(words=6, features=3, tying="none")
