@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_batch, check_flags, check_number, check_positive, check_record
+from ...foundation.arguments import check_batch, check_dtype, check_flags, check_number, check_positive, check_record
 from ...foundation.arrays import describe
 from ...foundation.numerics import split_nonfinite_rows, widen
 from ...foundation.shapes import check_shapes
@@ -220,14 +220,17 @@ def kernel_state(
         dtype: dtype of sums.
 
     Raises:
-        ValueError: `batch` is not a tuple of sizes.
+        ValueError: `features` is no feature map, `batch` is not a tuple of sizes, a size is not positive, or `dtype` is
+            not floating-point.
 
     >>> from jattn.variants.kernelized import ELU
     >>> kernel_state(ELU(), (2,), 4, 8, 16).sums.shape
     (2, 4, 8, 17)
     """
-
+    check_feature_map(features, normalize=False)
     check_batch(batch)
+    check_positive(heads=heads, qk_dim=qk_dim, v_dim=v_dim)
+    check_dtype("dtype", dtype)
 
     def made() -> tuple[jax.Array, jax.Array | None]:
         key = jnp.zeros((*batch, 1, heads, qk_dim), dtype)

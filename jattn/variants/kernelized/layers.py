@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_choice, check_flags, check_key, check_multiple, check_number, check_positive
+from ...foundation.arguments import (
+    check_choice,
+    check_counts,
+    check_flags,
+    check_key,
+    check_multiple,
+    check_number,
+    check_positive,
+)
 from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
 from ...layers.layer import bias, kernel, project
@@ -207,6 +215,7 @@ class Performer(KernelizedAttention):
         if self.random_features is None:
             object.__setattr__(self, "random_features", 2 * int(self.qk_dim or 0))
         check_positive(random_features=self.random_features)
+        check_counts(seed=self.seed)
 
     def feature_map(self, parameters):
         return self.redrawn(parameters, jax.random.key(self.seed))
