@@ -303,11 +303,7 @@ ROWS = {
     "a word for a seed": (lambda: kernelized.Performer(8, 2, seed="x"), "`seed`", "'x'"),
     "no features of values": (lambda: kernelized.kernel_state(kernelized.ELU(), (2,), 1, 4, 0), "`v_dim`", "positive"),
     "a word for a feature map": (lambda: kernelized.kernel_state("a", (2,), 1, 4, 4), "`features`", "ELU()"),
-    "a word for a dtype of sums": (
-        lambda: kernelized.kernel_state(kernelized.ELU(), (2,), 1, 4, 4, "abc"),
-        "`dtype`",
-        "'abc'",
-    ),
+    "a word for a dtype": (lambda: kernelized.kernel_state(kernelized.ELU(), (2,), 1, 4, 4, "abc"), "`dtype`", "'abc'"),
     "an array for a ramp": (lambda: positions.YaRN(2.0, 64, ramp=Q), "`ramp`", "'turns', 'index'"),
     # Devices
     "None for a mesh axis": (lambda: Heads(None), "`axis`", "None"),
