@@ -149,7 +149,7 @@ ROWS = np.zeros((1, 1, 3), np.float32)
         (lambda: RelativeDot(np.ones((3, 4)), 0, scale=np.ones(2)), "`scale` must be a finite"),  # type: ignore[arg-type]
         (
             lambda: jattn.attention(*[jnp.ones((3, 2, 4))] * 3, similarity=RelativeDot(np.ones((3, 3, 4)), 0)),
-            "`distances` must have the dim of `query`",
+            "`RelativeDot.distances` of shape .* has size 3 on its head axis",
         ),
         (lambda: RelativeBuckets(np.ones((4, 1), np.float32), scale=2.0), "`scale` is that of coordinates"),
         (lambda: RelativeBuckets(np.ones((4, 1), np.float32), query_coordinates=["a"]), "`query_coordinates`"),

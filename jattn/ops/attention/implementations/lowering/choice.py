@@ -190,7 +190,9 @@ class Choice:
         sides = self.axes.sides(value)
         if not sides:
             return False
-        nodes = {id(one.origin): one.origin for one in in_order([value]) if isinstance(one.origin, Node)}
+        # What depends on neither side is computed once for a tile.
+        found = (one for one in in_order([value]) if self.axes.sides(one))
+        nodes = {id(one.origin): one.origin for one in found if isinstance(one.origin, Node)}
         cost = sum(COSTS.get(one.name, 1) for one in nodes.values())
         return cost >= (self.limits.key_cost if self.axes.key in sides else self.limits.query_cost)
 

@@ -162,16 +162,18 @@ def _distributed(
             return None
         if value.constant is not None:
             return same or constant(value.constant * np.float32(factor))
+        origin = value.origin
+        deeper = inside(origin, factor) if isinstance(origin, Node) and uses[id(origin)] <= 1 else None
         if builder.axes.one_sided(value) or _is_scores(_bare(value)):
-            return same or node("mul", jnp.multiply, value, constant(np.float32(factor)))
-        if not isinstance(value.origin, Node) or uses[id(value.origin)] > 1:
-            return same
-        return inside(value.origin, factor) or same
+            # A factor of what depends on neither side costs nothing: one operation more for each key may be too many.
+            deeper = deeper if same is None and isinstance(origin, Node) and origin.name in ("mul", "neg") else None
+            return same or deeper or node("mul", jnp.multiply, value, constant(np.float32(factor)))
+        return deeper or same
 
     def inside(origin: Node, factor: float) -> Expression | None:
         operands = origin.operands
         if origin.name == "mul":
-            one, other = sorted(operands, key=lambda one: (one.constant is None) + (not builder.axes.one_sided(one)))
+            one, other = sorted(operands, key=lambda one: (one.constant is None) + len(builder.axes.sides(one)))
             for part, rest in ((one, other), (other, one)):
                 product = times(part, factor)
                 if product is not None:
