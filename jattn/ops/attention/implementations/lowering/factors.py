@@ -163,12 +163,15 @@ def _distributed(
         if value.constant is not None:
             return same or constant(value.constant * np.float32(factor))
         origin = value.origin
-        deeper = inside(origin, factor) if isinstance(origin, Node) and uses[id(origin)] <= 1 else None
-        if builder.axes.one_sided(value) or _is_scores(_bare(value)):
-            # A factor of what depends on neither side costs nothing: one operation more for each key may be too many.
-            deeper = deeper if same is None and isinstance(origin, Node) and origin.name in ("mul", "neg") else None
-            return same or deeper or node("mul", jnp.multiply, value, constant(np.float32(factor)))
-        return deeper or same
+        moved = inside(origin, factor) if isinstance(origin, Node) and uses[id(origin)] <= 1 else None
+        if not builder.axes.one_sided(value) and not _is_scores(_bare(value)):
+            return moved or same
+        if same is not None:
+            return same
+        # A factor of what depends on neither side costs nothing: one operation more for each key may be too many.
+        if moved is not None and isinstance(origin, Node) and origin.name in ("mul", "neg"):
+            return moved
+        return node("mul", jnp.multiply, value, constant(np.float32(factor)))
 
     def inside(origin: Node, factor: float) -> Expression | None:
         operands = origin.operands
