@@ -1,5 +1,6 @@
 """Checks of arguments that many functions share: choices, sizes, flags, rates, dtypes, inputs, random keys, states."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,8 +88,22 @@ def check_number(name: str, value: Any, least: float) -> None:
     ...
     ValueError: `epsilon` must be a number of at least 0, and finite; got -1.0.
     """
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < float("inf"):
+    if not _is_number(value) or not least <= value < math.inf:
         raise ValueError(f"`{name}` must be a number of at least {least}, and finite; got {value!r}.")
+
+
+def check_above(name: str, value: Any, bound: float) -> None:
+    """Check a finite Python number above a bound.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not _is_number(value) or not bound < value < math.inf:
+        raise ValueError(f"`{name}` must be a finite number above {bound}; got {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_rate(name: str, value: Any) -> None:
@@ -164,9 +179,8 @@ def check_baseline(baseline: Any, of: str, rewards: Any) -> None:
     Raises:
         ValueError: it is not numbers, or has another shape, which would broadcast to more losses than there are.
     """
-    number = isinstance(baseline, int | float) and not isinstance(baseline, bool)
     dtype = dtype_of(baseline)
-    if not number and (dtype is None or not jnp.issubdtype(dtype, jnp.floating)):
+    if not _is_number(baseline) and (dtype is None or not jnp.issubdtype(dtype, jnp.floating)):
         raise ValueError(f"`baseline` must be a number or a floating-point array; got {describe(baseline)}.")
     shape = np.shape(baseline)
     if shape not in ((), np.shape(rewards)):

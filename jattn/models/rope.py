@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
+from ..foundation.arguments import check_above
 from ..foundation.arrays import describe
 from ..positions import Linear, Llama3, Proportional, Scaling, YaRN, rotary
-from ..positions.scaling import check_above
 
 SCALINGS: Mapping[str, tuple[type[Scaling], Mapping[str, str]]] = {
     "linear": (Linear, {"factor": "factor"}),

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..foundation.arguments import check_choice, check_flags
+from ..foundation.arguments import check_above, check_choice, check_flags
 from ..foundation.arrays import describe, dtype_of
 from ..foundation.numerics import accumulation_dtype
 from .rotary import Pairs, check_features, check_pairs, rotary, scaled_frequencies
-from .scaling import Scaling, check_above, rotary_frequencies
+from .scaling import Scaling, rotary_frequencies
 
 
 def rotary_2d(

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..foundation.arguments import check_choice
+from ..foundation.arguments import check_above, check_choice
 from ..foundation.arrays import of_rank
 from ..foundation.numerics import accumulation_dtype
 from .angles import check_numbers, turned_angles
-from .scaling import Scaling, check_above, rotary_frequencies
+from .scaling import Scaling, rotary_frequencies
 
 Pairs = Literal["half", "interleaved"]
 

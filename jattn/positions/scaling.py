@@ -8,11 +8,11 @@ import abc
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from ..foundation.arguments import check_choice, check_number
+from ..foundation.arguments import check_above, check_choice, check_number
 
 
 def rotary_frequencies(base: float, dims: int) -> np.ndarray:
@@ -30,16 +30,6 @@ def rotary_frequencies(base: float, dims: int) -> np.ndarray:
     [1.   0.01]
     """
     return np.power(float(base), -np.arange(0, dims, 2) / dims)
-
-
-def check_above(name: str, value: Any, bound: float) -> None:
-    """Check a finite Python number above a bound.
-
-    Raises:
-        ValueError: `value` is not one.
-    """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not bound < value < math.inf:
-        raise ValueError(f"`{name}` must be a finite number above {bound}; got {value!r}.")
 
 
 class Scaling(abc.ABC):

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..foundation.arguments import check_choice, check_dtype, check_flags
+from ..foundation.arguments import check_above, check_choice, check_dtype, check_flags
 from ..foundation.numerics import accumulation_dtype
 from .angles import check_numbers, turned_angles
-from .scaling import check_above
 
 
 def sinusoidal(

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..foundation.arguments import check_choice
+from ..foundation.arguments import check_above, check_choice
 from ..foundation.arrays import describe
 from ..foundation.numerics import accumulation_dtype
 from .rotary import Pairs, check_features, checked_positions, rotary
-from .scaling import check_above
 
 
 def xpos(

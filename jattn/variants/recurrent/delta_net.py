@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 
-from ...foundation.arguments import check_flags, check_multiple, check_positive
+from ...foundation.arguments import check_above, check_flags, check_multiple, check_positive
 from ...foundation.numerics import widen
 from ...layers.layer import kernel
 from ...layers.short_convolution import ShortConvolution
 from ...ops.recurrence import delta_rule, delta_step
-from .layer import RecurrenceInputs, Recurrent, RecurrentState, check_above_zero, l2_normalized, to_heads
+from .layer import RecurrenceInputs, Recurrent, RecurrentState, l2_normalized, to_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DeltaNet(Recurrent):
             object.__setattr__(self, "num_v_heads", self.heads)
         check_positive(taps=self.taps, num_v_heads=self.num_v_heads)
         check_multiple("heads", num_v_heads=self._memories, heads=self.heads)
-        check_above_zero(scale=self.scale)
+        check_above("scale", self.scale, 0)
         check_flags(allow_neg_eigval=self.allow_neg_eigval)
 
     @property

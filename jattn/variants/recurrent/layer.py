@@ -2,14 +2,13 @@
 
 import abc
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_batch, check_multiple, check_positive
+from ...foundation.arguments import check_above, check_batch, check_multiple, check_positive
 from ...foundation.numerics import widen
 from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
@@ -69,17 +68,6 @@ def l2_normalized(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     return (wide * jax.lax.rsqrt(jnp.sum(wide**2, -1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
-def check_above_zero(**numbers: Any) -> None:
-    """Check that numbers are finite and above 0.
-
-    Raises:
-        ValueError: names the number that is not.
-    """
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"`{name}` must be a finite number above 0; got {value!r}.")
-
-
 @dataclasses.dataclass(frozen=True)
 class Recurrent(Generative):
     """A layer whose state is a matrix for each head. Subclasses define `_make`; their own sizes come after these.
@@ -95,7 +83,7 @@ class Recurrent(Generative):
 
     def __post_init__(self):
         check_positive(features=self.features, heads=self.heads, k_dim=self.k_dim, v_dim=self.v_dim)
-        check_above_zero(norm_eps=self.norm_eps)
+        check_above("norm_eps", self.norm_eps, 0)
 
     def parameters(self) -> dict[str, Any]:
         """`query`, `key`, `value`, `norm` and `out`."""
