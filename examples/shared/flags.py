@@ -17,18 +17,18 @@ def positive(text: str) -> int:
     return multiple(1)(text)
 
 
-def multiple(of: int) -> Callable[[str], int]:
-    """The type of a flag whose number is a positive multiple of another.
+def multiple(of: int, least: int = 1) -> Callable[[str], int]:
+    """The type of a flag whose number is a positive multiple of another; a multiple of 1 may have to be larger.
 
     >>> multiple(4)("7")
     Traceback (most recent call last):
     ...
     argparse.ArgumentTypeError: must be a positive multiple of 4: 7
     """
-    wanted = "an integer of at least 1" if of == 1 else f"a positive multiple of {of}"
+    wanted = f"an integer of at least {least}" if of == 1 else f"a positive multiple of {of}"
 
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < 1 or int(text) % of:
+        if not text.isdecimal() or int(text) < least or int(text) % of:
             raise argparse.ArgumentTypeError(f"must be {wanted}: {text}")
         return int(text)
 
@@ -46,9 +46,7 @@ def several(text: str) -> int:
     ...
     argparse.ArgumentTypeError: must be an integer of at least 2: 1
     """
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 2: {text}")
-    return int(text)
+    return multiple(1, least=2)(text)
 
 
 def at_least(least: float, most: float = math.inf) -> Callable[[str], float]:

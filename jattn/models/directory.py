@@ -36,8 +36,8 @@ def from_directory(
     model that generates; `generate` follows it.
 
     Loading is strict: every tensor is used or named as ignored, every parameter is filled, and all of them have the
-    shapes that the configuration implies. Files are read in their order, in the background, at most 512
-    MiB ahead of what is placed.
+    shapes that the configuration implies. Files are read in their order, in the background, at most
+    512 MiB ahead of what is placed.
 
     Dropout is off; `model.train()` turns it on.
 
