@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from measure import as_near, compare, draw, everything, in_order, names, near, poisoned, random, truth
@@ -31,6 +33,18 @@ LSE = 2**-16
 """Its error in bfloat16: `partial_attention` takes it from the sum of the weights before they are rounded."""
 
 ALWAYS = {"bias, then soft cap, then alibi, causal"}
+
+
+def test_memory_is_nan_until_it_is_written():
+    """The interpreter fills results and scratch with NaN: every test of values would see a kernel that reads them."""
+
+    def copy(out, scratch):
+        out[:1] = scratch[:1]
+
+    shape = (8, 128)
+    out_shape, scratch = jax.ShapeDtypeStruct(shape, "float32"), pltpu.VMEM(shape, jnp.float32)
+    out = pl.pallas_call(copy, out_shape=out_shape, scratch_shapes=[scratch], interpret=True)()
+    assert np.isnan(out).all()
 
 
 @pytest.mark.parametrize("case", rows(CASES, ALWAYS, lambda case: case.name))
