@@ -10,7 +10,6 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -47,7 +46,8 @@ _TPU_KINDS = {
 
 _RENAMED = {"v5 lite": "v5e", "v6 lite": "v6e", "v5": "v5p", "v7x": "7x"}  # some are what devices report as their kind
 
-_GIVEN: ContextVar["Target | None"] = ContextVar("_GIVEN", default=None)
+_given: Any = jax.make_user_context(None)
+"""The target of `compiled_for`, or None. JAX does not use what it traced for another one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +126,8 @@ def compiled_for(target: Any) -> Iterator[Target]:
     tpu v5e
     """
     found = as_target(target)
-    token = _GIVEN.set(found)
-    try:
-        with _device_kind(found):  # also tells JAX not to use what it traced for another target
-            yield found
-    finally:
-        _GIVEN.reset(token)
+    with _given(found), _device_kind(found):
+        yield found
 
 
 def expected_target(*arrays: Any) -> Target:
@@ -140,7 +136,7 @@ def expected_target(*arrays: Any) -> Target:
     This is the target of `compiled_for`; otherwise that of the arrays' mesh or of `jax.set_mesh`; otherwise JAX's first
     device. The platform is a guess: a program may be lowered for another.
     """
-    given = _GIVEN.get()
+    given = _given.value
     device = getattr(mesh_of(*arrays), "abstract_device", None)
     return given or as_target(jax.devices()[0] if device is None else device)
 
@@ -164,7 +160,7 @@ def target_of(*arrays: Any) -> Target | None:
 
 def _known_better(found: Target) -> Target:
     """The target of `compiled_for` if it is for the platform that was found."""
-    given = _GIVEN.get()
+    given = _given.value
     return given if given is not None and given.platform == found.platform else found
 
 

@@ -67,6 +67,39 @@ def test_nothing_is_traced_for_a_platform_that_nobody_asks_for(chosen):
     assert set(chosen) == {"cpu"}
 
 
+def _once(array):
+    return jattn.attention(array, array, array, implementation="tiled")
+
+
+def _in_shards(array):
+    mesh = jax.typeof(array).sharding.mesh
+    return jax.shard_map(jax.jit(_once), mesh=mesh, in_specs=P("x"), out_specs=P("x"))(array)
+
+
+@pytest.mark.parametrize(
+    ("function", "axis", "length"),  # of another length each, so that nothing was traced for another test
+    [
+        pytest.param(_once, None, 16, id="replicated"),
+        pytest.param(_once, "x", 17, id="split"),
+        pytest.param(jax.vmap(_once), "x", 18, id="vmap"),
+        pytest.param(jax.checkpoint(_once), "x", 19, id="checkpoint"),
+        pytest.param(_in_shards, "x", 20, id="shard_map"),
+    ],
+)
+def test_nothing_is_taken_from_what_was_traced_for_another_generation(function, axis, length, monkeypatch):
+    seen, choose = [], tiled_module.tiling.choose
+    monkeypatch.setattr(
+        tiled_module.tiling, "choose", lambda call, *sizes: seen.append(str(call.target)) or choose(call, *sizes)
+    )
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    array = jax.device_put(jnp.zeros((2, 2, length, 2, 8)), NamedSharding(mesh, P(axis)))
+    for target in ("tpu v4", "tpu v6e", "cuda h100", "cuda a100"):
+        seen.clear()
+        with compiled_for(target):
+            jax.jit(function).lower(array)
+        assert target in seen
+
+
 @pytest.mark.parametrize(("platform", "rounds"), [("cpu", False), ("tpu", True), ("cuda", True)])
 def test_the_program_rounds_weights_where_there_are_matrix_units(platform, rounds):
     low = [array.astype(jnp.bfloat16) for array in ARRAYS]
