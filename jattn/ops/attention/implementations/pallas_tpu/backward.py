@@ -132,9 +132,7 @@ def gradients(
         *(kinds.buffer(field, cut) for field in copied),
         *collected.scratch(wanted, cut),
     ]
-    # Cores must not add to one gradient in memory at once.
-    outer = pltpu.ARBITRARY if pair_outputs else pltpu.PARALLEL
-    order = (outer, outer, *[pltpu.ARBITRARY] * 3)
+    free = 0 if pair_outputs else 2  # cores must not add to one gradient in memory at once
     d_query, d_key, d_value, *d_fields = pl.pallas_call(
         functools.partial(_kernel, design, row_table, inputs),
         name="jattn_backward",
@@ -148,7 +146,7 @@ def gradients(
         out_shape=out_shapes,
         input_output_aliases={first_pair + number: place for number, place in enumerate(pair_outputs)},
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=order,
+            dimension_semantics=design.order(free, 5 - free),
             vmem_limit_bytes=design.vmem,
         ),
         interpret=interpreter(design.interpret, design.axes),

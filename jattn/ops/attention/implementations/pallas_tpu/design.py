@@ -105,6 +105,17 @@ class Design:
             return pl.BlockSpec(block, lambda *grid: (*at(*grid), 0, 0, 0))
         return pl.BlockSpec((None, cut.heads, cut.q_tile, width), lambda *grid: (*at(*grid), 0))
 
+    def order(self, free: int, rest: int) -> tuple[Any, ...]:
+        """The order of the steps, as the grid takes it: of several cores each has a share of the first axes.
+
+        A single core takes one step after the other, because the next row begins with what the one before left.
+
+        Args:
+            free: the first axes of the grid, whose steps need nothing of each other.
+            rest: the other axes.
+        """
+        return (pltpu.PARALLEL if self.cores > 1 else pltpu.ARBITRARY,) * free + (pltpu.ARBITRARY,) * rest
+
     @property
     def copied(self) -> list[int]:
         """The fields that are copied with the keys."""

@@ -103,9 +103,7 @@ def attend(
             scratch_shapes=scratch,
         ),
         out_shape=[design.shape(*query.shape[:-1], cut.lanes[1]), row_shape, row_shape],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=design.vmem
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=design.order(2, 1), vmem_limit_bytes=design.vmem),
         interpret=interpreter(design.interpret, design.axes),
     )(*inputs.arrays)
     return out, top, mass
