@@ -175,6 +175,7 @@ WIDE = [
     "additive",
     "bias, then soft cap, then alibi, causal",
     "a function over an array",
+    "keys chosen by each query",
     "sigmoid",
     "sparsemax",
 ]

@@ -96,7 +96,8 @@ def row_holds(table: jax.Array, row: jax.Array, number: jax.Array) -> jax.Array:
         row: an index of a row of the table, in range.
         number: the number to look for.
     """
-    entries = jax.lax.dynamic_slice(table, (row, 0), (1, table.shape[1]))[0]
+    start = row, row.dtype.type(0)  # of one dtype, also where JAX has 64-bit integers enabled
+    entries = jax.lax.dynamic_slice(table, start, (1, table.shape[1]))[0]
     place = entries_below(jnp, entries, number[None])
     found = entries.at[jnp.minimum(place, table.shape[1] - 1)].get(mode="promise_in_bounds") == number
     return ((number >= 0) & (place < table.shape[1]) & found)[0]

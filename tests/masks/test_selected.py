@@ -87,6 +87,14 @@ def test_order_and_repetitions_say_nothing():
     assert not masks.create(masks.Selected(indices[..., :0]), LENGTH, LENGTH).any()
 
 
+def test_with_integers_of_64_bits():
+    size, indices = drawn("key blocks of query blocks, of each head")
+    with jax.enable_x64(True):
+        mask = masks.Selected(jnp.asarray(indices, int), size, first_query=jnp.asarray(0, int))
+        found = masks.create(mask, LENGTH, LENGTH)
+    assert (found == pairs(indices, size)).all()
+
+
 def test_a_router_keeps_its_gradient():
     """The lists come from scores by `top_k`; gradients of what they choose equal those of the same dense mask."""
     q, k, v = (jax.random.normal(jax.random.key(i), (1, LENGTH, 2, 4)) for i in range(3))

@@ -257,7 +257,7 @@ class Builder:
 
 def _row_holds(table: Any, row: Any, number: Any) -> Any:
     """`masks.selected.row_holds` without a search, whose look-ups would cost a tile more than all comparisons."""
-    entries = jax.lax.dynamic_slice(table, (row, 0), (1, table.shape[1]))
+    entries = jax.lax.dynamic_slice(table, (row, row.dtype.type(0)), (1, table.shape[1]))
     return (number >= 0) & (entries == number).any()
 
 
