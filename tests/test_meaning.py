@@ -100,13 +100,17 @@ def test_a_query_that_may_attend_to_nothing_under_other_normalizers(normalizer, 
 
 
 @BOTH
-@pytest.mark.parametrize("mask", [None, masks.Causal()], ids=["plain", "causal"])
-def test_no_keys_at_all(mask, implementation):
+@pytest.mark.parametrize(
+    "pieces",
+    [{}, {"mask": masks.Causal()}, {"mask": masks.Causal(), "scores": lambda s, q, k: s / (q - k + 0.5)}],
+    ids=["plain", "causal", "a function"],
+)
+def test_no_keys_at_all(pieces, implementation):
     query, key, value = random((2, 5, 4, 3), (2, 0, 2, 3), (2, 0, 2, 6))
 
     def run(query, key, value):
         return jattn.partial_attention(
-            query, key, value, mask=mask, query_positions=np.arange(5), implementation=implementation
+            query, key, value, **pieces, query_positions=np.arange(5), implementation=implementation
         )
 
     (out, lse), gradients = graded(run, query, key, value)
