@@ -13,7 +13,7 @@ def heads_first(array: jax.Array, cut: Cut, padded: int) -> jax.Array:
     """`[batch..., length, heads, features]` -> `[batch, heads, padded, features]`, with zeros up to whole lanes."""
     length, heads, features = array.shape[-3:]
     array = jnp.swapaxes(array.reshape(cut.batch, length, heads, features), 1, 2)
-    return jnp.pad(array, ((0, 0), (0, 0), (0, padded - length), (0, rounded(features, LANES) - features)))
+    return jnp.pad(array, ((0, 0), (0, 0), (0, padded - length), (0, rounded(max(features, 1), LANES) - features)))
 
 
 def heads_last(array: jax.Array, cut: Cut, length: int, features: int) -> jax.Array:

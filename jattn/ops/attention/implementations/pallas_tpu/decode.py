@@ -97,7 +97,7 @@ def serves(call: Call, lowered: Lowered, tile: int | None = None, page: int | No
         tile: keys of a tile, if the caller chose it.
         page: places of a page.
     """
-    if call.q_len > QUERIES or lowered.refusal is not None:
+    if call.q_len > QUERIES or lowered.refusal is not None or call.v_dim == 0:
         return False
     sizes, batch = sizes_of(call, tile, page), math.prod(call.batch)
     scalars = batch * (2 * geometry.rounded(sizes.tiles, sizes.parts) + 3 * sizes.parts)

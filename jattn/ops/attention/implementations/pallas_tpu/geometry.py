@@ -161,13 +161,13 @@ class Cut:
 
     @property
     def lanes(self) -> tuple[int, int]:
-        """Features of a query and of a value in memory: whole lanes."""
-        return rounded(self.qk_dim, LANES), rounded(self.v_dim, LANES)
+        """Features of a query and of a value in memory: whole lanes, also of values without features."""
+        return rounded(self.qk_dim, LANES), rounded(max(self.v_dim, 1), LANES)
 
     @property
     def rows(self) -> tuple[int, int]:
         """Features of a query and of a value that are computed with: whole sublanes."""
-        return rounded(self.qk_dim, PACKED), rounded(self.v_dim, PACKED)
+        return rounded(self.qk_dim, PACKED), rounded(max(self.v_dim, 1), PACKED)
 
     def head_of(self, unit: int) -> int:
         """The head of a unit, counted in its step."""

@@ -111,6 +111,7 @@ IDS = np.repeat(np.arange(4), 50)
 LONG = {
     # name: (q_len, kv_len, q_heads, kv_heads, qk_dim, v_dim), pieces of the arrays, shapes of arrays
     "one head": ((130, 300, 1, 1, 8, 8), lambda: {}, ()),
+    "values without features": ((130, 140, 1, 1, 8, 0), lambda: {}, ()),
     "two key heads, padding": ((200, 200, 2, 2, 12, 20), lambda: {"mask": masks.SlidingWindow(60, 0)}, ()),
     "segments, scores": (
         (200, 200, 2, 1, 8, 8),
