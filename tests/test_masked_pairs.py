@@ -224,6 +224,23 @@ def test_masked_pairs_reach_nothing(name, how):
     np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=1e-4, atol=1e-4)
 
 
+OF_A_LENGTH = {"a chain", "keys that nobody sees", "heads that look either way"}  # or of a batch
+
+
+@pytest.mark.parametrize("name", rows([one for one in CASES if one not in OF_A_LENGTH], {"quotient", "similarity"}))
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0)], ids=["no queries", "no examples"])
+def test_no_pairs_at_all(name, sizes):
+    length, batch = sizes
+    array = jnp.ones((batch, length, HEADS, DIM))
+
+    def total(p, query):
+        pieces = {**given(name, p), "query_positions": np.arange(length), "key_positions": np.arange(length)}
+        return jattn.attention(query, query, query, **pieces, implementation="reference").sum()
+
+    for gradient in jax.jit(jax.grad(total, (0, 1)))(jnp.float32(1), array):
+        assert (gradient == 0).all()
+
+
 NORMALIZERS = {"softmax": normalizers.Softmax(), "sigmoid": normalizers.Sigmoid(), "relu": normalizers.ReLU()}
 SIMILARITIES = {"dot": None, "gaussian": similarities.Gaussian(0.5)}
 

@@ -100,18 +100,16 @@ def test_a_query_that_may_attend_to_nothing_under_other_normalizers(normalizer, 
 
 
 @BOTH
+@pytest.mark.parametrize("score", [(), lambda s, q, k: s / (q - k + 0.5)], ids=["plain", "a function"])
 @pytest.mark.parametrize(
-    "pieces",
-    [{}, {"mask": masks.Causal()}, {"mask": masks.Causal(), "scores": lambda s, q, k: s / (q - k + 0.5)}],
-    ids=["plain", "causal", "a function"],
+    "mask", [None, masks.Causal(), masks.OnHeads(np.arange(4) > 0)], ids=["all", "causal", "heads"]
 )
-def test_no_keys_at_all(pieces, implementation):
+def test_no_keys_at_all(mask, score, implementation):
     query, key, value = random((2, 5, 4, 3), (2, 0, 2, 3), (2, 0, 2, 6))
+    pieces = {"mask": mask, "scores": score, "query_positions": np.arange(5)}
 
     def run(query, key, value):
-        return jattn.partial_attention(
-            query, key, value, **pieces, query_positions=np.arange(5), implementation=implementation
-        )
+        return jattn.partial_attention(query, key, value, **pieces, implementation=implementation)
 
     (out, lse), gradients = graded(run, query, key, value)
     assert out.shape == (2, 5, 4, 6) and (out == 0).all()

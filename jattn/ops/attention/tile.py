@@ -167,7 +167,7 @@ class StandIn:
 
     def __init__(self, allowed: jax.Array):
         self.allowed = allowed
-        if 0 in allowed.shape:  # no pair is masked
+        if 0 in allowed.shape:
             return
         outer = allowed.shape[:-2]
         rows = allowed.any(-1)
@@ -183,7 +183,7 @@ class StandIn:
         self.places += [query, key]
 
     def __call__(self, array: Any, *, each: bool = False) -> Any:
-        if 0 in self.allowed.shape:
+        if 0 in (*self.allowed.shape, *array.shape):  # nothing to replace
             return array
         rank = self.allowed.ndim
         sizes = array.shape[:rank]
@@ -251,7 +251,7 @@ def pair(similarity: Similarity, query: jax.Array, key: jax.Array, allowed: jax.
 
     A similarity that may be singular is computed pair by pair, with separate inputs: q x k x dim numbers per head.
     """
-    if allowed is None or similarity.is_dot or similarity.finite:
+    if allowed is None or similarity.is_dot or similarity.finite or 0 in (*query.shape, *key.shape):
         return similarity.pair(query, key)
     if not may_be_singular(lambda similarity, *sides: similarity.pair(*sides), similarity, query, key):
         return similarity.pair(query, key)
