@@ -168,7 +168,10 @@ def layouts_of(layouts: Any) -> list[Layout]:
 
 
 def reshard(array: Any, mesh: AnyMesh, spec: PartitionSpec) -> Any:
-    """The array, resharded to `spec` on a mesh with Explicit axes."""
+    """The array, resharded to `spec` on a mesh with Explicit axes. XLA takes care of its other axes."""
+    explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+    named = ([name for name in mesh_axes(over) if name in explicit] for over in spec)
+    spec = PartitionSpec(*(None if not names else names[0] if len(names) == 1 else tuple(names) for names in named))
     here = jax.typeof(array).sharding if isinstance(array, jax.Array) else None
     if here is not None and here.mesh == mesh and tuple(here.spec) == tuple(spec):
         return array
@@ -224,10 +227,10 @@ def _on_mesh(array: Any, mesh: AnyMesh) -> jax.Array:
 
 
 @contextlib.contextmanager
-def mesh_context(array: Any) -> Iterator[None]:
-    """Outside of `jit`, the mesh of an array with Explicit axes as that of the context, without which JAX cannot
-    move other arrays to it, nor JAX 0.10 run some functions of split arrays."""
-    mesh = _mesh_of_devices(array)
+def mesh_context(array: Any, mesh: AnyMesh | None = None) -> Iterator[None]:
+    """Outside of `jit`, the mesh of an array with Explicit axes, or else `mesh`, as that of the context, without which
+    JAX cannot move other arrays to it, nor JAX 0.10 run some functions of split arrays."""
+    mesh = _mesh_of_devices(array) or (mesh if isinstance(mesh, Mesh) else None)
     with contextlib.ExitStack() as stack:
         if mesh is not None and AxisType.Explicit in mesh.axis_types and jax.sharding.get_abstract_mesh().empty:
             with contextlib.suppress(ValueError):  # inside of `jit` (and `grad`) JAX refuses, for a constant array

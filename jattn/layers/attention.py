@@ -24,13 +24,13 @@ from .decoding import (
     check_pieces_of_tokens,
     remember,
     spec_of,
-    split_cache,
 )
 from .layer import Initializer, Layer, Parameter, lecun_normal, zeros
 from .multi_head import multi_head, multi_head_weights
 from .norms import QKNorm, as_qk_norm
 from .options import check_options
 from .parameters import AXES, Sizes, biased, parameter_shapes
+from .splitting import Splitting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +171,7 @@ class MultiHeadAttention(Layer):
             `[..., q_len, out_features]`.
         """
         self._check_key_inputs(key_inputs)
-        with mesh_context(inputs):
+        with mesh_context(inputs, self._mesh):
             return multi_head(
                 _projections(parameters),
                 inputs,
@@ -260,7 +260,7 @@ class MultiHeadAttention(Layer):
                 raise ValueError("`value_inputs` and `key_valid` need `key_inputs`.")
             self._check_key_inputs(key_inputs)
             made = spec_of(length, cache, self.cache).create(() if batch is None else batch, **sizes)
-            return split_cache(made, self.parallel, self.q_heads)
+            return Splitting(self.parallel, made, self.q_heads).cache(made)
         if length is not None or cache is not None:
             raise ValueError("`length` and `cache` are for self-attention; `key_inputs` have their own length.")
         value_inputs = key_inputs if value_inputs is None else value_inputs
@@ -273,9 +273,16 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"`batch` must be that of `key_inputs`, {key_inputs.shape[:-2]}; got {batch}.")
         self.check_parameters(parameters)  # here they are used for more than their dtype
         empty = Contiguous(max(found["kv_len"], 1)).create(tuple(key_inputs.shape[:-2]), **sizes)
-        empty = split_cache(empty, self.parallel, self.q_heads)
-        with mesh_context(key_inputs):
-            return remember(_projections(parameters), empty, key_inputs, value_inputs, key_valid, **self._projecting())
+        with mesh_context(key_inputs, self._mesh):
+            return remember(
+                _projections(parameters),
+                empty,
+                key_inputs,
+                value_inputs,
+                valid=key_valid,
+                parallel=self.parallel,
+                **self._projecting(),
+            )
 
     def prefill(
         self,
@@ -315,7 +322,7 @@ class MultiHeadAttention(Layer):
         check_decoding(state, inputs, int(self.kv_heads or 0), int(self.head_dim or 0), self._cross)
         pieces = self._pieces(parameters, mask)
         check_hides_the_future(pieces["mask"], state)
-        with mesh_context(inputs):
+        with mesh_context(inputs, self._mesh):
             return attend_new(
                 _projections(parameters),
                 inputs,
@@ -360,6 +367,10 @@ class MultiHeadAttention(Layer):
     def _cross(self) -> bool:
         """Whether keys must be computed from other inputs than queries."""
         return self.in_kv_features != self.in_features
+
+    @property
+    def _mesh(self) -> Any:
+        return None if self.parallel is None else self.parallel.mesh
 
     def _check_key_inputs(self, key_inputs: Any) -> None:
         if self._cross and key_inputs is None:

@@ -14,17 +14,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from ..foundation.arrays import describe
 from ..foundation.pieces import map_fields
 from ..masks.base import restricted
 from ..ops.attention.call import renamed
 from ..parallel import Heads
-from ..parallel.heads import place
-from .caches import Cache, Contiguous, PagedCache, Spec, View
+from .caches import Cache, Contiguous, Spec, View
 from .caches.base import exportable
 from .multi_head import computation_dtype, joined_heads, norm_of, projected
+from .splitting import Splitting
 
 
 @exportable
@@ -49,7 +48,9 @@ def remember(
     cache: Cache,
     key_inputs: jax.Array,
     value_inputs: jax.Array,
+    *,
     valid: Any,
+    parallel: Heads | None,
     **projecting: Any,
 ) -> Memory:
     """Store the keys and values of these inputs in an empty cache.
@@ -60,14 +61,17 @@ def remember(
         key_inputs: `[..., kv_len, features]`.
         value_inputs: `[..., kv_len, features]`.
         valid: as in `Cache.append`.
+        parallel: how heads are split across devices.
         **projecting: `rotary`, `qk_norm` and `dtype`, as in `multi_head`.
     """
     options = _options(parameters, (key_inputs, value_inputs), **projecting)
+    split = Splitting(parallel, cache, parameters["query"]["kernel"].shape[1])
+    cache, key_inputs, value_inputs = split.cache(cache), split.by_example(key_inputs), split.by_example(value_inputs)
     with renamed(valid="key_valid"):
         positions = cache.positions(key_inputs.shape[-2], valid)
         key = projected("key", parameters, key_inputs, positions, **options)
         value = projected("value", parameters, value_inputs, None, **options)
-        _, cache = cache.append(key, value, valid=valid)
+        _, cache = cache.append(split.by_head(key), split.by_head(value), valid=valid)
     return Memory(cache, jnp.zeros_like(cache.lengths))
 
 
@@ -94,17 +98,19 @@ def attend_new(
     """
     options = _options(parameters, (inputs,), **projecting)
     counted: Any = state.cache if isinstance(state, Memory) else state
-    positions = dataclasses.replace(counted, lengths=state.lengths).positions(inputs.shape[-2], valid)
+    split = Splitting(parallel, counted, parameters["query"]["kernel"].shape[1])
+    inputs, counted, lengths = split.by_example(inputs), split.cache(counted), split.by_example(state.lengths)
+    positions = dataclasses.replace(counted, lengths=lengths).positions(inputs.shape[-2], valid)
     query = projected("query", parameters, inputs, positions, **options)
     if isinstance(state, Memory):
-        view = state.cache.view()
+        view = counted.view()
         new = inputs.shape[-2] if valid is None else jnp.broadcast_to(valid, positions.shape).sum(-1, dtype=jnp.int32)
-        after: Any = dataclasses.replace(state, lengths=state.lengths + new)
+        after: Any = Memory(counted, lengths + new)
     else:
         key = projected("key", parameters, inputs, positions, **options)
         value = projected("value", parameters, inputs, None, **options)
         with renamed(key="inputs", value="inputs"):
-            view, after = state.append(key, value, valid=valid)
+            view, after = counted.append(split.by_head(key), split.by_head(value), valid=valid)
     attended = attend_view(view, query, positions, pieces, parallel)
     return joined_heads(parameters, attended, options["dtype"]), after
 
@@ -120,18 +126,6 @@ def attend_view(
         pieces = pieces | {"mask": restricted(pieces["mask"], view.mask)}
         at = {"query_positions": positions, "key_positions": view.key_positions}
         return view.checked(parallel.attention(query, view.key, view.value, **pieces, **at))
-
-
-def split_cache(cache: Any, parallel: Heads | None, q_heads: int) -> Any:
-    """A new cache, split as the batch and the heads are. The pages of a paged cache belong to no example."""
-    if parallel is None:
-        return cache
-    batch = tuple(cache.lengths.shape)
-    mesh = parallel.check(batch, q_heads)
-    lead = (None,) if isinstance(cache, PagedCache) else parallel.batch_axes(len(batch))
-    spec = PartitionSpec(*lead, None, parallel.key_axis(cache.keys.shape[-2]), None)
-    keys, values = (place(one, mesh, spec) for one in (cache.keys, cache.values))
-    return dataclasses.replace(cache, keys=keys, values=values)
 
 
 def spec_of(length: int | None, cache: Spec | None, default: Spec | None) -> Spec:

@@ -101,6 +101,9 @@ def multi_head(
     at = _positions(inputs, key_inputs, positions, key_positions, rotary)
     batch = inputs.shape[:-2]
     q_heads, kv_heads = (parameters[name]["kernel"].shape[1] for name in ("query", "key"))
+    if parallel is not None:
+        with renamed(query="inputs"):
+            parallel.check(batch, q_heads)
     axes = split_axes(inputs)
     pieces = dict(
         mask=indexed(mask, batch, q_heads, axes),
@@ -130,7 +133,6 @@ def multi_head(
         if parallel is None:
             summed = local(split, sources, pieces, at)
         else:
-            parallel.check(batch, q_heads)
             if is_observed():  # by someone who needs the whole call, not the part of a device
                 whole = norm_of(qk_norm)
                 query, key, value = _project(parameters, *sources, rotary=rotary, at=at, dtype=dtype, norm=whole)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..foundation.arrays import describe
 from ..foundation.shard_map import run_on_shards
-from ..foundation.sharding import AnyMesh, mesh_axes, reshard
+from ..foundation.sharding import AnyMesh, mesh_axes, reshard, split_axes
 from ..ops.attention.api import attention
 from ..ops.attention.call import Pieces, check_arrays, prepare
 from ..ops.attention.dropout import Dropout
@@ -29,7 +29,8 @@ class Heads:
     Arrays in pieces that are per head (slopes, sinks, biases, windows) are split likewise. Attention itself
     needs no communication. Multi-head attention needs one float32 all-reduce after the output projection. Outputs and
     gradients equal those of one device, including dropout. A function that uses the batch or head index (`masks.of`)
-    sees the indices of the whole arrays.
+    sees the indices of the whole arrays. Mesh axes may be Explicit or Auto, also some of each. Inside of a
+    `jax.shard_map` over other axes, give indices to dropout and to such functions, as in `attention`.
 
     In user functions (`masks.of`, `scores.of`), JAX raises an error here for operations with a custom derivative rule,
     such as `jax.nn.relu`.
@@ -41,7 +42,8 @@ class Heads:
         mesh: the mesh; by default the one set by `jax.set_mesh`. Everything is replicated over its other axes.
 
     Raises:
-        ValueError: `axis` or `batch` are not names of mesh axes, `mesh` is not a mesh, or nothing is split.
+        ValueError: `axis` or `batch` are not names of mesh axes, `mesh` is not a mesh, or nothing is split; at the
+            call, the mesh has no such axis, or a `jax.shard_map` around the call is already over it.
 
     >>> import jax, jattn
     >>> from jattn.parallel import Heads
@@ -63,7 +65,9 @@ class Heads:
         if self.axis is not None and not isinstance(self.axis, str):
             raise ValueError(f"`axis` must be the name of one mesh axis, such as 'model'; got {describe(self.axis)}.")
         check_batch_axes(self.batch)
-        if self.axis is None and not mesh_axes(self.batch if isinstance(self.batch, str) else tuple(self.batch)):
+        if isinstance(self.batch, list):
+            object.__setattr__(self, "batch", tuple(self.batch))  # hashable
+        if self.axis is None and not mesh_axes(self.batch):
             raise ValueError(
                 "`axis` must be the name of one mesh axis, such as 'model', or `batch` must name one to split the "
                 f"batch alone, `Heads(None, batch='data')`; got axis None and batch {self.batch!r}."
@@ -99,7 +103,7 @@ class Heads:
         mesh = self.check(batch, q_heads)
         of_keys = self.key_axis(kv_heads)
         given = Pieces(mask, similarity, scores, normalizer, dropout, query_positions, key_positions)
-        given = given.checked().indexed(batch, q_heads)
+        given = given.checked().indexed(batch, q_heads, split_axes(query, key, value))
         # Check the whole arrays here: checks on each device would report the sizes of shards.
         jax.eval_shape(lambda query, key, value: prepare(query, key, value, given)[1:], query, key, value)
         pieces = dict(vars(given))
@@ -142,8 +146,8 @@ class Heads:
             part = function(*shards)
             return part if self.axis is None else jax.lax.psum(part, self.axis)
 
-        out = PartitionSpec(*self.batch_axes(batch_axes), None, None)
-        return run_on_shards(summed, operands, specs, out, mesh=current_mesh(self.mesh))
+        names = self.batch_axes(batch_axes)
+        return run_on_shards(summed, operands, specs, PartitionSpec(*names, None, None), mesh=self._mesh(*names))
 
     def specs(self, pieces: dict[str, Any]) -> dict[str, Any]:
         """The partition specs of the arrays in these pieces."""
@@ -170,7 +174,7 @@ class Heads:
         Raises:
             ValueError: `batch` names a different number of axes.
         """
-        batch = (self.batch,) if isinstance(self.batch, str) else tuple(self.batch)
+        batch = (self.batch,) if isinstance(self.batch, str) else self.batch
         if batch and len(batch) != count:
             raise ValueError(
                 f"`batch` must name a mesh axis (or None) for each of the {count} batch axes of the call; got {batch}."
@@ -179,8 +183,7 @@ class Heads:
 
     def key_axis(self, kv_heads: int) -> str | None:
         """The mesh axis that splits this many key heads; None if every device is given all of them."""
-        mesh = current_mesh(self.mesh)
-        return None if self.axis is None or kv_heads % mesh.shape[self.axis] else self.axis
+        return None if self.axis is None or kv_heads % self._mesh().shape[self.axis] else self.axis
 
     def own_key_heads(self, array: jax.Array, q_heads: int, kv_heads: int, axis: int) -> jax.Array:
         """On one device, of an array of all key heads those of its query heads: one for each, or one for all."""
@@ -194,9 +197,8 @@ class Heads:
         Raises:
             ValueError: it does not.
         """
-        mesh = current_mesh(self.mesh)
         names = self.batch_axes(len(batch))
-        check_mesh_axes(mesh, mesh_axes(self.axis, *names))
+        mesh = self._mesh(*names)
         devices = math.prod(mesh.shape[name] for name in mesh_axes(self.axis))
         if q_heads % devices:
             raise ValueError(
@@ -211,6 +213,12 @@ class Heads:
                     f"batch axis {axis} of `query` must be a multiple of the {parts} devices on mesh axis {name!r}; "
                     f"got size {size}."
                 )
+        return mesh
+
+    def _mesh(self, *batch: MeshAxis) -> AnyMesh:
+        """The mesh, after checking that it has the axis of the heads and those of the batch."""
+        mesh = current_mesh(self.mesh)
+        check_mesh_axes(mesh, mesh_axes(self.axis, *batch))
         return mesh
 
 

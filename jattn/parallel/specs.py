@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ..foundation.pieces import map_fields
-from .meshes import check_batch_axes
+from ..foundation.arrays import describe
+from ..foundation.pieces import LAYOUT, Piece, map_fields
+from .meshes import check_batch_axes, check_names
 
 MeshAxis = str | tuple[str, ...] | None
 """What one array axis is split over: a mesh axis, several mesh axes, or None."""
@@ -34,12 +35,18 @@ def partition_spec(
         names: the mesh axis of each named axis, such as `head="model"`.
 
     Raises:
-        ValueError: the array has fewer axes than declared, or more batch axes than a nonempty `batch`.
+        ValueError: the array has fewer axes than declared, or more batch axes than a nonempty `batch`; a mesh axis is
+            not a name, a tuple of names or None; `names` has an axis that is none of `axes`, nor head, query or key.
 
     >>> partition_spec((4, 1, 16), ("head", "query"), batch=("data",), head="model", query="sequence")
     P('data', None, 'sequence')
     """
     check_batch_axes(batch)
+    check_names(**names)
+    known = tuple(dict.fromkeys((*axes, *LAYOUT)))
+    unknown = sorted(names.keys() - set(known))
+    if unknown:
+        raise ValueError(f"`{name}` has no axis {unknown[0]!r} to split; its axes, and those of a call, are {known}.")
     batch = (batch,) if isinstance(batch, str) else tuple(batch)
     lead = len(shape) - len(axes)
     if lead < 0:
@@ -77,21 +84,27 @@ def partition_specs(
         key: the mesh axis that splits the keys.
 
     Raises:
-        ValueError: an array lacks axes that its field declares, or has more batch axes than `batch`.
+        ValueError: `piece` is something else; a mesh axis is not a name, a tuple of names or None; an array lacks axes
+            that its field declares, or has more batch axes than `batch`.
 
     >>> import jax.numpy as jnp
     >>> from jattn import scores
     >>> partition_specs(scores.Bias(jnp.zeros((8, 1, 64))), head="model", query="sequence", key="sequence")
     Bias(values=P('model', None, 'sequence'))
     """
-
     check_batch_axes(batch)
+    check_names(head=head, query=query, key=key)
+    pieces = tuple(piece) if isinstance(piece, list) else piece
+    for one in pieces if isinstance(pieces, tuple) else (pieces,):
+        if not (one is None or isinstance(one, Piece)):
+            remedy = " Make one of a function: `jattn.masks.of(function)`." if callable(one) else ""
+            raise ValueError(f"`piece` must be a piece, a tuple of pieces, or None; got {describe(one)}.{remedy}")
 
     def visit(value: Any, axes: tuple[str, ...], name: str) -> PartitionSpec:
         shape = value.shape if hasattr(value, "shape") else np.shape(value)
         return partition_spec(shape, axes, batch=batch, name=name, head=head, query=query, key=key)
 
-    return map_fields(piece, visit)
+    return map_fields(pieces, visit)
 
 
 class ArraySpecs(NamedTuple):
@@ -114,12 +127,13 @@ def array_specs(
 ) -> ArraySpecs:
     """The partition specs of query, key, value, output and positions.
 
-    The arguments are those of `partition_specs`; `batch` names every batch axis.
+    The arguments and errors are those of `partition_specs`; `batch` names every batch axis.
 
     >>> array_specs(batch="data", head="model").query
     P('data', None, 'model', None)
     """
     check_batch_axes(batch)
+    check_names(head=head, query=query, key=key)
     batch = (batch,) if isinstance(batch, str) else tuple(batch)
     of_queries = PartitionSpec(*batch, query, head, None)
     of_keys = PartitionSpec(*batch, key, head, None)

@@ -1,5 +1,7 @@
 """Partition specs from declared axes, of every piece and of the arrays of a call."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +100,28 @@ def test_errors_name_the_array():
         partition_specs(scores.Bias(jnp.zeros((2, 3, 8, 6, 10))), **NAMES)
     with pytest.raises(ValueError, match=r"`array` must have the axes \[batch..., head, key\]; got shape \(3,\)"):
         partition_spec((3,), ("head", "key"))
+    with pytest.raises(ValueError, match=r"`Bias.values` has no axis 'heads' to split; .* \('head', 'key', 'query'\)"):
+        partition_spec((3, 4), ("head", "key"), name="Bias.values", heads="model")
+
+
+SLOPES = scores.ALiBi(jnp.ones(8))
+
+
+@pytest.mark.parametrize("one", [lambda q, k: k <= q, np.ones(8), "causal", (SLOPES, 1)], ids=str)
+def test_what_is_no_piece(one):
+    with pytest.raises(ValueError, match=r"`piece` must be a piece, a tuple of pieces, or None; got"):
+        partition_specs(one, head="model")
+
+
+def test_a_list_of_pieces_is_like_a_tuple():
+    assert partition_specs([SLOPES, None], head="model") == partition_specs((SLOPES, None), head="model")
+
+
+@pytest.mark.parametrize("over", [1, ["model"], ("model", None)], ids=str)
+@pytest.mark.parametrize("axis", ["head", "query", "key"])
+def test_what_is_no_name_of_a_mesh_axis(axis, over):
+    for function in (array_specs, functools.partial(partition_specs, SLOPES)):
+        with pytest.raises(ValueError, match=rf"`{axis}` must be the name of a mesh axis, a tuple of names, or None"):
+            function(**{axis: over})
+    with pytest.raises(ValueError, match=rf"`{axis}` must be the name of a mesh axis"):
+        partition_spec((3, 4), ("head", "key"), **{axis: over})

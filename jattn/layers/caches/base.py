@@ -15,7 +15,8 @@ from ...foundation.arguments import check_batch, check_counts, check_dtype, chec
 from ...foundation.arrays import describe, dtype_of, known_values, of_rank
 from ...foundation.pieces import array, piece, unique_name
 from ...foundation.shapes import check_shapes
-from ...foundation.sharding import gather, split_like
+from ...foundation.shard_map import run_split
+from ...foundation.sharding import Layout, gather, layout, split_like, split_of
 from ...masks import Mask
 from ...masks.base import restricted
 from ...ops.attention.api import attention
@@ -279,20 +280,48 @@ def check_room(lengths: jax.Array, new: int, valid: jax.Array | None, places: An
         )
 
 
-def over_batch(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
+def put_rows(kept: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
+    """`kept [batch..., places, heads, dim]`, with row i of `rows [batch..., new, heads, dim]` at `place[..., i]`.
+
+    Rows whose place is beyond the last one are dropped.
+    """
+    axes = place.ndim - 1
+    of_rows = layout(axes, None, "head", None)
+    return on_shards(_by_rows, (kept, rows.astype(kept.dtype), place), (of_rows, of_rows, layout(axes, None)), of_rows)
+
+
+def put_block(kept: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+    """`kept` with all of `rows` copied to the places from `start [batch...]` on, which must be enough."""
+    axes = start.ndim
+    of_rows = layout(axes, None, "head", None)
+    return on_shards(_as_block, (kept, rows.astype(kept.dtype), start), (of_rows, of_rows, layout(axes)), of_rows)
+
+
+def on_shards(function: Callable[..., Any], arrays: tuple, layouts: tuple, result: Layout) -> jax.Array:
+    """`function(*arrays)`; of arrays split over Explicit axes, on each device's own part.
+
+    There JAX does not differentiate what reads and writes at indices.
+    """
+    split = split_of(arrays, layouts)
+    return function(*arrays) if split is None else run_split(function, arrays, layouts, result, split)
+
+
+def _by_rows(kept: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
+    def one(kept: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
+        return kept.at[place].set(rows, mode="drop")
+
+    return _over_batch(one, place.ndim - 1)(kept, rows, place)
+
+
+def _as_block(kept: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+    def one(kept: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(kept, rows, start, 0)
+
+    return _over_batch(one, start.ndim)(kept, rows, start)
+
+
+def _over_batch(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
     """`function`, mapped over this many batch axes."""
     for _ in range(axes):
         function = jax.vmap(function)
     return function
-
-
-def put_rows(kept: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
-    """`kept [batch..., places, ...]` with row i of `rows [batch..., new, ...]` written at `place[..., i]`.
-
-    Rows whose place is beyond the last one are dropped.
-    """
-
-    def one(kept: jax.Array, rows: jax.Array, place: jax.Array) -> jax.Array:
-        return kept.at[place].set(rows, mode="drop")
-
-    return over_batch(one, place.ndim - 1)(kept, rows.astype(kept.dtype), place)

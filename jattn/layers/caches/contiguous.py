@@ -10,7 +10,7 @@ import numpy as np
 from ...foundation.arguments import check_positive
 from ...masks import Lengths
 from ...masks.base import restricted
-from .base import ArrayView, Cache, RealQueries, Spec, check_room, check_sizes, exportable, over_batch, put_rows
+from .base import ArrayView, Cache, RealQueries, Spec, check_room, check_sizes, exportable, put_block, put_rows
 
 
 @exportable
@@ -35,8 +35,7 @@ class ContiguousCache(Cache):
         positions = before.positions(new, valid)
         if valid is None and new <= self.places:  # one block for each sequence, copied as a whole
             keys, values = (
-                over_batch(_put_block, before.lengths.ndim)(kept, rows.astype(kept.dtype), before.lengths)
-                for kept, rows in ((before.keys, key), (before.values, value))
+                put_block(kept, rows, before.lengths) for kept, rows in ((before.keys, key), (before.values, value))
             )
             lengths = before.lengths + new
         else:
@@ -54,10 +53,6 @@ class ContiguousCache(Cache):
             self.keys, self.values, np.arange(self.places, dtype=np.int32), None, Lengths(self.lengths),
             self.lengths > self.places,
         )  # fmt: skip
-
-
-def _put_block(kept: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(kept, rows, start, 0)
 
 
 @dataclasses.dataclass(frozen=True)

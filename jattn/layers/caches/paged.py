@@ -12,7 +12,7 @@ from ...foundation.arguments import check_positive
 from ...foundation.arrays import as_array, describe, dtype_of, known_values, of_rank
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import map_fields
-from ...foundation.sharding import gather, mesh_of, reshard, spec_of, split_like, vary, varying_axes
+from ...foundation.sharding import gather, layout, mesh_of, reshard, spec_of, split_like, vary, varying_axes
 from ...masks import Lengths, Mask
 from ...masks.base import restricted
 from ...normalizers import Softmax
@@ -21,7 +21,7 @@ from ...ops.attention.call import Pieces, check_pieces
 from ...ops.attention.observed import observed, observer_is
 from ...ops.attention.paged import Pages, attend_pages
 from ...ops.attention.partial import Partial, merge
-from .base import Cache, RealQueries, Spec, View, check_room, check_sizes, exportable
+from .base import Cache, RealQueries, Spec, View, check_room, check_sizes, exportable, on_shards, put_rows
 
 
 @jax.tree_util.register_dataclass
@@ -40,11 +40,11 @@ class PagedView(View):
 
     @property
     def key(self) -> jax.Array:  # type: ignore[override]  (made when it is asked for)
-        return _gathered(self.pool_keys, self.table)
+        return _of_table(self.pool_keys, self.table)
 
     @property
     def value(self) -> jax.Array:  # type: ignore[override]
-        return _gathered(self.pool_values, self.table)
+        return _of_table(self.pool_values, self.table)
 
     @property
     def places(self) -> int:
@@ -135,6 +135,13 @@ class _Blocks:
         return out.astype(values.dtype)
 
 
+def _of_table(pool: jax.Array, table: jax.Array) -> jax.Array:
+    """`_gathered`, also of arrays that are split."""
+    axes = table.ndim - 1
+    layouts = layout(0, None, None, "head", None), layout(axes, None)
+    return on_shards(_gathered, (pool, table), layouts, layout(axes, None, "head", None))
+
+
 def _gathered(pool: jax.Array, table: jax.Array) -> jax.Array:
     """The pages of each sequence, concatenated: `[batch..., slots * page_size, kv_heads, dim]`."""
     pages = pool.at[jnp.maximum(table, 0)].get(mode="promise_in_bounds")
@@ -194,8 +201,7 @@ class PagedCache(Cache):
             if any(spec_of(rows)):  # heads, over Explicit axes
                 pool = reshard(pool, mesh_of(rows), jax.P(None, None, *spec_of(rows)[-2:]))
             flat = pool.reshape(count, *pool.shape[2:])
-            rows = rows.reshape(place.size, *rows.shape[-2:]).astype(pool.dtype)
-            return flat.at[place].set(rows, mode="drop").reshape(pool.shape)
+            return put_rows(flat, rows.reshape(place.size, *rows.shape[-2:]), place).reshape(pool.shape)
 
         after = dataclasses.replace(
             self,
