@@ -190,7 +190,7 @@ def check_baseline(baseline: Any, of: str, rewards: Any) -> None:
 
 
 def check_inputs(**sources: Any) -> None:
-    """Check that inputs are arrays `[..., length, features]`; None is skipped.
+    """Check that inputs are floating-point arrays `[..., length, features]`; None is skipped, except for `inputs`.
 
     Raises:
         ValueError: names the argument that is not.
@@ -201,10 +201,14 @@ def check_inputs(**sources: Any) -> None:
     ValueError: `inputs` must be an array [..., length, features], of JAX or NumPy; got [[1.0, 2.0]] (list).
     """
     for name, source in sources.items():
-        if source is not None and (dtype_of(source) is None or len(source.shape) < 2):
+        if source is None and name != "inputs":
+            continue
+        if dtype_of(source) is None or len(source.shape) < 2:
             raise ValueError(
                 f"`{name}` must be an array [..., length, features], of JAX or NumPy; got {describe(source)}."
             )
+        if not jnp.issubdtype(source.dtype, jnp.floating):  # tokens before their embedding, for example
+            raise ValueError(f"`{name}` must be floating-point; got {describe(source)}.")
 
 
 def check_dtype(name: str, dtype: Any) -> None:

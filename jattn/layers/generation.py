@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..foundation.arguments import check_batch, check_dtype
 from ..foundation.numerics import accumulation_dtype
 from ..foundation.shapes import check_shapes
 from .layer import OWN_AXES, Layer
@@ -54,6 +55,9 @@ class Generative(Layer):
             parameters: the layer's parameters.
             batch: the batch axes of the inputs to come.
             dtype: the dtype of sums and states.
+
+        Raises:
+            ValueError: `batch` is not a tuple of sizes; `dtype` is not floating-point.
         """
 
     @abc.abstractmethod
@@ -83,8 +87,12 @@ class Generative(Layer):
         return out[..., 0, :], state
 
     def check_call(self, method: str, accepted: Any, arguments: tuple, options: Mapping[str, Any]) -> None:
-        """As in `Layer`; in addition, `step` needs a state, and options of caches are not those of these layers."""
+        """As in `Layer`; in addition, `step` needs a state, `initial_state` a dtype for sums, and options of caches are
+        not those of these layers."""
         super().check_call(method, accepted, arguments, options)
+        if method == "initial_state":
+            check_batch(arguments[1] if len(arguments) > 1 else options.get("batch", ()))
+            check_dtype("dtype", arguments[2] if len(arguments) > 2 else options.get("dtype", jnp.float32))
         for name in options.keys() & _OF_CACHES.keys() - accepted:
             raise ValueError(f"{type(self).__name__}.{method} has no `{name}`: {_OF_CACHES[name]}.")
         if method != "step":

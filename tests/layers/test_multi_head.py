@@ -235,6 +235,9 @@ def test_bad_input():
     p, x, y = parameters(Sizes(16, 4, in_kv_features=9)), inputs(Q_LEN, 16, seed=1), inputs(KV_LEN, 9, seed=2)
     for call, message in [
         (lambda: multi_head(p, x[..., :5], y), r"`inputs` must have shape \[..., length, 16\]"),
+        (lambda: multi_head(p, None, y), "`inputs` must be an array .*got None"),
+        (lambda: multi_head(p, x.astype(int), y), "`inputs` must be floating-point; got an array of dtype int"),
+        (lambda: multi_head(p, x, y > 0), "`key_inputs` must be floating-point; got an array of dtype bool"),
         (lambda: multi_head(p, x), r"`key_inputs` must have shape \[..., length, 9\] for a key kernel"),
         (lambda: multi_head(p, x, None, y), "`value_inputs` needs `key_inputs`"),
         (lambda: multi_head(p, x, y[:1]), "`key_inputs` must have the batch axes of `inputs`"),

@@ -118,13 +118,14 @@ def check_bonus(bonus: Any, sizes: dict[str, int]) -> None:
 
 
 def check_state(name: str, state: Any, query: jax.Array, sizes: dict[str, int], dtype: Any, *, per_token: bool) -> Any:
-    """A state `[..., heads, k_dim, v_dim]` of the dtype that states have; zeros where there is none."""
+    """A state `[..., heads, k_dim, v_dim]` of the dtype that states have; zeros where a sequence begins with none."""
     batch = query.shape[: -3 if per_token else -2]
     shape = (*batch, sizes["heads"], sizes["k_dim"], sizes["v_dim"])
-    if state is None:
+    if state is None and per_token:
         return jnp.zeros(shape, dtype)
     if not hasattr(state, "shape") or not hasattr(state, "dtype"):
-        raise ValueError(f"`{name}` must be an array [..., heads, k_dim, v_dim]; got {type(state).__name__}.")
+        remedy = "" if per_token else f" Zeros of shape {shape} are the state before the first token."
+        raise ValueError(f"`{name}` must be an array [..., heads, k_dim, v_dim]; got {type(state).__name__}.{remedy}")
     if tuple(state.shape) != shape:
         raise ValueError(f"`{name}` must have shape {shape}, [..., heads, k_dim, v_dim]; got {tuple(state.shape)}.")
     if state.dtype != dtype:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...foundation.arguments import check_batch, check_multiple, check_positive
+from ...foundation.arguments import check_multiple, check_positive
 from ...foundation.arrays import known_values
 from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
@@ -74,7 +74,6 @@ class AFT(Generative):
     ) -> AFTState:
         """As in `Generative`: no keys."""
         del parameters
-        check_batch(batch)
         empty = jnp.zeros((*batch, max(self._window - 1, 0), self.features), dtype)
         older = Partial.empty(jax.ShapeDtypeStruct((*batch, self.features, 1), dtype))
         return AFTState(jnp.full_like(empty, -jnp.inf), empty, older, jnp.zeros((), jnp.int32))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_batch, check_number, check_positive
+from ...foundation.arguments import check_number, check_positive
 from ...foundation.numerics import seen_so_far, split_nonfinite, widen
 from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
@@ -124,7 +124,6 @@ class Hyena(Generative):
         self, parameters: Mapping[str, Any], batch: tuple[int, ...] = (), dtype: Any = jnp.float32
     ) -> HyenaState:
         """As in `Generative`: no inputs."""
-        check_batch(batch)
         recent = jnp.zeros((*batch, self.short - 1, self._short.channels), dtype)
         past = jnp.zeros((*batch, self.order, self.max_len, self.features), dtype)
         return HyenaState(recent, past, self.filters(parameters, self.max_len))

@@ -112,16 +112,27 @@ class KernelizedAttention(Generative):
         return self._run(parameters, inputs, key_inputs, mask=mask, segment_ids=segment_ids, redraw=redraw)[0]
 
     def prefill(
-        self, parameters: Mapping[str, Any], inputs: jax.Array, state: LayerState | None = None, **options: Any
+        self,
+        parameters: Mapping[str, Any],
+        inputs: jax.Array,
+        state: LayerState | None = None,
+        *,
+        mask: jax.Array | None = None,
+        segment_ids: Any = None,
+        redraw: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerState]:
-        """The causal call, continuing from `state` if given, and the state after its last token."""
+        """The causal call, continuing from `state` if given, and the state after its last token.
+
+        Arguments and errors as in the call and in `Generative.prefill`.
+        """
         self._check_causal()
         check_shapes({"features": self.features}, inputs=(inputs, "... length features"))
         before = self.checked(parameters, inputs, inputs.shape[:-2], state)
         # Known positions are checked against the map's `max_len`.
         positions = None if state is None else before.position + jnp.arange(inputs.shape[-2])
         kernel_state = None if state is None else before.kernel
-        out, last = self._run(parameters, inputs, positions=positions, initial_state=kernel_state, **options)
+        given = {"mask": mask, "segment_ids": segment_ids, "redraw": redraw}
+        out, last = self._run(parameters, inputs, positions=positions, initial_state=kernel_state, **given)
         return out, LayerState(last, before.position + inputs.shape[-2])
 
     def initial_state(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ...foundation.arguments import check_above, check_batch, check_multiple, check_positive
+from ...foundation.arguments import check_above, check_multiple, check_positive
 from ...foundation.numerics import widen
 from ...foundation.shapes import check_shapes
 from ...layers.generation import Generative
@@ -100,7 +100,6 @@ class Recurrent(Generative):
     ) -> RecurrentState:
         """The state before the first token: zeros, at position 0."""
         del parameters
-        check_batch(batch)
         memory = jnp.zeros((*batch, self._memories, self.k_dim, self.v_dim), dtype)
         return RecurrentState(memory, jnp.zeros((*batch, *self._past), dtype), jnp.zeros((), jnp.int32))
 

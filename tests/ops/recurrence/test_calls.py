@@ -86,6 +86,8 @@ def test_bad_state_of_a_step_is_named():
     token = {name: array[0] for name, array in SMALL.items()}
     with pytest.raises(ValueError, match=r"`state` must have shape \(2, 6, 5\)"):
         linear_step(**token, state=jnp.zeros((2, 5, 6)))
+    with pytest.raises(ValueError, match=r"`state` must be an array .*; got NoneType. Zeros of shape \(2, 6, 5\) are"):
+        linear_step(**token, state=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["scalar", "gated delta"])

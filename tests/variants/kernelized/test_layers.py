@@ -83,6 +83,9 @@ def test_bad_input_is_named():
         layer(parameters, jnp.ones((3, 5)))
     with pytest.raises(ValueError, match="`key_inputs` need `causal=False`"):
         layer(parameters, jnp.ones((3, 6)), jnp.ones((3, 6)))
+    for unknown in ("positions", "initial_state", "causal"):
+        with pytest.raises(TypeError, match=rf"\.prefill\(\) got an unexpected keyword argument '{unknown}'"):
+            layer.prefill(parameters, jnp.ones((3, 6)), **{unknown: None})
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -315,9 +315,15 @@ def test_what_does_not_decay_is_named_as_it_was_given():
 
 
 @pytest.mark.parametrize("name", rows(LAYERS, FEW))
-def test_batch_axes_are_a_tuple(name):
+def test_batch_axes_and_dtype_of_a_state(name):
+    layer = LAYERS[name]
+    parameters = layer.init(jax.random.key(0))
     with pytest.raises(ValueError, match="`batch` must be a tuple of sizes"):
-        LAYERS[name].initial_state(LAYERS[name].init(jax.random.key(0)), 2)
+        layer.initial_state(parameters, 2)
+    with pytest.raises(ValueError, match=r"`dtype` must be a dtype.*'flaot'"):
+        layer.initial_state(parameters, (2,), "flaot")
+    with pytest.raises(ValueError, match="`dtype` must be floating-point"):
+        layer.initial_state(parameters, (2,), dtype=int)
 
 
 @pytest.mark.exhaustive
