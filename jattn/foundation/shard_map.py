@@ -245,4 +245,90 @@ def _own(equation: Any, values: list[Any], axes: tuple[str, ...]) -> Any:
     return None if expand is None else jax.tree.leaves(expand(*values))
 
 
-_RULES = {"jit": _call, "pjit": _call, "cond": _cond, "scan": _scan, "while": _while, "call_hi_primitive": _own}
+# Functions with their own derivative. Its rule was written for values that vary over no axes, so it is traced on such,
+# and what it does is evaluated like the rest.
+
+
+def _own_jvp(equation: Any, values: list[Any], axes: tuple[str, ...]) -> Any:
+    """A call of a `jax.custom_jvp` function, such as `jax.nn.relu`."""
+    plain = _bound(equation)
+
+    @jax.custom_jvp
+    def run(*given: Any) -> list[Any]:
+        return _floats(plain(*given))
+
+    @run.defjvp
+    def rule(given: tuple, tangents: tuple) -> tuple[list[Any], list[Any]]:
+        def of_floats(given: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+            return jax.jvp(lambda *given: _floats(plain(*given)), tuple(given), tuple(_filled(given, tangents)))
+
+        found = vary(_traced(of_floats, list(given), _floats(tangents, given)), axes)
+        return found[: len(found) // 2], found[len(found) // 2 :]
+
+    return _with_floats(plain(*jax.lax.stop_gradient(values)), run(*values))
+
+
+def _own_vjp(equation: Any, values: list[Any], axes: tuple[str, ...]) -> Any:
+    """A call of a `jax.custom_vjp` function."""
+    plain = _bound(equation)
+
+    @jax.custom_vjp
+    def run(*given: Any) -> list[Any]:
+        return _floats(plain(*given))
+
+    def forward(*given: Any) -> tuple[list[Any], tuple]:
+        return run(*given), given
+
+    def backward(given: tuple, cotangents: list[Any]) -> tuple:
+        def of_floats(given: Any, cotangents: Any) -> list[Any]:
+            _, pull = jax.vjp(lambda *given: _floats(plain(*given)), *given)
+            return _floats(pull(cotangents), given)
+
+        return tuple(_filled(given, vary(_traced(of_floats, list(given), cotangents), axes)))
+
+    run.defvjp(forward, backward)
+    return _with_floats(plain(*jax.lax.stop_gradient(values)), run(*values))
+
+
+def _bound(equation: Any) -> Callable[..., list[Any]]:
+    parameters = equation.primitive.get_bind_params(equation.params)
+    return lambda *values: list(equation.primitive.bind(*values, **parameters))
+
+
+def _traced(function: Callable[..., Any], *arguments: list[Any]) -> list[Any]:
+    shapes = [[jax.ShapeDtypeStruct(np.shape(one), one.dtype) for one in part] for part in arguments]
+    closed = jax.make_jaxpr(function)(*shapes)
+    return evaluate_varying(closed.jaxpr, closed.consts, [one for part in arguments for one in part])
+
+
+def _is_float(value: Any) -> bool:
+    return bool(jnp.issubdtype(value.dtype, jnp.inexact))
+
+
+def _floats(values: Sequence[Any], of: Sequence[Any] | None = None) -> list[Any]:
+    """Those that are floating-point (or, `of` others, belong to such). Only they have tangents and cotangents."""
+    return [one for one, kind in zip(values, values if of is None else of, strict=True) if _is_float(kind)]
+
+
+def _with_floats(values: Sequence[Any], floats: Sequence[Any]) -> list[Any]:
+    """The values, with these in place of the floating-point ones."""
+    rest = iter(floats)
+    return [next(rest) if _is_float(one) else one for one in values]
+
+
+def _filled(values: Sequence[Any], floats: Sequence[Any]) -> list[Any]:
+    """Tangents or cotangents of all values, given those of the floating-point ones."""
+    rest = iter(floats)
+    return [next(rest) if _is_float(one) else np.zeros(np.shape(one), jax.dtypes.float0) for one in values]
+
+
+_RULES = {
+    "custom_jvp_call": _own_jvp,
+    "custom_vjp_call": _own_vjp,
+    "jit": _call,
+    "pjit": _call,
+    "cond": _cond,
+    "scan": _scan,
+    "while": _while,
+    "call_hi_primitive": _own,
+}

@@ -32,9 +32,6 @@ class Heads:
     sees the indices of the whole arrays. Mesh axes may be Explicit or Auto, also some of each. Inside of a
     `jax.shard_map` over other axes, give indices to dropout and to such functions, as in `attention`.
 
-    In user functions (`masks.of`, `scores.of`), JAX raises an error here for operations with a custom derivative rule,
-    such as `jax.nn.relu`.
-
     Args:
         axis: the mesh axis over which heads are split. None splits only the batch (data parallelism).
         batch: for each batch axis of the call, the mesh axis that splits it, or None. A single name is short for one

@@ -94,17 +94,23 @@ def partition_specs(
     """
     check_batch_axes(batch)
     check_names(head=head, query=query, key=key)
-    pieces = tuple(piece) if isinstance(piece, list) else piece
-    for one in pieces if isinstance(pieces, tuple) else (pieces,):
-        if not (one is None or isinstance(one, Piece)):
-            remedy = " Make one of a function: `jattn.masks.of(function)`." if callable(one) else ""
-            raise ValueError(f"`piece` must be a piece, a tuple of pieces, or None; got {describe(one)}.{remedy}")
+    pieces = _checked(piece)
 
     def visit(value: Any, axes: tuple[str, ...], name: str) -> PartitionSpec:
         shape = value.shape if hasattr(value, "shape") else np.shape(value)
         return partition_spec(shape, axes, batch=batch, name=name, head=head, query=query, key=key)
 
     return map_fields(pieces, visit)
+
+
+def _checked(piece: Any) -> Any:
+    """A piece, a tuple of them (also of a list), or None."""
+    if isinstance(piece, tuple | list):
+        return tuple(_checked(one) for one in piece)
+    if piece is None or isinstance(piece, Piece):
+        return piece
+    remedy = " Make one of a function: `jattn.masks.of(function)`." if callable(piece) else ""
+    raise ValueError(f"`piece` must be a piece, a tuple of pieces, or None; got {describe(piece)}.{remedy}")
 
 
 class ArraySpecs(NamedTuple):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def close(got, want):
 def test_one_axis_explicit_and_one_auto(kinds, heads):
     mesh = mesh_of(*kinds)
     heads = Heads(heads.axis, heads.batch, mesh)
-    pieces = dict(mask=CAUSAL & masks.Lengths(np.array([5, 3, 0, 4])), dropout=DROPOUT)
+    pieces: dict[str, Any] = dict(mask=CAUSAL & masks.Lengths(np.array([5, 3, 0, 4])), dropout=DROPOUT)
 
     def graded(attend):
         def loss(query, key, value):
@@ -79,7 +80,7 @@ def test_a_layer_generates_from_inputs_that_are_not_split(name):
     alone = MultiHeadAttention(8, 4, kv_heads=2, mask=CAUSAL, rotary=True)
     layer = dataclasses.replace(alone, parallel=Heads("model", batch, mesh_of(*kinds)))
     parameters, x = alone.init(jax.random.key(0)), draw(2, 6, 8)
-    state = layer.initial_state(parameters, (2,), cache=cache)
+    state: Any = layer.initial_state(parameters, (2,), cache=cache)
     if cache is PAGES:
         state = state.with_table(np.arange(6).reshape(2, 3))
     out, state = compiled(layer.prefill)(parameters, x[:, :4], state)
@@ -98,7 +99,7 @@ def test_gradients_of_what_is_generated(cache):
     """JAX itself does not differentiate updates of arrays that are split over Explicit axes."""
     alone = MultiHeadAttention(8, 4, kv_heads=2, mask=CAUSAL)
     layer = dataclasses.replace(alone, parallel=Heads("model", "data", mesh_of(*EXPLICIT)))
-    state = layer.initial_state({}, (2,), cache=cache)
+    state: Any = layer.initial_state({}, (2,), cache=cache)
     if cache is PAGES:
         state = state.with_table(np.arange(6).reshape(2, 3))
 
@@ -185,4 +186,48 @@ def test_axes_that_the_mesh_lacks():
 
 
 def test_heads_with_a_list_are_hashable():
-    assert hash(Heads("model", batch=["data"])) == hash(Heads("model", batch=("data",)))
+    given: Any = ["data"]
+    assert hash(Heads("model", batch=given)) == hash(Heads("model", batch=("data",)))
+
+
+@jax.custom_jvp
+def times_square(x, factor, count):
+    return x * x * factor, count
+
+
+@times_square.defjvp
+def times_square_jvp(given, tangents):
+    (x, factor, count), (dx, dfactor, dcount) = given, tangents
+    return times_square(x, factor, count), (2 * x * factor * dx + x * x * dfactor, dcount)
+
+
+@jax.custom_vjp
+def clipped(x, limit):
+    return jnp.minimum(x, limit), limit
+
+
+clipped.defvjp(lambda x, limit: (clipped(x, limit), (x, limit)), lambda kept, taken: (3 * taken[0], 0.5 * taken[0]))
+
+
+@pytest.mark.parametrize("how", ["heads", pytest.param("arrays", marks=pytest.mark.exhaustive)])
+def test_functions_with_their_own_derivative(how):
+    """JAX's, such as that of `relu`, and the caller's are the same on every device."""
+    mesh = mesh_of(*EXPLICIT)
+    attend: Any = Heads("model", "data", mesh).attention if how == "heads" else jattn.attention
+
+    def loss(attend, query, key, value, weights):
+        def score(s, q, k):
+            squared, _ = times_square(s, weights[k], q)
+            return (
+                jax.nn.relu(s) + squared + clipped(s, weights[q])[0] + jax.lax.cond(k > 2, jax.nn.softplus, jnp.sin, s)
+            )
+
+        return (attend(query, key, value, scores=score) ** 2).sum()
+
+    given = *QKV, draw(5, seed=3)
+    split = given
+    if how == "arrays":
+        split = *(jax.device_put(one, NamedSharding(mesh, P("data", None, "model"))) for one in QKV), given[3]
+    got = jax.jit(jax.grad(lambda *arrays: loss(attend, *arrays), (0, 1, 2, 3)))(*split)
+    want = jax.jit(jax.grad(lambda *arrays: loss(jattn.attention, *arrays), (0, 1, 2, 3)))(*given)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
