@@ -223,7 +223,7 @@ class MultiHeadAttention(nn.Module):
         """
         check_inputs(inputs=inputs)
         key = self._dropout_key(deterministic, dropout_rng)
-        layer = self._for_tokens(inputs)
+        layer = self._layer(inputs.shape[-1], self._known_kv_features())
         return self.run("prefill", layer, inputs, state, mask=mask, valid=valid, dropout_key=key)
 
     def step(
@@ -242,7 +242,7 @@ class MultiHeadAttention(nn.Module):
         """
         check_shapes(inputs=(inputs, "... in_features"))
         key = self._dropout_key(deterministic, dropout_rng)
-        layer = self._for_tokens(inputs)
+        layer = self._layer(inputs.shape[-1], self._known_kv_features())
         return self.run("step", layer, inputs, state, mask=mask, valid=valid, dropout_key=key)
 
     @nn.compact
@@ -251,17 +251,13 @@ class MultiHeadAttention(nn.Module):
         parameters = {name: made(self, name, node, self.param_dtype) for name, node in layer.parameters().items()}
         return method_of(layer, method)(parameters, *inputs, **options)
 
+    @nn.nowrap
     def _for_inputs(self, inputs: jax.Array, key_inputs: jax.Array | None) -> data.MultiHeadAttention:
-        source = inputs if key_inputs is None else key_inputs
-        return self._layer(self._features("query") or inputs.shape[-1], self._features("key") or source.shape[-1])
+        return self._layer(inputs.shape[-1], (inputs if key_inputs is None else key_inputs).shape[-1])
 
-    def _for_tokens(self, inputs: jax.Array) -> data.MultiHeadAttention:
-        return self._layer(self._features("query") or inputs.shape[-1], self._features("key"))
-
-    def _features(self, name: str) -> int | None:
-        """The features that a projection takes, if its parameters have been made: inputs may be of a wrong size, and
-        after cross-attention they do not tell those of the keys."""
-        parameters = self.get_variable("params", name)
+    def _known_kv_features(self) -> int | None:
+        """The features that keys are computed from, as in the parameters: after cross-attention, inputs do not tell."""
+        parameters = self.get_variable("params", "key")
         return None if parameters is None else jnp.shape(nn.unbox(parameters["kernel"]))[0]
 
     def _dropout_key(self, deterministic: bool | None, key: jax.Array | None) -> jax.Array | None:
