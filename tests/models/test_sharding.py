@@ -204,7 +204,7 @@ def test_bad_models_meshes_and_batches():
         models.OnMesh(explicit, batch="data")
     models.OnMesh(jax.sharding.Mesh(explicit.devices, explicit.axis_names), batch="data")
     model = models.shard(lambda: LlamaForCausalLM(LLAMA, rngs=nnx.Rngs(0)), mesh(), batch="data")
-    with pytest.raises(ValueError, match=r"batch axis 0 of `query` must be a multiple of the 2 devices"):
+    with pytest.raises(ValueError, match=r"batch axis 0 of `inputs` must be a multiple of the 2 devices"):
         model(np.zeros((3, 5), int))
     with pytest.raises(ValueError, match=r"`shard` must be called outside of `jax.jit`"):
         nnx.jit(lambda model: models.shard(model, mesh(), batch="data"))(model)
