@@ -203,7 +203,7 @@ def check_inputs(**sources: Any) -> None:
     for name, source in sources.items():
         if source is None and name != "inputs":
             continue
-        if dtype_of(source) is None or len(source.shape) < 2:
+        if source is None or dtype_of(source) is None or len(source.shape) < 2:
             raise ValueError(
                 f"`{name}` must be an array [..., length, features], of JAX or NumPy; got {describe(source)}."
             )

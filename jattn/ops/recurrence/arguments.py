@@ -123,7 +123,7 @@ def check_state(name: str, state: Any, query: jax.Array, sizes: dict[str, int], 
     shape = (*batch, sizes["heads"], sizes["k_dim"], sizes["v_dim"])
     if state is None and per_token:
         return jnp.zeros(shape, dtype)
-    if not hasattr(state, "shape") or not hasattr(state, "dtype"):
+    if state is None or not hasattr(state, "shape") or not hasattr(state, "dtype"):
         remedy = "" if per_token else f" Zeros of shape {shape} are the state before the first token."
         raise ValueError(f"`{name}` must be an array [..., heads, k_dim, v_dim]; got {type(state).__name__}.{remedy}")
     if tuple(state.shape) != shape:
