@@ -107,7 +107,9 @@ def test_errors_name_the_array():
 SLOPES = scores.ALiBi(jnp.ones(8))
 
 
-@pytest.mark.parametrize("one", [lambda q, k: k <= q, np.ones(8), "causal", (SLOPES, 1)], ids=["function", "array", "name", "tuple"])
+@pytest.mark.parametrize(
+    "one", [lambda q, k: k <= q, np.ones(8), "causal", (SLOPES, 1)], ids=["function", "array", "name", "tuple"]
+)
 def test_what_is_no_piece(one):
     with pytest.raises(ValueError, match=r"`piece` must be a piece, a tuple of pieces, or None; got"):
         partition_specs(one, head="model")
