@@ -12,7 +12,7 @@ from ...foundation.arguments import check_positive
 from ...foundation.arrays import as_array, describe, dtype_of, known_values, of_rank
 from ...foundation.numerics import accumulation_dtype
 from ...foundation.pieces import map_fields
-from ...foundation.sharding import gather, layout, mesh_of, reshard, spec_of, split_like, vary, varying_axes
+from ...foundation.sharding import gather, layout, spec_of, split_like, vary, varying_axes
 from ...masks import Lengths, Mask
 from ...masks.base import restricted
 from ...normalizers import Softmax
@@ -198,8 +198,6 @@ class PagedCache(Cache):
         place = jnp.where(has_page & real, page * self.page_size + inside, count).reshape(-1)
 
         def put(pool: jax.Array, rows: jax.Array) -> jax.Array:
-            if any(spec_of(rows)):  # heads, over Explicit axes
-                pool = reshard(pool, mesh_of(rows), jax.P(None, None, *spec_of(rows)[-2:]))
             flat = pool.reshape(count, *pool.shape[2:])
             return put_rows(flat, rows.reshape(place.size, *rows.shape[-2:]), place).reshape(pool.shape)
 
