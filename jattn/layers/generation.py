@@ -90,14 +90,18 @@ class Generative(Layer):
         """As in `Layer`; in addition, `step` needs a state, `initial_state` a dtype for sums, and options of caches are
         not those of these layers."""
         super().check_call(method, accepted, arguments, options)
+
+        def given(place: int, name: str, default: Any) -> Any:
+            return arguments[place] if len(arguments) > place else options.get(name, default)
+
         if method == "initial_state":
-            check_batch(arguments[1] if len(arguments) > 1 else options.get("batch", ()))
-            check_dtype("dtype", arguments[2] if len(arguments) > 2 else options.get("dtype", jnp.float32))
+            check_batch(given(1, "batch", ()))
+            check_dtype("dtype", given(2, "dtype", jnp.float32))
         for name in options.keys() & _OF_CACHES.keys() - accepted:
             raise ValueError(f"{type(self).__name__}.{method} has no `{name}`: {_OF_CACHES[name]}.")
         if method != "step":
             return
-        if (arguments[2] if len(arguments) > 2 else options.get("state", ...)) is None:
+        if given(2, "state", ...) is None:
             raise ValueError(
                 "`state` must be what `initial_state(parameters, batch)`, `prefill` or `step` of the layer gave: what "
                 "it knows of the tokens before this one; got None."
